@@ -1,0 +1,1 @@
+"""Schedules, predictions, sampling, families and files: what hosts and trainer share."""

@@ -1,0 +1,1 @@
+"""The trainer: host-safe parts here, the worker's engine in `engine`."""

@@ -1,0 +1,1 @@
+"""The worker's engine: the only place that imports diffusers, transformers and peft."""

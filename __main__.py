@@ -1,0 +1,45 @@
+"""`python -m dpdmd_studio …` and `python <checkout> …`: the command line, from any interpreter.
+
+Commands that train or draw need the worker's environment (`.venv` in the checkout, made by
+`install.py`). When another interpreter is asked, it hands the command over to that environment.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+ENVIRONMENT = ROOT / ".venv"
+PACKAGE = "dpdmd_studio"
+LIGHT_COMMANDS = ("inspect",)  # these read files only and run on any Python
+
+
+def mount(root: Path = ROOT) -> None:
+    """Make the checkout importable as `dpdmd_studio`, whatever its folder is called."""
+    if PACKAGE in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(PACKAGE, root / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACKAGE] = module
+    spec.loader.exec_module(module)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status of the command line `argv` (default: this process's own arguments)."""
+    arguments = list(sys.argv[1:]) if argv is None else list(argv)
+    # `python <checkout>` puts our folder on sys.path, where `core` and `trainer` would answer to
+    # a second name.
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != ROOT]
+    mount()
+    from dpdmd_studio.trainer.cli import main as run_command
+
+    return run_command(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

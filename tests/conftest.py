@@ -1,0 +1,71 @@
+"""Mounts the checkout as `dpdmd_studio` whatever its folder is called, and keeps tests offline."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", DIFFUSERS_OFFLINE="1")
+os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import importlib.util
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def mount() -> None:
+    """Import the checkout once, under the one name that tests use."""
+    if "dpdmd_studio" in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location("dpdmd_studio", ROOT / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["dpdmd_studio"] = module
+    spec.loader.exec_module(module)
+
+
+mount()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    """Two compute threads, so that timings and results do not depend on the machine's cores."""
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Refuse every connection that leaves this machine: no test may need a network."""
+
+    def local(address: object) -> bool:
+        if not isinstance(address, tuple):
+            return True  # a Unix socket
+        return str(address[0]) in ("127.0.0.1", "::1", "localhost")
+
+    def guarded(original):
+        def connect(self: socket.socket, address: object):
+            if not local(address):
+                raise RuntimeError(f"a test tried to reach {address!r}; tests run offline")
+            return original(self, address)
+
+        return connect
+
+    def refuse_lookup(host: object, *rest: object, **named: object):
+        if host in (None, "127.0.0.1", "::1", "localhost", b"localhost"):
+            return look_up(host, *rest, **named)
+        raise RuntimeError(f"a test tried to look up {host!r}; tests run offline")
+
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_lookup)
+    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+    yield

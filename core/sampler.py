@@ -1,0 +1,89 @@
+"""The few-step sampler, in the k-diffusion call contract that every host speaks.
+
+`model(x, sigma, **extra_args)` returns the clean latent x0; `sigmas` decrease and end in 0. In that
+contract a straight ODE step from sigma to sigma' is the same formula for VP and flow models:
+
+    x' = x0 + (sigma' / sigma) * (x - x0)
+
+which is Euler's method (arXiv:2206.00364, Algorithm 2) and, on a VP schedule, DDIM with eta = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import SettingsError
+
+Denoiser = Callable[..., Tensor]
+
+
+@torch.no_grad()
+def sample_few_step(
+    model: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+) -> Tensor:
+    """The sample at the end of `sigmas`, shape (B, C, H, W): one evaluation of `model` per step.
+
+    Args:
+        model: called as model(x, sigma, **extra_args) with sigma of shape (B,); returns x0.
+        x: the start, noised to sigmas[0], shape (B, C, H, W).
+        sigmas: decreasing noise levels, ending in 0, shape (N + 1,).
+        extra_args: handed to every call of `model`.
+        callback: called once a step with x, i, sigma, sigma_hat and denoised.
+        disable: part of the contract (progress bars); the sampler draws none.
+
+    Raises:
+        SettingsError: `sigmas` do not decrease, or do not end in 0.
+    """
+    check_sigmas(sigmas)
+    arguments = dict(extra_args or {})
+    ones = x.new_ones([x.shape[0]])
+    for i in range(len(sigmas) - 1):
+        sigma, sigma_next = sigmas[i], sigmas[i + 1]
+        denoised = model(x, sigma * ones, **arguments)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = denoised + (sigma_next / sigma) * (x - denoised)
+    return x
+
+
+def check_sigmas(sigmas: Tensor) -> None:
+    """Raise SettingsError unless `sigmas` is a decreasing list of at least two that ends in 0."""
+    values = [float(sigma) for sigma in sigmas]
+    decreasing = all(high > low for high, low in zip(values, values[1:], strict=False))
+    if len(values) < 2 or values[-1] != 0 or not decreasing:
+        raise SettingsError(
+            f"The noise levels {values} cannot be sampled: expected at least two, decreasing, "
+            "the last one 0."
+        )
+
+
+def partial_sigmas(sigmas: Tensor, denoise: float) -> Tensor:
+    """The part of a trained grid that changes a picture by `denoise`, for image to image.
+
+    Step i of N starts at strength 1 - i / N; the start nearest to `denoise` is taken (the stronger
+    one on a tie), so that only levels the student was trained at are evaluated.
+
+    Args:
+        sigmas: the trained grid, shape (N + 1,).
+        denoise: share of the trajectory to redo, in (0, 1].
+    """
+    if not 0 < denoise <= 1:
+        raise SettingsError(f"denoise is {denoise}; expected more than 0 and at most 1.")
+    num_steps = len(sigmas) - 1
+    distances = [abs(1 - i / num_steps - denoise) for i in range(num_steps)]
+    return sigmas[distances.index(min(distances)) :]
+
+
+def sigmas_from(sigmas: Tensor, sigma_start: float) -> Tensor:
+    """A grid that starts exactly at `sigma_start` and goes on with the trained levels below it."""
+    below = sigmas[sigmas < sigma_start]
+    return torch.cat([sigmas.new_tensor([sigma_start]), below])

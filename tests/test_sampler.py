@@ -1,0 +1,109 @@
+"""The few-step sampler against diffusers' schedulers, closed forms, and its own contract."""
+
+import pytest
+import torch
+from dpdmd_studio.core import schedule as s
+from dpdmd_studio.core.errors import SettingsError
+from dpdmd_studio.core.prediction import to_x0
+from dpdmd_studio.core.sampler import partial_sigmas, sample_few_step, sigmas_from
+
+GRID = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False)
+    return lambda x, timestep: torch.tanh(layer(x)) + timestep / 1000
+
+
+@pytest.fixture
+def noise():
+    return torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_flow_sampling_equals_diffusers_euler(network, noise):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    reference = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    reference.set_timesteps(sigmas=GRID[:-1].tolist())
+    x = noise
+    for t in reference.timesteps:
+        x = reference.step(network(x, t), t, x).prev_sample
+    ours = sample_few_step(lambda x, sigma: x - sigma[0] * network(x, 1000 * sigma[0]), noise, GRID)
+    torch.testing.assert_close(ours, x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_vp_sampling_equals_diffusers_ddim(network, noise, prediction):
+    from diffusers import DDIMScheduler
+
+    reference = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        prediction_type={"eps": "epsilon", "v": "v_prediction"}[prediction],
+    )
+    reference.set_timesteps(4)
+    x = noise
+    for t in reference.timesteps:
+        x = reference.step(network(x, float(t)), t, x, eta=0.0).prev_sample
+
+    schedule = s.VPSchedule()
+
+    def model(x, sigma):
+        alpha, std = schedule.scales(sigma[:, None, None, None])
+        x_t = alpha * x
+        return to_x0(prediction, network(x_t, schedule.timestep_at(sigma[:1])), x_t, alpha, std)
+
+    sigmas = schedule.sigma_at(s.few_step_positions(4))
+    ours = sample_few_step(model, noise * (1 + sigmas[0] ** 2).sqrt(), sigmas)
+    torch.testing.assert_close(ours, x, rtol=2e-3, atol=2e-3)
+
+
+def test_one_point_data_is_reached_in_one_step_from_anywhere(noise):
+    target = torch.full_like(noise, 0.25)
+    sample = sample_few_step(lambda x, sigma: target, noise, torch.tensor([14.6, 0.0]))
+    assert torch.equal(sample, target)
+
+
+def test_the_callback_sees_every_step_and_extra_arguments_arrive(noise):
+    seen = []
+
+    def model(x, sigma, scale):
+        assert sigma.shape == (2,)
+        return scale * x
+
+    sample_few_step(model, noise, GRID, {"scale": 0.5}, seen.append, disable=True)
+    assert [event["i"] for event in seen] == [0, 1, 2, 3]
+    assert [float(event["sigma"]) for event in seen] == pytest.approx(GRID[:-1].tolist())
+    assert torch.equal(seen[0]["denoised"], 0.5 * noise)
+
+
+@pytest.mark.parametrize(
+    "denoise, expected",
+    [(1.0, [1.0, 0.9, 0.75, 0.5, 0.0]), (0.7, [0.9, 0.75, 0.5, 0.0]), (0.5, [0.75, 0.5, 0.0])]
+    + [(0.3, [0.5, 0.0]), (0.01, [0.5, 0.0]), (0.625, [0.9, 0.75, 0.5, 0.0])],
+)
+def test_partial_denoise_stays_on_the_trained_grid(denoise, expected):
+    assert partial_sigmas(GRID, denoise).tolist() == pytest.approx(expected)
+
+
+def test_exact_strength_keeps_trained_levels_below_the_start():
+    assert sigmas_from(GRID, 0.8).tolist() == pytest.approx([0.8, 0.75, 0.5, 0.0])
+    assert sigmas_from(GRID, 0.75).tolist() == pytest.approx([0.75, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("bad", [[1.0], [1.0, 0.5], [0.5, 1.0, 0.0], [1.0, 1.0, 0.0]])
+def test_grids_that_cannot_be_sampled_are_refused(bad, noise):
+    with pytest.raises(SettingsError, match="decreasing"):
+        sample_few_step(lambda x, sigma: x, noise, torch.tensor(bad))
+
+
+@pytest.mark.parametrize("denoise", [0.0, -0.1, 1.1])
+def test_nonsensical_strengths_are_refused(denoise):
+    with pytest.raises(SettingsError, match="denoise"):
+        partial_sigmas(GRID, denoise)

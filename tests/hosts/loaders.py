@@ -1,0 +1,123 @@
+"""How the hosts load a checkout, re-stated in a few lines each; run as a program by the tests.
+
+`python loaders.py HOST RIVAL CHECKOUT... ` loads every checkout as HOST does, with a rival extension
+that owns a top-level package `trainer` loaded before or after, and prints what it saw as JSON.
+Only the standard library is used; nothing is taken from the hosts' sources.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+PACKAGE = "dpdmd_studio"
+
+
+def load_file(name: str, path: Path, *, register: bool) -> ModuleType:
+    """The module of one file; `register` puts it into sys.modules first, as ComfyUI does."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if register:
+        sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_like_comfyui(checkout: Path) -> dict[str, object]:
+    """ComfyUI: the package under its own path as name, dots replaced, then asked for its tables."""
+    name = str(checkout).replace(".", "_x_")
+    module = load_file(name, checkout / "__init__.py", register=True)
+    return {
+        "name": name,
+        "tables": [
+            hasattr(module, "NODE_CLASS_MAPPINGS") and type(module.NODE_CLASS_MAPPINGS).__name__,
+            type(module.NODE_DISPLAY_NAME_MAPPINGS).__name__,
+        ],
+        "web": hasattr(module, "WEB_DIRECTORY"),
+    }
+
+
+def load_like_webui(checkout: Path, *, keeps_path: bool) -> dict[str, object]:
+    """A1111: every file in scripts/ is executed, twice here as after a UI reload.
+
+    The extension's root is on sys.path only meanwhile; Forge and its forks leave it there.
+    """
+    before = list(sys.path)
+    sys.path.insert(0, str(checkout))
+    for _ in range(2):
+        for script in sorted((checkout / "scripts").glob("*.py")):
+            load_file(script.name, script, register=False)
+    if not keeps_path:
+        sys.path[:] = before
+    return {"name": PACKAGE}
+
+
+def load_rival(folder: Path, *, keeps_path: bool) -> object:
+    """Another extension whose script does `from trainer import train`."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    try:
+        trainer = importlib.import_module("trainer")
+        return Path(str(trainer.__file__)).parent.parent == folder and trainer.OWNER
+    finally:
+        if not keeps_path:
+            sys.path[:] = before
+
+
+def import_late(name: str, checkout: Path) -> list[str]:
+    """Modules of ours that come from elsewhere when they are imported long after loading."""
+    strangers = []
+    for part in ("core.errors", "trainer", "trainer.engine", "comfy_nodes", "webui_extension"):
+        module = importlib.import_module(f"{name}.{part}")
+        if checkout not in Path(str(module.__file__)).parents:
+            strangers.append(part)
+    return strangers
+
+
+def forget(checkout: Path, rival: Path) -> None:
+    """Drop what a checkout and the rival left behind, so that the next name starts afresh."""
+    prefixes = (PACKAGE, str(checkout).replace(".", "_x_"), "trainer")
+    for name in list(sys.modules):
+        if name.startswith(prefixes):
+            del sys.modules[name]
+    sys.path[:] = [entry for entry in sys.path if entry not in (str(checkout), str(rival))]
+    importlib.invalidate_caches()
+
+
+def visit(host: str, order: str, checkout: Path, rival: Path) -> dict[str, object]:
+    """What one checkout looks like after loading in one host."""
+    keeps_path = host == "forge"
+    report: dict[str, object] = {}
+    if order == "before":
+        report["rival"] = load_rival(rival, keeps_path=keeps_path)
+    if host == "comfyui":
+        report |= load_like_comfyui(checkout)
+    else:
+        report |= load_like_webui(checkout, keeps_path=keeps_path)
+    if order == "after":
+        report["rival"] = load_rival(rival, keeps_path=keeps_path)
+    report["strangers"] = import_late(str(report["name"]), checkout)
+    report["rival_later"] = importlib.import_module("trainer").OWNER
+    return report
+
+
+def main(host: str, order: str, rival: str, *checkouts: str) -> None:
+    """Visit every checkout and print the reports, by folder name."""
+    reports: dict[str, object] = {}
+    for checkout in map(Path, checkouts):
+        try:
+            reports[checkout.name] = visit(host, order, checkout, Path(rival))
+        except Exception:
+            reports[checkout.name] = {"error": traceback.format_exc()}
+        forget(checkout, Path(rival))
+    sys.stdout.write(json.dumps(reports))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

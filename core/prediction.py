@@ -53,9 +53,7 @@ def eps_from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, std: Tensor) -> Tensor:
     return (x_t - alpha * x0) / std.clamp_min(MIN_SCALE)
 
 
-def training_target(
-    prediction: str, x0: Tensor, eps: Tensor, alpha: Tensor, std: Tensor
-) -> Tensor:
+def training_target(prediction: str, x0: Tensor, eps: Tensor, alpha: Tensor, std: Tensor) -> Tensor:
     """The regression target of a network at x_t = alpha * x0 + std * eps, shape (B, C, H, W)."""
     if prediction == "x0":
         return x0

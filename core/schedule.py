@@ -63,13 +63,16 @@ class VPSchedule:
 
     @property
     def sigma_max(self) -> float:
+        """Noise level at position 999."""
         return float(_vp_sigmas(self.zero_terminal_snr)[-1])
 
     def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, std), each shaped like `sigma`."""
         alpha = torch.rsqrt(1 + sigma * sigma)
         return alpha, sigma * alpha
 
     def sigma_at(self, position: Tensor) -> Tensor:
+        """Noise level at a position, log-linear between levels; 0 at -1."""
         log_sigmas = _vp_sigmas(self.zero_terminal_snr).log()
         inside = position.to("cpu", torch.float64).clamp(0, NUM_LEVELS - 1)
         low = inside.floor().long().clamp(max=NUM_LEVELS - 2)
@@ -78,6 +81,7 @@ class VPSchedule:
         return torch.where(clean, 0.0, log_sigma.exp()).to(position.device, torch.float32)
 
     def timestep_at(self, sigma: Tensor) -> Tensor:
+        """The position whose level is `sigma`."""
         log_sigmas = _vp_sigmas(self.zero_terminal_snr).log()
         log_sigma = sigma.to("cpu", torch.float64).clamp_min(1e-10).log()
         low = (torch.searchsorted(log_sigmas, log_sigma) - 1).clamp(0, NUM_LEVELS - 2)
@@ -97,17 +101,21 @@ class FlowSchedule:
 
     @property
     def sigma_max(self) -> float:
+        """Noise level at position 999."""
         return 1.0
 
     def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, std), each shaped like `sigma`."""
         return 1 - sigma, sigma
 
     def sigma_at(self, position: Tensor) -> Tensor:
+        """Noise level at a position; 0 at -1."""
         u = ((position.to("cpu", torch.float64) + 1) / NUM_LEVELS).clamp(0, 1)
         sigma = self.shift * u / (1 + (self.shift - 1) * u)
         return sigma.to(position.device, torch.float32)
 
     def timestep_at(self, sigma: Tensor) -> Tensor:
+        """1000 * sigma."""
         return sigma * NUM_LEVELS
 
 
@@ -157,7 +165,7 @@ def _check_num_steps(num_steps: int) -> None:
 
 @dataclass(frozen=True)
 class Levels:
-    """A grid of noise levels, from pure noise down to 0: four float32 tensors of shape (N + 1,)."""
+    """Noise levels: four float32 tensors of one shape; a grid of N steps has shape (N + 1,)."""
 
     sigmas: Tensor
     alphas: Tensor
@@ -180,3 +188,19 @@ class Levels:
     def num_steps(self) -> int:
         """Number of steps N; there are N + 1 levels."""
         return len(self.sigmas) - 1
+
+    def __getitem__(self, index: int | Tensor) -> Levels:
+        """One level (four scalars), or one per sample (four tensors of the index's shape)."""
+        return Levels(
+            self.sigmas[index], self.alphas[index], self.stds[index], self.timesteps[index]
+        )
+
+    def to(self, device: torch.device) -> Levels:
+        """The same levels on another device."""
+        moved = (t.to(device) for t in (self.sigmas, self.alphas, self.stds, self.timesteps))
+        return Levels(*moved)
+
+    @property
+    def broadcast_scales(self) -> tuple[Tensor, Tensor]:
+        """(alpha, std), each of shape (1 or B, 1, 1, 1), to multiply latents with."""
+        return self.alphas.reshape(-1, 1, 1, 1), self.stds.reshape(-1, 1, 1, 1)

@@ -1,0 +1,252 @@
+"""A run is a directory: settings, state, metrics, previews, checkpoints and the result.
+
+Every front end writes the settings and reads the rest; the worker does the rest. Nothing here needs
+torch. Layout:
+
+    settings.json          what was asked for, and of which checkpoint
+    prompts.txt            the prompts as given, after comments and tags were taken out
+    progress.json          status, step, losses, time left: rewritten as the run goes
+    metrics.jsonl          one line per student update
+    state/step-00000100/   adapters, optimizers, step: all that an exact resume needs
+    checkpoints/           loadable LoRAs of saved steps
+    previews/              pictures on fixed seeds
+    stop                   a request: stop at the next update and keep what there is
+    lock.json              which process owns the run
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core import atomic_write
+from ..core.errors import OutputError, RunError
+
+SETTINGS_VERSION = 1
+KEPT_STATES = 2
+# A lock whose owner cannot be asked (another machine) is stale when its file is older than this.
+STALE_LOCK_SECONDS = 600
+
+
+class RunDirectory:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(
+        cls, path: Path, settings: Mapping[str, Any], prompts: list[str], *, overwrite: bool = False
+    ) -> RunDirectory:
+        """A new run directory with its settings and prompts written.
+
+        Raises:
+            OutputError: there is a run already and `overwrite` is not set, or no place to write.
+        """
+        run = cls(path)
+        if run.path.exists() and any(run.path.iterdir() if run.path.is_dir() else [run.path]):
+            run._make_room(overwrite)
+        try:
+            for folder in (run.path, run.states, run.previews, run.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"The run folder {path} cannot be made: {error}.") from error
+        atomic_write.write_text(run.path / "prompts.txt", "\n".join(prompts) + "\n")
+        run.write_json("settings.json", {"version": SETTINGS_VERSION, **settings})
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """An existing run, or RunError saying what is missing."""
+        run = cls(path)
+        if not (run.path / "settings.json").is_file():
+            raise RunError(
+                f"{path} is not a run: it has no settings.json. Name the folder that `distill` "
+                "made (its path was printed when the run began)."
+            )
+        version = run.settings().get("version")
+        if version != SETTINGS_VERSION:
+            raise RunError(
+                f"{path} was written in format {version}; this version reads format "
+                f"{SETTINGS_VERSION}. Use the version of DP-DMD Studio that made the run."
+            )
+        return run
+
+    def _make_room(self, overwrite: bool) -> None:
+        is_run = (self.path / "settings.json").is_file()
+        if not overwrite or not is_run:
+            what = "a run" if is_run else "something that is not a run"
+            remedy = "Add --overwrite to start it anew, or name another folder"
+            raise OutputError(
+                f"{self.path} holds {what} already. "
+                f"{remedy if is_run else 'Name another folder'} with --run."
+            )
+        with self.lock():
+            pass
+        shutil.rmtree(self.path)
+
+    @property
+    def states(self) -> Path:
+        """Folder of resumable states."""
+        return self.path / "state"
+
+    @property
+    def previews(self) -> Path:
+        """Folder of preview pictures."""
+        return self.path / "previews"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of loadable LoRAs."""
+        return self.path / "checkpoints"
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for."""
+        return self.read_json("settings.json")
+
+    def prompts(self) -> list[str]:
+        """The prompts of the run, one a line."""
+        text = (self.path / "prompts.txt").read_text(encoding="utf-8")
+        return text.splitlines()
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run, or RunError if it is missing or damaged."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / name} cannot be read: {error}.") from error
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run atomically."""
+        atomic_write.write_text(self.path / name, json.dumps(content, indent=2))
+
+    # Metrics
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl; a line cut off by a crash is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop lines after `step`: a resumed run writes them again."""
+        kept = [json.dumps(line) for line in self.metrics() if line["step"] <= step]
+        atomic_write.write_text(self.path / "metrics.jsonl", "".join(f"{k}\n" for k in kept))
+
+    # State
+
+    @contextlib.contextmanager
+    def new_state(self, step: int) -> Iterator[Path]:
+        """A folder to write a state into; it counts only once the block has succeeded."""
+        final = self.states / f"step-{step:08d}"
+        temporary = self.states / f".step-{step:08d}.part"
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            shutil.rmtree(final, ignore_errors=True)
+            atomic_write.replace(temporary, final)
+        except OSError as error:
+            raise OutputError(f"The state of step {step} could not be saved: {error}.") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for old in self._state_folders()[:-KEPT_STATES]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def latest_state(self) -> Path | None:
+        """The newest whole state, if any."""
+        folders = self._state_folders()
+        return folders[-1] if folders else None
+
+    def _state_folders(self) -> list[Path]:
+        return sorted(self.states.glob("step-*")) if self.states.is_dir() else []
+
+    # Requests and ownership
+
+    def request_stop(self) -> None:
+        """Ask the worker to stop at its next update and keep what there is."""
+        atomic_write.write_text(self.path / "stop", "")
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether somebody asked this run to stop."""
+        return (self.path / "stop").exists()
+
+    def clear_requests(self) -> None:
+        """Forget requests of an earlier start."""
+        (self.path / "stop").unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the run while the block runs; RunError if a live process owns it already."""
+        path = self.path / "lock.json"
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        for _ in range(2):
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+                break
+            except FileExistsError:
+                self._take_over_stale_lock(path)
+            except OSError as error:
+                raise OutputError(f"{path} cannot be written: {error}.") from error
+        else:
+            raise RunError(f"{self.path} was taken by another process just now.")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(owner, stream)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _take_over_stale_lock(self, path: Path) -> None:
+        try:
+            owner = json.loads(path.read_text(encoding="utf-8"))
+            pid, host = int(owner["pid"]), str(owner["host"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pid, host = -1, ""
+        age = time.time() - path.stat().st_mtime if path.exists() else STALE_LOCK_SECONDS
+        local = host == socket.gethostname()
+        alive = _process_lives(pid) if local else age < STALE_LOCK_SECONDS
+        if pid == -1:
+            alive = age < 5  # a lock being written at this moment
+        if alive:
+            raise RunError(
+                f"{self.path} is in use by process {pid} on {host or 'an unknown machine'}. Wait "
+                "for it, or ask it to stop."
+            )
+        path.unlink(missing_ok=True)
+
+
+def _process_lives(pid: int) -> bool:
+    """Whether a process of this machine runs; on Windows os.kill(pid, 0) would end it."""
+    if os.name == "nt":
+        import ctypes
+
+        kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
+        handle = kernel.OpenProcess(0x1000, False, pid)
+        if handle:
+            kernel.CloseHandle(handle)
+        return bool(handle)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,7 +1,7 @@
 """How the hosts load a checkout, re-stated in a few lines each; run as a program by the tests.
 
-`python loaders.py HOST RIVAL CHECKOUT... ` loads every checkout as HOST does, with a rival extension
-that owns a top-level package `trainer` loaded before or after, and prints what it saw as JSON.
+`python loaders.py HOST ORDER RIVAL CHECKOUT...` loads every checkout as HOST does, with a rival
+extension that owns a top-level package `trainer` loaded before or after, and prints what it saw.
 Only the standard library is used; nothing is taken from the hosts' sources.
 """
 
@@ -43,31 +43,27 @@ def load_like_comfyui(checkout: Path) -> dict[str, object]:
     }
 
 
-def load_like_webui(checkout: Path, *, keeps_path: bool) -> dict[str, object]:
+def load_like_webui(checkout: Path) -> dict[str, object]:
     """A1111: every file in scripts/ is executed, twice here as after a UI reload.
 
-    The extension's root is on sys.path only meanwhile; Forge and its forks leave it there.
+    The extension's root leads sys.path only meanwhile.
     """
     before = list(sys.path)
     sys.path.insert(0, str(checkout))
     for _ in range(2):
         for script in sorted((checkout / "scripts").glob("*.py")):
             load_file(script.name, script, register=False)
-    if not keeps_path:
-        sys.path[:] = before
+    sys.path[:] = before
     return {"name": PACKAGE}
 
 
-def load_rival(folder: Path, *, keeps_path: bool) -> object:
+def load_rival(folder: Path) -> object:
     """Another extension whose script does `from trainer import train`."""
     before = list(sys.path)
     sys.path.insert(0, str(folder))
-    try:
-        trainer = importlib.import_module("trainer")
-        return Path(str(trainer.__file__)).parent.parent == folder and trainer.OWNER
-    finally:
-        if not keeps_path:
-            sys.path[:] = before
+    trainer = importlib.import_module("trainer")
+    sys.path[:] = before
+    return Path(str(trainer.__file__)).parent.parent == folder and trainer.OWNER
 
 
 def import_late(name: str, checkout: Path) -> list[str]:
@@ -92,16 +88,14 @@ def forget(checkout: Path, rival: Path) -> None:
 
 def visit(host: str, order: str, checkout: Path, rival: Path) -> dict[str, object]:
     """What one checkout looks like after loading in one host."""
-    keeps_path = host == "forge"
     report: dict[str, object] = {}
+    if host == "forge":  # it puts every extension's root on sys.path beforehand, and for good
+        sys.path[:0] = [str(checkout), str(rival)]
     if order == "before":
-        report["rival"] = load_rival(rival, keeps_path=keeps_path)
-    if host == "comfyui":
-        report |= load_like_comfyui(checkout)
-    else:
-        report |= load_like_webui(checkout, keeps_path=keeps_path)
+        report["rival"] = load_rival(rival)
+    report |= load_like_comfyui(checkout) if host == "comfyui" else load_like_webui(checkout)
     if order == "after":
-        report["rival"] = load_rival(rival, keeps_path=keeps_path)
+        report["rival"] = load_rival(rival)
     report["strangers"] = import_late(str(report["name"]), checkout)
     report["rival_later"] = importlib.import_module("trainer").OWNER
     return report

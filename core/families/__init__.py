@@ -1,0 +1,112 @@
+"""Model families: detection from tensor names and shapes, and the facts of each family."""
+
+import json
+
+from ..tensor_file import TensorFile, TensorInfo
+from . import sd1, sd3, sdxl
+from .base import (
+    DENOISER_PREFIXES,
+    Config,
+    Detection,
+    Family,
+    LoraKey,
+    LoraTargets,
+    Tensors,
+    TensorSource,
+    TextEncoder,
+)
+from .unsupported import refuse_storage, refuse_unknown, refuse_variants
+
+FAMILIES: tuple[Family, ...] = (sd3.FAMILY, sdxl.FAMILY, sd1.FAMILY)
+"""In the order they are tried."""
+
+SHAPES_KEY = "dpdmd.shapes"
+"""Metadata of the embedded teachers; gives the resolution they were trained at."""
+TINY_VAE_KEY = "first_stage_model.taesd_decoder.1.weight"
+KL_VAE_KEY = "first_stage_model.decoder.conv_in.weight"
+
+
+def family(name: str) -> Family:
+    """The family of that name: "sd1", "sdxl" or "sd3"."""
+    return next(item for item in FAMILIES if item.name == name)
+
+
+def detect(file: TensorFile) -> Detection:
+    """The family and variant of a single-file checkpoint, from names and shapes alone.
+
+    Raises:
+        UnsupportedModelError: a model that is recognised, or not, and cannot be used.
+        CheckpointError: a LoRA, or a file without denoiser.
+    """
+    refuse_storage(file)
+    by_prefix: dict[str, Tensors] = {prefix: file.under(prefix) for prefix in DENOISER_PREFIXES}
+    for prefix, tensors in by_prefix.items():
+        refuse_variants(file, tensors)
+        for item in FAMILIES:
+            if item.matches(tensors):
+                return _detection(file, item, prefix, tensors)
+    raise refuse_unknown(file.path, by_prefix)
+
+
+def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) -> Detection:
+    facts: dict[str, object] = {
+        "resolution": _shapes_resolution(file) or item.resolution,
+        **item.describe(tensors, file.tensors),
+    }
+    return Detection(
+        family=item.name,
+        latent_channels=_latent_channels(tensors),
+        denoiser_prefix=prefix,
+        resolution_multiple=item.resolution_multiple,
+        text_encoders=tuple(
+            name for name in item.text_encoder_prefixes if text_encoder_prefix(file, item, name)
+        ),
+        vae=_vae_kind(file.tensors),
+        **facts,  # type: ignore[arg-type]
+    )
+
+
+def text_encoder_prefix(file: TensorFile, item: Family, name: str) -> str | None:
+    """Where text encoder `name` lies in the file, or None if it is not there."""
+    endings = ("token_embedding.weight", "shared.weight", "positional_embedding")
+    for prefix in item.text_encoder_prefixes.get(name, ()):
+        if any(key.startswith(prefix) and key.endswith(endings) for key in file.tensors):
+            return prefix
+    return None
+
+
+def _latent_channels(tensors: Tensors) -> int:
+    for key in ("input_blocks.0.0.weight", "x_embedder.proj.weight"):
+        if key in tensors:
+            return tensors[key].shape[1]
+    raise KeyError("denoiser without input layer")
+
+
+def _vae_kind(tensors: dict[str, TensorInfo]) -> str | None:
+    if TINY_VAE_KEY in tensors:
+        return "tiny"
+    return "kl" if KL_VAE_KEY in tensors else None
+
+
+def _shapes_resolution(file: TensorFile) -> int | None:
+    try:
+        resolution = json.loads(file.metadata.get(SHAPES_KEY, "{}")).get("resolution")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    valid = type(resolution) is int and 16 <= resolution <= 4096 and resolution % 16 == 0
+    return resolution if valid else None
+
+
+__all__ = [
+    "FAMILIES",
+    "Config",
+    "Detection",
+    "Family",
+    "LoraKey",
+    "LoraTargets",
+    "TensorSource",
+    "TextEncoder",
+    "detect",
+    "family",
+    "text_encoder_prefix",
+]

@@ -1,0 +1,180 @@
+"""SD3 and SD3.5 medium: an MMDiT with rectified flow; CLIP-L, CLIP-G and T5 each optional."""
+
+import math
+
+from ..errors import UnsupportedModelError
+from .base import Config, Family, LoraTargets, Tensors, TensorSource, VaeFacts, count_blocks
+
+HEAD_WIDTH = 64
+LARGE_WIDTH = 2432
+
+VAE = VaeFacts(
+    scaling_factor=1.5305,
+    shift_factor=0.0609,
+    # A least-squares fit of decoded pixels on latents, published with InvokeAI's previews.
+    rgb_factors=(
+        (-0.05, 0.03, 0.07), (-0.06, 0.01, 0.06), (0.16, 0.01, -0.04), (0.14, 0.08, 0.16),
+        (0.05, 0.01, -0.07), (0.05, 0.19, 0.06), (0.15, 0.05, 0.07), (-0.09, 0.09, 0.11),
+        (-0.12, -0.07, 0.00), (-0.04, 0.08, 0.02), (0.03, 0.06, 0.08), (-0.01, 0.09, -0.09),
+        (0.06, 0.06, 0.13), (-0.08, -0.02, -0.13), (-0.10, -0.08, -0.06), (-0.03, -0.08, -0.06),
+    ),
+)  # fmt: skip
+
+TOP_LEVEL = {
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "context_embedder": "context_embedder",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+INNER: dict[str, tuple[str, int | None]] = {
+    "norm1.linear": ("x_block.adaLN_modulation.1", None),
+    "norm1_context.linear": ("context_block.adaLN_modulation.1", None),
+    "attn.norm_q": ("x_block.attn.ln_q", None),
+    "attn.norm_k": ("x_block.attn.ln_k", None),
+    "attn.norm_added_q": ("context_block.attn.ln_q", None),
+    "attn.norm_added_k": ("context_block.attn.ln_k", None),
+    "attn2.norm_q": ("x_block.attn2.ln_q", None),
+    "attn2.norm_k": ("x_block.attn2.ln_k", None),
+    "attn.to_q": ("x_block.attn.qkv", 0),
+    "attn.to_k": ("x_block.attn.qkv", 1),
+    "attn.to_v": ("x_block.attn.qkv", 2),
+    "attn.to_out.0": ("x_block.attn.proj", None),
+    "attn.add_q_proj": ("context_block.attn.qkv", 0),
+    "attn.add_k_proj": ("context_block.attn.qkv", 1),
+    "attn.add_v_proj": ("context_block.attn.qkv", 2),
+    "attn.to_add_out": ("context_block.attn.proj", None),
+    "attn2.to_q": ("x_block.attn2.qkv", 0),
+    "attn2.to_k": ("x_block.attn2.qkv", 1),
+    "attn2.to_v": ("x_block.attn2.qkv", 2),
+    "attn2.to_out.0": ("x_block.attn2.proj", None),
+    "ff.net.0.proj": ("x_block.mlp.fc1", None),
+    "ff.net.2": ("x_block.mlp.fc2", None),
+    "ff_context.net.0.proj": ("context_block.mlp.fc1", None),
+    "ff_context.net.2": ("context_block.mlp.fc2", None),
+}
+ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+             "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")  # fmt: skip
+DUAL_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+CONTEXT_OUT = ("attn.to_add_out", "ff_context.net.0.proj", "ff_context.net.2")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+
+
+def _matches(tensors: Tensors) -> bool:
+    return "joint_blocks.0.context_block.attn.qkv.weight" in tensors
+
+
+def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
+    width = tensors["x_embedder.proj.weight"].shape[0]
+    if width == LARGE_WIDTH:
+        raise UnsupportedModelError(
+            "This is SD3.5 large (38 blocks of width 2432), which has not been tested here. "
+            "Supported of this family: SD3 medium and SD3.5 medium."
+        )
+    dual = "joint_blocks.0.x_block.attn2.qkv.weight" in tensors
+    return {"title": "SD3.5 medium" if dual else "SD3 medium", "prediction": "flow"}
+
+
+def _network_config(tensors: Tensors) -> Config:
+    patches, positions = tensors["x_embedder.proj.weight"].shape, tensors["pos_embed"].shape[1]
+    width, channels, patch_size = patches[0], patches[1], patches[2]
+    depth = count_blocks(tensors, "joint_blocks.")
+    size = math.isqrt(positions)
+    dual = [i for i in range(depth) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors]
+    if size * size != positions or width % HEAD_WIDTH:
+        raise UnsupportedModelError(
+            f"This MMDiT has width {width} and {positions} positions; the width must be a multiple "
+            f"of {HEAD_WIDTH} and the positions a square. Supported: SD3 and SD3.5 medium."
+        )
+    return {
+        "sample_size": size * patch_size * 2 // 3,  # 128 for the 192 positions of SD3
+        "patch_size": patch_size,
+        "in_channels": channels,
+        "out_channels": tensors["final_layer.linear.weight"].shape[0] // patch_size**2,
+        "num_layers": depth,
+        "attention_head_dim": HEAD_WIDTH,
+        "num_attention_heads": width // HEAD_WIDTH,
+        "joint_attention_dim": tensors["context_embedder.weight"].shape[1],
+        "caption_projection_dim": tensors["context_embedder.weight"].shape[0],
+        "pooled_projection_dim": tensors["y_embedder.mlp.0.weight"].shape[1],
+        "pos_embed_max_size": size,
+        "dual_attention_layers": dual,
+        "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in tensors else None,
+    }
+
+
+def _last(config: Config) -> int:
+    return int(str(config["num_layers"])) - 1
+
+
+def _module_source(module: str, config: Config) -> TensorSource:
+    if module in TOP_LEVEL:
+        return TensorSource(TOP_LEVEL[module], None, _order(module == "norm_out.linear"))
+    _, index, inner = module.split(".", 2)
+    name, part = INNER[inner]
+    # The last block leaves its context behind: its modulation is (shift, scale) alone, which
+    # diffusers keeps as (scale, shift).
+    swapped = inner == "norm1_context.linear" and int(index) == _last(config)
+    return TensorSource(f"joint_blocks.{index}.{name}", part, _order(swapped))
+
+
+def _order(swapped: bool):  # noqa: ANN202
+    return "swap_halves" if swapped else "none"
+
+
+def _tensor_source(parameter_name: str, config: Config) -> TensorSource:
+    if parameter_name == "pos_embed.pos_embed":
+        return TensorSource("pos_embed")
+    module, _, leaf = parameter_name.rpartition(".")
+    source = _module_source(module, config)
+    return TensorSource(f"{source.key}.{leaf}", source.part, source.change)
+
+
+def _lora_name(module_name: str, config: Config) -> str:
+    return _module_source(module_name, config).key
+
+
+def _lora_modules(config: Config, targets: LoraTargets) -> list[str]:
+    """"attention" takes attention and feed-forward layers, "full" adds their modulation."""
+    dual, last, names = config.get("dual_attention_layers") or [], _last(config), []
+    assert isinstance(dual, list | tuple)
+    for index in range(last + 1):
+        inner = ATTENTION + FEED_FORWARD
+        inner += CONTEXT_OUT if index < last else ()
+        inner += DUAL_ATTENTION if index in dual else ()
+        if targets == "full":
+            inner += ("norm1.linear", "norm1_context.linear") if index < last else ("norm1.linear",)
+        names += [f"transformer_blocks.{index}.{name}" for name in inner]
+    return names
+
+
+FAMILY = Family(
+    name="sd3",
+    label="SD3 / SD3.5 medium",
+    network="SD3Transformer2DModel",
+    schedule="flow",
+    flow_shift=3.0,
+    predictions=("flow",),
+    guidance_scale=4.5,
+    resolution=1024,
+    resolution_multiple=16,
+    vae=VAE,
+    text_encoders=("clip_l", "clip_g", "t5xxl"),
+    text_encoder_prefixes={
+        "clip_l": ("text_encoders.clip_l.transformer.",),
+        "clip_g": ("text_encoders.clip_g.transformer.",),
+        "t5xxl": ("text_encoders.t5xxl.transformer.",),
+        "dpdmd": ("dpdmd_text_encoder.transformer.",),
+    },
+    clip_g_layout="transformers",
+    needs_all_text_encoders=False,
+    matches=_matches,
+    describe=_describe,
+    network_config=_network_config,
+    tensor_source=_tensor_source,
+    lora_modules=_lora_modules,
+    lora_name=_lora_name,
+)

@@ -1,0 +1,239 @@
+"""What SD 1.x and SDXL share: reading a UNet's dimensions off LDM tensors, and the two name tables.
+
+LDM numbers its blocks through (`input_blocks.4.1`), diffusers nests them by level
+(`down_blocks.1.attentions.0`); inside an attention block both use the same names.
+"""
+
+from collections.abc import Callable, Iterator
+
+from ..errors import UnsupportedModelError
+from .base import Config, LoraTargets, Tensors, TensorSource, count_blocks
+
+TOP_LEVEL = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+ATTENTION_TARGETS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
+                     "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
+                     "ff.net.0.proj", "ff.net.2")  # fmt: skip
+NORM_GROUPS = 32
+
+
+def is_unet(tensors: Tensors) -> bool:
+    """Whether these are the tensors of an LDM UNet with cross-attention."""
+    return "input_blocks.0.0.weight" in tensors and context_width(tensors) is not None
+
+
+def in_channels(tensors: Tensors) -> int:
+    """Channels the UNet reads: 4, or 9 for inpainting."""
+    return tensors["input_blocks.0.0.weight"].shape[1]
+
+
+def context_width(tensors: Tensors) -> int | None:
+    """Width of the text context the cross-attention reads."""
+    for name, info in tensors.items():
+        if name.endswith("transformer_blocks.0.attn2.to_k.weight") and len(info.shape) == 2:
+            return info.shape[1]
+    return None
+
+
+def unet_config(
+    tensors: Tensors, heads: Callable[[list[int]], int | list[int]], sample_size: int
+) -> Config:
+    """Arguments of diffusers' UNet2DConditionModel, read off LDM tensors.
+
+    Args:
+        tensors: denoiser tensors without prefix.
+        heads: number of attention heads from the channels of each level; the only thing that
+            shapes do not tell.
+        sample_size: latent size the network was made for; informative only.
+    """
+    levels = _levels(tensors)
+    depths = [_depth(tensors, "input_blocks", level) for level in levels]
+    channels = [tensors[f"input_blocks.{level[0]}.0.out_layers.3.weight"].shape[0]
+                for level in levels]  # fmt: skip
+    middle = count_blocks(tensors, "middle_block.1.transformer_blocks.")
+    _check_regular(tensors, levels, depths, channels, middle)
+    first = next(n for n in tensors if n.endswith("1.proj_in.weight"))
+    return {
+        "sample_size": sample_size,
+        "in_channels": in_channels(tensors),
+        "out_channels": tensors["out.2.weight"].shape[0],
+        "block_out_channels": channels,
+        "layers_per_block": len(levels[0]),
+        "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths],
+        "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depths)],
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else None,
+        "transformer_layers_per_block": [d or 1 for d in depths[:-1]] + [depths[-1] or middle or 1],
+        "attention_head_dim": heads(channels),  # diffusers means the number of heads by this
+        "cross_attention_dim": context_width(tensors),
+        "use_linear_projection": len(tensors[first].shape) == 2,
+        "norm_num_groups": NORM_GROUPS,
+    }
+
+
+def _levels(tensors: Tensors) -> list[list[int]]:
+    """Numbers of the input blocks that hold a residual layer, level by level."""
+    levels: list[list[int]] = [[]]
+    for index in range(1, count_blocks(tensors, "input_blocks.")):
+        if f"input_blocks.{index}.0.op.weight" in tensors:
+            levels.append([])
+        elif f"input_blocks.{index}.0.out_layers.3.weight" in tensors:
+            levels[-1].append(index)
+    if not all(levels):
+        raise UnsupportedModelError(
+            "The UNet's input blocks are incomplete: a level without residual layers. The file is "
+            "damaged, or of a variant that is not supported (SD 1.x and SDXL are)."
+        )
+    return levels
+
+
+def _depth(tensors: Tensors, side: str, blocks: list[int]) -> int:
+    depths = {count_blocks(tensors, f"{side}.{i}.1.transformer_blocks.") for i in blocks}
+    return depths.pop() if len(depths) == 1 else -1
+
+
+def _check_regular(
+    tensors: Tensors,
+    levels: list[list[int]],
+    depths: list[int],
+    channels: list[int],
+    middle: int,
+) -> None:
+    layers = len(levels[0])
+    outputs = count_blocks(tensors, "output_blocks.")
+    up_levels = [list(range(i, i + layers + 1)) for i in range(0, outputs, layers + 1)]
+    up_depths = [_depth(tensors, "output_blocks", level) for level in reversed(up_levels)]
+    regular = (
+        all(len(level) == layers for level in levels)
+        and outputs == len(levels) * (layers + 1)
+        and -1 not in depths
+        and up_depths == depths
+        and (not middle or not depths[-1] or middle == depths[-1])
+        and all(width % NORM_GROUPS == 0 for width in channels)
+    )
+    if not regular:
+        raise UnsupportedModelError(
+            f"This UNet has {layers} residual layers a level, transformer depths {depths} down, "
+            f"{up_depths} up and {middle} in the middle: a pruned or altered variant (SSD-1B, KOALA "
+            "and the like). Supported are UNets in the regular SD 1.x or SDXL block layout."
+        )
+
+
+def transformer_depths(config: Config) -> list[int]:
+    """Transformer blocks per attention block, level by level, from a diffusers config."""
+    levels = len(_list(config["block_out_channels"]))
+    depth = config.get("transformer_layers_per_block", 1)
+    return [depth] * levels if isinstance(depth, int) else [int(d) for d in _list(depth)]
+
+
+def blocks(config: Config) -> Iterator[tuple[str, str, str, int]]:
+    """(kind, diffusers name, LDM name, transformer depth) of every block.
+
+    Kind is "resnet", "attention", "downsampler" or "upsampler"; the depth is 0 but for attention.
+    """
+    depths, layers = transformer_depths(config), int(str(config["layers_per_block"]))
+    down = [str(name) for name in _list(config["down_block_types"])]
+    up = [str(name) for name in _list(config["up_block_types"])]
+    index = 1
+    for level, name in enumerate(down):
+        for layer in range(layers):
+            yield "resnet", f"down_blocks.{level}.resnets.{layer}", f"input_blocks.{index}.0", 0
+            if "CrossAttn" in name:
+                diffusers = f"down_blocks.{level}.attentions.{layer}"
+                yield "attention", diffusers, f"input_blocks.{index}.1", depths[level]
+            index += 1
+        if level < len(down) - 1:
+            diffusers = f"down_blocks.{level}.downsamplers.0.conv"
+            yield "downsampler", diffusers, f"input_blocks.{index}.0.op", 0
+            index += 1
+    if config.get("mid_block_type", "") is not None:
+        yield "resnet", "mid_block.resnets.0", "middle_block.0", 0
+        yield "attention", "mid_block.attentions.0", "middle_block.1", depths[-1]
+        yield "resnet", "mid_block.resnets.1", "middle_block.2", 0
+    yield from _up_blocks(up, layers, list(reversed(depths)))
+
+
+def _up_blocks(up: list[str], layers: int, depths: list[int]) -> Iterator[tuple[str, str, str, int]]:
+    for level, name in enumerate(up):
+        attends = "CrossAttn" in name
+        for layer in range(layers + 1):
+            index = level * (layers + 1) + layer
+            yield "resnet", f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{index}.0", 0
+            if attends:
+                diffusers = f"up_blocks.{level}.attentions.{layer}"
+                yield "attention", diffusers, f"output_blocks.{index}.1", depths[level]
+        if level < len(up) - 1:
+            ldm = f"output_blocks.{index}.{2 if attends else 1}.conv"
+            yield "upsampler", f"up_blocks.{level}.upsamplers.0.conv", ldm, 0
+
+
+def ldm_name(module_name: str, config: Config) -> str:
+    """The LDM name of a diffusers module: down_blocks.0.resnets.0.conv1 -> input_blocks.1.0..."""
+    if module_name in TOP_LEVEL:
+        return TOP_LEVEL[module_name]
+    for kind, diffusers, ldm, _ in blocks(config):
+        if module_name == diffusers:
+            return ldm
+        if module_name.startswith(diffusers + "."):
+            inner = module_name[len(diffusers) + 1 :]
+            return f"{ldm}.{RESNET[inner] if kind == 'resnet' else inner}"
+    raise KeyError(module_name)
+
+
+def tensor_source(parameter_name: str, config: Config) -> TensorSource:
+    """Where a UNet parameter (diffusers name) lies in an LDM file, without the prefix."""
+    module, _, leaf = parameter_name.rpartition(".")
+    return TensorSource(f"{ldm_name(module, config)}.{leaf}")
+
+
+def lora_modules(config: Config, targets: LoraTargets) -> list[str]:
+    """Diffusers names of the modules that get LoRA.
+
+    "attention": the linear layers of every transformer and the projections around it; "full" adds
+    the convolutions and the timestep projection of the residual blocks and the resamplers.
+    """
+    names: list[str] = []
+    for kind, block, _, depth in blocks(config):
+        if kind == "attention":
+            names += [f"{block}.proj_in", f"{block}.proj_out"]
+            names += [f"{block}.transformer_blocks.{i}.{target}"
+                      for i in range(depth) for target in ATTENTION_TARGETS]  # fmt: skip
+        elif targets == "full" and kind == "resnet":
+            names += [f"{block}.{name}" for name in ("conv1", "time_emb_proj", "conv2")]
+            names += [f"{block}.conv_shortcut"] if _changes_width(block, config) else []
+        elif targets == "full":
+            names.append(block)
+    return names
+
+
+def _changes_width(resnet: str, config: Config) -> bool:
+    """Whether a residual block has other channels at its end than at its start."""
+    side, level, _, layer = (resnet.split(".") + ["", ""])[:4]
+    if side == "up_blocks":
+        return True  # the skip connection is concatenated
+    channels = _list(config["block_out_channels"])
+    return (
+        side == "down_blocks"
+        and layer == "0"
+        and int(level) > 0
+        and channels[int(level)] != channels[int(level) - 1]
+    )
+
+
+def _list(value: object) -> list:
+    assert isinstance(value, list | tuple), value
+    return list(value)

@@ -1,0 +1,195 @@
+"""Filling networks from safetensors files: checked by name and shape first, then memory-mapped.
+
+Nothing is allocated before every tensor that the network needs has been found in the header with the
+right shape. Weights whose stored dtype is the wanted one are used straight from the mapped file.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ...core.errors import CheckpointError, NonFiniteError, UnsupportedModelError
+from ...core.families import TensorSource
+from ...core.tensor_file import TensorFile, TensorInfo
+
+logger = logging.getLogger("dpdmd_studio.loading")
+
+FLOAT_DTYPES = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
+NAMES_SHOWN = 5
+
+
+class Weights:
+    """The tensors of one component, read only; its names have no prefix.
+
+    Args:
+        files: headers of the file or shards it lies in.
+        prefix: what the component's names start with in the file.
+    """
+
+    def __init__(self, files: Sequence[TensorFile], prefix: str = "") -> None:
+        self.files, self.prefix = list(files), prefix
+        self.infos: dict[str, TensorInfo] = {}
+        self._home: dict[str, Path] = {}
+        self._open: dict[Path, safe_open] = {}
+        for file in files:
+            tensors = file.under(prefix)
+            self.infos.update(tensors)
+            self._home.update(dict.fromkeys(tensors, file.path))
+
+    @property
+    def label(self) -> str:
+        """The name to show for where these tensors come from."""
+        first = self.files[0].path
+        return first.name if len(self.files) == 1 else f"{first.parent.name}/"
+
+    def read(self, key: str) -> Tensor:
+        """The stored tensor, mapped from the file and not copied."""
+        path = self._home[key]
+        if path not in self._open:
+            self._open[path] = safe_open(str(path), framework="pt", device="cpu")
+        return self._open[path].get_tensor(self.prefix + key)
+
+
+def build_network(
+    factory: Callable[[], nn.Module],
+    weights: Weights,
+    source: Callable[[str], TensorSource],
+    *,
+    what: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> nn.Module:
+    """The network that `factory` makes, filled from `weights`, frozen and in evaluation mode.
+
+    Args:
+        factory: makes the network; called with the meta device as default, so costs no memory.
+        weights: the component's tensors.
+        source: where the value of each parameter lies.
+        what: the component's name for messages, for example "UNet".
+        dtype: of the parameters.
+        device: of the parameters.
+
+    Raises:
+        CheckpointError: a tensor is missing, or has the wrong shape or kind.
+        NonFiniteError: a weight is NaN or infinite.
+    """
+    with torch.device("meta"):
+        network = factory()
+    slots = network.state_dict()
+    sources = {name: source(name) for name in slots}
+    check_tensors(weights, {n: (sources[n], tuple(slot.shape)) for n, slot in slots.items()}, what)
+    values = {}
+    for name, slot in slots.items():
+        wanted = dtype if slot.is_floating_point() else slot.dtype
+        values[name] = _value(weights, sources[name], tuple(slot.shape), wanted, device)
+    network.load_state_dict(values, strict=True, assign=True)
+    _restore_buffers(network, device)
+    return network.requires_grad_(False).eval()
+
+
+def check_tensors(
+    weights: Weights, needed: Mapping[str, tuple[TensorSource, tuple[int, ...]]], what: str
+) -> None:
+    """Name every tensor of `needed` that is absent or has another shape.
+
+    Args:
+        weights: what the file has.
+        needed: by parameter name, where it should lie and the parameter's shape.
+        what: the component's name.
+
+    Raises:
+        CheckpointError: with the names as they stand in the file.
+    """
+    missing = [s.key for s, _ in needed.values() if s.key not in weights.infos]
+    if missing:
+        raise CheckpointError(
+            f"{weights.label}: the {what} lacks {_names(weights, missing)}. The file is incomplete "
+            "or of a variant that is not supported; download it again or use the full checkpoint."
+        )
+    for item, shape in needed.values():
+        info = weights.infos[item.key]
+        if info.dtype not in FLOAT_DTYPES:
+            raise UnsupportedModelError(
+                f"{weights.label}: {weights.prefix + item.key!r} of the {what} is stored as "
+                f"{info.dtype}. Supported: F32, F16, BF16, F8_E4M3, F8_E5M2."
+            )
+        expected = stored_shape(item, shape)
+        if info.shape != expected and not (item.change == "squeeze" and info.shape == shape):
+            raise CheckpointError(
+                f"{weights.label}: {weights.prefix + item.key!r} of the {what} has shape "
+                f"{info.shape}, expected {expected}. The file is damaged, or of a variant that is "
+                "not supported."
+            )
+
+
+def stored_shape(item: TensorSource, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape a parameter of `shape` has in the file."""
+    if item.part is not None:
+        return (3 * shape[0], *shape[1:])
+    if item.change == "transpose":
+        return shape[::-1]
+    return (*shape, 1, 1) if item.change == "squeeze" and len(shape) == 2 else shape
+
+
+def _names(weights: Weights, keys: list[str]) -> str:
+    unique = list(dict.fromkeys(weights.prefix + key for key in keys))
+    shown = ", ".join(repr(key) for key in unique[:NAMES_SHOWN])
+    more = f" and {len(unique) - NAMES_SHOWN} more" if len(unique) > NAMES_SHOWN else ""
+    return f"{len(unique)} tensor{'s' if len(unique) > 1 else ''} it must have: {shown}{more}"
+
+
+def _value(
+    weights: Weights,
+    item: TensorSource,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor:
+    stored = weights.read(item.key)
+    if item.part is not None:
+        stored = stored.chunk(3, dim=0)[item.part]
+    value = stored.to(device=device, dtype=dtype)
+    if item.change == "swap_halves":
+        value = torch.cat(value.chunk(2, dim=0)[::-1], dim=0)
+    elif item.change == "transpose":
+        value = value.T.contiguous()
+    value = value.reshape(shape)
+    if not is_finite(value):
+        _refuse_non_finite(weights, item.key, stored, dtype)
+    return value
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no element is NaN or infinite; one pass, no temporaries."""
+    if not value.is_floating_point() or value.numel() == 0:
+        return True
+    low, high = value.aminmax()
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _refuse_non_finite(weights: Weights, key: str, stored: Tensor, dtype: torch.dtype) -> None:
+    name = weights.prefix + key
+    if is_finite(stored.float()):
+        raise NonFiniteError(
+            f"{weights.label}: {name!r} has values beyond the range of {dtype}. Choose bf16 or fp32 "
+            "as the model's dtype."
+        )
+    raise NonFiniteError(
+        f"{weights.label}: {name!r} holds NaN or infinite values, so the model cannot work. Use an "
+        "undamaged copy (a bad merge is the usual cause)."
+    )
+
+
+def _restore_buffers(network: nn.Module, device: torch.device | str) -> None:
+    """Give values to the buffers that are never stored: CLIP's position numbers."""
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if not buffer.is_meta:
+                continue
+            assert name == "position_ids", f"unknown buffer {name} in {type(module).__name__}"
+            numbers = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+            module.register_buffer(name, numbers, persistent=False)

@@ -1,4 +1,4 @@
-"""Every setting of a distillation, once: the command line, nodes and pages are made from this class.
+"""Every setting of a distillation, once: command line, nodes and pages are made from this class.
 
 Imports neither torch nor any host; settings travel as JSON.
 """
@@ -222,6 +222,12 @@ class DistillConfig:
                 f"Anchoring {self.num_anchored_steps} steps needs the teacher to pass through the "
                 f"student's levels: teacher_steps must be a multiple of {self.num_steps}, found "
                 f"{self.effective_teacher_steps}."
+            )
+        per_step = self.effective_teacher_steps // self.num_steps
+        if self.num_anchored_steps > 1 and self.effective_anchor_step >= 2 * per_step:
+            raise SettingsError(
+                f"anchor_step (K) is {self.effective_anchor_step}; with several anchored steps the "
+                f"first anchor must come before the second one, at teacher step {2 * per_step}."
             )
         parse_resolutions(self.resolution)
         return self

@@ -7,7 +7,7 @@ loop owns optimizers and schedules. Randomness comes from the generator that is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ from ...core.schedule import (
 )
 from ..config import DistillConfig
 from . import losses
-from .conditioning import Conditioning
 from .rollout import chord_x0, ode_step, roll, teacher_path
+
+if TYPE_CHECKING:
+    from .conditioning import Conditioning
 
 # DMD on VP models leaves out the ends of the schedule, as DMD2 does (timesteps 20 to 980).
 VP_MATCHING_POSITIONS = (20, 980)
@@ -169,10 +171,7 @@ class Distiller:
         config, levels = self.config, self.teacher_levels
         per_step = config.effective_teacher_steps // config.num_steps
         stops = [config.effective_anchor_step]
-        later = [per_step * (i + 1) for i in range(1, config.num_anchored_steps)]
-        stops += [stop for stop in later if stop > stops[0]]
-        if len(stops) != config.num_anchored_steps:
-            raise ValueError("anchor_step lies beyond the second anchored step")
+        stops += [per_step * (i + 1) for i in range(1, config.num_anchored_steps)]
 
         def teacher(x_t: Tensor, level: Levels) -> Tensor:
             return self.denoise_as("teacher", batch, x_t, level)
@@ -241,7 +240,7 @@ class Distiller:
 
     def _guided(self, x_t: Tensor, level: Levels, batch: Batch) -> Tensor:
         """uncond + w * (cond - uncond) in one batched call, with optional contrast rescale."""
-        both = batch.conditional.cat(batch.unconditional)
+        both = batch.conditional.cat([batch.conditional, batch.unconditional])
         doubled = Levels(*(_twice(t) for t in (level.sigmas, level.alphas, level.stds,
                                                level.timesteps)))  # fmt: skip
         conditional, unconditional = self._raw(torch.cat([x_t, x_t]), doubled, both).chunk(2)

@@ -1,0 +1,79 @@
+"""Which device and number format to use, chosen by trying them."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from ...core.errors import SettingsError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+log = logging.getLogger("dpdmd_studio.device")
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """The device to train on: the one asked for if it works, else the first that does.
+
+    Raises:
+        SettingsError: the device asked for is not usable here.
+    """
+    candidates = ["cuda", "xpu", "mps", "cpu"] if wanted == "auto" else [wanted]
+    reasons = []
+    for name in candidates:
+        reason = _unusable(name)
+        if reason is None:
+            return torch.device(name)
+        reasons.append(f"{name}: {reason}")
+    raise SettingsError(
+        f"Device {wanted!r} cannot be used ({'; '.join(reasons)}). Use --device auto or cpu."
+    )
+
+
+def _unusable(name: str) -> str | None:
+    """Why a device fails a small computation with a gradient, or None if it works."""
+    try:
+        value = torch.ones(4, 4, device=name, requires_grad=True)
+        (value @ value).sum().backward()
+        if value.grad is None or float(value.grad.sum()) != 128.0:
+            return "gives wrong results"
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The network's number format: float32 on a CPU, bfloat16 where it works, else float16."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    try:
+        x = torch.ones(8, 8, device=device, dtype=torch.bfloat16)
+        bf16 = bool((x @ x == 8).all()) and (
+            device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+    except (RuntimeError, NotImplementedError):
+        bf16 = False
+    return torch.bfloat16 if bf16 else torch.float16
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, such as "cuda (NVIDIA GeForce RTX 3060, 12.0 GB)"."""
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return f"cuda ({facts.name}, {facts.total_memory / 2**30:.1f} GB)"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return device.type
+
+
+def memory_in_use(device: torch.device) -> int | None:
+    """Peak bytes allocated on an accelerator, or the process's peak on a CPU where known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

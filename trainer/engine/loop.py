@@ -1,0 +1,196 @@
+"""Alternates student and fake-score updates, saves, reports, stops. Knows no mathematics."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...core.errors import NonFiniteError
+from ..config import DistillConfig
+from ..run_directory import RunDirectory
+from .adapters import AdapterRoles
+from .batches import BatchSource
+from .distiller import Distiller, Metrics, Samples
+from .state import load_state, save_state
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a front end shows after one student update."""
+
+    step: int
+    steps: int
+    metrics: dict[str, float]
+    seconds_per_step: float
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimated seconds until the last update."""
+        return (self.steps - self.step) * self.seconds_per_step
+
+
+class Trainer:
+    """One run's optimizers and their updates. `step` counts finished student updates."""
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        roles: AdapterRoles,
+        batches: BatchSource,
+        config: DistillConfig,
+        fingerprint: str,
+    ) -> None:
+        self.distiller, self.roles, self.batches, self.config = distiller, roles, batches, config
+        self.fingerprint = fingerprint
+        self.step = 0
+        self.optimizers = {
+            role: torch.optim.AdamW(roles.parameters(role), lr=0.0, weight_decay=0.0)
+            for role in ("student", "fake")
+        }
+        self.average = roles.state("student") if config.ema_decay else None
+
+    def student_weights(self) -> dict[str, Tensor]:
+        """The student as it would be saved now: the moving average where one is kept."""
+        return self.average if self.average is not None else self.roles.state("student")
+
+    def head_start(self) -> None:
+        """Fake-score updates before the first student update."""
+        for index in range(self.config.fake_head_start):
+            self._fake_update(self._fresh_samples(0, index), 0, index)
+
+    def update(self) -> dict[str, float]:
+        """One student update and its fake-score updates; returns their metrics.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite; the update is not applied.
+        """
+        step = self.step + 1
+        batch = self.batches.batch("student", step)
+        generator = self.batches.generator("student-levels", step)
+        metrics, samples = self.distiller.student_update(batch, generator)
+        metrics["student_grad_norm"] = self._apply("student", step, metrics)
+        self._update_average()
+        for index in range(self.config.fake_updates):
+            if not self.config.share_rollouts:
+                samples = self._fresh_samples(step, index)
+            fake = self._fake_update(samples, step, index)
+        self.step = step
+        names = [*metrics, *fake]
+        values = torch.stack([t.float() for t in (*metrics.values(), *fake.values())]).tolist()
+        return dict(zip(names, values, strict=True))
+
+    def _fresh_samples(self, step: int, index: int) -> Samples:
+        batch = self.batches.batch("fake", step, index)
+        return self.distiller.draw_samples(
+            batch, self.batches.generator("fake-samples", step, index)
+        )
+
+    def _fake_update(self, samples: Samples, step: int, index: int) -> Metrics:
+        generator = self.batches.generator("fake-levels", step, index)
+        metrics = self.distiller.fake_update(samples, generator)
+        metrics["fake_grad_norm"] = self._apply("fake", step, metrics)
+        return metrics
+
+    def _apply(self, role: str, step: int, metrics: Metrics) -> Tensor:
+        """Clip, check and apply one role's gradients; returns their norm before clipping."""
+        parameters = self.roles.parameters(role)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        if not bool(torch.isfinite(norm)):
+            bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
+            self.optimizers[role].zero_grad(set_to_none=True)
+            raise NonFiniteError(
+                f"Update {step}: the {role}'s gradient is not finite"
+                f"{' (' + ', '.join(bad) + ' too)' if bad else ''}. The update was not applied. "
+                "Lower the learning rate, or use --dtype bfloat16 or float32; then resume from "
+                "the last saved state in a new run."
+            )
+        for group in self.optimizers[role].param_groups:
+            # the head start (step 0) runs at the peak: there is no student yet to disturb
+            group["lr"] = learning_rate(self.config, role, step or self.config.warmup_steps + 1)
+        self.optimizers[role].step()
+        self.optimizers[role].zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is not None:
+            for name, parameter in self.roles.named_parameters("student"):
+                kept = self.average[name]
+                kept.lerp_(parameter.detach().to(kept), 1 - self.config.ema_decay)
+
+    def save(self, run: RunDirectory) -> None:
+        """Save the state after the last finished update."""
+        save_state(run, self.step, self.fingerprint, self.roles, self.optimizers, self.average)
+
+    def resume(self, run: RunDirectory) -> bool:
+        """Restore the newest saved state; False if there is none."""
+        folder = run.latest_state()
+        if folder is None:
+            return False
+        self.step = load_state(folder, self.fingerprint, self.roles, self.optimizers, self.average)
+        run.truncate_metrics(self.step)
+        return True
+
+
+def learning_rate(config: DistillConfig, role: str, step: int) -> float:
+    """Learning rate of student update `step` (from 1): linear warm-up, then cosine decay."""
+    peak = config.student_lr if role == "student" else config.fake_lr
+    if step <= config.warmup_steps:
+        return peak * step / (config.warmup_steps + 1)
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return peak * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)
+
+
+def train(
+    trainer: Trainer,
+    run: RunDirectory,
+    *,
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+    on_save: Callable[[int], None],
+) -> bool:
+    """Update until the configured steps are done or a stop is asked for; True when all are done.
+
+    Args:
+        report: called after every student update.
+        should_stop: asked after every student update.
+        on_save: called with the step after each saved state (previews, loadable LoRA).
+    """
+    config = trainer.config
+    if trainer.step == 0:
+        trainer.head_start()
+    speed = _Speed()
+    while trainer.step < config.steps:
+        started = time.perf_counter()
+        metrics = trainer.update()
+        seconds = time.perf_counter() - started
+        line = {"step": trainer.step, "seconds": round(seconds, 4), **metrics}
+        line["student_lr"] = learning_rate(config, "student", trainer.step)
+        run.append_metrics(line)
+        report(Progress(trainer.step, config.steps, metrics, speed.after(seconds)))
+        stopping = should_stop()
+        done = trainer.step == config.steps
+        if stopping or done or trainer.step % config.save_every == 0:
+            trainer.save(run)
+            on_save(trainer.step)
+        if stopping and not done:
+            return False
+    return True
+
+
+class _Speed:
+    """Seconds per update: a moving average that forgets the slow first update quickly."""
+
+    def __init__(self) -> None:
+        self._average: float | None = None
+
+    def after(self, seconds: float) -> float:
+        before = self._average if self._average is not None else seconds
+        self._average = 0.9 * before + 0.1 * seconds
+        return self._average

@@ -1,0 +1,94 @@
+"""Saving and restoring all that an exact resume needs: adapters, optimizers, average, step.
+
+Prompts, noise, noise levels and learning rates are pure functions of seed and step, so no random
+state and no scheduler state has to be kept. Tensors are safetensors, the rest is JSON; no pickles.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...core.errors import RunError
+from ..run_directory import RunDirectory
+from .adapters import AdapterRoles
+
+Optimizers = dict[str, torch.optim.AdamW]
+
+
+def save_state(
+    run: RunDirectory,
+    step: int,
+    fingerprint: str,
+    roles: AdapterRoles,
+    optimizers: Optimizers,
+    average: dict[str, Tensor] | None,
+) -> None:
+    """Write the state after student update `step` into the run, whole or not at all."""
+    with run.new_state(step) as folder:
+        for role, optimizer in optimizers.items():
+            save_file(roles.state(role), folder / f"{role}.safetensors")
+            save_file(_moments(roles, role, optimizer), folder / f"{role}-optimizer.safetensors")
+        if average is not None:
+            save_file(average, folder / "average.safetensors")
+        facts = {"step": step, "fingerprint": fingerprint}
+        (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def load_state(
+    folder: Path,
+    fingerprint: str,
+    roles: AdapterRoles,
+    optimizers: Optimizers,
+    average: dict[str, Tensor] | None,
+) -> int:
+    """Restore a state saved by `save_state`; returns its step.
+
+    Raises:
+        RunError: the state is damaged, or belongs to other settings.
+    """
+    try:
+        facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if facts["fingerprint"] != fingerprint:
+            raise RunError(
+                f"{folder} was made with other settings, prompts or another checkpoint than the "
+                "run now has. Undo the change, or start a new run."
+            )
+        for role, optimizer in optimizers.items():
+            roles.load_state(role, load_file(folder / f"{role}.safetensors"))
+            _restore_moments(
+                roles, role, optimizer, load_file(folder / f"{role}-optimizer.safetensors")
+            )
+        if average is not None:
+            average.update(load_file(folder / "average.safetensors"))
+        return int(facts["step"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(
+            f"The saved state {folder} is damaged ({error}). Delete that folder to resume from "
+            "the state before it."
+        ) from error
+
+
+def _moments(roles: AdapterRoles, role: str, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    found = {}
+    for name, parameter in roles.named_parameters(role):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            found[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().clone()
+    return found
+
+
+def _restore_moments(
+    roles: AdapterRoles, role: str, optimizer: torch.optim.AdamW, saved: dict[str, Tensor]
+) -> None:
+    names = dict(roles.named_parameters(role))
+    optimizer.state.clear()
+    for key, value in saved.items():
+        name, _, moment = key.rpartition("/")
+        parameter = names[name]
+        on_device = value if moment == "step" else value.to(parameter.device)
+        optimizer.state[parameter][moment] = on_device

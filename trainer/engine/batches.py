@@ -36,17 +36,14 @@ class BatchSource:
         *,
         latent_shapes: list[tuple[int, int, int]],
         device: torch.device,
-        sized: bool = False,
     ) -> None:
         """Args:
         encoded: conditioning of every prompt that `prompts` can draw in this run, batch size 1.
         negative: the teacher's unconditional input, batch size 1.
         latent_shapes: (C, h, w) of each resolution; one is drawn per update.
-        sized: whether the model is told the resolution (SDXL).
         """
         self._config, self._prompts, self._encoded = config, prompts, encoded
         self._negative, self._shapes, self._device = negative, latent_shapes, device
-        self._sized = sized
 
     def generator(self, stream: str, step: int, index: int = 0) -> torch.Generator:
         """The random draws of one use at one step."""
@@ -62,10 +59,6 @@ class BatchSource:
         texts = [self._prompts.draw(step, first + i) for i in range(size)]
         conditional = Conditioning.cat([self._encoded[text] for text in texts])
         unconditional = self._negative.repeat(size)
-        if self._sized:
-            pixels = (shape[1] * 8, shape[2] * 8)
-            conditional = conditional.with_size(*pixels)
-            unconditional = unconditional.with_size(*pixels)
         return Batch(noise, conditional.to(self._device), unconditional.to(self._device))
 
 

@@ -24,6 +24,7 @@ from ...core.schedule import (
 )
 from ..config import DistillConfig
 from . import losses
+from .guidance import Predict, guided
 from .rollout import chord_x0, ode_step, roll, teacher_path
 
 if TYPE_CHECKING:
@@ -33,16 +34,12 @@ if TYPE_CHECKING:
 VP_MATCHING_POSITIONS = (20, 980)
 
 
-class Network(Protocol):
-    """A denoiser's raw prediction in float32; the active role is set elsewhere."""
+class Network(Predict, Protocol):
+    """A denoiser and its schedule; the active role is set elsewhere."""
 
     prediction: str
     schedule: Schedule
     device: torch.device
-
-    def __call__(self, x_t: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Prediction for x_t (B, C, H, W) at timesteps (B,)."""
-        ...
 
 
 class Roles(Protocol):
@@ -121,7 +118,7 @@ class Distiller:
         eps = self._randn_like(x0, generator)
         x_t = alpha * x0 + std * eps
         self.roles.use("fake")
-        output = self._raw(x_t, level, samples.batch.conditional)
+        output = self.network(x_t, level.timesteps, samples.batch.conditional)
         target = training_target(self.network.prediction, x0, eps, alpha, std)
         loss = losses.fake_loss(output, target)
         loss.backward()
@@ -136,10 +133,15 @@ class Distiller:
     def denoise_as(self, role: str, batch: Batch, x_t: Tensor, level: Levels) -> Tensor:
         """x0 of one role: the teacher's is guided, student and fake are conditional only."""
         self.roles.use(role)
-        if role == "teacher" and self.teacher_guidance != 1.0:
-            output = self._guided(x_t, level, batch)
-        else:
-            output = self._raw(x_t, level, batch.conditional)
+        output = guided(
+            self.network,
+            x_t,
+            level.timesteps.expand(len(x_t)),
+            batch.conditional,
+            batch.unconditional,
+            scale=self.teacher_guidance if role == "teacher" else 1.0,
+            rescale=self.config.guidance_rescale,
+        )
         alpha, std = level.broadcast_scales
         return to_x0(self.network.prediction, output, x_t, alpha, std)
 
@@ -238,23 +240,6 @@ class Distiller:
             "score_cosine": losses.score_cosine(x_t, x0_real, x0_fake),
         }
 
-    def _guided(self, x_t: Tensor, level: Levels, batch: Batch) -> Tensor:
-        """uncond + w * (cond - uncond) in one batched call, with optional contrast rescale."""
-        both = batch.conditional.cat([batch.conditional, batch.unconditional])
-        doubled = Levels(*(_twice(t) for t in (level.sigmas, level.alphas, level.stds,
-                                               level.timesteps)))  # fmt: skip
-        conditional, unconditional = self._raw(torch.cat([x_t, x_t]), doubled, both).chunk(2)
-        guided = unconditional + self.teacher_guidance * (conditional - unconditional)
-        rescale = self.config.guidance_rescale
-        if rescale:  # arXiv:2305.08891, Eq. 15 and 16
-            wanted = conditional.std(dim=(1, 2, 3), keepdim=True)
-            found = guided.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
-            guided = guided * (rescale * wanted / found + (1 - rescale))
-        return guided
-
-    def _raw(self, x_t: Tensor, level: Levels, conditioning: Conditioning) -> Tensor:
-        return self.network(x_t, level.timesteps.expand(len(x_t)), conditioning)
-
     def _draw_levels(self, low: int, high: int, count: int, generator: torch.Generator) -> Levels:
         positions = torch.randint(low, high + 1, (count,), generator=generator)
         return self._training_levels[positions.to(self.network.device)]
@@ -269,8 +254,3 @@ def teacher_grid(student_positions: Tensor, teacher_steps: int) -> Tensor:
     if teacher_steps % num_steps == 0:
         return refine_positions(student_positions, teacher_steps // num_steps)
     return trailing_positions(teacher_steps)
-
-
-def _twice(values: Tensor) -> Tensor:
-    """Per-sample values for a doubled batch; scalars serve both halves."""
-    return torch.cat([values, values]) if values.dim() else values

@@ -1,0 +1,236 @@
+"""Everything a distillation needs, made ready from its run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...core.errors import SettingsError
+from ...core.families import Detection, LoraTargets
+from ...core.hashes import file_sha256
+from ...core.recipe import Recipe
+from ..config import DistillConfig
+from ..home import prompt_cache
+from ..request import DistillRequest
+from ..run_directory import RunDirectory
+from .adapters import AdapterRoles
+from .attention_setup import use_attention
+from .batches import BatchSource, prompts_per_step
+from .checkpoint import LoadedCheckpoint, load_checkpoint
+from .conditioning import Conditioning
+from .device import choose_device, choose_dtype, describe_device
+from .distiller import Distiller
+from .loop import Trainer
+from .network import NetworkCall
+from .prediction_check import check_prediction_type
+from .prompt_cache import encode_prompts
+from .prompt_expansion import PromptSource
+from .student_file import TeacherFacts, make_recipe, write_student
+
+Report = Callable[[str], None]
+
+# Settings that change how a run is done but not what it computes.
+MACHINE_SETTINGS = ("device", "attention", "gradient_checkpointing", "save_every", "preview_every")
+
+
+@dataclass
+class Session:
+    """A run with its model, prompts, roles and trainer in memory."""
+
+    run: RunDirectory
+    request: DistillRequest
+    checkpoint: LoadedCheckpoint
+    call: NetworkCall
+    roles: AdapterRoles
+    trainer: Trainer
+    negative: Conditioning
+    teacher: TeacherFacts
+    encoded: dict[str, Conditioning]
+    latent_shapes: list[tuple[int, int, int]]
+
+    @property
+    def config(self) -> DistillConfig:
+        """The run's settings."""
+        return self.request.config
+
+    def recipe(self) -> Recipe:
+        """The sampling contract of this run's student."""
+        distiller = self.trainer.distiller
+        return make_recipe(
+            self.config,
+            self.teacher,
+            self.call.schedule,
+            self.call.prediction,
+            distiller.levels,
+            distiller.teacher_levels,
+        )
+
+    def write_lora(self, path: Path, *, overwrite: bool) -> Path:
+        """Write the student as it is now."""
+        return write_student(
+            path,
+            self.checkpoint.family,
+            self.checkpoint.network_config,
+            self.trainer.student_weights(),
+            self.recipe(),
+            self.config,
+            num_updates=self.trainer.step,
+            started_at=self.request.created_at,
+            finished_at=time.time(),
+            precision=str(next(self.call.network.parameters()).dtype).removeprefix("torch."),
+            file_format=self.request.file_format,
+            overwrite=overwrite,
+        )
+
+    def load_student(self, weights: dict[str, Tensor]) -> None:
+        """Put weights (such as the moving average) in the student's place."""
+        self.roles.load_state("student", weights)
+
+
+def open_session(run: RunDirectory, report: Report) -> Session:
+    """Load the model, encode the prompts, add the adapters: ready to train or resume.
+
+    Raises:
+        DPDMDError: whatever is wrong with the request, its files or its settings.
+    """
+    request = DistillRequest.from_dict(run.settings())
+    config = request.config.validate()
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    report(f"Device: {describe_device(device)}, {str(dtype).removeprefix('torch.')}")
+    files = request.model
+    checkpoint = load_checkpoint(
+        Path(files.checkpoint),
+        dtype=dtype,
+        device=device,
+        prediction=None if config.prediction == "auto" else config.prediction,
+        clip_l=_path(files.clip_l),
+        clip_g=_path(files.clip_g),
+        t5=_path(files.t5),
+        vae=_path(files.vae),
+        report=report,
+    )
+    report(f"{Path(files.checkpoint).name}: {checkpoint.detection.title}")
+    resolutions = choose_resolutions(config, checkpoint.detection)
+    prompts = PromptSource(run.prompts(), config.seed)
+    encoded, negative = _encode(checkpoint, prompts, config, device, report)
+    call = checkpoint.network_call()
+    report(f"Attention: {use_attention(checkpoint.network, config.attention)}")
+    check_prediction_type(checkpoint, next(iter(encoded.values())))
+    sha256 = _identity(Path(files.checkpoint), report)
+    guidance = config.teacher_guidance or checkpoint.guidance_scale
+    teacher = TeacherFacts(
+        Path(files.checkpoint).stem, sha256, checkpoint.detection, guidance, resolutions
+    )
+    roles, trainer, shapes = _prepare_training(
+        run, config, checkpoint, call, teacher, prompts, encoded, negative
+    )
+    return Session(
+        run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes
+    )
+
+
+def _path(name: str | None) -> Path | None:
+    return Path(name) if name else None
+
+
+def _prepare_training(
+    run: RunDirectory,
+    config: DistillConfig,
+    checkpoint: LoadedCheckpoint,
+    call: NetworkCall,
+    teacher: TeacherFacts,
+    prompts: PromptSource,
+    encoded: dict[str, Conditioning],
+    negative: Conditioning,
+) -> tuple[AdapterRoles, Trainer, list[tuple[int, int, int]]]:
+    layers: LoraTargets = "full" if config.lora_layers == "full" else "attention"
+    roles = AdapterRoles(
+        checkpoint.network,
+        checkpoint.family.lora_modules(checkpoint.network_config, layers),
+        student_rank=config.student_rank,
+        fake_rank=config.fake_rank,
+        seed=config.seed,
+    )
+    if config.gradient_checkpointing:
+        checkpoint.network.enable_gradient_checkpointing()
+    distiller = Distiller(call, roles, config, teacher.guidance_scale)
+    channels = checkpoint.detection.latent_channels
+    shapes = [(channels, height // 8, width // 8) for width, height in teacher.resolutions]
+    batches = BatchSource(
+        config, prompts, encoded, negative, latent_shapes=shapes, device=call.device
+    )
+    fingerprint = run_fingerprint(config, run.prompts(), teacher.sha256)
+    return roles, Trainer(distiller, roles, batches, config, fingerprint), shapes
+
+
+def _encode(
+    checkpoint: LoadedCheckpoint,
+    prompts: PromptSource,
+    config: DistillConfig,
+    device: torch.device,
+    report: Report,
+) -> tuple[dict[str, Conditioning], Conditioning]:
+    needed = prompts.all_needed(config.steps, prompts_per_step(config))
+    texts = list(dict.fromkeys([*needed, config.teacher_negative]))
+    report(f"Prompts: {len(needed)} different ones are used by this run")
+    encoded = dict(
+        zip(
+            texts,
+            encode_prompts(
+                checkpoint,
+                texts,
+                clip_skip=config.clip_skip,
+                cache_folder=prompt_cache(),
+                device=device,
+                report=report,
+            ),
+            strict=True,
+        )
+    )
+    negative = encoded[config.teacher_negative]
+    return encoded, negative.zeros() if config.zero_negative else negative
+
+
+def _identity(path: Path, report: Report) -> str:
+    """SHA256 of a checkpoint file; of the names, sizes and times of a folder's weights."""
+    if path.is_file():
+        report("Computing the checkpoint's SHA256 (it goes into the LoRA's metadata)")
+        return file_sha256(path)
+    files = sorted(path.rglob("*.safetensors"))
+    facts = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def choose_resolutions(config: DistillConfig, detection: Detection) -> tuple[tuple[int, int], ...]:
+    """(width, height) pairs to train at: those asked for, else the model's own square."""
+    found = config.resolutions or ((detection.resolution, detection.resolution),)
+    step = detection.resolution_multiple
+    for width, height in found:
+        if width % step or height % step:
+            raise SettingsError(
+                f"resolution {width}x{height} does not suit {detection.title}: both sides must be "
+                f"multiples of {step}, such as {_nearest(width, step)}x{_nearest(height, step)}."
+            )
+    return found
+
+
+def _nearest(size: int, step: int) -> int:
+    return max(step, round(size / step) * step)
+
+
+def run_fingerprint(config: DistillConfig, prompts: list[str], checkpoint_sha256: str) -> str:
+    """Hash of all that decides what a run computes; a resume must find the same one."""
+    settings = dataclasses.asdict(config)
+    for name in MACHINE_SETTINGS:
+        settings.pop(name)
+    content = json.dumps([settings, prompts, checkpoint_sha256], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""Settings that suit a card's memory, by family. A setting given by hand always wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.errors import SettingsError
+
+MEMORIES = ("6gb", "8gb", "12gb", "16gb", "24gb")
+
+_CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True, "batch_size": 1}
+_SMALL: dict[str, Any] = _CHECKPOINTED | {"student_rank": 32, "fake_rank": 32}
+
+# Chosen by arithmetic (weights, two adapters with Adam, activations), not measured on every card.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "sd1": {
+        "6gb": _CHECKPOINTED,
+        "8gb": _CHECKPOINTED,
+        "12gb": {"batch_size": 2},
+        "16gb": {"batch_size": 4},
+        "24gb": {"batch_size": 6},
+    },
+    "sdxl": {
+        "12gb": _SMALL | {"lora_layers": "attention"},
+        "16gb": _CHECKPOINTED,
+        "24gb": {"gradient_checkpointing": True, "batch_size": 2},
+    },
+    "sd3": {
+        "12gb": _SMALL | {"lora_layers": "attention"},
+        "16gb": _CHECKPOINTED,
+        "24gb": {"gradient_checkpointing": True, "batch_size": 2},
+    },
+}
+
+
+def preset(family: str, memory: str) -> dict[str, Any]:
+    """Settings for a family ("sd1", "sdxl", "sd3") on a card with that much memory.
+
+    Raises:
+        SettingsError: there is no preset for that little memory.
+    """
+    available = PRESETS[family]
+    if memory not in available:
+        raise SettingsError(
+            f"There is no preset for {family} on {memory}; the presets for {family} are "
+            f"{', '.join(available)}."
+        )
+    return dict(available[memory])

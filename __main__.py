@@ -7,26 +7,30 @@ Commands that train or draw need the worker's environment (`.venv` in the checko
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-ENVIRONMENT = ROOT / ".venv"
 PACKAGE = "dpdmd_studio"
 LIGHT_COMMANDS = ("inspect",)  # these read files only and run on any Python
 
 
-def mount(root: Path = ROOT) -> None:
+def mount() -> None:
     """Make the checkout importable as `dpdmd_studio`, whatever its folder is called."""
     if PACKAGE in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location(PACKAGE, root / "__init__.py")
+    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[PACKAGE] = module
     spec.loader.exec_module(module)
+
+
+def needs_worker(arguments: list[str]) -> bool:
+    """Whether the command uses the engine; help and file inspection do not."""
+    if not arguments or {"-h", "--help", "--version"} & set(arguments):
+        return False
+    return arguments[0] not in LIGHT_COMMANDS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +40,12 @@ def main(argv: list[str] | None = None) -> int:
     # a second name.
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != ROOT]
     mount()
+    if needs_worker(arguments):
+        from dpdmd_studio.trainer.environment import handover
+
+        status = handover.hand_over(arguments)
+        if status is not None:
+            return status
     from dpdmd_studio.trainer.cli import main as run_command
 
     return run_command(arguments)

@@ -1,0 +1,26 @@
+"""Prints, as JSON, which torch this interpreter imports and what it can compute on."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def facts() -> dict[str, str]:
+    """Version, kind of build, and the accelerator that torch finds ("" for none)."""
+    import torch
+
+    torch.ones(2, 2).sum().item()
+    build = "CUDA" if torch.version.cuda else "ROCm" if torch.version.hip else "CPU"
+    device = ""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name(0)
+    elif hasattr(torch, "xpu") and torch.xpu.is_available():
+        build, device = "XPU", torch.xpu.get_device_name(0)
+    elif torch.backends.mps.is_available():
+        build, device = "MPS", "the Apple GPU"
+    return {"version": torch.__version__, "build": build, "device": device, "file": torch.__file__}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(facts()))

@@ -12,6 +12,7 @@ from pathlib import Path
 from . import ROOT, WORKER, Environment, requirement_set
 from .boot import enter
 
+HANDED_OVER = "DPDMD_HANDED_OVER"
 ENGINE_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 _log = logging.getLogger("dpdmd_studio.environment")
 
@@ -20,7 +21,7 @@ def hand_over(arguments: list[str], environment: Environment = WORKER) -> int | 
     """Exit status of the command run in the worker's environment; None: go on right here."""
     if environment.is_ready:
         warn_when_outdated(environment)
-        if environment.is_active:
+        if environment.is_active or os.environ.get(HANDED_OVER):
             return None
         if environment.is_folder and same_interpreter(environment):
             enter(environment.packages)
@@ -56,9 +57,10 @@ def same_interpreter(environment: Environment) -> bool:
 def run_elsewhere(environment: Environment, arguments: list[str]) -> int:
     """Exit status of the same command line under the environment's interpreter."""
     command = environment.command(str(ROOT), *arguments)
+    variables = environment.variables() | {HANDED_OVER: "1"}
     if os.name == "posix":  # become that process, so that signals reach it
-        os.execve(command[0], command, environment.variables())
-    process = subprocess.Popen(command, env=environment.variables())
+        os.execve(command[0], command, variables)
+    process = subprocess.Popen(command, env=variables)
     while True:
         try:
             return process.wait()

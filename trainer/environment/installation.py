@@ -156,8 +156,8 @@ def check_torch(environment: Environment) -> dict[str, str]:
     facts = packages.torch_facts(environment)
     if facts is None:
         raise packages.SetupError(
-            "PyTorch is installed but does not import. Choose another one, for example "
-            f"`python install.py --torch torch==2.13.0 --torch-index URL` ({packages.PYTORCH_PAGE})."
+            "PyTorch is installed but does not import. Choose another build with "
+            f"`python install.py --torch SPEC --torch-index URL` ({packages.PYTORCH_PAGE})."
         )
     say(f"    PyTorch {facts['version']} ({facts['build']}), device: {facts['device'] or 'CPU'}")
     gpu = torch_source.gpu_seen()

@@ -1,8 +1,9 @@
 """Model families: detection from tensor names and shapes, and the facts of each family."""
 
 import json
+from pathlib import Path
 
-from ..tensor_file import TensorFile, TensorInfo
+from ..tensor_file import TensorFile, TensorInfo, read_header
 from . import sd1, sd3, sdxl
 from .base import (
     DENOISER_PREFIXES,
@@ -15,6 +16,7 @@ from .base import (
     TensorSource,
     TextEncoder,
 )
+from .folder import detect_folder, encoder_folders, is_model_folder, read_folder
 from .unsupported import refuse_storage, refuse_unknown, refuse_variants
 
 FAMILIES: tuple[Family, ...] = (sd3.FAMILY, sdxl.FAMILY, sd1.FAMILY)
@@ -29,6 +31,17 @@ KL_VAE_KEY = "first_stage_model.decoder.conv_in.weight"
 def family(name: str) -> Family:
     """The family of that name: "sd1", "sdxl" or "sd3"."""
     return next(item for item in FAMILIES if item.name == name)
+
+
+def identify(path: Path) -> Detection:
+    """What the checkpoint at `path` is: a single file or a diffusers folder.
+
+    Raises:
+        CheckpointError: as `read_header` and `detect` do.
+    """
+    if path.is_dir() and is_model_folder(path):
+        return detect_folder(read_folder(path), {item.name: item for item in FAMILIES})
+    return detect(read_header(path))
 
 
 def detect(file: TensorFile) -> Detection:
@@ -107,6 +120,11 @@ __all__ = [
     "TensorSource",
     "TextEncoder",
     "detect",
+    "detect_folder",
+    "encoder_folders",
     "family",
+    "identify",
+    "is_model_folder",
+    "read_folder",
     "text_encoder_prefix",
 ]

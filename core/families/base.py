@@ -97,7 +97,6 @@ class Family:
     """The encoders its prompts go through; SD3 can do without some of them."""
     text_encoder_prefixes: Mapping[str, tuple[str, ...]]
     """Where each encoder lies in a single file; the first prefix found is used."""
-    clip_g_layout: Literal["openclip", "transformers"]
     needs_all_text_encoders: bool
     matches: Callable[[Tensors], bool]
     """Whether these denoiser tensors (names without prefix) are of this family."""

@@ -46,7 +46,6 @@ FAMILY = Family(
         "clip_l": ("cond_stage_model.transformer.",),
         "dpdmd": ("dpdmd_text_encoder.transformer.",),
     },
-    clip_g_layout="openclip",
     needs_all_text_encoders=True,
     matches=_matches,
     describe=_describe,

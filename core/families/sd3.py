@@ -169,7 +169,6 @@ FAMILY = Family(
         "t5xxl": ("text_encoders.t5xxl.transformer.",),
         "dpdmd": ("dpdmd_text_encoder.transformer.",),
     },
-    clip_g_layout="transformers",
     needs_all_text_encoders=False,
     matches=_matches,
     describe=_describe,

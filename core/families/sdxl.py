@@ -59,7 +59,6 @@ FAMILY = Family(
         "clip_l": ("conditioner.embedders.0.transformer.",),
         "clip_g": ("conditioner.embedders.1.model.",),
     },
-    clip_g_layout="openclip",
     needs_all_text_encoders=True,
     matches=_matches,
     describe=_describe,

@@ -6,6 +6,7 @@ right shape. Weights whose stored dtype is the wanted one are used straight from
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -54,41 +55,69 @@ class Weights:
         return self._open[path].get_tensor(self.prefix + key)
 
 
-def build_network(
-    factory: Callable[[], nn.Module],
-    weights: Weights,
-    source: Callable[[str], TensorSource],
-    *,
-    what: str,
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> nn.Module:
-    """The network that `factory` makes, filled from `weights`, frozen and in evaluation mode.
+@dataclass
+class Component:
+    """A network that lies in a checkpoint: checked when it is made, loaded when it is needed.
 
-    Args:
+    Attributes:
+        what: its name in messages, for example "UNet".
         factory: makes the network; called with the meta device as default, so costs no memory.
         weights: the component's tensors.
         source: where the value of each parameter lies.
-        what: the component's name for messages, for example "UNet".
-        dtype: of the parameters.
-        device: of the parameters.
-
-    Raises:
-        CheckpointError: a tensor is missing, or has the wrong shape or kind.
-        NonFiniteError: a weight is NaN or infinite.
     """
-    with torch.device("meta"):
-        network = factory()
-    slots = network.state_dict()
-    sources = {name: source(name) for name in slots}
-    check_tensors(weights, {n: (sources[n], tuple(slot.shape)) for n, slot in slots.items()}, what)
-    values = {}
-    for name, slot in slots.items():
-        wanted = dtype if slot.is_floating_point() else slot.dtype
-        values[name] = _value(weights, sources[name], tuple(slot.shape), wanted, device)
-    network.load_state_dict(values, strict=True, assign=True)
-    _restore_buffers(network, device)
-    return network.requires_grad_(False).eval()
+
+    what: str
+    factory: Callable[[], nn.Module]
+    weights: Weights
+    source: Callable[[str], TensorSource]
+
+    def __post_init__(self) -> None:
+        self._empty: nn.Module | None = None
+
+    def check(self) -> None:
+        """Compare what the network needs with the header.
+
+        Raises:
+            CheckpointError: a tensor is missing, or has the wrong shape or kind.
+        """
+        slots = self._empty_network().state_dict()
+        needed = {name: (self.source(name), tuple(slot.shape)) for name, slot in slots.items()}
+        check_tensors(self.weights, needed, self.what)
+
+    @property
+    def config(self) -> dict:
+        """The network's full config."""
+        config = self._empty_network().config
+        return config.to_dict() if hasattr(config, "to_dict") else dict(config)  # type: ignore[operator]
+
+    def used(self) -> set[str]:
+        """Full names of the file's tensors that the network is made of."""
+        names = self._empty_network().state_dict()
+        return {self.weights.prefix + self.source(name).key for name in names}
+
+    def load(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        """The network, filled, frozen and in evaluation mode.
+
+        Raises:
+            CheckpointError: as `check` does.
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        self.check()
+        network, self._empty = self._empty_network(), None
+        values = {}
+        for name, slot in network.state_dict().items():
+            wanted = dtype if slot.is_floating_point() else slot.dtype
+            source, shape = self.source(name), tuple(slot.shape)
+            values[name] = _value(self.weights, source, shape, wanted, device)
+        network.load_state_dict(values, strict=True, assign=True)
+        _restore_buffers(network, device)
+        return network.requires_grad_(False).eval()
+
+    def _empty_network(self) -> nn.Module:
+        if self._empty is None:
+            with torch.device("meta"):
+                self._empty = self.factory()
+        return self._empty
 
 
 def check_tensors(

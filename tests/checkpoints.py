@@ -1,0 +1,311 @@
+"""Tiny random checkpoints in the real file layouts.
+
+The name tables here are written independently of the package's own (closed formulas instead of a
+walk over the blocks), so that a test which loads these files checks one against the other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+)
+
+State = dict[str, Tensor]
+VOCABULARY = 49408
+
+SD1_UNET = {
+    "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "cross_attention_dim": 32, "attention_head_dim": 8,
+}  # fmt: skip
+SDXL_UNET = {
+    "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2), "attention_head_dim": (1, 1),
+    "use_linear_projection": True, "cross_attention_dim": 96,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 64 + 6 * 256,
+}  # fmt: skip
+SD3_TRANSFORMER = {
+    "sample_size": 8, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 2,
+    "attention_head_dim": 64, "num_attention_heads": 1, "joint_attention_dim": 128,
+    "caption_projection_dim": 64, "pooled_projection_dim": 96, "pos_embed_max_size": 12,
+}  # fmt: skip
+SD35_TRANSFORMER = {**SD3_TRANSFORMER, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+KL_VAE = {
+    "block_out_channels": (32, 64), "layers_per_block": 1,
+    "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
+}  # fmt: skip
+
+
+@dataclass
+class Tiny:
+    """The modules a file was made of."""
+
+    denoiser: nn.Module
+    encoders: dict[str, nn.Module] = field(default_factory=dict)
+    vae: nn.Module | None = None
+
+
+def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
+    """The module with small random values everywhere, zero-initialised layers included."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not name.endswith("pos_embed"):
+            noise = torch.randn(value.shape, generator=generator) * 0.1
+            value.copy_(noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+    return module.half().float().eval()  # representable in fp16
+
+
+def clip(width: int, *, projected: bool = False, layers: int = 3, seed: int = 1) -> nn.Module:
+    """A tiny CLIP text encoder; `projected` makes it CLIP-G's kind."""
+    config = CLIPTextConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=2 * width,
+        num_hidden_layers=layers, num_attention_heads=max(1, width // 64), projection_dim=width,
+        hidden_act="gelu" if projected else "quick_gelu", eos_token_id=49407,
+    )  # fmt: skip
+    return randomised((CLIPTextModelWithProjection if projected else CLIPTextModel)(config), seed)
+
+
+def t5(width: int = 128) -> nn.Module:
+    """A tiny T5 encoder."""
+    config = T5Config(
+        vocab_size=32128, d_model=width, d_kv=16, d_ff=64, num_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    return randomised(T5EncoderModel(config), 3)
+
+
+def kl_vae(latent_channels: int = 4, *, quant_conv: bool = True) -> AutoencoderKL:
+    """A tiny KL VAE that enlarges twofold."""
+    vae = AutoencoderKL(
+        **KL_VAE, latent_channels=latent_channels,
+        use_quant_conv=quant_conv, use_post_quant_conv=quant_conv,
+    )  # fmt: skip
+    return randomised(vae, 4)  # type: ignore[return-value]
+
+
+def sd1() -> Tiny:
+    """The modules of a tiny SD 1.x."""
+    return Tiny(randomised(UNet2DConditionModel(**SD1_UNET)), {"clip_l": clip(32)}, kl_vae())
+
+
+def sdxl() -> Tiny:
+    """The modules of a tiny SDXL."""
+    encoders = {"clip_l": clip(32), "clip_g": clip(64, projected=True, seed=2)}
+    return Tiny(randomised(UNet2DConditionModel(**SDXL_UNET)), encoders, kl_vae())
+
+
+def sd3(*, medium35: bool = False, with_t5: bool = True) -> Tiny:
+    """The modules of a tiny SD3 or SD3.5 medium."""
+    config = SD35_TRANSFORMER if medium35 else SD3_TRANSFORMER
+    encoders = {"clip_l": clip(32), "clip_g": clip(64, projected=True, seed=2)}
+    if with_t5:
+        encoders["t5xxl"] = t5()
+    return Tiny(
+        randomised(SD3Transformer2DModel(**config)), encoders, kl_vae(16, quant_conv=False)
+    )
+
+
+def file_state(tiny: Tiny) -> State:
+    """All tensors of a single-file checkpoint, names as in the wild."""
+    if isinstance(tiny.denoiser, SD3Transformer2DModel):
+        denoiser, places = sd3_names(tiny.denoiser), SD3_PLACES
+    else:
+        denoiser = unet_names(tiny.denoiser)
+        places = SDXL_PLACES if "clip_g" in tiny.encoders else SD1_PLACES
+    state = {f"model.diffusion_model.{name}": value for name, value in denoiser.items()}
+    for kind, encoder in tiny.encoders.items():
+        fused = places[kind].endswith(".model.")
+        names = openclip_names(encoder) if fused else clip_names(encoder)
+        state |= {places[kind] + name: value for name, value in names.items()}
+    if tiny.vae is not None:
+        state |= {f"first_stage_model.{n}": v for n, v in vae_names(tiny.vae).items()}
+    return state
+
+
+SD1_PLACES = {"clip_l": "cond_stage_model.transformer."}
+SDXL_PLACES = {
+    "clip_l": "conditioner.embedders.0.transformer.",
+    "clip_g": "conditioner.embedders.1.model.",
+}
+SD3_PLACES = {kind: f"text_encoders.{kind}.transformer." for kind in ("clip_l", "clip_g", "t5xxl")}
+
+
+def save(
+    path: Path, state: State, *, dtype: torch.dtype = torch.float16, metadata: dict | None = None
+) -> Path:
+    """Write a file with every floating-point tensor in `dtype`."""
+    stored = {
+        name: (value.to(dtype) if value.is_floating_point() else value).clone().contiguous()
+        for name, value in state.items()
+    }
+    save_file(stored, path, metadata=metadata)
+    return path
+
+
+def unet_names(unet: nn.Module) -> State:
+    """A UNet's tensors under LDM names."""
+    step = unet.config.layers_per_block + 1
+    attends = ["CrossAttn" in name for name in unet.config.up_block_types]
+
+    def block(match: re.Match[str]) -> str:
+        side, level, kind, layer = match[1], int(match[2]), match[3], int(match[4])
+        if kind == "downsamplers":
+            return f"input_blocks.{(level + 1) * step}.0.op."
+        if kind == "upsamplers":
+            return f"output_blocks.{level * step + step - 1}.{1 + attends[level]}.conv."
+        number = level * step + layer + (1 if side == "down" else 0)
+        block = "input_blocks" if side == "down" else "output_blocks"
+        return f"{block}.{number}.{0 if kind == 'resnets' else 1}."
+
+    def rename(name: str) -> str:
+        name = re.sub(r"^(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(?:conv\.(?=\w+$))?", block, name)
+        for old, new in UNET_NAMES:
+            name = re.sub(old, new, name)
+        return name
+
+    return {rename(name): value for name, value in unet.state_dict().items()}
+
+
+UNET_NAMES = (
+    (r"^mid_block\.resnets\.0\.", "middle_block.0."),
+    (r"^mid_block\.attentions\.0\.", "middle_block.1."),
+    (r"^mid_block\.resnets\.1\.", "middle_block.2."),
+    (r"^time_embedding\.linear_1", "time_embed.0"), (r"^time_embedding\.linear_2", "time_embed.2"),
+    (r"^add_embedding\.linear_1", "label_emb.0.0"), (r"^add_embedding\.linear_2", "label_emb.0.2"),
+    (r"^conv_in\.", "input_blocks.0.0."), (r"^conv_norm_out\.", "out.0."),
+    (r"^conv_out\.", "out.2."), (r"(put_blocks\.\d+|middle_block)\.(\d)\.norm1", r"\1.\2.in_layers.0"),
+    (r"\.conv1\.", ".in_layers.2."), (r"\.time_emb_proj\.", ".emb_layers.1."),
+    (r"(put_blocks\.\d+|middle_block)\.(\d)\.norm2", r"\1.\2.out_layers.0"),
+    (r"\.conv2\.", ".out_layers.3."), (r"\.conv_shortcut\.", ".skip_connection."),
+)  # fmt: skip
+
+
+def clip_names(encoder: nn.Module) -> State:
+    """A text encoder's tensors under the names of transformers 4, as files have them."""
+    state = {n: v for n, v in encoder.state_dict().items() if n != "encoder.embed_tokens.weight"}
+    bare = any(name.startswith("embeddings.") for name in state)
+    return {("text_model." if bare else "") + name: value for name, value in state.items()}
+
+
+def openclip_names(encoder: nn.Module) -> State:
+    """A CLIP-G's tensors under OpenCLIP's names, q/k/v fused."""
+    state, out = encoder.state_dict(), {}
+    for name, value in state.items():
+        match = re.match(r"text_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+        if not match:
+            continue
+        index, module, leaf = match.groups()
+        block = f"transformer.resblocks.{index}"
+        if module == "self_attn.q_proj":
+            parts = [state[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
+            out[f"{block}.attn.in_proj_{leaf}"] = torch.cat(parts)
+        elif not module.endswith(("k_proj", "v_proj")):
+            for old, new in (("layer_norm", "ln_"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
+                             ("self_attn", "attn")):  # fmt: skip
+                module = module.replace(old, new)
+            out[f"{block}.{module}.{leaf}"] = value
+    out["token_embedding.weight"] = state["text_model.embeddings.token_embedding.weight"]
+    out["positional_embedding"] = state["text_model.embeddings.position_embedding.weight"]
+    out["ln_final.weight"] = state["text_model.final_layer_norm.weight"]
+    out["ln_final.bias"] = state["text_model.final_layer_norm.bias"]
+    out["text_projection"] = state["text_projection.weight"].T.contiguous()
+    out["logit_scale"] = torch.tensor(4.6)
+    return out
+
+
+def sd3_names(transformer: nn.Module) -> State:
+    """An MMDiT's tensors under Stability's names, q/k/v fused, the last modulations as shipped."""
+    state, out = transformer.state_dict(), {}
+    last = transformer.config.num_layers - 1
+    for name, value in state.items():
+        if name.endswith(("to_k.weight", "to_k.bias", "to_v.weight", "to_v.bias")) or re.search(
+            r"add_[kv]_proj", name
+        ):
+            continue
+        if match := re.search(r"(to_q|add_q_proj)\.", name):
+            others = [match[1].replace("q", letter) for letter in "qkv"]
+            value = torch.cat([state[name.replace(match[1], other)] for other in others])
+        if name.startswith((f"transformer_blocks.{last}.norm1_context", "norm_out")):
+            scale, shift = value.chunk(2)
+            value = torch.cat([shift, scale])
+        for old, new in SD3_NAMES:
+            name = re.sub(old, new, name)
+        out[name] = value
+    return out
+
+
+SD3_NAMES = (
+    (r"^pos_embed\.pos_embed$", "pos_embed"), (r"^pos_embed\.proj", "x_embedder.proj"),
+    (r"^time_text_embed\.timestep_embedder\.linear_1", "t_embedder.mlp.0"),
+    (r"^time_text_embed\.timestep_embedder\.linear_2", "t_embedder.mlp.2"),
+    (r"^time_text_embed\.text_embedder\.linear_1", "y_embedder.mlp.0"),
+    (r"^time_text_embed\.text_embedder\.linear_2", "y_embedder.mlp.2"),
+    (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"), (r"^proj_out", "final_layer.linear"),
+    (r"^transformer_blocks", "joint_blocks"),
+    (r"norm1_context\.linear", "context_block.adaLN_modulation.1"),
+    (r"norm1\.linear", "x_block.adaLN_modulation.1"),
+    (r"attn\.add_q_proj", "context_block.attn.qkv"), (r"attn\.to_add_out", "context_block.attn.proj"),
+    (r"attn\.norm_added_", "context_block.attn.ln_"), (r"\.(attn2?)\.norm_", r".x_block.\1.ln_"),
+    (r"\.(attn2?)\.to_q", r".x_block.\1.qkv"), (r"\.(attn2?)\.to_out\.0", r".x_block.\1.proj"),
+    (r"ff_context\.net\.0\.proj", "context_block.mlp.fc1"),
+    (r"ff_context\.net\.2", "context_block.mlp.fc2"),
+    (r"ff\.net\.0\.proj", "x_block.mlp.fc1"), (r"ff\.net\.2", "x_block.mlp.fc2"),
+)  # fmt: skip
+
+
+def vae_names(vae: nn.Module) -> State:
+    """A KL VAE's tensors under LDM names; attention projections as 1x1 convolutions."""
+    levels, out = len(vae.config.block_out_channels), {}
+    for name, value in vae.state_dict().items():
+        if re.search(r"attentions\.0\.to_\w+(\.0)?\.weight", name):
+            value = value[:, :, None, None]
+        name = re.sub(r"up_blocks\.(\d+)", lambda m: f"up.{levels - 1 - int(m[1])}", name)
+        for old, new in VAE_NAMES:
+            name = re.sub(old, new, name)
+        out[name] = value
+    return out
+
+
+VAE_NAMES = (
+    (r"down_blocks\.", "down."), (r"downsamplers\.0", "downsample"), (r"upsamplers\.0", "upsample"),
+    (r"mid_block\.resnets\.0", "mid.block_1"), (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"mid_block\.attentions\.0", "mid.attn_1"), (r"\.resnets\.", ".block."),
+    (r"group_norm", "norm"), (r"to_out\.0", "proj_out"), (r"\.to_([qkv])\.", r".\1."),
+    (r"conv_norm_out", "norm_out"), (r"conv_shortcut", "nin_shortcut"),
+)  # fmt: skip
+
+
+def save_folder(path: Path, tiny: Tiny) -> Path:
+    """Write a diffusers folder."""
+    flow = isinstance(tiny.denoiser, SD3Transformer2DModel)
+    index: dict[str, object] = {"_class_name": "StableDiffusion3Pipeline" if flow else "Pipeline"}
+    tiny.denoiser.save_pretrained(path / ("transformer" if flow else "unet"))
+    index["transformer" if flow else "unet"] = ["diffusers", type(tiny.denoiser).__name__]
+    for encoder, name in zip(tiny.encoders.values(), ENCODER_FOLDERS, strict=False):
+        encoder.save_pretrained(path / name)
+        index[name] = ["transformers", type(encoder).__name__]
+    if tiny.vae is not None:
+        tiny.vae.save_pretrained(path / "vae")
+        index["vae"] = ["diffusers", "AutoencoderKL"]
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
+ENCODER_FOLDERS = ("text_encoder", "text_encoder_2", "text_encoder_3")

@@ -1,0 +1,182 @@
+"""Loading a local checkpoint, single file or diffusers folder, without any network access.
+
+Everything the denoiser and the text encoders in use need is looked up in the files' headers first; only
+when nothing is missing or misshaped is anything built. Text encoders and the VAE are loaded on demand
+and belong to the caller, who drops them after use.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of huggingface_hub
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...core.errors import CheckpointError, SettingsError
+from ...core.families import Config, Detection, Family, family
+from ...core.schedule import Schedule
+from .checkpoint_parts import Parts, folder_parts, single_file_parts
+from .encoder_components import TITLES, encoder_file
+from .leftovers import describe_leftovers
+from .network import NetworkCall, schedule_of
+from .weights import Component
+
+logger = logging.getLogger("dpdmd_studio.loading")
+Report = Callable[[str], None]
+
+
+@dataclass
+class LoadedCheckpoint:
+    """A checkpoint whose denoiser is in memory.
+
+    Attributes:
+        path: the file or folder.
+        detection: what it is; `prediction` is the setting's where one was given.
+        family: facts of its family.
+        network: the diffusers UNet2DConditionModel or SD3Transformer2DModel, frozen.
+        config: the network's full diffusers config; `family.lora_keys(config)` works on it.
+        encoders: text encoders in use, checked and not loaded.
+        vae_component: the VAE in use, or None; not checked.
+        notes: what the user should know about this checkpoint.
+    """
+
+    path: Path
+    detection: Detection
+    family: Family
+    network: nn.Module
+    config: Config
+    dtype: torch.dtype
+    device: torch.device
+    encoders: dict[str, Component]
+    vae_component: Component | None
+    notes: list[str]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule the checkpoint was trained with."""
+        return schedule_of(self.family, self.detection.zero_terminal_snr)
+
+    def call(self) -> NetworkCall:
+        """The denoiser as the sampler and the distiller call it."""
+        return NetworkCall(
+            self.network, self.family, self.detection.prediction, self.schedule, self.device
+        )
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    prediction: str | None = None,
+    text_encoders: Mapping[str, Path] | None = None,
+    vae: Path | None = None,
+    report: Report = logger.warning,
+) -> LoadedCheckpoint:
+    """The checkpoint at `path`, denoiser loaded.
+
+    Args:
+        path: a .safetensors file in the A1111/ComfyUI layout, or a diffusers folder.
+        dtype: of the denoiser's parameters.
+        device: of the denoiser's parameters.
+        prediction: "eps" or "v", overriding what the file's markers say.
+        text_encoders: files for "clip_l", "clip_g", "t5xxl" that replace or complete the file's.
+        vae: a VAE file that replaces the file's.
+        report: is told what the user should know, a line at a time.
+
+    Raises:
+        CheckpointError: missing, damaged, incomplete or unsupported files.
+        NonFiniteError: NaN or infinite weights.
+    """
+    path, notes = Path(path), []
+    parts = folder_parts(path) if path.is_dir() else single_file_parts(path)
+    detection = _with_prediction(parts.detection, prediction, notes)
+    facts = family(detection.family)
+    named = {kind: encoder_file(kind, Path(file)) for kind, file in (text_encoders or {}).items()}
+    encoders = _encoders_in_use(facts, {**parts.encoders, **named}, path, notes)
+    parts.denoiser.check()
+    for component in encoders.values():
+        component.check()
+    _check_widths(facts, parts.config, encoders)
+    notes += describe_leftovers(parts, encoders)
+    network = parts.denoiser.load(dtype, device)
+    for note in notes:
+        report(note)
+    return LoadedCheckpoint(
+        path=path,
+        detection=detection,
+        family=facts,
+        network=network,
+        config=dict(network.config),  # type: ignore[arg-type]
+        dtype=dtype,
+        device=torch.device(device),
+        encoders=encoders,
+        vae_component=_vae(parts, vae, notes),
+        notes=notes,
+    )
+
+
+def _with_prediction(detection: Detection, prediction: str | None, notes: list[str]) -> Detection:
+    if prediction is None or prediction == detection.prediction:
+        return detection
+    allowed = family(detection.family).predictions
+    if prediction not in allowed:
+        raise SettingsError(
+            f"{detection.title} cannot predict {prediction!r}; allowed: {', '.join(allowed)}."
+        )
+    notes.append(
+        f"Prediction type {prediction!r} by setting; the file says {detection.prediction!r}."
+    )
+    zero_snr = detection.zero_terminal_snr and prediction == "v"
+    return replace(detection, prediction=prediction, zero_terminal_snr=zero_snr)  # type: ignore[arg-type]
+
+
+def _encoders_in_use(
+    facts: Family, found: Mapping[str, Component], path: Path, notes: list[str]
+) -> dict[str, Component]:
+    if "dpdmd" in found:
+        return {"dpdmd": found["dpdmd"]}
+    wanted = {kind: found[kind] for kind in facts.text_encoders if kind in found}
+    absent = [kind for kind in facts.text_encoders if kind not in found]
+    options = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
+    if absent and (facts.needs_all_text_encoders or not wanted):
+        raise CheckpointError(
+            f"{path.name} has no {' and no '.join(TITLES[kind] for kind in absent)}. "
+            f"{facts.label} needs {'all of them' if facts.needs_all_text_encoders else 'one'}: "
+            f"give {' '.join(f'{options[kind]} FILE' for kind in absent)}, or use the full checkpoint."
+        )
+    if absent:
+        names = ", ".join(TITLES[kind] for kind in absent)
+        notes.append(f"No {names}: its part of the prompt is zeros, as in ComfyUI.")
+    return wanted
+
+
+def _check_widths(facts: Family, config: Config, encoders: Mapping[str, Component]) -> None:
+    """Whether the encoders fit the denoiser's text input."""
+    widths = {kind: _width(component) for kind, component in encoders.items()}
+    context = config.get("joint_attention_dim", config.get("cross_attention_dim"))
+    clip = sum(width for kind, width in widths.items() if kind.startswith("clip"))
+    exact = facts.network == "UNet2DConditionModel" and "dpdmd" not in widths
+    fits = clip == context if exact else all(w <= context for w in (clip, *widths.values()))  # type: ignore[operator]
+    if not fits or widths.get("t5xxl", context) != context:
+        shown = ", ".join(f"{TITLES[kind]} {width}" for kind, width in widths.items())
+        raise CheckpointError(
+            f"The text encoders do not fit the denoiser: widths are {shown}, its text input is "
+            f"{context} wide. Give the encoders this model was trained with."
+        )
+
+
+def _width(component: Component) -> int:
+    config = component.config
+    return config["d_model"] if "d_model" in config else config["hidden_size"]
+
+
+def _vae(parts: Parts, path: Path | None, notes: list[str]) -> Component | None:
+    return None

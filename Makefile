@@ -15,7 +15,7 @@ lint:
 	$(BIN)/ruff check .
 
 type:
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 test:
 	$(BIN)/python -m pytest

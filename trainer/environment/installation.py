@@ -147,7 +147,7 @@ def install_torch(environment: Environment, spec: str, index: str | None) -> Non
             say("    no GPU is visible; if this downloads gigabytes of CUDA, stop and choose the")
             say(f"    CPU build with --torch-index (addresses: {packages.PYTORCH_PAGE})")
         where = ["--index-url", index] if index else []
-        packages.pip_install(environment, spec, *where, problem=problem)
+        packages.pip_install(environment, spec, *where, problem=problem, shown=True)
     environment.record(**{"torch from": ""})
 
 

@@ -97,9 +97,11 @@ def run(command: list[str], problem: str, variables: dict[str, str] | None = Non
         )
 
 
-def pip_install(environment: Environment, *arguments: str, problem: str) -> None:
-    """`pip install` into the environment, quiet unless somebody watches."""
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+def pip_install(
+    environment: Environment, *arguments: str, problem: str, shown: bool = False
+) -> None:
+    """`pip install` into the environment; errors are always shown, progress when asked for."""
+    quiet = [] if shown and sys.stdout.isatty() else ["-qq"]
     options = ["--disable-pip-version-check", "--no-input", *quiet]
     variables = environment.variables() | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
     if environment.is_folder:

@@ -69,7 +69,7 @@ VOCABULARIES = (
 
 def download(environment: Environment, package: str, folder: Path) -> Path:
     """The wheel of `package`, downloaded into `folder` without its dependencies."""
-    options = ["--disable-pip-version-check", "--quiet", "--no-deps", "--dest", str(folder)]
+    options = ["--disable-pip-version-check", "-qq", "--no-deps", "--dest", str(folder)]
     # the wheels hold plain Python; naming a version lets older interpreters fetch them too
     options += ["--only-binary=:all:", "--python-version", "3.11"]
     python = str(environment.python)

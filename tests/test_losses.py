@@ -17,7 +17,9 @@ def randn(generator, *shape):
     return torch.randn(*shape, generator=generator)
 
 
-@pytest.mark.parametrize("prediction, schedule", [("flow", s.FlowSchedule()), ("v", s.VPSchedule())])
+@pytest.mark.parametrize(
+    "prediction, schedule", [("flow", s.FlowSchedule()), ("v", s.VPSchedule())]
+)
 @pytest.mark.parametrize("position", [999, 749])
 def test_the_diversity_loss_is_the_mean_squared_velocity_error(
     prediction, schedule, position, generator

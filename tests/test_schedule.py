@@ -77,7 +77,9 @@ def test_a_refined_grid_keeps_the_students_points():
     assert len(fine) == 22
     assert torch.equal(fine[::7], coarse)
     assert (fine.diff() < 0).all()
-    torch.testing.assert_close(s.refine_positions(s.few_step_positions(4), 7), s.trailing_positions(28))
+    torch.testing.assert_close(
+        s.refine_positions(s.few_step_positions(4), 7), s.trailing_positions(28)
+    )
 
 
 @pytest.mark.parametrize("num_steps", [0, -1, 1001])

@@ -1,0 +1,115 @@
+"""Settings: bounds, contradictions, JSON, and the command line made from them."""
+
+import argparse
+import dataclasses
+
+import pytest
+from dpdmd_studio.core.errors import SettingsError
+from dpdmd_studio.trainer.cli_arguments import (
+    add_config_arguments,
+    config_values,
+    parse_lora,
+    parse_seeds,
+)
+from dpdmd_studio.trainer.config import DistillConfig, parse_resolutions
+from dpdmd_studio.trainer.presets import PRESETS, preset
+
+
+def test_defaults_are_valid_and_round_trip_through_json():
+    config = DistillConfig().validate()
+    assert DistillConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"anchor_step": 29}, "teacher's grid has only 28 steps"),
+        ({"num_steps": 1}, "least allowed is 2"),
+        ({"student_rank": 0}, "least allowed is 1"),
+        ({"num_anchored_steps": 4}, "at most 3"),
+        ({"num_anchored_steps": 2, "teacher_steps": 30}, "multiple of 4"),
+        ({"num_anchored_steps": 2, "anchor_step": 14}, "before the second"),
+        ({"objective": "magic"}, "expected one of dp_dmd"),
+        ({"student_lr": float("nan")}, "finite"),
+        ({"student_lr": "fast"}, "expected float"),
+        ({"steps": 1.5}, "expected int"),
+        ({"steps": True}, "expected int"),
+        ({"resolution": "big"}, "not understood"),
+        ({"resolution": "1x2x3"}, "not understood"),
+        ({"resolution": "99999"}, "outside 16 to 8192"),
+        ({"learning_rate": 1.0}, "Unknown settings: learning_rate"),
+    ],
+)
+def test_nonsense_is_named(values, message):
+    with pytest.raises(SettingsError, match=message):
+        DistillConfig.from_dict(values)
+
+
+def test_the_default_anchor_is_the_end_of_the_first_step():
+    config = DistillConfig()
+    assert (config.effective_teacher_steps, config.effective_anchor_step) == (28, 7)
+    config = DistillConfig(num_steps=8)
+    assert (config.effective_teacher_steps, config.effective_anchor_step) == (56, 7)
+    config = DistillConfig(teacher_steps=30)
+    assert config.effective_anchor_step == 8
+
+
+def test_resolutions_are_width_by_height():
+    assert parse_resolutions("1024x1024, 832X1216,512") == ((1024, 1024), (832, 1216), (512, 512))
+    assert parse_resolutions("") == ()
+
+
+def test_every_setting_is_an_option_that_arrives():
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    assert config_values(parser.parse_args([])) == {}
+    for spec in dataclasses.fields(DistillConfig):
+        option = "--" + spec.name.replace("_", "-")
+        if isinstance(spec.default, bool):
+            arguments, expected = ["--no-" + option[2:]], False
+        elif spec.metadata["choices"]:
+            expected = spec.metadata["choices"][-1]
+            arguments = [option, expected]
+        else:
+            expected = type(spec.default)(2)
+            arguments = [option, str(expected)]
+        assert config_values(parser.parse_args(arguments)) == {spec.name: expected}
+
+
+def test_every_setting_has_help():
+    assert all(spec.metadata["help"] for spec in dataclasses.fields(DistillConfig))
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("3", [3]), ("0-3", [0, 1, 2, 3]), ("5, 7-8,5", [5, 7, 8]), ("0", [0])]
+)
+def test_seed_lists(text, expected):
+    assert parse_seeds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "-1", "1-", "0-99999999", "1,,2"])
+def test_bad_seed_lists_are_named(text):
+    with pytest.raises(SettingsError, match="seeds"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("a.safetensors", ("a.safetensors", 1.0)),
+        ("a.safetensors:0.5", ("a.safetensors", 0.5)),
+        ("C:\\loras\\a.safetensors", ("C:\\loras\\a.safetensors", 1.0)),
+        ("C:/a.safetensors:-1", ("C:/a.safetensors", -1.0)),
+        ("a:b.safetensors", ("a:b.safetensors", 1.0)),
+    ],
+)
+def test_lora_arguments(text, expected):
+    assert parse_lora(text) == expected
+
+
+def test_presets_are_valid_settings():
+    for family, memories in PRESETS.items():
+        for memory in memories:
+            DistillConfig.from_dict(preset(family, memory))
+    with pytest.raises(SettingsError, match="presets for sdxl are 12gb"):
+        preset("sdxl", "6gb")

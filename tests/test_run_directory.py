@@ -1,0 +1,104 @@
+"""Run directories: atomic files, metrics after a crash, states, stop requests, ownership."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from dpdmd_studio.core.errors import OutputError, RunError
+from dpdmd_studio.trainer.run_directory import KEPT_STATES, RunDirectory
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory.create(tmp_path / "run", {"config": {"steps": 3}}, ["a cat", "a dog"])
+
+
+def test_settings_and_prompts_come_back(run):
+    again = RunDirectory.open(run.path)
+    assert again.settings()["config"] == {"steps": 3}
+    assert again.prompts() == ["a cat", "a dog"]
+
+
+def test_metrics_survive_a_line_cut_off_by_a_crash(run):
+    run.append_metrics({"step": 1, "loss": 0.5})
+    run.append_metrics({"step": 2, "loss": 0.4})
+    with (run.path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 3, "lo')
+    assert [line["step"] for line in run.metrics()] == [1, 2]
+    run.truncate_metrics(1)
+    assert run.metrics() == [{"step": 1, "loss": 0.5}]
+
+
+def test_a_state_counts_only_when_whole(run):
+    with run.new_state(1) as folder:
+        (folder / "a").write_text("1")
+    with pytest.raises(ZeroDivisionError), run.new_state(2) as folder:
+        (folder / "a").write_text("2")
+        1 / 0  # noqa: B018
+    assert run.latest_state().name == "step-00000001"
+    assert not list(run.states.glob(".*"))
+
+
+def test_only_the_newest_states_are_kept(run):
+    for step in range(1, 6):
+        with run.new_state(step):
+            pass
+    assert len(list(run.states.iterdir())) == KEPT_STATES
+    assert run.latest_state().name == "step-00000005"
+
+
+def test_an_existing_run_is_not_overwritten_unasked(run):
+    with pytest.raises(OutputError, match="--overwrite"):
+        RunDirectory.create(run.path, {}, [])
+    RunDirectory.create(run.path, {"new": 1}, [], overwrite=True)
+    assert run.settings()["new"] == 1
+
+
+def test_a_folder_of_something_else_is_never_overwritten(tmp_path):
+    (tmp_path / "holiday.jpg").write_text("precious")
+    with pytest.raises(OutputError, match="not a run"):
+        RunDirectory.create(tmp_path, {}, [], overwrite=True)
+    assert (tmp_path / "holiday.jpg").read_text() == "precious"
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"version": 99}', "nonsense"])
+def test_folders_that_are_no_run_are_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(RunError):
+        RunDirectory.open(tmp_path)
+
+
+def test_stop_requests_are_files(run):
+    assert not run.stop_requested
+    RunDirectory.open(run.path).request_stop()
+    assert run.stop_requested
+    run.clear_requests()
+    assert not run.stop_requested
+
+
+def test_a_run_owned_by_a_live_process_is_refused(run):
+    with run.lock(), pytest.raises(RunError, match=f"process {os.getpid()}"), run.lock():
+        pass
+    with run.lock():  # freed by the first block's end
+        pass
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(run):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    import socket
+
+    owner = {"pid": child.pid, "host": socket.gethostname(), "since": 0}
+    (run.path / "lock.json").write_text(json.dumps(owner))
+    with run.lock():
+        assert json.loads((run.path / "lock.json").read_text())["pid"] == os.getpid()
+    assert not (run.path / "lock.json").exists()
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made"):
+        RunDirectory.create(tmp_path / "file" / "run", {}, [])

@@ -15,6 +15,7 @@ from ..config import DistillConfig
 from ..run_directory import RunDirectory
 from .adapters import AdapterRoles
 from .batches import BatchSource
+from .device import memory_in_use
 from .distiller import Distiller, Metrics, Samples
 from .state import load_state, save_state
 
@@ -171,6 +172,8 @@ def train(
         metrics = trainer.update()
         seconds = time.perf_counter() - started
         line = {"step": trainer.step, "seconds": round(seconds, 4), **metrics}
+        memory = memory_in_use(trainer.distiller.network.device)
+        metrics |= {"memory_bytes": float(memory)} if memory else {}
         line["student_lr"] = learning_rate(config, "student", trainer.step)
         run.append_metrics(line)
         report(Progress(trainer.step, config.steps, metrics, speed.after(seconds)))

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from ...core.errors import SettingsError
-from ...core.families import Detection, LoraTargets
+from ...core.families import SHAPES_KEY, Detection, LoraTargets
 from ...core.hashes import file_sha256
 from ...core.recipe import Recipe
+from ...core.tensor_file import read_header
 from ..config import DistillConfig
 from ..home import prompt_cache
-from ..request import DistillRequest
+from ..request import DistillRequest, ModelFiles
 from ..run_directory import RunDirectory
 from .adapters import AdapterRoles
 from .attention_setup import use_attention
@@ -78,7 +79,7 @@ class Session:
         return write_student(
             path,
             self.checkpoint.family,
-            self.checkpoint.network_config,
+            self.checkpoint.config,
             self.trainer.student_weights(),
             self.recipe(),
             self.config,
@@ -112,21 +113,19 @@ def open_session(run: RunDirectory, report: Report) -> Session:
         dtype=dtype,
         device=device,
         prediction=None if config.prediction == "auto" else config.prediction,
-        clip_l=_path(files.clip_l),
-        clip_g=_path(files.clip_g),
-        t5=_path(files.t5),
-        vae=_path(files.vae),
+        text_encoders=text_encoder_files(files),
+        vae=Path(files.vae) if files.vae else None,
         report=report,
     )
     report(f"{Path(files.checkpoint).name}: {checkpoint.detection.title}")
     resolutions = choose_resolutions(config, checkpoint.detection)
     prompts = PromptSource(run.prompts(), config.seed)
     encoded, negative = _encode(checkpoint, prompts, config, device, report)
-    call = checkpoint.network_call()
+    call = checkpoint.call()
     report(f"Attention: {use_attention(checkpoint.network, config.attention)}")
     check_prediction_type(checkpoint, next(iter(encoded.values())))
     sha256 = _identity(Path(files.checkpoint), report)
-    guidance = config.teacher_guidance or checkpoint.guidance_scale
+    guidance = config.teacher_guidance or default_guidance(checkpoint)
     teacher = TeacherFacts(
         Path(files.checkpoint).stem, sha256, checkpoint.detection, guidance, resolutions
     )
@@ -138,8 +137,19 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     )
 
 
-def _path(name: str | None) -> Path | None:
-    return Path(name) if name else None
+def text_encoder_files(files: ModelFiles) -> dict[str, Path]:
+    """The text-encoder files that were named, by encoder."""
+    named = {"clip_l": files.clip_l, "clip_g": files.clip_g, "t5xxl": files.t5}
+    return {name: Path(file) for name, file in named.items() if file}
+
+
+def default_guidance(checkpoint: LoadedCheckpoint) -> float:
+    """The guidance an embedded teacher was made for, else its family's default."""
+    if checkpoint.path.is_file():
+        facts = read_header(checkpoint.path).metadata.get(SHAPES_KEY)
+        if facts:
+            return float(json.loads(facts)["guidance_scale"])
+    return checkpoint.family.guidance_scale
 
 
 def _prepare_training(
@@ -155,7 +165,7 @@ def _prepare_training(
     layers: LoraTargets = "full" if config.lora_layers == "full" else "attention"
     roles = AdapterRoles(
         checkpoint.network,
-        checkpoint.family.lora_modules(checkpoint.network_config, layers),
+        checkpoint.family.lora_modules(checkpoint.config, layers),
         student_rank=config.student_rank,
         fake_rank=config.fake_rank,
         seed=config.seed,

@@ -1,0 +1,239 @@
+"""The command line: distill, resume, sample, inspect, demo. Heavy imports wait for their use."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import DPDMDError
+from .cli_arguments import add_config_arguments, config_values, parse_lora, parse_seeds
+from .config import DistillConfig
+from .presets import MEMORIES, preset
+
+if TYPE_CHECKING:
+    from .engine.runner import Outcome
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 2 the user's mistake, 130 interrupted)."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+    try:
+        return arguments.run_command(arguments)
+    except DPDMDError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .. import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="dpdmd-studio",
+        description="Distil your own checkpoint into a few-step LoRA, from prompts alone.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_distill(commands.add_parser("distill", help="make a few-step LoRA of a checkpoint"))
+    _add_resume(commands.add_parser("resume", help="go on with a stopped or interrupted run"))
+    _add_sample(commands.add_parser("sample", help="make pictures with a checkpoint or a LoRA"))
+    _add_inspect(commands.add_parser("inspect", help="say what a checkpoint or LoRA file is"))
+    _add_demo(
+        commands.add_parser("demo", help="distil the embedded checkpoint and show the result")
+    )
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _add_model_files(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".safetensors or diffusers folder")
+    parser.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder")
+    parser.add_argument("--clip-g", metavar="FILE", help="CLIP-G text encoder")
+    parser.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder")
+    parser.add_argument("--vae", metavar="FILE", help="VAE for pictures (training needs none)")
+
+
+def _add_distill(parser: argparse.ArgumentParser) -> None:
+    _add_model_files(parser)
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="one prompt a line")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the LoRA to write")
+    parser.add_argument("--run", metavar="DIR", help="run folder (default: in the data folder)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--format", choices=("kohya", "peft"), default="kohya",
+                        help="kohya: for ComfyUI, A1111, Forge; peft: for diffusers")  # fmt: skip
+    parser.add_argument("--preset", choices=MEMORIES, help="settings for a card's memory")
+    add_config_arguments(parser)
+    parser.set_defaults(run_command=_distill)
+
+
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.set_defaults(run_command=_resume)
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    _add_model_files(parser)
+    parser.add_argument("--lora", metavar="FILE[:STRENGTH]", help="without it: the teacher")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT")
+    source.add_argument("--prompts", metavar="FILE")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--seeds", default="0-3", metavar="LIST", help="such as 0-8 (default 0-3)")
+    parser.add_argument("--negative", default="", metavar="TEXT")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: the LoRA's, or 28")
+    parser.add_argument("--guidance-scale", type=float, metavar="X", help="1 is off")
+    parser.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X")
+    parser.add_argument("--resolution", default="", metavar="WxH")
+    parser.add_argument("--clip-skip", type=int, metavar="N")
+    parser.add_argument("--prediction", choices=("auto", "eps", "v", "flow"), default="auto")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures of that name")
+    parser.set_defaults(run_command=_sample)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE")
+    parser.set_defaults(run_command=_inspect)
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", default="demo", metavar="DIR", help="default: ./demo")
+    parser.add_argument("--steps", type=int, metavar="N", help="student updates of the demo")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
+    parser.set_defaults(run_command=_demo)
+
+
+def _distill(arguments: argparse.Namespace) -> int:
+    from ..core.families import detect
+    from ..core.tensor_file import read_header
+    from .engine.runner import create_run
+    from .home import new_run_folder
+    from .prompts import read_prompts
+    from .request import DistillRequest, ModelFiles
+
+    checkpoint = Path(arguments.checkpoint)
+    chosen: dict[str, Any] = {}
+    if arguments.preset and checkpoint.is_file():
+        chosen = preset(detect(read_header(checkpoint)).family, arguments.preset)
+    config = DistillConfig.from_dict(chosen | config_values(arguments))
+    prompts = read_prompts(Path(arguments.prompts))
+    for note in prompts.notes:
+        _say(note)
+    request = DistillRequest(
+        model=ModelFiles(**{name: getattr(arguments, name) for name in _MODEL_FILES}),
+        config=config,
+        output=arguments.output,
+        overwrite=arguments.overwrite,
+        file_format=arguments.format,
+        created_at=time.time(),
+    )
+    folder = Path(arguments.run) if arguments.run else new_run_folder(Path(arguments.output).stem)
+    run = create_run(folder, request, list(prompts.prompts), overwrite=arguments.overwrite)
+    _say(f"Run: {run.path}")
+    return _train(run, arguments.json)
+
+
+_MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from .run_directory import RunDirectory
+
+    return _train(RunDirectory.open(Path(arguments.run)), arguments.json)
+
+
+def _train(run: Any, as_json: bool) -> int:
+    from .engine.runner import run_distillation
+    from .engine.terminal import ProgressLine
+
+    with ProgressLine() as line:
+        outcome = run_distillation(run, report=line.message, on_progress=line.show)
+    _print_outcome(outcome, run.path, as_json)
+    return 0
+
+
+def _print_outcome(outcome: Outcome, folder: Path, as_json: bool) -> None:
+    if as_json:
+        facts = {"lora": str(outcome.lora), "run": str(folder), "step": outcome.step,
+                 "finished": outcome.finished}  # fmt: skip
+        sys.stdout.write(json.dumps(facts) + "\n")
+        return
+    state = "Finished" if outcome.finished else "Stopped"
+    sys.stdout.write(f"{state} after {outcome.step} updates: {outcome.lora}\n")
+    if not outcome.finished:
+        sys.stdout.write(f'Go on with: dpdmd-studio resume "{folder}"\n')
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from .engine.sample_command import SampleRequest, sample_pictures
+    from .prompts import read_prompts
+
+    texts = [arguments.prompt]
+    if arguments.prompts:
+        listed = read_prompts(Path(arguments.prompts))
+        for note in listed.notes:
+            _say(note)
+        texts = list(listed.prompts)
+    names = (*_MODEL_FILES, "negative", "steps", "guidance_scale", "guidance_rescale", "resolution",
+             "clip_skip", "prediction", "batch_size", "device", "dtype", "overwrite")  # fmt: skip
+    request = SampleRequest(
+        prompts=tuple(texts),
+        seeds=tuple(parse_seeds(arguments.seeds)),
+        lora=parse_lora(arguments.lora) if arguments.lora else None,
+        output=Path(arguments.output),
+        **{name: getattr(arguments, name) for name in names},
+    )
+    paths = sample_pictures(request, report=_say)
+    if arguments.json:
+        sys.stdout.write(json.dumps({"pictures": [str(path) for path in paths]}) + "\n")
+    else:
+        sys.stdout.write(f"{len(paths)} pictures in {arguments.output}\n")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from .inspect_file import format_text, inspect
+
+    facts = inspect(Path(arguments.file))
+    text = json.dumps(facts, indent=2, ensure_ascii=False) if arguments.json else format_text(facts)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from .engine.demo import run_demo
+    from .engine.terminal import ProgressLine
+
+    with ProgressLine() as line:
+        facts = run_demo(
+            Path(arguments.output),
+            steps=arguments.steps,
+            overwrite=arguments.overwrite,
+            report=line.message,
+            on_progress=line.show,
+        )
+    sys.stdout.write(json.dumps(facts.to_dict()) if arguments.json else facts.to_text())
+    sys.stdout.write("\n")
+    return 0
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")

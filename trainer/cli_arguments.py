@@ -1,0 +1,80 @@
+"""Command-line options, generated from the settings class; nothing here knows a setting by name."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from ..core.errors import SettingsError
+from .config import DistillConfig
+
+GROUP_TITLES = {
+    "teacher": "the teacher",
+    "student": "the student and its objective",
+    "training": "training",
+    "machine": "the machine",
+}
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """One option per setting of DistillConfig; absent options stay out of the namespace."""
+    groups = {
+        name: parser.add_argument_group(title, argument_default=argparse.SUPPRESS)
+        for name, title in GROUP_TITLES.items()
+    }
+    for spec in dataclasses.fields(DistillConfig):
+        option = "--" + spec.name.replace("_", "-")
+        group = groups[spec.metadata["group"]]
+        text = f"{spec.metadata['help']} (default: {_shown(spec.default)})".replace("%", "%%")
+        if isinstance(spec.default, bool):
+            group.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+        elif spec.metadata["choices"]:
+            group.add_argument(option, choices=spec.metadata["choices"], help=text)
+        else:
+            kind = type(spec.default)
+            metavar = {int: "N", float: "X", str: "TEXT"}[kind]
+            group.add_argument(option, type=kind, metavar=metavar, help=text)
+
+
+def _shown(value: Any) -> str:
+    return (
+        repr(value) if value == "" else str(value).lower() if value in (True, False) else str(value)
+    )
+
+
+def config_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were named on the command line."""
+    names = {spec.name for spec in dataclasses.fields(DistillConfig)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of "3", "0-8" or "0,5,7-9", in order and each once."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, dash, high = (piece.strip() for piece in part.partition("-"))
+        first, last = low, high if dash else low
+        if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+            raise SettingsError(
+                f"seeds {text!r} are not understood; write one (3), a range (0-8), or several "
+                "separated by commas (0,5,7-9)."
+            )
+        if int(last) - int(first) > 10_000 or int(last) >= 2**63:
+            raise SettingsError(f"seeds {text!r} are too many or too large.")
+        seeds += range(int(first), int(last) + 1)
+    return list(dict.fromkeys(seeds))
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """(file, strength) of "FILE" or "FILE:0.8"; a drive letter's colon is no strength."""
+    name, colon, tail = text.rpartition(":")
+    if not colon or not name or (len(name) == 1 and tail.startswith(("\\", "/"))):
+        return text, 1.0
+    try:
+        strength = float(tail)
+    except ValueError:
+        return text, 1.0
+    if not -10 <= strength <= 10:
+        raise SettingsError(f"LoRA strength {tail} is outside -10 to 10.")
+    return name, strength

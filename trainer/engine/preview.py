@@ -1,0 +1,82 @@
+"""Preview sheets of a run: fixed prompts and seeds, teacher and student at their own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from ...core import atomic_write
+from ...core.schedule import Levels
+from ..run_directory import RunDirectory
+from .conditioning import Conditioning
+from .picture_grid import picture_grid
+from .sampling import sample_latents
+from .vae import decode
+
+if TYPE_CHECKING:
+    from .session import Session
+
+PREVIEW_PROMPTS = 3
+PREVIEW_SEEDS = (1_000_001, 1_000_002, 1_000_003)
+
+
+class Previews:
+    """Draws previews/teacher.png once, and previews/step-*.png as the student learns."""
+
+    def __init__(self, run: RunDirectory, session: Session, report: Callable[[str], None]) -> None:
+        self._run, self._session, self._report = run, session, report
+        prompts = list(session.encoded)
+        shown = [text for text in prompts if text != session.config.teacher_negative]
+        self._prompts = (shown or prompts)[:PREVIEW_PROMPTS]
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the run asks for previews at all."""
+        return self._session.config.preview_every > 0
+
+    def teacher(self) -> None:
+        """The teacher at its own guided steps; drawn once per run."""
+        path = self._run.previews / "teacher.png"
+        if not self.wanted or path.exists():
+            return
+        self._report("Drawing the teacher's preview")
+        session = self._session
+        levels = session.trainer.distiller.teacher_levels
+        self._draw("teacher", levels, session.teacher.guidance_scale, path.name)
+
+    def student(self, step: int) -> None:
+        """The student as it would be saved after update `step`."""
+        session = self._session
+        weights = session.trainer.average
+        kept = session.roles.state("student") if weights is not None else None
+        if weights is not None:
+            session.load_student(weights)
+        self._draw("student", session.trainer.distiller.levels, 1.0, f"step-{step:08d}.png")
+        if kept is not None:
+            session.load_student(kept)
+
+    def _draw(self, role: str, levels: Levels, guidance_scale: float, name: str) -> None:
+        self._session.roles.use(role)
+        rows = []
+        for text in self._prompts:
+            latents = self._latents(self._session.encoded[text], levels, guidance_scale)
+            pictures: list[np.ndarray] = list(decode(self._session.checkpoint, latents))
+            rows.append((text[:100], pictures))
+        with atomic_write.atomic_path(self._run.previews / name) as temporary:
+            picture_grid(rows).save(temporary, format="PNG")
+
+    def _latents(self, prompt: Conditioning, levels: Levels, guidance_scale: float) -> Tensor:
+        session = self._session
+        return sample_latents(
+            session.call,
+            prompt.repeat(len(PREVIEW_SEEDS)),
+            session.negative,
+            PREVIEW_SEEDS,
+            session.latent_shapes[0],
+            levels.sigmas,
+            guidance_scale=guidance_scale,
+            guidance_rescale=session.config.guidance_rescale,
+        )

@@ -21,7 +21,7 @@ def test_defaults_are_valid_and_round_trip_through_json():
 
 
 @pytest.mark.parametrize(
-    "values, message",
+    ("values", "message"),
     [
         ({"anchor_step": 29}, "teacher's grid has only 28 steps"),
         ({"num_steps": 1}, "least allowed is 2"),
@@ -81,7 +81,7 @@ def test_every_setting_has_help():
 
 
 @pytest.mark.parametrize(
-    "text, expected", [("3", [3]), ("0-3", [0, 1, 2, 3]), ("5, 7-8,5", [5, 7, 8]), ("0", [0])]
+    ("text", "expected"), [("3", [3]), ("0-3", [0, 1, 2, 3]), ("5, 7-8,5", [5, 7, 8]), ("0", [0])]
 )
 def test_seed_lists(text, expected):
     assert parse_seeds(text) == expected
@@ -94,7 +94,7 @@ def test_bad_seed_lists_are_named(text):
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    ("text", "expected"),
     [
         ("a.safetensors", ("a.safetensors", 1.0)),
         ("a.safetensors:0.5", ("a.safetensors", 0.5)),

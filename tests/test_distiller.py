@@ -141,7 +141,7 @@ def test_the_first_step_descends_to_the_teachers_chord():
     network = ToyNetwork()
     teacher = distiller(network, diversity_weight=1.0)
     optimizer = torch.optim.SGD([network.student], lr=0.3)
-    for step in range(200):
+    for _step in range(200):
         optimizer.zero_grad()
         teacher._anchored_steps(batch())
         optimizer.step()

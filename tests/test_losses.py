@@ -18,7 +18,7 @@ def randn(generator, *shape):
 
 
 @pytest.mark.parametrize(
-    "prediction, schedule", [("flow", s.FlowSchedule()), ("v", s.VPSchedule())]
+    ("prediction", "schedule"), [("flow", s.FlowSchedule()), ("v", s.VPSchedule())]
 )
 @pytest.mark.parametrize("position", [999, 749])
 def test_the_diversity_loss_is_the_mean_squared_velocity_error(

@@ -23,7 +23,7 @@ def path():
     return x0, eps
 
 
-@pytest.mark.parametrize("prediction, schedule", CASES)
+@pytest.mark.parametrize(("prediction", "schedule"), CASES)
 @pytest.mark.parametrize("position", [-1.0, 0.0, 100.0, 500.0, 998.0, 999.0])
 def test_the_training_target_stands_for_x0(prediction, schedule, position, path):
     x0, eps = path
@@ -35,7 +35,7 @@ def test_the_training_target_stands_for_x0(prediction, schedule, position, path)
     torch.testing.assert_close(recovered, x0, rtol=1e-4, atol=3e-5)
 
 
-@pytest.mark.parametrize("prediction, schedule", CASES)
+@pytest.mark.parametrize(("prediction", "schedule"), CASES)
 @pytest.mark.parametrize("position", [0.0, 100.0, 500.0, 999.0])
 def test_from_x0_inverts_to_x0(prediction, schedule, position, path):
     output, x_t = path

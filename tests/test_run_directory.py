@@ -34,7 +34,7 @@ def test_metrics_survive_a_line_cut_off_by_a_crash(run):
 def test_a_state_counts_only_when_whole(run):
     with run.new_state(1) as folder:
         (folder / "a").write_text("1")
-    with pytest.raises(ZeroDivisionError), run.new_state(2) as folder:
+    with pytest.raises(ZeroDivisionError), run.new_state(2) as folder:  # noqa: PT012
         (folder / "a").write_text("2")
         1 / 0  # noqa: B018
     assert run.latest_state().name == "step-00000001"

@@ -84,9 +84,15 @@ def test_the_callback_sees_every_step_and_extra_arguments_arrive(noise):
 
 
 @pytest.mark.parametrize(
-    "denoise, expected",
-    [(1.0, [1.0, 0.9, 0.75, 0.5, 0.0]), (0.7, [0.9, 0.75, 0.5, 0.0]), (0.5, [0.75, 0.5, 0.0])]
-    + [(0.3, [0.5, 0.0]), (0.01, [0.5, 0.0]), (0.625, [0.9, 0.75, 0.5, 0.0])],
+    ("denoise", "expected"),
+    [
+        (1.0, [1.0, 0.9, 0.75, 0.5, 0.0]),
+        (0.7, [0.9, 0.75, 0.5, 0.0]),
+        (0.5, [0.75, 0.5, 0.0]),
+        (0.3, [0.5, 0.0]),
+        (0.01, [0.5, 0.0]),
+        (0.625, [0.9, 0.75, 0.5, 0.0]),
+    ],
 )
 def test_partial_denoise_stays_on_the_trained_grid(denoise, expected):
     assert partial_sigmas(GRID, denoise).tolist() == pytest.approx(expected)

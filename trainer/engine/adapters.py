@@ -9,6 +9,7 @@ needs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -50,7 +51,9 @@ class AdapterRoles:
                 target_modules=targets if isinstance(targets, str) else list(targets),
                 init_lora_weights=True,
             )
-            inject_adapter_in_model(config, network, adapter_name=name)
+            with warnings.catch_warnings():  # a second adapter is what we want
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                inject_adapter_in_model(config, network, adapter_name=name)
         self._layers = {
             name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)
         }

@@ -1,4 +1,4 @@
-"""LoRA files of other trainers: read whatever their names, refused clearly where they do not fit."""
+"""LoRA files of other trainers: read whatever their names, refused where they do not fit."""
 
 import lora_networks
 import pytest

@@ -1,0 +1,95 @@
+"""Drawn prompts depend on seed, step and index alone, and syntax of other tools passes through."""
+
+import random
+from collections import Counter
+from random import Random
+
+import pytest
+from dpdmd_studio.core.errors import PromptError
+from dpdmd_studio.trainer.engine.prompt_expansion import PromptSource, expand, protect
+
+
+def outcomes(prompt, tries=40):
+    return {expand(protect(prompt), Random(i)) for i in range(tries)}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "{{best quality}}, 1girl",
+        "a {cat",
+        "a cat} b",
+        "{a|b",
+        ":} {| >_<",
+        "a | b, [c|d]",
+        "__wild__ #1 $5 100% ${x} %{a$$b}",
+        r"painting \(medium\), (a:1.2), ((b)), [c:d:0.5], BREAK x",
+        "{x}, {y}",
+    ],
+)
+def test_text_without_alternatives_stays_as_it_is(prompt):
+    assert outcomes(prompt) == {prompt}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a {red|blue} cat", {"a red cat", "a blue cat"}),
+        ("{a {b|c} d|e}", {"a b d", "a c d", "e"}),
+        ("{a|} b", {"a b", "b"}),
+        ("{(a:1.2)|#1 $5 100%|@_@|__x__}", {"(a:1.2)", "#1 $5 100%", "@_@", "__x__"}),
+        ("{~a|!b}", {"~a", "!b"}),
+        (r"\{a\|b\} {c\|d|e}", {"{a|b} c|d", "{a|b} e"}),
+        ("{x|{literal} y} {z}", {"x {z}", "{literal} y {z}"}),
+        ("{2$$a|b}", {"a,b", "b,a"}),
+        ("{2$$ and $$a|b}", {"a and b", "b and a"}),
+        ("{日本|été}", {"日本", "été"}),
+        ("{-$$a|b}", {"-$$a", "b"}),
+    ],
+)
+def test_alternatives_give_each_of_their_choices(prompt, expected):
+    assert outcomes(prompt) == expected
+
+
+def test_weights_shift_the_odds():
+    counts = Counter(expand(protect("{9::a|1::b}"), Random(i)) for i in range(500))
+    assert 400 < counts["a"] < 490
+
+
+def test_any_text_expands_and_stays_within_its_characters():
+    rng = random.Random(0)
+    for _ in range(400):
+        text = "".join(rng.choice("{{}}||ab $$::12-#\\@~,_") for _ in range(rng.randint(1, 30)))
+        drawn = expand(protect(text), Random(1))
+        assert set(drawn) <= set(text) | set(", ")
+
+
+def test_draws_are_a_pure_function_of_seed_step_and_index():
+    prompts = ["a {red|blue|green} cat", "a {dog|bird}", "x", "y"]
+    first, second = PromptSource(prompts, 5), PromptSource(prompts, 5)
+    forward = [[first.draw(step, i) for i in range(3)] for step in range(20)]
+    backward = [[second.draw(step, i) for i in (2, 1, 0)][::-1] for step in reversed(range(20))]
+    assert forward == backward[::-1]
+    other = PromptSource(prompts, 6)
+    assert forward != [[other.draw(step, i) for i in range(3)] for step in range(20)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 12])
+def test_every_prompt_comes_once_before_any_comes_again(count):
+    source = PromptSource([f"p{i}" for i in range(count)], 3)
+    rounds = [[source.draw(r * count + i, 0) for i in range(count)] for r in range(4)]
+    assert all(sorted(drawn) == sorted(f"p{i}" for i in range(count)) for drawn in rounds)
+
+
+def test_all_needed_are_exactly_those_the_run_draws():
+    source = PromptSource([f"p{i} {{a|b|c}}" for i in range(50)], 1)
+    needed = source.all_needed(10, 2, head_start=3)
+    drawn = {source.draw(step, i) for step in range(1, 11) for i in range(2)}
+    drawn |= {source.draw(0, i) for i in range(3)}
+    assert set(needed) == drawn
+    assert len(needed) == len(set(needed))
+
+
+def test_no_prompts_is_an_error():
+    with pytest.raises(PromptError):
+        PromptSource([], 0)

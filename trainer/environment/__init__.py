@@ -117,7 +117,7 @@ class Environment:
     def is_active(self) -> bool:
         """Whether the running interpreter is this environment's own."""
         if self.is_folder:
-            return os.environ.get("DPDMD_PACKAGES") == str(self.packages)
+            return str(self.packages) in sys.path
         return Path(sys.prefix).resolve() == self.home.resolve()
 
     def command(self, *arguments: str) -> list[str]:

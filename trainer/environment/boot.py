@@ -24,7 +24,6 @@ def enter(packages: Path) -> None:
     importlib.invalidate_caches()
     if (packages / f"{BORROWED}.py").is_file():
         importlib.import_module(BORROWED)
-    os.environ["DPDMD_PACKAGES"] = str(packages)
     vocabularies = packages.parent / "share" / "dpdmd_studio"
     os.environ.setdefault("DPDMD_VOCABULARIES", str(vocabularies))
 
@@ -33,7 +32,7 @@ def run(packages: str, program: str, *arguments: str) -> None:
     """Run a module (`-m NAME`) or a file, as `python` does."""
     own_folder = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != own_folder]
-    enter(Path(packages))
+    enter(Path(packages).absolute())
     if program == "-m":
         sys.argv = list(arguments)
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

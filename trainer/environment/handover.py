@@ -21,7 +21,7 @@ def hand_over(arguments: list[str], environment: Environment = WORKER) -> int | 
     """Exit status of the command run in the worker's environment; None: go on right here."""
     if environment.is_ready:
         warn_when_outdated(environment)
-        if environment.is_active or os.environ.get(HANDED_OVER):
+        if environment.is_active or os.environ.pop(HANDED_OVER, None):
             return None
         if environment.is_folder and same_interpreter(environment):
             enter(environment.packages)

@@ -1,0 +1,104 @@
+"""The wheel holds the package and its data; the documents name things that exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("core", "trainer", "comfy_nodes", "webui_extension")
+CODE_FENCE = re.compile(r"```.*?```", re.DOTALL)
+INLINE_CODE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+PATH = re.compile(r"[\w.*<>-]+(/[\w.*<>-]+)*/?")
+TOP_LEVEL = (*FOLDERS, "tests", "tools", "docs", "benchmarks", "scripts", ".ci")
+
+
+def listed_packages() -> list[str]:
+    """The package list of pyproject.toml (read by hand: Python 3.10 has no TOML reader)."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^packages = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    return re.findall(r'"([\w.]+)"', block[1])
+
+
+def packages_of_the_tree() -> list[str]:
+    inits = [path for folder in FOLDERS for path in (ROOT / folder).rglob("__init__.py")]
+    dotted = [path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in inits]
+    return sorted(["dpdmd_studio", *(f"dpdmd_studio.{name}" for name in dotted)])
+
+
+def test_every_package_of_the_tree_is_listed():
+    assert sorted(listed_packages()) == packages_of_the_tree()
+
+
+def test_every_folder_with_code_is_a_package():
+    folders = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def test_hosts_are_asked_to_install_nothing():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.strip() and not line.startswith("#")] == []
+    assert "\ndependencies = []\n" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def documents() -> list[Path]:
+    named = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+    return [path for path in [*named, *sorted((ROOT / "docs").rglob("*.md"))] if path.exists()]
+
+
+def paths_named_in(text: str) -> set[str]:
+    """Paths of this repository in inline code and links; placeholders such as <name> excepted."""
+    prose = CODE_FENCE.sub("", text)
+    code = {word for word in INLINE_CODE.findall(prose) if PATH.fullmatch(word)}
+    ours = {word for word in code if word.split("/")[0] in TOP_LEVEL and "/" in word}
+    links = {link for link in LINK.findall(prose) if "://" not in link and "@" not in link}
+    return {path for path in ours if "<" not in path} | {f"link:{path}" for path in links}
+
+
+def exists(path: str, document: Path) -> bool:
+    if path.startswith("link:"):
+        return (document.parent / path.removeprefix("link:")).exists()
+    return any(ROOT.glob(path.rstrip("/")))
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.name)
+def test_paths_in_documents_exist(document):
+    named = paths_named_in(document.read_text(encoding="utf-8"))
+    assert sorted(path for path in named if not exists(path, document)) == []
+
+
+def test_a_dead_path_in_a_document_is_caught():
+    found = paths_named_in("See `core/no_such_file.py` and [this](docs/nothing.md).")
+    assert found == {"core/no_such_file.py", "link:docs/nothing.md"}
+    assert not any(exists(path, ROOT / "README.md") for path in found)
+
+
+def tracked_files() -> list[str]:
+    command = ["git", "-C", str(ROOT), "ls-files"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
+
+
+def test_the_wheel_holds_the_package_and_its_data(tmp_path):
+    source = tmp_path / "source"
+    for name in filter(None, tracked_files()):
+        if name.split("/")[0] in (*FOLDERS, "tests", "scripts") or "/" not in name:
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    expected = {
+        f"dpdmd_studio/{name}"
+        for name in tracked_files()
+        if name.split("/")[0] in FOLDERS or name in ("__init__.py", "__main__.py")
+    }
+    assert sorted(expected - held) == []
+    assert not any(name.startswith(("dpdmd_studio/tests", "tests", "scripts")) for name in held)

@@ -62,11 +62,11 @@ def detect(file: TensorFile) -> Detection:
 
 
 def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) -> Detection:
-    facts: dict[str, object] = {
-        "resolution": _shapes_resolution(file) or item.resolution,
-        **item.describe(tensors, file.tensors),
-    }
+    facts = item.describe(tensors, file.tensors)
+    resolution = _shapes_resolution(file) or item.resolution
+    limit = facts.get("max_resolution")
     return Detection(
+        resolution=min(resolution, limit) if isinstance(limit, int) else resolution,
         family=item.name,
         latent_channels=_latent_channels(tensors),
         denoiser_prefix=prefix,

@@ -69,6 +69,8 @@ class Detection:
     zero_terminal_snr: bool = False
     text_encoders: tuple[TextEncoder, ...] = ()
     vae: Literal["kl", "tiny"] | None = None
+    max_resolution: int | None = None
+    """Longest side its position table allows (SD3), or None."""
     folder: bool = False
     """A diffusers folder instead of a single file."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import CheckpointError, UnsupportedModelError
 from ..tensor_file import CONVERT_HINT, TensorFile, read_header
 from .base import Detection, Family
+from .sd3 import max_resolution
 from .unsupported import SUPPORTED
 
 MAX_JSON_BYTES = 50_000_000
@@ -79,6 +80,11 @@ def detect_folder(folder: ModelFolder, families: Mapping[str, Family]) -> Detect
     prediction, zero_snr = _prediction(folder, family)
     title = family.label if family.name != "sd3" else _sd3_title(config)
     title += " (v-prediction)" if prediction == "v" else ""
+    limit = None
+    if family.name == "sd3":
+        limit = max_resolution(
+            _int(config.get("pos_embed_max_size"), 192), _int(config.get("patch_size"), 2)
+        )
     vae = _read_json(folder.path / "vae" / "config.json") if folder.has("vae") else None
     return Detection(
         family=family.name,
@@ -86,7 +92,8 @@ def detect_folder(folder: ModelFolder, families: Mapping[str, Family]) -> Detect
         prediction=prediction,  # type: ignore[arg-type]
         latent_channels=_int(config.get("in_channels"), 4),
         denoiser_prefix="",
-        resolution=family.resolution,
+        resolution=min(family.resolution, limit or family.resolution),
+        max_resolution=limit,
         resolution_multiple=family.resolution_multiple,
         zero_terminal_snr=zero_snr,
         text_encoders=tuple(

@@ -75,7 +75,17 @@ def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
             "Supported of this family: SD3 medium and SD3.5 medium."
         )
     dual = "joint_blocks.0.x_block.attn2.qkv.weight" in tensors
-    return {"title": "SD3.5 medium" if dual else "SD3 medium", "prediction": "flow"}
+    patch_size = tensors["x_embedder.proj.weight"].shape[2]
+    return {
+        "title": "SD3.5 medium" if dual else "SD3 medium",
+        "prediction": "flow",
+        "max_resolution": max_resolution(math.isqrt(tensors["pos_embed"].shape[1]), patch_size),
+    }
+
+
+def max_resolution(pos_embed_max_size: int, patch_size: int) -> int:
+    """Longest picture side, in pixels, that the position table covers."""
+    return pos_embed_max_size * patch_size * 8
 
 
 def _network_config(tensors: Tensors) -> Config:

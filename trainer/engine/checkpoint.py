@@ -26,6 +26,7 @@ from .checkpoint_parts import Parts, folder_parts, single_file_parts
 from .encoder_components import TITLES, encoder_file
 from .leftovers import describe_leftovers
 from .network import NetworkCall, schedule_of
+from .vae import LatentDecoder, decoder_file, find_decoder
 from .weights import Component
 
 logger = logging.getLogger("dpdmd_studio.loading")
@@ -43,7 +44,7 @@ class LoadedCheckpoint:
         network: the diffusers UNet2DConditionModel or SD3Transformer2DModel, frozen.
         config: the network's full diffusers config; `family.lora_keys(config)` works on it.
         encoders: text encoders in use, checked and not loaded.
-        vae_component: the VAE in use, or None; not checked.
+        decoder: the VAE decoder in use, checked and not loaded; None: a linear preview.
         notes: what the user should know about this checkpoint.
     """
 
@@ -55,7 +56,7 @@ class LoadedCheckpoint:
     dtype: torch.dtype
     device: torch.device
     encoders: dict[str, Component]
-    vae_component: Component | None
+    decoder: LatentDecoder | None
     notes: list[str]
 
     @property
@@ -106,6 +107,7 @@ def load_checkpoint(
         component.check()
     _check_widths(facts, parts.config, encoders)
     notes += describe_leftovers(parts, encoders)
+    decoder = _decoder(parts, vae, notes)
     network = parts.denoiser.load(dtype, device)
     for note in notes:
         report(note)
@@ -118,7 +120,7 @@ def load_checkpoint(
         dtype=dtype,
         device=torch.device(device),
         encoders=encoders,
-        vae_component=_vae(parts, vae, notes),
+        decoder=decoder,
         notes=notes,
     )
 
@@ -178,5 +180,16 @@ def _width(component: Component) -> int:
     return config["d_model"] if "d_model" in config else config["hidden_size"]
 
 
-def _vae(parts: Parts, path: Path | None, notes: list[str]) -> Component | None:
-    return None
+def _decoder(parts: Parts, path: Path | None, notes: list[str]) -> LatentDecoder | None:
+    """The VAE decoder for previews: the named file's, else the checkpoint's own, else none."""
+    if path is not None:
+        decoder = decoder_file(Path(path))
+    else:
+        try:
+            decoder = find_decoder(parts.vae_files, "the checkpoint's own VAE") if parts.vae_files else None
+        except CheckpointError as error:
+            notes.append(str(error))
+            decoder = None
+    title = "a rough linear map (no VAE given)" if decoder is None else decoder.title
+    notes.append(f"Previews are drawn through {title}.")
+    return decoder

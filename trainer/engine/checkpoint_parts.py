@@ -17,10 +17,10 @@ from ...core.families import (
     detect_folder,
     encoder_folders,
     family,
+    is_model_folder,
     read_folder,
     text_encoder_prefix,
 )
-from ...core.families.folder import is_model_folder
 from ...core.tensor_file import TensorFile, read_header
 from .component_names import identity
 from .encoder_components import encoder_component
@@ -44,7 +44,7 @@ class Parts:
         denoiser: its component.
         encoders: the text encoders that are there, by kind.
         file: the single file, or None for a folder.
-        vae_files: headers and prefix of the VAE, if there is one.
+        vae_files: headers of the file or shards the VAE lies in; empty if there is none.
     """
 
     detection: Detection
@@ -52,7 +52,7 @@ class Parts:
     denoiser: Component
     encoders: dict[str, Component]
     file: TensorFile | None
-    vae_files: tuple[tuple[TensorFile, ...], str] | None
+    vae_files: tuple[TensorFile, ...]
 
 
 def single_file_parts(path: Path) -> Parts:
@@ -77,7 +77,7 @@ def single_file_parts(path: Path) -> Parts:
         ),
         encoders=encoders,
         file=file,
-        vae_files=((file,), "first_stage_model.") if detection.has_vae else None,
+        vae_files=(file,) if detection.has_vae else (),
     )
 
 
@@ -106,7 +106,7 @@ def folder_parts(path: Path) -> Parts:
         ),
         encoders=encoders,
         file=None,
-        vae_files=(folder.component("vae").files, "") if detection.has_vae else None,
+        vae_files=folder.component("vae").files if detection.has_vae else (),
     )
 
 

@@ -32,7 +32,13 @@ VAE_TOP = {
     "mid_block.resnets.1": "mid.block_2",
     "mid_block.attentions.0": "mid.attn_1",
 }
-VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
 
 
 def identity(name: str) -> TensorSource:
@@ -83,7 +89,9 @@ def vae_source(num_levels: int) -> Source:
         attention = inner.removeprefix("mid_block.attentions.0.")
         if attention != inner:
             change = "squeeze" if attention != "group_norm" and leaf == "weight" else "none"
-            return TensorSource(f"decoder.mid.attn_1.{VAE_ATTENTION[attention]}.{leaf}", None, change)
+            return TensorSource(
+                f"decoder.mid.attn_1.{VAE_ATTENTION[attention]}.{leaf}", None, change
+            )
         return TensorSource(f"decoder.{_vae_module(inner, num_levels)}.{leaf}")
 
     return source
@@ -98,9 +106,3 @@ def _vae_module(inner: str, num_levels: int) -> str:
     if kind == "upsamplers":
         return f"{side}.upsample.{rest}"
     return f"{side}.block.{index}.{rest}".replace("conv_shortcut", "nin_shortcut")
-
-
-def tiny_vae_source(name: str) -> TensorSource:
-    """For a TAESD decoder, whose stored layers start with a clamp that diffusers does not count."""
-    _, _, index, rest = name.split(".", 3)
-    return TensorSource(f"taesd_decoder.{int(index) + 1}.{rest}")

@@ -34,12 +34,9 @@ class Weights:
     def __init__(self, files: Sequence[TensorFile], prefix: str = "") -> None:
         self.files, self.prefix = list(files), prefix
         self.infos: dict[str, TensorInfo] = {}
-        self._home: dict[str, Path] = {}
         self._open: dict[Path, safe_open] = {}
         for file in files:
-            tensors = file.under(prefix)
-            self.infos.update(tensors)
-            self._home.update(dict.fromkeys(tensors, file.path))
+            self.infos.update(file.under(prefix))
 
     @property
     def label(self) -> str:
@@ -49,10 +46,27 @@ class Weights:
 
     def read(self, key: str) -> Tensor:
         """The stored tensor, mapped from the file and not copied."""
-        path = self._home[key]
+        return self.read_full(self.prefix + key)
+
+    def read_full(self, name: str) -> Tensor:
+        """A tensor by its full name in the file, prefix or not."""
+        path = self._file_of(name).path
         if path not in self._open:
             self._open[path] = safe_open(str(path), framework="pt", device="cpu")
-        return self._open[path].get_tensor(self.prefix + key)
+        return self._open[path].get_tensor(name)
+
+    def sample_bytes(self, name: str, count: int) -> bytes:
+        """The first and the last `count` stored bytes of a tensor, by its full name."""
+        file = self._file_of(name)
+        info = file.tensors[name]
+        with file.path.open("rb") as stream:
+            stream.seek(file.data_offset + info.start)
+            head = stream.read(min(count, info.end - info.start))
+            stream.seek(file.data_offset + max(info.start, info.end - count))
+            return head + stream.read(min(count, info.end - info.start))
+
+    def _file_of(self, name: str) -> TensorFile:
+        return next(file for file in self.files if name in file.tensors)
 
 
 @dataclass

@@ -28,7 +28,7 @@ Kernel = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Backend:
-    """Kernels in use: name, reason, xformers' function (None = PyTorch), whether it has gradients."""
+    """Kernels in use: name, reason, xformers' function if in use, whether it has gradients."""
 
     name: str
     reason: str

@@ -1,0 +1,135 @@
+"""What the stages of `make_shapes_teacher.py` share: mounting, checkpoints, averages, schedule."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG = logging.getLogger("dpdmd_studio.shapes_teacher")
+CHECKPOINT_SECONDS = 180.0
+WARMUP_UPDATES = 100
+
+
+def mount() -> None:
+    """Import the checkout as the package `dpdmd_studio`, whatever its folder is called."""
+    if "dpdmd_studio" in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location("dpdmd_studio", ROOT / "__init__.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["dpdmd_studio"] = module
+    spec.loader.exec_module(module)
+
+
+def device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def learning_rate(update: int, updates: int, peak: float) -> float:
+    """Linear warm-up to `peak`, then a cosine down to zero at the last update."""
+    if update < WARMUP_UPDATES:
+        return peak * (update + 1) / WARMUP_UPDATES
+    share = (update - WARMUP_UPDATES) / max(1, updates - WARMUP_UPDATES)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+class Training:
+    """A module, its optimiser and its moving average, kept in one resumable checkpoint.
+
+    Update `n` draws its data from a generator seeded by (seed, n), so a training that is stopped
+    and started again goes on with the very pictures it would have seen.
+    """
+
+    def __init__(
+        self, module: nn.Module, folder: Path, updates: int, peak: float, decay: float
+    ) -> None:
+        self.module, self.updates, self.peak, self.decay = module, updates, peak, decay
+        self.path = folder
+        self.average = {k: v.detach().clone() for k, v in module.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(
+            module.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.0
+        )
+        self.update, self.seconds, self.curve = 0, 0.0, []
+        self._load()
+
+    def run(self, loss_of: Callable[[int], Tensor]) -> None:
+        """Train until `updates` is reached; `loss_of(update)` gives the loss of one update."""
+        started = saved = time.monotonic()
+        window: list[float] = []
+        before = self.seconds
+        while self.update < self.updates:
+            window.append(self._step(loss_of))
+            now = time.monotonic()
+            self.seconds = before + now - started
+            if self.update % 50 == 0:
+                self.curve.append([self.update, round(sum(window) / len(window), 5)])
+                LOG.info("update %d loss %.5f at %.0f s", *self.curve[-1], self.seconds)
+                window = []
+            if now - saved > CHECKPOINT_SECONDS or self.update == self.updates:
+                self._save()
+                saved = now
+
+    def _step(self, loss_of: Callable[[int], Tensor]) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.update, self.updates, self.peak)
+        loss = loss_of(self.update)
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"loss is {loss.item()} at update {self.update}: stopped")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.update += 1
+        keep = min(self.decay, self.update / (self.update + 10.0))
+        for name, value in self.module.state_dict().items():
+            self.average[name].lerp_(value, 1.0 - keep)
+        return loss.item()
+
+    def _save(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        facts = {"update": self.update, "seconds": self.seconds, "curve": self.curve}
+        partial = self.path / "state.part"
+        save_file(tensors, partial, {"facts": json.dumps(facts)})
+        partial.replace(self.path / "state.safetensors")
+
+    def _load(self) -> None:
+        path = self.path / "state.safetensors"
+        if not path.exists():
+            return
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+        tensors = load_file(path)
+        self.update, self.seconds, self.curve = facts["update"], facts["seconds"], facts["curve"]
+        self.module.load_state_dict(part(tensors, "module."))
+        for name, value in part(tensors, "average.").items():
+            self.average[name].copy_(value)
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in part(tensors, "optimizer.").items():
+            index, field = name.split(".", 1)
+            states.setdefault(int(index), {})[field] = value
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": states})
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with the prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,201 @@
+"""Stages `export` (its choice of guidance) and `verify`: pictures are made, measured and counted."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import shapes_teacher_denoiser as denoiser
+import shapes_teacher_export as export
+import shapes_teacher_vae as vae
+import torch
+from PIL import Image
+from shapes_teacher_common import LOG, device, part
+from torch import Tensor
+
+STEPS = 30
+SCALES = (1.5, 2.0, 2.5, 3.0, 4.0)
+ADHERENCE_BAR, ENTROPY_BAR, ROUND_TRIP_BAR = 0.95, 0.85, 0.99
+ADHERENCE_GOAL = 0.975
+"""The lowest guidance that reaches this on training captions is taken."""
+BATCH = 200
+CAPTIONS_TO_CHOOSE, CAPTIONS_TO_VERIFY, REPEATED, SEEDS_EACH = 400, 1500, 12, 120
+
+
+def read(path: Path) -> tuple[denoiser.Teacher, torch.nn.Module]:
+    """Teacher and diffusers autoencoder out of the written file, in fp32 on `device()`."""
+    from diffusers import AutoencoderTiny
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+    from safetensors.torch import load_file
+
+    tensors = {k: v.float() for k, v in load_file(path).items()}
+    mmdit = {k: v for k, v in tensors.items() if k.startswith("model.diffusion_model.")}
+    wide = convert_sd3_transformer_checkpoint_to_diffusers(mmdit)
+    for name in ("context_embedder", "time_text_embed.text_embedder.linear_1"):
+        wide[f"{name}.weight"] = wide[f"{name}.weight"][:, : denoiser.TEXT_WIDTH].clone()
+    teacher = denoiser.Teacher()
+    teacher.transformer.load_state_dict(wide)
+    text = part(tensors, f"{export.TEXT_PREFIX}transformer.")
+    if next(iter(teacher.text.state_dict())).startswith("embeddings."):
+        text = {k.removeprefix("text_model."): v for k, v in text.items()}
+    teacher.text.load_state_dict(text)
+    autoencoder = AutoencoderTiny(latent_channels=vae.LATENT_CHANNELS)
+    taesd = part(tensors, "first_stage_model.taesd_")
+    renamed = {}
+    for name, value in taesd.items():
+        side, index, rest = name.split(".", 2)
+        renamed[f"{side}.layers.{int(index) - (side == 'decoder')}.{rest}"] = value
+    autoencoder.load_state_dict(renamed)
+    return teacher.to(device()).eval(), autoencoder.to(device()).eval()
+
+
+@torch.inference_mode()
+def decode(autoencoder: torch.nn.Module, latents: Tensor) -> np.ndarray:
+    """uint8 pictures of latents in the denoiser's space, as a host decodes them."""
+    space = latents / vae.LATENT_SCALE + vae.LATENT_SHIFT
+    return vae.to_pictures(autoencoder.decode(space).sample / 2 + 0.5)
+
+
+def pictures_of(models, texts: list[str], seed: int, scale: float, steps: int = STEPS):
+    """Pictures for the captions; picture i starts from the noise of seed + i."""
+    teacher, autoencoder = models
+    found = []
+    for start in range(0, len(texts), BATCH):
+        some = texts[start : start + BATCH]
+        seeds = range(seed + start, seed + start + len(some))
+        noise = torch.stack(
+            [torch.randn(16, 8, 8, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds]
+        )
+        latents = denoiser.sample(teacher, some, noise.to(device()), steps, scale)
+        found.append(decode(autoencoder, latents))
+    return np.concatenate(found)
+
+
+def counted(texts: list[str], pictures: np.ndarray) -> dict:
+    """Share of valid and of matching pictures, and the entropy of what captions leave unsaid."""
+    from dpdmd_studio.trainer.engine import shapes_measure
+
+    found = shapes_measure.measure_all(pictures)
+    pairs = list(zip(texts, found, strict=True))
+    return {
+        "pictures": len(pairs),
+        "valid": round(sum(m.valid for m in found) / len(pairs), 4),
+        "match": round(sum(shapes_measure.adherence(t, m) for t, m in pairs) / len(pairs), 4),
+        "unsaid_entropy": _rounded(shapes_measure.unsaid_entropy(pairs)),
+    }
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {k: round(v, 4) for k, v in values.items()}
+
+
+def choose_guidance(models) -> tuple[float, dict]:
+    """Lowest scale that serves on training captions, and what each scale gave there."""
+    from dpdmd_studio.trainer.engine import shapes
+
+    texts = shapes.caption_sample(False, CAPTIONS_TO_CHOOSE, seed=1)
+    table = {}
+    for scale in SCALES:
+        table[str(scale)] = counted(texts, pictures_of(models, texts, 10_000, scale))
+        LOG.info("guidance %.1f: %s", scale, table[str(scale)])
+        if table[str(scale)]["match"] >= ADHERENCE_GOAL:
+            return scale, table
+    return max(SCALES, key=lambda s: table[str(s)]["match"]), table
+
+
+def drawn_like(texts: list[str], seed: int) -> np.ndarray:
+    """Drawn pictures that show what each caption says, the rest free."""
+    from dpdmd_studio.trainer.engine import shapes
+
+    generator = np.random.default_rng(seed)
+    scenes = []
+    for text, free in zip(texts, shapes.random_scenes(len(texts), generator), strict=True):
+        scenes.append(shapes.Scene(**{**vars(free), **shapes.parse_caption(text)}))
+    return shapes.draw(scenes, generator)
+
+
+def round_trip(autoencoder: torch.nn.Module, count: int = 1000) -> dict:
+    """How many drawn pictures measure the same after encoding and decoding."""
+    from dpdmd_studio.trainer.engine import shapes, shapes_measure
+
+    generator = np.random.default_rng(77)
+    drawn = shapes.draw(shapes.random_scenes(count, generator), generator)
+    with torch.inference_mode():
+        seen = torch.from_numpy(drawn).to(device()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        parts = [autoencoder.encode(x).latents for x in seen.split(BATCH)]
+        again = vae.to_pictures(torch.cat([autoencoder.decode(z).sample for z in parts]) / 2 + 0.5)
+    before, after = shapes_measure.measure_all(drawn), shapes_measure.measure_all(again)
+    same = sum(a == b and a.valid for a, b in zip(before, after, strict=True))
+    error = np.abs(again.astype(float) - drawn).mean()
+    return {"pictures": count, "same": same / count, "mean_absolute_error": round(error, 3)}
+
+
+def verify(path: Path, folder: Path) -> dict:
+    """All held-out numbers of the written file; raises when a bar is missed."""
+    from dpdmd_studio.trainer.engine import shapes
+
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        scale = json.loads(file.metadata()["dpdmd.shapes"])["guidance_scale"]
+    models, started = read(path), time.monotonic()
+    texts = shapes.caption_sample(True, CAPTIONS_TO_VERIFY, seed=2)
+    pictures = pictures_of(models, texts, 100_000, scale)
+    save_grid(pictures[:60], folder / "held_out.png")
+    result = {"guidance_scale": scale, "steps": STEPS, "round_trip": round_trip(models[1])}
+    result["held_out"] = counted(texts, pictures)
+    result["drawn_for_the_same_captions"] = counted(texts, drawn_like(texts, 3))
+    result["one_caption_many_seeds"] = repeated(models, scale)
+    plain = pictures_of(models, texts[:500], 100_000, 1.0)
+    result["held_out_without_guidance"] = counted(texts[:500], plain)
+    few = pictures_of(models, texts[:500], 100_000, scale, steps=4)
+    result["held_out_4_steps"] = counted(texts[:500], few)
+    result["seconds"] = round(time.monotonic() - started)
+    _hold_bars(result)
+    return result
+
+
+def repeated(models, scale: float) -> dict:
+    """Entropy of unsaid attributes within one caption, averaged over captions; also relative."""
+    from dpdmd_studio.trainer.engine import shapes
+
+    texts = shapes.caption_sample(True, REPEATED * 3, seed=4)
+    texts = [t for t in texts if len(shapes.parse_caption(t)) < 5][:REPEATED]
+    sums: dict[str, list[tuple[float, float]]] = {name: [] for name in shapes.ATTRIBUTES}
+    for number, text in enumerate(texts):
+        many = [text] * SEEDS_EACH
+        made = counted(many, pictures_of(models, many, 200_000 + 1000 * number, scale))
+        drawn = counted(many, drawn_like(many, 50 + number))
+        for name in set(shapes.ATTRIBUTES) - set(shapes.parse_caption(text)):
+            pair = (made["unsaid_entropy"][name], drawn["unsaid_entropy"][name])
+            sums[name].append(pair)
+    means = {k: np.mean(v, axis=0) for k, v in sums.items() if v}
+    return {
+        "captions": texts,
+        "seeds_each": SEEDS_EACH,
+        "relative_entropy": {k: round(float(a / b), 4) for k, (a, b) in means.items()},
+    }
+
+
+def _hold_bars(result: dict) -> None:
+    """Adds the entropies relative to drawn pictures and whether every bar is met."""
+    made, drawn = result["held_out"], result["drawn_for_the_same_captions"]
+    relative = {
+        name: round(value / drawn["unsaid_entropy"][name], 4)
+        for name, value in made["unsaid_entropy"].items()
+    }
+    made["relative_entropy"] = relative
+    result["bars_met"] = bool(
+        made["match"] >= ADHERENCE_BAR
+        and min(relative.values()) >= ENTROPY_BAR
+        and min(result["one_caption_many_seeds"]["relative_entropy"].values()) >= ENTROPY_BAR
+        and result["round_trip"]["same"] >= ROUND_TRIP_BAR
+    )
+
+
+def save_grid(pictures: np.ndarray, path: Path, columns: int = 12) -> None:
+    """Pictures side by side in one PNG."""
+    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
+    Image.fromarray(np.concatenate([r for r in rows if r.shape == rows[0].shape])).save(path)

@@ -5,6 +5,7 @@ nothing: the host side needs only what every host has, and the environment is ma
 Written so that old Pythons can read it and say what is wrong; standard library only.
 """
 
+import json
 import os
 import sys
 
@@ -23,9 +24,18 @@ def host_around(folder, variables):
     return {"extensions": "WebUI", "custom_nodes": "ComfyUI"}.get(parent, "")
 
 
+def is_set_up():
+    """Whether the training environment was finished once."""
+    try:
+        with open(os.path.join(HERE, ".venv", "dpdmd_studio.json")) as file:
+            return json.load(file).get("ready") == "yes"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def answer_host():
     """Say, in one line and only while it is missing, how to get the training environment."""
-    if not os.path.isfile(os.path.join(HERE, ".venv", "dpdmd_studio.json")):
+    if not is_set_up():
         print(
             'DP-DMD Studio: sampling is ready; for training, run once: python "{}" setup'.format(
                 os.path.join(HERE, "install.py")

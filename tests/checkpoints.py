@@ -117,9 +117,7 @@ def sd3(*, medium35: bool = False, with_t5: bool = True) -> Tiny:
     encoders = {"clip_l": clip(32), "clip_g": clip(64, projected=True, seed=2)}
     if with_t5:
         encoders["t5xxl"] = t5()
-    return Tiny(
-        randomised(SD3Transformer2DModel(**config)), encoders, kl_vae(16, quant_conv=False)
-    )
+    return Tiny(randomised(SD3Transformer2DModel(**config)), encoders, kl_vae(16, quant_conv=False))
 
 
 def file_state(tiny: Tiny) -> State:
@@ -190,7 +188,8 @@ UNET_NAMES = (
     (r"^time_embedding\.linear_1", "time_embed.0"), (r"^time_embedding\.linear_2", "time_embed.2"),
     (r"^add_embedding\.linear_1", "label_emb.0.0"), (r"^add_embedding\.linear_2", "label_emb.0.2"),
     (r"^conv_in\.", "input_blocks.0.0."), (r"^conv_norm_out\.", "out.0."),
-    (r"^conv_out\.", "out.2."), (r"(put_blocks\.\d+|middle_block)\.(\d)\.norm1", r"\1.\2.in_layers.0"),
+    (r"^conv_out\.", "out.2."),
+    (r"(put_blocks\.\d+|middle_block)\.(\d)\.norm1", r"\1.\2.in_layers.0"),
     (r"\.conv1\.", ".in_layers.2."), (r"\.time_emb_proj\.", ".emb_layers.1."),
     (r"(put_blocks\.\d+|middle_block)\.(\d)\.norm2", r"\1.\2.out_layers.0"),
     (r"\.conv2\.", ".out_layers.3."), (r"\.conv_shortcut\.", ".skip_connection."),
@@ -217,7 +216,8 @@ def openclip_names(encoder: nn.Module) -> State:
             parts = [state[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
             out[f"{block}.attn.in_proj_{leaf}"] = torch.cat(parts)
         elif not module.endswith(("k_proj", "v_proj")):
-            for old, new in (("layer_norm", "ln_"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
+            for old, new in (("layer_norm", "ln_"), ("mlp.fc1", "mlp.c_fc"),
+                             ("mlp.fc2", "mlp.c_proj"),
                              ("self_attn", "attn")):  # fmt: skip
                 module = module.replace(old, new)
             out[f"{block}.{module}.{leaf}"] = value
@@ -261,7 +261,8 @@ SD3_NAMES = (
     (r"^transformer_blocks", "joint_blocks"),
     (r"norm1_context\.linear", "context_block.adaLN_modulation.1"),
     (r"norm1\.linear", "x_block.adaLN_modulation.1"),
-    (r"attn\.add_q_proj", "context_block.attn.qkv"), (r"attn\.to_add_out", "context_block.attn.proj"),
+    (r"attn\.add_q_proj", "context_block.attn.qkv"),
+    (r"attn\.to_add_out", "context_block.attn.proj"),
     (r"attn\.norm_added_", "context_block.attn.ln_"), (r"\.(attn2?)\.norm_", r".x_block.\1.ln_"),
     (r"\.(attn2?)\.to_q", r".x_block.\1.qkv"), (r"\.(attn2?)\.to_out\.0", r".x_block.\1.proj"),
     (r"ff_context\.net\.0\.proj", "context_block.mlp.fc1"),

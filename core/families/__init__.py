@@ -15,6 +15,7 @@ from .base import (
     Tensors,
     TensorSource,
     TextEncoder,
+    VaeKind,
 )
 from .folder import detect_folder, encoder_folders, is_model_folder, read_folder
 from .unsupported import refuse_storage, refuse_unknown, refuse_variants
@@ -79,7 +80,7 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
     )
 
 
-def text_encoder_prefix(file: TensorFile, item: Family, name: str) -> str | None:
+def text_encoder_prefix(file: TensorFile, item: Family, name: TextEncoder) -> str | None:
     """Where text encoder `name` lies in the file, or None if it is not there."""
     endings = ("token_embedding.weight", "shared.weight", "positional_embedding")
     for prefix in item.text_encoder_prefixes.get(name, ()):
@@ -95,7 +96,7 @@ def _latent_channels(tensors: Tensors) -> int:
     raise KeyError("denoiser without input layer")
 
 
-def _vae_kind(tensors: dict[str, TensorInfo]) -> str | None:
+def _vae_kind(tensors: dict[str, TensorInfo]) -> VaeKind | None:
     if TINY_VAE_KEY in tensors:
         return "tiny"
     return "kl" if KL_VAE_KEY in tensors else None

@@ -1,8 +1,9 @@
 """What a model family states about itself, as plain data and functions; no torch.
 
 A network is held under diffusers' module names. A checkpoint file uses the names of the code it was
-first trained with (LDM, or Stability's MMDiT). The one table that connects the two, `tensor_source`,
-serves loading (which tensor fills which parameter) and saving (what hosts call a LoRA's module).
+first trained with (LDM, or Stability's MMDiT). The one table that connects the two,
+`tensor_source`, serves loading (which tensor fills which parameter) and saving (what hosts call a
+LoRA's module).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from ..tensor_file import TensorInfo
 
 FamilyName = Literal["sd1", "sdxl", "sd3"]
 TextEncoder = Literal["clip_l", "clip_g", "t5xxl", "dpdmd"]
+VaeKind = Literal["kl", "tiny"]
+Change = Literal["none", "swap_halves", "transpose", "squeeze"]
 LoraTargets = Literal["attention", "full"]
 Tensors = Mapping[str, TensorInfo]
 Config = dict[str, object]
@@ -24,14 +27,14 @@ DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 class TensorSource:
     """Where the value of one network parameter lies in a checkpoint.
 
-    `part` picks one third (q, k, v) of the rows of a fused tensor. `change` says what has to be done
-    to the stored tensor: "swap_halves" exchanges the two halves of its rows (shift, scale against
-    scale, shift), "transpose" flips a matrix, "squeeze" drops the 1x1 of a convolution.
+    `part` picks one third (q, k, v) of the rows of a fused tensor. `change` says what has to be
+    done to the stored tensor: "swap_halves" exchanges the two halves of its rows (shift, scale
+    against scale, shift), "transpose" flips a matrix, "squeeze" drops the 1x1 of a convolution.
     """
 
     key: str
     part: int | None = None
-    change: Literal["none", "swap_halves", "transpose", "squeeze"] = "none"
+    change: Change = "none"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Detection:
     resolution_multiple: int
     zero_terminal_snr: bool = False
     text_encoders: tuple[TextEncoder, ...] = ()
-    vae: Literal["kl", "tiny"] | None = None
+    vae: VaeKind | None = None
     max_resolution: int | None = None
     """Longest side its position table allows (SD3), or None."""
     folder: bool = False
@@ -97,7 +100,7 @@ class Family:
     vae: VaeFacts
     text_encoders: tuple[TextEncoder, ...]
     """The encoders its prompts go through; SD3 can do without some of them."""
-    text_encoder_prefixes: Mapping[str, tuple[str, ...]]
+    text_encoder_prefixes: Mapping[TextEncoder, tuple[str, ...]]
     """Where each encoder lies in a single file; the first prefix found is used."""
     needs_all_text_encoders: bool
     matches: Callable[[Tensors], bool]

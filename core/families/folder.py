@@ -1,4 +1,4 @@
-"""Diffusers model folders: which components there are, their configs and their headers; no torch."""
+"""Diffusers model folders: their components, configs and headers; no torch."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, UnsupportedModelError
 from ..tensor_file import CONVERT_HINT, TensorFile, read_header
-from .base import Detection, Family
+from .base import Detection, Family, TextEncoder
 from .sd3 import max_resolution
 from .unsupported import SUPPORTED
 
@@ -98,13 +98,13 @@ def detect_folder(folder: ModelFolder, families: Mapping[str, Family]) -> Detect
         zero_terminal_snr=zero_snr,
         text_encoders=tuple(
             kind for kind, part in encoder_folders(family).items() if folder.has(part)
-        ),  # type: ignore[arg-type]
+        ),
         vae=None if vae is None else "tiny" if "Tiny" in str(vae.get("_class_name")) else "kl",
         folder=True,
     )
 
 
-def encoder_folders(family: Family) -> dict[str, str]:
+def encoder_folders(family: Family) -> dict[TextEncoder, str]:
     """Which sub-folder holds which text encoder."""
     names = ("text_encoder", "text_encoder_2", "text_encoder_3")
     return dict(zip(family.text_encoders, names, strict=False))
@@ -116,7 +116,10 @@ def _family_name(folder: ModelFolder, config: dict[str, object]) -> str:
     if kind == "SD3Transformer2DModel" and channels == 16 and config.get("num_layers") != 38:
         return "sd3"
     if kind == "UNet2DConditionModel" and channels == 4 and "Inpaint" not in pipeline:
-        if config.get("addition_embed_type") == "text_time" and config.get("encoder_hid_dim") is None:
+        if (
+            config.get("addition_embed_type") == "text_time"
+            and config.get("encoder_hid_dim") is None
+        ):
             return "sdxl"
         if config.get("addition_embed_type") is None and width != 1024:
             return "sd1"
@@ -146,10 +149,10 @@ def _weight_files(folder: Path) -> tuple[TensorFile, ...]:
         index = folder / f"{name}.safetensors.index.json"
         if index.is_file():
             weight_map = _read_json(index).get("weight_map")
-            shards = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
-            if not all(isinstance(s, str) and Path(s).name == s for s in shards):
+            shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+            if not shards or not all(Path(shard).name == shard for shard in shards):
                 raise CheckpointError(f"{index} is damaged: its weight_map does not name files.")
-            return tuple(read_header(folder / str(shard)) for shard in sorted(shards))
+            return tuple(read_header(folder / shard) for shard in sorted(shards))
         for suffix in ("", ".fp16", ".bf16", ".non_ema"):
             file = folder / f"{name}{suffix}.safetensors"
             if file.is_file():

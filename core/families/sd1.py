@@ -10,7 +10,12 @@ VAE = VaeFacts(
     scaling_factor=0.18215,
     shift_factor=0.0,
     # A least-squares fit of decoded pixels on latents, published with InvokeAI's previews.
-    rgb_factors=((0.34, 0.14, 0.07), (0.12, 0.40, 0.15), (-0.32, 0.25, 0.21), (-0.13, -0.19, -0.74)),
+    rgb_factors=(
+        (0.34, 0.14, 0.07),
+        (0.12, 0.40, 0.15),
+        (-0.32, 0.25, 0.21),
+        (-0.13, -0.19, -0.74),
+    ),
 )
 
 

@@ -3,9 +3,10 @@
 import math
 
 from ..errors import UnsupportedModelError
-from .base import Config, Family, LoraTargets, Tensors, TensorSource, VaeFacts, count_blocks
+from .base import Change, Config, Family, LoraTargets, Tensors, TensorSource, VaeFacts, count_blocks
 
 HEAD_WIDTH = 64
+SWAPPED: Change = "swap_halves"
 LARGE_WIDTH = 2432
 
 VAE = VaeFacts(
@@ -122,17 +123,15 @@ def _last(config: Config) -> int:
 
 def _module_source(module: str, config: Config) -> TensorSource:
     if module in TOP_LEVEL:
-        return TensorSource(TOP_LEVEL[module], None, _order(module == "norm_out.linear"))
+        return TensorSource(
+            TOP_LEVEL[module], None, SWAPPED if module == "norm_out.linear" else "none"
+        )
     _, index, inner = module.split(".", 2)
     name, part = INNER[inner]
     # The last block leaves its context behind: its modulation is (shift, scale) alone, which
     # diffusers keeps as (scale, shift).
     swapped = inner == "norm1_context.linear" and int(index) == _last(config)
-    return TensorSource(f"joint_blocks.{index}.{name}", part, _order(swapped))
-
-
-def _order(swapped: bool):  # noqa: ANN202
-    return "swap_halves" if swapped else "none"
+    return TensorSource(f"joint_blocks.{index}.{name}", part, SWAPPED if swapped else "none")
 
 
 def _tensor_source(parameter_name: str, config: Config) -> TensorSource:
@@ -148,7 +147,7 @@ def _lora_name(module_name: str, config: Config) -> str:
 
 
 def _lora_modules(config: Config, targets: LoraTargets) -> list[str]:
-    """"attention" takes attention and feed-forward layers, "full" adds their modulation."""
+    """ "attention" takes attention and feed-forward layers, "full" adds their modulation."""
     dual, last, names = config.get("dual_attention_layers") or [], _last(config), []
     assert isinstance(dual, list | tuple)
     for index in range(last + 1):

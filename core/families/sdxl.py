@@ -11,7 +11,12 @@ VAE = VaeFacts(
     scaling_factor=0.13025,
     shift_factor=0.0,
     # A least-squares fit of decoded pixels on latents, published with InvokeAI's previews.
-    rgb_factors=((0.38, 0.49, 0.53), (-0.38, 0.16, 0.17), (0.18, 0.36, -0.20), (-0.44, -0.26, -0.43)),
+    rgb_factors=(
+        (0.38, 0.49, 0.53),
+        (-0.38, 0.16, 0.17),
+        (0.18, 0.36, -0.20),
+        (-0.44, -0.26, -0.43),
+    ),
 )
 
 

@@ -128,8 +128,8 @@ def _check_regular(
     if not regular:
         raise UnsupportedModelError(
             f"This UNet has {layers} residual layers a level, transformer depths {depths} down, "
-            f"{up_depths} up and {middle} in the middle: a pruned or altered variant (SSD-1B, KOALA "
-            "and the like). Supported are UNets in the regular SD 1.x or SDXL block layout."
+            f"{up_depths} up and {middle} in the middle: a pruned or altered variant (as SSD-1B or "
+            "KOALA). Supported are UNets in the regular SD 1.x or SDXL block layout."
         )
 
 
@@ -167,7 +167,9 @@ def blocks(config: Config) -> Iterator[tuple[str, str, str, int]]:
     yield from _up_blocks(up, layers, list(reversed(depths)))
 
 
-def _up_blocks(up: list[str], layers: int, depths: list[int]) -> Iterator[tuple[str, str, str, int]]:
+def _up_blocks(
+    up: list[str], layers: int, depths: list[int]
+) -> Iterator[tuple[str, str, str, int]]:
     for level, name in enumerate(up):
         attends = "CrossAttn" in name
         for layer in range(layers + 1):
@@ -177,7 +179,8 @@ def _up_blocks(up: list[str], layers: int, depths: list[int]) -> Iterator[tuple[
                 diffusers = f"up_blocks.{level}.attentions.{layer}"
                 yield "attention", diffusers, f"output_blocks.{index}.1", depths[level]
         if level < len(up) - 1:
-            ldm = f"output_blocks.{index}.{2 if attends else 1}.conv"
+            last = (level + 1) * (layers + 1) - 1
+            ldm = f"output_blocks.{last}.{2 if attends else 1}.conv"
             yield "upsampler", f"up_blocks.{level}.upsamplers.0.conv", ldm, 0
 
 
@@ -222,7 +225,7 @@ def lora_modules(config: Config, targets: LoraTargets) -> list[str]:
 
 def _changes_width(resnet: str, config: Config) -> bool:
     """Whether a residual block has other channels at its end than at its start."""
-    side, level, _, layer = (resnet.split(".") + ["", ""])[:4]
+    side, level, _, layer = [*resnet.split("."), "", ""][:4]
     if side == "up_blocks":
         return True  # the skip connection is concatenated
     channels = _list(config["block_out_channels"])

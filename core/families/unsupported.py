@@ -47,7 +47,7 @@ ARCHITECTURES = (
     ("OmniGen2", "time_caption_embed.timestep_embedder.linear_1.bias"),
     ("Kolors", "encoder_hid_proj.weight"),
     ("a diffusers UNet without its folder", "down_blocks.0.resnets.0.conv1.weight"),
-    ("a diffusers SD3 transformer without its folder", "transformer_blocks.0.attn.add_q_proj.weight"),
+    ("a diffusers SD3 without its folder", "transformer_blocks.0.attn.add_q_proj.weight"),
 )  # fmt: skip
 EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 TEXT_ENCODER_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")

@@ -1,8 +1,8 @@
 """Loading a local checkpoint, single file or diffusers folder, without any network access.
 
-Everything the denoiser and the text encoders in use need is looked up in the files' headers first; only
-when nothing is missing or misshaped is anything built. Text encoders and the VAE are loaded on demand
-and belong to the caller, who drops them after use.
+Everything the denoiser and the text encoders in use need is looked up in the files' headers first;
+only when nothing is missing or misshaped is anything built. Text encoders and the VAE are loaded on
+demand and belong to the caller, who drops them after use.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def _encoders_in_use(
         raise CheckpointError(
             f"{path.name} has no {' and no '.join(TITLES[kind] for kind in absent)}. "
             f"{facts.label} needs {'all of them' if facts.needs_all_text_encoders else 'one'}: "
-            f"give {' '.join(f'{options[kind]} FILE' for kind in absent)}, or use the full checkpoint."
+            f"give {' '.join(f'{options[kind]} FILE' for kind in absent)}, or use the full "
+            "checkpoint."
         )
     if absent:
         names = ", ".join(TITLES[kind] for kind in absent)
@@ -186,7 +187,11 @@ def _decoder(parts: Parts, path: Path | None, notes: list[str]) -> LatentDecoder
         decoder = decoder_file(Path(path))
     else:
         try:
-            decoder = find_decoder(parts.vae_files, "the checkpoint's own VAE") if parts.vae_files else None
+            decoder = (
+                find_decoder(parts.vae_files, "the checkpoint's own VAE")
+                if parts.vae_files
+                else None
+            )
         except CheckpointError as error:
             notes.append(str(error))
             decoder = None

@@ -1,4 +1,4 @@
-"""The components of a checkpoint, found by their place in a single file or in a diffusers folder."""
+"""The components of a checkpoint, found by their place in a file or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from ...core.families import (

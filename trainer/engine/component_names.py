@@ -1,7 +1,7 @@
 """Where the parameters of text encoders and VAEs lie in files of the A1111/ComfyUI layout.
 
-Each function takes a parameter name of the transformers or diffusers module and says which tensor of
-the file holds its value.
+Each function takes a parameter name of the transformers or diffusers module and says which tensor
+of the file holds its value.
 """
 
 from collections.abc import Callable, Mapping

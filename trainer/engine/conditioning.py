@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,7 +67,7 @@ class Conditioning:
             items[0].repeatable,
         )
 
-    def _map(self, change) -> Conditioning:  # noqa: ANN001
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         values = {"pooled": self.pooled, "time_ids": self.time_ids}
         changed = {name: None if v is None else change(v) for name, v in values.items()}
         return replace(self, context=change(self.context), **changed)

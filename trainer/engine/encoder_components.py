@@ -68,7 +68,7 @@ def encoder_file(kind: str, path: Path) -> Component:
             return encoder_component(kind, [file], prefix)
     raise CheckpointError(
         f"{file.path.name} does not hold a {TITLES[kind]} (no tensor named "
-        f"'...{EMBEDDINGS[2 if kind == 't5xxl' else 0]}'). Give the encoder's own .safetensors file."
+        f"'...{EMBEDDINGS[2 if kind == 't5xxl' else 0]}'). Give the encoder's own file."
     )
 
 

@@ -1,4 +1,4 @@
-"""Calling a denoiser: fp32 latents in, its raw prediction in fp32 out, the network in its own dtype."""
+"""Calling a denoiser: fp32 latents in, fp32 prediction out, the network in its own dtype."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def predict(
     """
     dtype, batch = network_dtype(network), len(x_t)
     conditioning = conditioning.to(x_t.device)
-    inputs = {"encoder_hidden_states": conditioning.context.to(dtype)}
+    inputs: dict[str, object] = {"encoder_hidden_states": conditioning.context.to(dtype)}
     if family.network == "SD3Transformer2DModel":
         assert conditioning.pooled is not None
         inputs["pooled_projections"] = conditioning.pooled.to(dtype)

@@ -8,9 +8,10 @@ At the highest timestep the input is noise: x_t = alpha * x0 + std * eps with al
   0.07 to 0.2. What is left, x0_hat, is the mean of all pictures a prompt can mean, hence smooth:
   neighbouring latent pixels are nearly equal.
 
-So r > 0.9 contradicts v. A low r alone contradicts nothing, for an untrained or toy network has it too;
-only a low r together with a smooth output, which no untrained network makes of white noise,
-contradicts eps. Everything between passes.
+So r > 0.9 contradicts v. A low r alone contradicts nothing, for an untrained or toy network has it
+too; only a low r together with a smooth output, which no untrained network makes of white noise,
+contradicts eps. Everything between passes. Measured on random networks: |r| < 0.05, smoothness
+between -0.4 and 0.4.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ def check_prediction_type(checkpoint: LoadedCheckpoint, conditioning: Conditioni
     found = clear_prediction(output, noise)
     if found is not None and found != claimed:
         raise CheckpointError(
-            f"{checkpoint.path.name} is taken as a {claimed!r} model, but at timestep 999 its output "
-            f"is clearly that of a {found!r} model (correlation with the input "
+            f"{checkpoint.path.name} is taken as a {claimed!r} model, but at timestep 999 its "
+            f"output is clearly that of a {found!r} model (correlation with the input "
             f"{correlation(output, noise):.2f}). Set --prediction {found}."
         )
 
 
 def clear_prediction(output: Tensor, noise: Tensor) -> str | None:
-    """"eps" or "v" where the output at the highest timestep leaves no doubt, else None.
+    """ "eps" or "v" where the output at the highest timestep leaves no doubt, else None.
 
     Args:
         output: raw prediction, (1, C, h, w).

@@ -1,4 +1,4 @@
-"""Prompts encoded once: on disk under a hash of encoder, prompt and settings; encoders freed after."""
+"""Prompts encoded once: on disk under a hash of encoder, prompt and settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -59,8 +59,8 @@ def encode_prompts(
     if missing:
         size = estimate_cache_bytes(checkpoint, missing, clip_skip=clip_skip)
         report(
-            f"Encoding {len(missing)} of {len(found)} prompts; this adds {size / 1e6:.1f} MB to the "
-            f"prompt cache in {cache_folder}."
+            f"Encoding {len(missing)} of {len(found)} prompts; this adds {size / 1e6:.1f} MB to "
+            f"the prompt cache in {cache_folder}."
         )
         for text, conditioning in _encode(checkpoint, plans, missing, device, progress):
             _write(files[text], conditioning)
@@ -90,7 +90,7 @@ def _encode(
     prompts: list[str],
     device: torch.device | str,
     progress: Progress | None,
-):  # noqa: ANN202
+) -> Iterator[tuple[str, Conditioning]]:
     """(prompt, conditioning) of each prompt, one encoder in memory at a time."""
     parts: dict[str, dict[str, Encoded]] = {text: {} for text in prompts}
     for number, (kind, component) in enumerate(checkpoint.encoders.items()):

@@ -1,8 +1,8 @@
 """Attention weights and BREAK in prompts, read as the A1111 family reads them.
 
-`(a)` weighs 1.1, `((a))` 1.21, `[a]` 1/1.1, `(a:1.5)` 1.5; a backslash makes a bracket literal; what is
-opened and never closed counts to the end. `BREAK` starts a new chunk. ComfyUI reads round brackets
-the same way and takes square brackets and BREAK as plain words.
+`(a)` weighs 1.1, `((a))` 1.21, `[a]` 1/1.1, `(a:1.5)` 1.5; a backslash makes a bracket literal;
+what is opened and never closed counts to the end. `BREAK` starts a new chunk. ComfyUI reads round
+brackets the same way and takes square brackets and BREAK as plain words.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Segment:
 def parse_prompt(prompt: str) -> list[Segment]:
     """The prompt as weighted stretches of plain text, in order.
 
-    Neighbours of the same weight are joined, so the text is tokenised in as long pieces as hosts do.
+    Neighbours of the same weight are joined, so text is tokenised in as long pieces as in hosts.
     """
     found: list[Segment] = []
     opened: list[tuple[str, int]] = []  # bracket, and how many segments stood before it

@@ -1,8 +1,8 @@
 """Prompts through the text encoders, put together as each family's denoiser expects them.
 
-Weights are honoured as A1111 does: every token's output is multiplied by its weight and the whole is
-scaled back to its former mean. (ComfyUI blends with the empty prompt's output instead; unweighted
-prompts are the same in both.)
+Weights are honoured as A1111 does: every token's output is multiplied by its weight and the whole
+is scaled back to its former mean. (ComfyUI blends with the empty prompt's output instead;
+unweighted prompts are the same in both.)
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
+from ...core.errors import SettingsError
 from .checkpoint import LoadedCheckpoint
 from .conditioning import Conditioning
 from .encoder_components import EOS
@@ -60,6 +62,11 @@ def plan(kind: str, checkpoint: LoadedCheckpoint, clip_skip: int) -> EncoderPlan
         )
     pad = 0 if kind == "clip_g" else EOS
     skip, normed = (clip_skip, True) if checkpoint.family.name == "sd1" else (2, False)
+    layers = int(checkpoint.encoders[kind].config["num_hidden_layers"])
+    if skip > layers:
+        raise SettingsError(
+            f"clip skip {skip} is too much: this CLIP has {layers} layers. Take 1 to {layers}."
+        )
     return EncoderPlan(
         lambda text: sum(len(chunk.ids) for chunk in clip_chunks(text, pad)),
         lambda model, text: encode_clip(model, clip_chunks(text, pad), skip, normed),
@@ -82,7 +89,7 @@ def encode_clip(model: nn.Module, chunks: Sequence[Chunk], skip: int, normed: bo
         normed: whether the final norm is applied to it.
     """
     ids = _ids(chunks, model)
-    text_model = getattr(model, "text_model", model)
+    text_model = _text_model(model)
     hidden = text_model(input_ids=ids, output_hidden_states=True).hidden_states
     last = text_model.final_layer_norm(hidden[-1])
     tokens = hidden[-skip]
@@ -92,6 +99,11 @@ def encode_clip(model: nn.Module, chunks: Sequence[Chunk], skip: int, normed: bo
     pooled = pooled if projection is None else projection(pooled)
     tokens = weighted(tokens, torch.tensor([chunk.weights for chunk in chunks]))
     return Encoded(tokens.reshape(1, -1, tokens.shape[-1]), pooled[:1])
+
+
+def _text_model(model: nn.Module) -> CLIPTextModel:
+    """The encoder proper; some classes hold it under `text_model`."""
+    return getattr(model, "text_model", model)  # type: ignore[return-value]
 
 
 def weighted(tokens: Tensor, weights: Tensor) -> Tensor:
@@ -177,7 +189,9 @@ def _combine_sd3(parts: Mapping[str, Encoded], width: int, pooled_width: int) ->
         tokens = _side_by_side([part.tokens for part in clip])
         vector = torch.cat([part.pooled for part in clip if part.pooled is not None], dim=-1)
         missing = pooled_width - vector.shape[-1] if "clip_l" not in parts else 0
-        tokens = torch.nn.functional.pad(tokens, (missing, 0))  # CLIP-G keeps its place behind CLIP-L
+        tokens = torch.nn.functional.pad(
+            tokens, (missing, 0)
+        )  # CLIP-G keeps its place behind CLIP-L
         pooled = _widen(torch.nn.functional.pad(vector, (missing, 0)), pooled_width)
         rows.append(_widen(tokens, width))
     if "t5xxl" in parts:

@@ -1,4 +1,4 @@
-"""CLIP and T5 tokens of prompts, chunked and weighted as hosts do; vocabularies from local files."""
+"""CLIP and T5 tokens of prompts, chunked and weighted as in hosts, from local files."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def vocabulary_file(name: Path) -> Path:
     folder = Path(named) if named else Path(sys.prefix) / "share" / "dpdmd_studio"
     if not (folder / name).is_file():
         raise CheckpointError(
-            f"The vocabulary {name.name} is missing from {folder}. Run `python install.py` once; it "
-            f"sets this up (or set {VOCABULARIES_VARIABLE} to a folder that has {name})."
+            f"The vocabulary {name.name} is missing from {folder}. Run `python install.py` "
+            f"once; it sets this up (or set {VOCABULARIES_VARIABLE} to a folder that has {name})."
         )
     return folder / name
 

@@ -1,7 +1,7 @@
 """Filling networks from safetensors files: checked by name and shape first, then memory-mapped.
 
-Nothing is allocated before every tensor that the network needs has been found in the header with the
-right shape. Weights whose stored dtype is the wanted one are used straight from the mapped file.
+Nothing is allocated before every tensor that the network needs has been found in the header with
+the right shape. Weights stored in the wanted dtype are used straight from the mapped file.
 """
 
 import logging
@@ -218,8 +218,8 @@ def _refuse_non_finite(weights: Weights, key: str, stored: Tensor, dtype: torch.
     name = weights.prefix + key
     if is_finite(stored.float()):
         raise NonFiniteError(
-            f"{weights.label}: {name!r} has values beyond the range of {dtype}. Choose bf16 or fp32 "
-            "as the model's dtype."
+            f"{weights.label}: {name!r} has values beyond the range of {dtype}. Choose bfloat16 "
+            "or float32 as the model's dtype."
         )
     raise NonFiniteError(
         f"{weights.label}: {name!r} holds NaN or infinite values, so the model cannot work. Use an "

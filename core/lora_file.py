@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .atomic_write import atomic_path
 from .errors import CheckpointError, LoraError, OutputError
 from .families.base import Config, Family
-from .hashes import legacy_hash, modelspec_hash, tensor_bytes_hash
+from .hashes import EMPTY_AUTOV1, legacy_hash, modelspec_hash, tensor_bytes_hash
 from .lora_keys import LoraModule, detect_family, group_keys
 from .lora_math import QKV, LoraPair, block_diagonal, cast, delta, with_alpha, with_scale_in_up
 from .lora_metadata import NetworkFacts, lora_metadata
@@ -162,11 +162,13 @@ def serialize(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> list[b
     entries, body = json.loads(plain[8 : 8 + length]), memoryview(plain)[8 + length :]
     trainer = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     model_hash = tensor_bytes_hash(body)
+    legacy = legacy_hash(_header(entries, trainer) + bytes(body[: 2 << 20]))
     hashes = {
         "sshs_model_hash": model_hash,
-        "sshs_legacy_hash": legacy_hash(_header(entries, trainer) + bytes(body[: 2 << 20])),
         "modelspec.hash_sha256": modelspec_hash(model_hash),
     }
+    if legacy != EMPTY_AUTOV1:  # it would name every small file alike
+        hashes["sshs_legacy_hash"] = legacy
     return [_header(entries, {**metadata, **hashes}), body]
 
 

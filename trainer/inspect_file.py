@@ -150,7 +150,7 @@ def _lines(facts: Facts, prefix: str = "") -> Iterator[tuple[str, str]]:
         )
         if isinstance(value, dict) and name in ("hashes", "recipe", "metadata"):
             yield from _lines(value, f"{name} ")
-        elif value not in (None, [], {}):
+        elif value not in (None, "", [], {}):
             yield label, _text(name, value)
 
 

@@ -15,6 +15,7 @@ from ..core.errors import DPDMDError
 from .cli_arguments import add_config_arguments, config_values, parse_lora, parse_seeds
 from .config import DistillConfig
 from .presets import MEMORIES, preset
+from .request import DistillRequest, ModelFiles
 
 if TYPE_CHECKING:
     from .engine.runner import Outcome
@@ -127,7 +128,6 @@ def _distill(arguments: argparse.Namespace) -> int:
     from .engine.runner import create_run
     from .home import new_run_folder
     from .prompts import read_prompts
-    from .request import DistillRequest, ModelFiles
 
     checkpoint = Path(arguments.checkpoint)
     chosen: dict[str, Any] = {}
@@ -138,7 +138,7 @@ def _distill(arguments: argparse.Namespace) -> int:
     for note in prompts.notes:
         _say(note)
     request = DistillRequest(
-        model=ModelFiles(**{name: getattr(arguments, name) for name in _MODEL_FILES}),
+        model=_model_files(arguments),
         config=config,
         output=arguments.output,
         overwrite=arguments.overwrite,
@@ -151,7 +151,9 @@ def _distill(arguments: argparse.Namespace) -> int:
     return _train(run, arguments.json)
 
 
-_MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
+def _model_files(arguments: argparse.Namespace) -> ModelFiles:
+    names = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
+    return ModelFiles(**{name: getattr(arguments, name) for name in names})
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -192,9 +194,10 @@ def _sample(arguments: argparse.Namespace) -> int:
         for note in listed.notes:
             _say(note)
         texts = list(listed.prompts)
-    names = (*_MODEL_FILES, "negative", "steps", "guidance_scale", "guidance_rescale", "resolution",
+    names = ("negative", "steps", "guidance_scale", "guidance_rescale", "resolution",
              "clip_skip", "prediction", "batch_size", "device", "dtype", "overwrite")  # fmt: skip
     request = SampleRequest(
+        model=_model_files(arguments),
         prompts=tuple(texts),
         seeds=tuple(parse_seeds(arguments.seeds)),
         lora=parse_lora(arguments.lora) if arguments.lora else None,

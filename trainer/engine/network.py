@@ -39,7 +39,9 @@ def predict(
         inputs["added_cond_kwargs"] = {"text_embeds": sized.pooled.to(dtype),
                                        "time_ids": sized.time_ids}  # fmt: skip
     steps = timesteps.to(x_t.device).expand(batch)
-    return network(x_t.to(dtype), timestep=steps, return_dict=False, **inputs)[0].float()
+    # Adapters are kept in fp32; under autocast their products run in the network's dtype, too.
+    with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
+        return network(x_t.to(dtype), timestep=steps, return_dict=False, **inputs)[0].float()
 
 
 def network_dtype(network: nn.Module) -> torch.dtype:

@@ -32,7 +32,7 @@ from .distiller import Distiller
 from .loop import Trainer
 from .network import NetworkCall
 from .prediction_check import check_prediction_type
-from .prompt_cache import encode_prompts
+from .prompt_cache import encode_prompts, estimate_cache_bytes
 from .prompt_expansion import PromptSource
 from .student_file import TeacherFacts, make_recipe, write_student
 
@@ -123,7 +123,7 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     encoded, negative = _encode(checkpoint, prompts, config, device, report)
     call = checkpoint.call()
     report(f"Attention: {use_attention(checkpoint.network, config.attention)}")
-    check_prediction_type(checkpoint, next(iter(encoded.values())))
+    check_prediction_type(checkpoint, negative)
     sha256 = _identity(Path(files.checkpoint), report)
     guidance = config.teacher_guidance or default_guidance(checkpoint)
     teacher = TeacherFacts(
@@ -189,9 +189,11 @@ def _encode(
     device: torch.device,
     report: Report,
 ) -> tuple[dict[str, Conditioning], Conditioning]:
-    needed = prompts.all_needed(config.steps, prompts_per_step(config))
+    head_start = config.batch_size * (1 + config.fake_head_start) if config.fake_head_start else 0
+    needed = prompts.all_needed(config.steps, prompts_per_step(config), head_start)
     texts = list(dict.fromkeys([*needed, config.teacher_negative]))
-    report(f"Prompts: {len(needed)} different ones are used by this run")
+    size = estimate_cache_bytes(checkpoint, texts, clip_skip=config.clip_skip)
+    report(f"Prompts: this run uses {len(needed)}; encoded they take {size / 2**20:.0f} MiB")
     encoded = dict(
         zip(
             texts,

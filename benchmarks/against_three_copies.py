@@ -1,0 +1,153 @@
+"""Memory and time of one student update with its 5 fake updates, against three full copies.
+
+    python benchmarks/against_three_copies.py [--size 64] [--rank 16] [--repeats 3]
+
+A random SD1-layout network of about 100 M parameters, batch 1, float32, the same attention kernels,
+no_grad and batched guidance on both sides; text encoding is excluded on both. Figures are ratios
+within one run of this script, of the medians over the repeats, taken in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import mounting  # noqa: F401
+import torch
+from diffusers import UNet2DConditionModel
+from dpdmd_studio.core.families import family
+from dpdmd_studio.core.schedule import VPSchedule
+from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.engine.adapters import AdapterRoles
+from dpdmd_studio.trainer.engine.batches import stream_generator
+from dpdmd_studio.trainer.engine.conditioning import Conditioning
+from dpdmd_studio.trainer.engine.distiller import Batch, Distiller
+from dpdmd_studio.trainer.engine.loop import Trainer
+from dpdmd_studio.trainer.engine.network import NetworkCall
+from live_bytes import LiveBytes
+from three_copies import ThreeCopies
+
+WIDTHS, CONTEXT = (112, 224, 448, 448), 768
+GUIDANCE, ANCHOR, FAKE_UPDATES = 7.5, 7, 5
+
+
+def make_call() -> NetworkCall:
+    """A random SD1-layout denoiser."""
+    torch.manual_seed(0)
+    network = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=WIDTHS,
+        cross_attention_dim=CONTEXT,
+        attention_head_dim=8,
+        norm_num_groups=16,
+    )
+    network.eval().requires_grad_(False)
+    return NetworkCall(network, family("sd1"), "eps", VPSchedule(), "cpu")
+
+
+class Batches:
+    """Random conditioning and noise, drawn as a run draws them."""
+
+    def __init__(self, size: int) -> None:
+        self._shape = (1, 4, size, size)
+
+    def generator(self, stream: str, step: int, index: int = 0) -> torch.Generator:
+        """The random draws of one use."""
+        return stream_generator(0, stream, step, index)
+
+    def batch(self, stream: str, step: int, index: int = 0) -> Batch:
+        """One update's inputs."""
+        generator = self.generator(stream, step, index)
+        noise = torch.randn(self._shape, generator=generator)
+        texts = [torch.randn(1, 77, CONTEXT, generator=generator) for _ in range(2)]
+        return Batch(noise, Conditioning(texts[0]), Conditioning(texts[1]))
+
+
+def ours(call: NetworkCall, batches: Batches, rank: int, shared: bool) -> Trainer:
+    """This project's trainer at its default objective."""
+    config = DistillConfig(
+        student_rank=rank,
+        fake_rank=rank,
+        share_rollouts=shared,
+        fake_updates=FAKE_UPDATES,
+        warmup_steps=0,
+    ).validate()
+    modules = call.family.lora_modules(dict(call.network.config), config.lora_layers)
+    roles = AdapterRoles(call.network, modules, student_rank=rank, fake_rank=rank, seed=0)
+    distiller = Distiller(call, roles, config, GUIDANCE)
+    return Trainer(distiller, roles, batches, config, "")  # type: ignore[arg-type]
+
+
+def baseline_update(baseline: ThreeCopies, batches: Batches) -> None:
+    """One student update and its fake updates, each with fresh inputs."""
+    batch = batches.batch("student", 1)
+    baseline.student_update(batch.noise, [batch.conditional, batch.unconditional])
+    for index in range(FAKE_UPDATES):
+        batch = batches.batch("fake", 1, index)
+        baseline.fake_update(batch.noise, [batch.conditional, batch.unconditional])
+
+
+def peak(update: Callable[[], Any], resident: Callable[[], list[torch.Tensor]]) -> int:
+    """Peak live bytes of one warmed-up update."""
+    update()
+    gc.collect()
+    with LiveBytes(resident()) as counter:
+        update()
+    return counter.peak
+
+
+def trainer_tensors(trainer: Trainer) -> list[torch.Tensor]:
+    """Everything resident between updates of our trainer."""
+    found: list[torch.Tensor] = list(trainer.distiller.network.network.parameters())  # type: ignore[attr-defined]
+    for optimizer in trainer.optimizers.values():
+        found += [t for s in optimizer.state.values() for t in s.values()]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=64, help="latent side (64 is 512 pixels)")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    batches = Batches(arguments.size)
+    baseline = ThreeCopies(make_call(), num_steps=4, anchor=ANCHOR, guidance=GUIDANCE)
+    trainers = {
+        "one network, separate roll-outs": ours(make_call(), batches, arguments.rank, False),
+        "one network, shared roll-outs": ours(make_call(), batches, arguments.rank, True),
+    }
+    updates: dict[str, Callable[[], Any]] = {
+        "three copies": lambda: baseline_update(baseline, batches)
+    }
+    updates |= {name: trainer.update for name, trainer in trainers.items()}
+    residents = {"three copies": baseline.tensors} | {
+        name: (lambda t=trainer: trainer_tensors(t)) for name, trainer in trainers.items()
+    }
+    peaks = {name: peak(update, residents[name]) for name, update in updates.items()}
+    times: dict[str, list[float]] = {name: [] for name in updates}
+    for _ in range(arguments.repeats):
+        for name, update in updates.items():
+            started = time.perf_counter()
+            update()
+            times[name].append(time.perf_counter() - started)
+    parameters = sum(p.numel() for p in baseline.teacher.network.parameters())
+    print(f"{parameters / 1e6:.0f} M parameters, latent side {arguments.size}, batch 1, "
+          f"rank {arguments.rank}, {arguments.threads} threads, torch {torch.__version__}")  # fmt: skip
+    print()
+    print("| loop | peak live MiB | ratio | s per update (median) | ratio |")
+    print("|---|---|---|---|---|")
+    base = statistics.median(times["three copies"])
+    for name in updates:
+        seconds = statistics.median(times[name])
+        print(f"| {name} | {peaks[name] / 2**20:.0f} | {peaks[name] / peaks['three copies']:.2f} "
+              f"| {seconds:.1f} | {seconds / base:.2f} |")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

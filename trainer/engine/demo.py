@@ -1,0 +1,196 @@
+"""The demo: distil the embedded teacher and show, side by side, what the student kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...core.errors import OutputError
+from ...core.schedule import Levels, trailing_positions
+from ..config import DistillConfig
+from ..home import prompt_cache
+from ..request import DistillRequest, ModelFiles
+from .evaluate import (
+    SHAPES_LABELS,
+    ArmSetting,
+    EvaluationSet,
+    evaluate_arm,
+    shapes_measures,
+)
+from .loop import Progress
+from .prompt_cache import encode_prompts
+from .report import Arm, ReportData, write_report
+from .runner import Outcome, create_run, run_distillation
+from .session import Session
+from .shapes import caption_sample
+
+TEACHER = Path(__file__).parents[1] / "assets" / "shapes-sd3.safetensors"
+TEACHER_STEPS = 30
+TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 40
+EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_008))
+SHOWN_PROMPTS = 6
+CONFIG = DistillConfig(
+    steps=300,
+    batch_size=16,
+    student_rank=32,
+    fake_rank=32,
+    student_lr=1e-3,
+    fake_lr=1e-3,
+    save_every=100,
+    preview_every=50,
+)
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made and measured."""
+
+    report: Path
+    lora: Path
+    seconds: float
+    arms: dict[str, dict[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready facts."""
+        return asdict(self) | {"report": str(self.report), "lora": str(self.lora)}
+
+    def to_text(self) -> str:
+        """A table for the terminal."""
+        lines = [f"{'':44}{'evals':>6}{'clean':>8}{'prompt':>8}{'diverse':>9}{'s/pic':>8}"]
+        for name, m in self.arms.items():
+            lines.append(
+                f"{name:44}{m['evaluations']:>6.0f}{m['valid']:>8.1%}{m['adherence']:>8.1%}"
+                f"{m['diversity']:>9.1%}{m['seconds_per_picture']:>8.2f}"
+            )
+        lines += [f"LoRA:   {self.lora}", f"Report: {self.report}"]
+        return "\n".join(lines)
+
+
+def run_demo(
+    output: Path,
+    *,
+    steps: int | None,
+    overwrite: bool,
+    report: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+    config: DistillConfig = CONFIG,
+) -> DemoResult:
+    """Distil the embedded teacher into `output`, compare, and write report.html there.
+
+    Raises:
+        OutputError: `output` holds something already and `overwrite` is not set.
+    """
+    started = time.perf_counter()
+    values = config.to_dict() | ({"steps": steps} if steps else {})
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(TEACHER)),
+        config=DistillConfig.from_dict(values),
+        output=str(output / "shapes-dpdmd-4step.safetensors"),
+        overwrite=overwrite,
+        created_at=time.time(),
+    )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {output} cannot be made: {error}.") from error
+    prompts = caption_sample(held_out=False, count=TRAINING_PROMPTS, seed=request.config.seed)
+    run = create_run(output / "run", request, prompts, overwrite=overwrite)
+    outcome = run_distillation(run, report=report, on_progress=on_progress)
+    report("Comparing teacher and student on prompts and seeds that training never saw")
+    arms = compare(outcome.session, report)
+    seconds = time.perf_counter() - started
+    page = write_report(output, _report_data(outcome, arms, seconds))
+    measured = {
+        arm.name: arm.measures
+        | {"evaluations": arm.evaluations, "seconds_per_picture": arm.seconds_per_picture}
+        for arm in arms
+    }
+    return DemoResult(page, outcome.lora, seconds, measured)
+
+
+def compare(session: Session, report: Callable[[str], None]) -> list[Arm]:
+    """Teacher at its own steps, bare teacher at the student's steps, and the student."""
+    material = evaluation_set(session, report)
+    schedule = session.call.schedule
+    own = Levels.at_positions(schedule, trailing_positions(TEACHER_STEPS)).sigmas
+    few = session.trainer.distiller.levels.sigmas.cpu()
+    count, guidance = session.config.num_steps, session.teacher.guidance_scale
+    settings = [
+        ArmSetting(
+            name=f"Teacher, {TEACHER_STEPS} steps, guidance {guidance:g}",
+            note="The checkpoint as it is meant to be used.",
+            role="teacher",
+            sigmas=own,
+            guidance_scale=guidance,
+        ),
+        ArmSetting(
+            name=f"Bare teacher, {count} steps",
+            note="The same checkpoint on the student's grid, without guidance: what few steps "
+            "look like without distillation.",
+            role="teacher",
+            sigmas=few,
+        ),
+        ArmSetting(
+            name=f"DP-DMD student, {count} steps",
+            note="The checkpoint with the LoRA that this run made.",
+            role="student",
+            sigmas=few,
+        ),
+    ]
+    arms = []
+    for setting in settings:
+        report(f"Drawing: {setting.name}")
+        arms.append(evaluate_arm(session, setting, material, shapes_measures))
+    return arms
+
+
+def evaluation_set(session: Session, report: Callable[[str], None]) -> EvaluationSet:
+    """Held-out captions, encoded, and seeds that training never uses."""
+    captions = caption_sample(held_out=True, count=EVALUATION_PROMPTS, seed=0)
+    encoded = encode_prompts(
+        session.checkpoint,
+        captions,
+        clip_skip=session.config.clip_skip,
+        cache_folder=prompt_cache(),
+        device=session.checkpoint.device,
+        report=report,
+    )
+    return EvaluationSet(tuple(captions), tuple(encoded), EVALUATION_SEEDS)
+
+
+def _report_data(outcome: Outcome, arms: list[Arm], seconds: float) -> ReportData:
+    session = outcome.session
+    config, recipe = session.config, session.recipe()
+    facts = {
+        "Checkpoint": f"{session.teacher.name} ({session.teacher.detection.title})",
+        "Training": f"{outcome.step} student updates of {config.batch_size} pictures, "
+        f"{config.fake_updates} fake-score updates each",
+        "Anchor": f"{config.effective_anchor_step} of {config.effective_teacher_steps} guided "
+        f"teacher steps, weight {config.diversity_weight:g}",
+        "LoRA rank": str(config.student_rank),
+        "Sample it with": recipe.plain_host,
+        "Evaluation": f"{EVALUATION_PROMPTS} held-out prompts, {len(EVALUATION_SEEDS)} seeds each",
+        "Whole demo": f"{seconds / 60:.1f} minutes on {session.call.device.type}, "
+        f"{torch.get_num_threads()} threads",
+    }
+    shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
+    return ReportData(
+        title="DP-DMD Studio: the demo's result",
+        subtitle="The embedded teacher, distilled from prompts alone into a 4-step LoRA.",
+        facts=facts,
+        prompts=caption_sample(held_out=True, count=EVALUATION_PROMPTS, seed=0)[:SHOWN_PROMPTS],
+        seeds=list(EVALUATION_SEEDS),
+        arms=shown,
+        metrics=session.run.metrics(),
+        measure_labels=SHAPES_LABELS,
+        notes=[
+            "Prompts and seeds of this page were never used in training.",
+            "Diversity must be read beside the other two: a broken picture can be diverse, too.",
+        ],
+        lora=str(outcome.lora.name),
+    )

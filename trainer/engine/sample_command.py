@@ -1,0 +1,253 @@
+"""Pictures of a checkpoint, with or without a LoRA: the `sample` command."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, tensor
+
+from ... import __version__
+from ...core.errors import LoraError, OutputError, SettingsError
+from ...core.hashes import file_hashes, file_sha256
+from ...core.lora_file import LoraFile, lora_deltas, merge_lora, read_lora, weight_shapes
+from ...core.png_info import PictureInfo, UsedLora, save_png
+from ...core.recipe import Recipe
+from ...core.schedule import few_step_positions
+from ..config import DistillConfig
+from ..home import prompt_cache
+from ..request import ModelFiles
+from .checkpoint import LoadedCheckpoint, load_checkpoint
+from .conditioning import Conditioning
+from .device import choose_device, choose_dtype
+from .prompt_cache import encode_prompts
+from .sampling import sample_latents
+from .session import choose_resolutions, default_guidance, text_encoder_files
+from .vae import decode
+
+TEACHER_STEPS = 28
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """What to draw. None takes what the LoRA's recipe says, else the family's default."""
+
+    model: ModelFiles
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    output: Path
+    lora: tuple[str, float] | None = None
+    negative: str = ""
+    steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float = 0.0
+    resolution: str = ""
+    clip_skip: int | None = None
+    prediction: str = "auto"
+    batch_size: int = 4
+    device: str = "auto"
+    dtype: str = "auto"
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raise SettingsError for numbers outside their range."""
+        bounds = (
+            ("batch size", self.batch_size, 1, 1024),
+            ("steps", self.steps, 1, 1000),
+            ("guidance scale", self.guidance_scale, 0, 50),
+            ("guidance rescale", self.guidance_rescale, 0, 1),
+            ("clip skip", self.clip_skip, 1, 12),
+        )
+        for name, value, low, high in bounds:
+            if value is not None and not low <= value <= high:
+                raise SettingsError(f"{name} is {value:g}; expected {low} to {high}.")
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """A request with everything that its defaults stood for."""
+
+    checkpoint: LoadedCheckpoint
+    sigmas: Tensor
+    guidance_scale: float
+    clip_skip: int
+    size: tuple[int, int]
+    loras: tuple[UsedLora, ...] = ()
+
+
+def sample_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
+    """Draw every prompt with every seed and save PNGs that carry their settings; their paths.
+
+    Names are prompt number and seed, such as 001-00000042.png. Nothing is overwritten unasked.
+
+    Raises:
+        DPDMDError: whatever is wrong with the files or the settings.
+    """
+    request.check()
+    paths = _paths(request)
+    setup = _prepare(request, report)
+    encoded = _encode(request, setup, report)
+    model_hash = ""
+    if setup.checkpoint.path.is_file():
+        model_hash = file_sha256(setup.checkpoint.path)[:10]
+    jobs = list(paths.items())
+    started = time.perf_counter()
+    for first in range(0, len(jobs), request.batch_size):
+        part = jobs[first : first + request.batch_size]
+        pictures = _draw(request, setup, encoded, [key for key, _ in part])
+        for ((number, seed), path), picture in zip(part, pictures, strict=True):
+            info = _info(request, setup, request.prompts[number], seed, model_hash)
+            save_png(path, Image.fromarray(picture), info, overwrite=request.overwrite)
+        done = first + len(part)
+        left = (time.perf_counter() - started) / done * (len(jobs) - done)
+        report(f"{done} of {len(jobs)} pictures, {left:.0f} s left")
+    return list(paths.values())
+
+
+def _paths(request: SampleRequest) -> dict[tuple[int, int], Path]:
+    """Where each (prompt number, seed) goes; OutputError if one exists and may not be replaced."""
+    try:
+        request.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {request.output} cannot be made: {error}.") from error
+    paths = {
+        (number, seed): request.output / f"{number + 1:03d}-{seed:08d}.png"
+        for number in range(len(request.prompts))
+        for seed in request.seeds
+    }
+    taken = [path for path in paths.values() if path.exists()]
+    if taken and not request.overwrite:
+        others = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
+        raise OutputError(
+            f"{taken[0]}{others} exists already. Add --overwrite to replace, or name another "
+            "folder with --output."
+        )
+    return paths
+
+
+def _prepare(request: SampleRequest, report: Report) -> _Setup:
+    """Load the model, merge the LoRA, and settle what was left open."""
+    lora = read_lora(Path(request.lora[0])) if request.lora else None
+    recipe = lora.recipe if lora else None
+    device = choose_device(request.device)
+    asked = None if request.prediction == "auto" else request.prediction
+    checkpoint = load_checkpoint(
+        Path(request.model.checkpoint),
+        dtype=choose_dtype(request.dtype, device),
+        device=device,
+        prediction=asked or (recipe.prediction if recipe else None),
+        text_encoders=text_encoder_files(request.model),
+        vae=Path(request.model.vae) if request.model.vae else None,
+        report=report,
+    )
+    used: tuple[UsedLora, ...] = ()
+    if lora is not None and request.lora is not None:
+        apply_lora(checkpoint, lora, request.lora[1])
+        autov3 = file_hashes(lora.path).autov3
+        used = (UsedLora(name=lora.path.stem, strength=request.lora[1], autov3=autov3),)
+    sizes = DistillConfig(resolution=request.resolution)
+    guidance = request.guidance_scale
+    if guidance is None:
+        guidance = recipe.guidance_scale if recipe else default_guidance(checkpoint)
+    return _Setup(
+        checkpoint,
+        _sigmas(request, recipe, checkpoint, report),
+        guidance,
+        request.clip_skip or (recipe.clip_skip if recipe else None) or 1,
+        _size(sizes, recipe, checkpoint),
+        used,
+    )
+
+
+def _sigmas(
+    request: SampleRequest, recipe: Recipe | None, checkpoint: LoadedCheckpoint, report: Report
+) -> Tensor:
+    """The recipe's exact grid at the recipe's steps, else the family's even grid."""
+    if recipe is not None and request.steps in (None, recipe.num_steps):
+        return tensor(recipe.sigmas)
+    if recipe is not None:
+        report(f"This LoRA was trained for {recipe.num_steps} steps, not {request.steps}.")
+    elif request.lora is not None and request.steps is None:
+        report("This LoRA holds no recipe; 4 steps without guidance are usual for few-step LoRAs.")
+    steps = request.steps or TEACHER_STEPS
+    return checkpoint.schedule.sigma_at(few_step_positions(steps))
+
+
+def _size(
+    asked: DistillConfig, recipe: Recipe | None, checkpoint: LoadedCheckpoint
+) -> tuple[int, int]:
+    if not asked.resolution and recipe is not None and recipe.resolutions:
+        return recipe.resolutions[0]
+    return choose_resolutions(asked, checkpoint.detection)[0]
+
+
+def apply_lora(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> None:
+    """Merge a LoRA into the checkpoint's network.
+
+    Raises:
+        LoraError: it is of another family, or fits no layer.
+    """
+    shapes = weight_shapes(checkpoint.network)
+    deltas = lora_deltas(lora, checkpoint.family, checkpoint.config, shapes, strength)
+    if not deltas:
+        raise LoraError(f"{lora.path.name} changes no layer of {checkpoint.path.name}.")
+    merge_lora(checkpoint.network, deltas)
+
+
+def _encode(request: SampleRequest, setup: _Setup, report: Report) -> dict[str, Conditioning]:
+    texts = list(dict.fromkeys([*request.prompts, request.negative]))
+    found = encode_prompts(
+        setup.checkpoint,
+        texts,
+        clip_skip=setup.clip_skip,
+        cache_folder=prompt_cache(),
+        device=setup.checkpoint.device,
+        report=report,
+    )
+    return dict(zip(texts, found, strict=True))
+
+
+def _draw(
+    request: SampleRequest,
+    setup: _Setup,
+    encoded: dict[str, Conditioning],
+    keys: list[tuple[int, int]],
+) -> list[np.ndarray]:
+    width, height = setup.size
+    latents = sample_latents(
+        setup.checkpoint.call(),
+        Conditioning.cat([encoded[request.prompts[number]] for number, _ in keys]),
+        encoded[request.negative],
+        [seed for _, seed in keys],
+        (setup.checkpoint.detection.latent_channels, height // 8, width // 8),
+        setup.sigmas,
+        guidance_scale=setup.guidance_scale,
+        guidance_rescale=request.guidance_rescale,
+    )
+    return list(decode(setup.checkpoint, latents))
+
+
+def _info(
+    request: SampleRequest, setup: _Setup, prompt: str, seed: int, model_hash: str
+) -> PictureInfo:
+    return PictureInfo(
+        prompt=prompt,
+        seed=seed,
+        width=setup.size[0],
+        height=setup.size[1],
+        steps=len(setup.sigmas) - 1,
+        guidance_scale=setup.guidance_scale,
+        negative=request.negative,
+        sampler="Euler",
+        schedule="Simple",
+        model=setup.checkpoint.path.stem,
+        model_hash=model_hash,
+        clip_skip=setup.clip_skip if setup.checkpoint.family.name == "sd1" else None,
+        loras=setup.loras,
+        version=f"DP-DMD Studio {__version__}",
+    )

@@ -137,8 +137,10 @@ def main() -> None:
             update()
             times[name].append(time.perf_counter() - started)
     parameters = sum(p.numel() for p in baseline.teacher.network.parameters())
-    print(f"{parameters / 1e6:.0f} M parameters, latent side {arguments.size}, batch 1, "
-          f"rank {arguments.rank}, {arguments.threads} threads, torch {torch.__version__}")  # fmt: skip
+    print(
+        f"{parameters / 1e6:.0f} M parameters, latent side {arguments.size}, batch 1, "
+        f"rank {arguments.rank}, {arguments.threads} threads, torch {torch.__version__}"
+    )
     print()
     print("| loop | peak live MiB | ratio | s per update (median) | ratio |")
     print("|---|---|---|---|---|")

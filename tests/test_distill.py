@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import checkpoints
 import pytest
 import torch
 from dpdmd_studio.core.errors import NonFiniteError, RunError
@@ -19,8 +20,6 @@ from dpdmd_studio.trainer.engine.session import open_session
 from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
 from dpdmd_studio.trainer.run_directory import RunDirectory
 from safetensors.torch import load_file
-
-from . import checkpoints
 
 PROMPTS = ["a cat", "a {red|blue} dog", "a (tall:1.2) house"]
 TINY = {

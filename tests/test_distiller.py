@@ -9,8 +9,7 @@ import torch
 from dpdmd_studio.core import schedule as s
 from dpdmd_studio.trainer.config import DistillConfig
 from dpdmd_studio.trainer.engine.distiller import Batch, Distiller
-
-from .oracle import GaussianOracle, grid
+from oracle import GaussianOracle, grid
 
 
 class PairedCondition:

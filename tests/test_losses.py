@@ -4,8 +4,7 @@ import pytest
 import torch
 from dpdmd_studio.core import schedule as s
 from dpdmd_studio.trainer.engine import losses
-
-from .oracle import GaussianOracle, grid
+from oracle import GaussianOracle, grid
 
 
 @pytest.fixture

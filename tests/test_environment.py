@@ -195,7 +195,8 @@ def test_xformers_comes_only_with_cuda(environment, monkeypatch, build, version,
 def test_a_borrowed_torch_that_left_sets_up_again(environment, tmp_path):
     finished(environment)
     host = plant_torch(tmp_path / "host", "2.9.0")
-    environment.record(**{"torch from": str(host), "torch": "2.9.0"})
+    # what torch calls itself may say more than its package does
+    environment.record(**{"torch from": str(host), "torch lent": "2.9.0", "torch": "2.9.0+cu130"})
     assert installation.up_to_date(environment, options())
     (host / "torch" / "__init__.py").unlink()
     assert not installation.up_to_date(environment, options())

@@ -88,7 +88,7 @@ def up_to_date(environment: Environment, options: argparse.Namespace) -> bool:
         wanted["torch wish"] = torch_wish(options)
     if state.get("torch from"):
         folder = Path(state["torch from"])
-        if not torch_source.FoundTorch(state.get("torch", ""), folder).still_there():
+        if not torch_source.FoundTorch(state.get("torch lent", ""), folder).still_there():
             return False
     return all(state.get(key) == value for key, value in wanted.items())
 
@@ -129,7 +129,7 @@ def borrow_torch(environment: Environment, floor: tuple[int, int]) -> bool:
         torch_source.take_back(packages.packages_folder(environment))
         say(f"    PyTorch {host.version} of this Python does not work outside it")
         return False
-    environment.record(**{"torch from": str(host.folder), "torch": host.version})
+    environment.record(**{"torch from": str(host.folder), "torch lent": host.version})
     say(f"    using PyTorch {host.version} from {host.folder}")
     return True
 

@@ -220,7 +220,7 @@ def test_the_verdict_names_the_measure_furthest_below():
     text = verdict(report_data(arms=[*data.arms[:2], changed]))
     times = "\N{MULTIPLICATION SIGN}"
     assert f"15{times} fewer network evaluations and 12{times} faster" in text
-    assert "at most 3.0 points below the teacher's (the furthest: diversity)" in text
+    assert "largest loss against the teacher: 3.0 points, in diversity" in text
 
 
 def test_pictures_that_do_not_fit_the_prompts_are_refused():

@@ -19,6 +19,8 @@ PLAIN_HOST_FACT = "Sample it with"
 CHECKPOINT_FACT = "Checkpoint"
 # Picture rows that are unfolded at first, so that the table below stays within reach.
 UNFOLDED_ROWS = 12
+# More arms than these wrap, three abreast.
+MOST_ARMS_ABREAST = 4
 PREVIEWS, PREVIEW_SIDE = 8, 512
 # Nothing may be loaded and nothing may run: the page is a document.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -81,7 +83,7 @@ def _pictures(data: ReportData) -> str:
     if prompts[first:]:
         summary = f"<summary>Show {len(prompts) - first} more prompts</summary>"
         body += f"<details>{summary}{''.join(prompts[first:])}</details>"
-    few = len(data.arms) <= 4
+    few = len(data.arms) <= MOST_ARMS_ABREAST
     heads = _arm_heads(data) if few else ""
     seeds = _seed_names(data.seeds)
     intro = (
@@ -96,7 +98,7 @@ def _pictures(data: ReportData) -> str:
 
 def _seed_columns(seeds: int, arms: int) -> int:
     """Seeds side by side in one block, so that blocks side by side stay large enough."""
-    most = max(3, 12 // min(arms, 4))
+    most = 12 // (arms if arms <= MOST_ARMS_ABREAST else 3)
     return math.ceil(seeds / math.ceil(seeds / most))
 
 
@@ -123,7 +125,7 @@ def _own(own: bool) -> str:
 def _prompt(data: ReportData, index: int, columns: int, side: int) -> str:
     prompt = data.prompts[index]
     figures = "".join(_figure(arm, data, index, side) for arm in data.arms)
-    text = escape(prompt) if prompt.strip() else '<span class="soft">(no prompt)</span>'
+    text = escape(prompt.strip()) or '<span class="soft">(no prompt)</span>'
     return f'<div class="prompt"><h3>{text}</h3><div class="arms">{figures}</div></div>\n'
 
 

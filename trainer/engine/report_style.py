@@ -126,7 +126,8 @@ h1{font-size:25px}
 .few figcaption{position:static;width:auto;height:auto;clip-path:none;margin-bottom:4px}
 .prompt{margin-top:28px}
 .facts div{grid-template-columns:1fr;gap:0}
-th,td{padding-left:16px}
+th,td{padding-left:14px}
+th:first-child{min-width:124px}
 }
 @media print{.heads{position:static}.prompt,.chart{break-inside:avoid}}
 """

@@ -46,12 +46,7 @@ def _furthest_below(data: ReportData, own: Arm, teacher: Arm) -> str:
     points = abs(100 * changes[worst])
     if points < 0.05 or changes[worst] > 0:
         return "No measure lies below the teacher's."
-    if len(changes) == 1:
-        return f"{name} lies {points:.1f} points below the teacher's."
-    return (
-        f"Every measure lies at most {points:.1f} points below the teacher's "
-        f"(the furthest: {name.lower()})."
-    )
+    return f"Its largest loss against the teacher: {points:.1f} points, in {name.lower()}."
 
 
 def tiles(data: ReportData) -> str:

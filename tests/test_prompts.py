@@ -1,7 +1,10 @@
 """A prompts file gives its prompts, says what it dropped, and fails with one clear sentence."""
 
+from pathlib import Path
+
 import pytest
 from dpdmd_studio.core.errors import PromptError
+from dpdmd_studio.trainer import prompts as prompts_module
 from dpdmd_studio.trainer.prompts import MAX_FILE_BYTES, TAG, parse_prompts, read_prompts
 
 
@@ -64,3 +67,15 @@ def test_missing_folders_and_huge_files_say_why(tmp_path):
         file.truncate(MAX_FILE_BYTES + (1 << 20))
     with pytest.raises(PromptError, match="Is it the right file"):
         read_prompts(huge)
+
+
+TEMPLATES = Path(prompts_module.__file__).parent / "prompt_templates"
+
+
+@pytest.mark.parametrize("name", ["photo", "illustration", "tags"])
+def test_starter_templates_are_clean_and_varied(name):
+    found = read_prompts(TEMPLATES / f"{name}.txt")
+    assert found.notes == ()
+    assert len(found.prompts) >= 90
+    assert sum("|" in prompt for prompt in found.prompts) >= 60
+    assert all(prompt.count("{") == prompt.count("}") for prompt in found.prompts)

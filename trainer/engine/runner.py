@@ -99,6 +99,7 @@ def _train(
     session.write_lora(output, overwrite=session.request.overwrite or _is_ours(run, output))
     run.write_json("result.json", {"lora": str(output), "step": session.trainer.step})
     run.clear_requests()
+    session.load_student(session.trainer.student_weights())  # what was saved is what is shown
     status.write("finished" if finished else "stopped", force=True)
     return Outcome(output, session.trainer.step, finished, session)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,9 @@ class FileHashes:
         return self.tensors[:12]
 
 
-_seen: dict[tuple[str, int, int], FileHashes] = {}
+_Key = tuple[str, int, int]
+_sha256: dict[_Key, str] = {}
+_hashes: dict[_Key, FileHashes] = {}
 
 
 def file_hashes(path: Path, progress: Progress | None = None) -> FileHashes:
@@ -59,35 +61,57 @@ def file_hashes(path: Path, progress: Progress | None = None) -> FileHashes:
     """
     path = Path(path)
     try:
-        status = path.stat()
-        key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
-        if key not in _seen:
-            _seen[key] = _hash_file(path, status.st_size, progress)
+        key = _key(path)
+        if key not in _hashes:
+            _hashes[key] = _all_hashes(path, key[1], progress)
+            _sha256[key] = _hashes[key].sha256
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    return _seen[key]
+    return _hashes[key]
 
 
 def file_sha256(path: Path, progress: Progress | None = None) -> str:
-    """SHA256 of the whole file, 64 hexadecimal digits."""
-    return file_hashes(path, progress).sha256
+    """SHA256 of the whole file, 64 hexadecimal digits; half the work of all hashes."""
+    path = Path(path)
+    try:
+        key = _key(path)
+        if key not in _sha256:
+            digest = hashlib.sha256()
+            for chunk in _chunks(path, key[1], progress):
+                digest.update(chunk)
+            _sha256[key] = digest.hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return _sha256[key]
 
 
-def _hash_file(path: Path, size: int, progress: Progress | None) -> FileHashes:
+def _key(path: Path) -> _Key:
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
+
+
+def _chunks(path: Path, size: int, progress: Progress | None) -> Iterator[bytes]:
+    done = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+            done += len(chunk)
+            if progress is not None:
+                progress(done, size)
+
+
+def _all_hashes(path: Path, size: int, progress: Progress | None) -> FileHashes:
     whole, tensors = hashlib.sha256(), hashlib.sha256()
     with path.open("rb") as file:
         start = tensor_offset(file.read(9), size)
         file.seek(LEGACY_OFFSET)
         legacy = hashlib.sha256(file.read(LEGACY_LENGTH)).hexdigest()[:8]
-        file.seek(0)
-        done = 0
-        while chunk := file.read(CHUNK):
-            whole.update(chunk)
-            if start is not None:
-                tensors.update(memoryview(chunk)[max(0, start - done) :])
-            done += len(chunk)
-            if progress is not None:
-                progress(done, size)
+    done = 0
+    for chunk in _chunks(path, size, progress):
+        whole.update(chunk)
+        if start is not None:
+            tensors.update(memoryview(chunk)[max(0, start - done) :])
+        done += len(chunk)
     return FileHashes(whole.hexdigest(), legacy, "" if start is None else tensors.hexdigest())
 
 

@@ -2,11 +2,14 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import pytest
 from dpdmd_studio.core.errors import PromptError
+from dpdmd_studio.trainer import prompts as prompts_module
 from dpdmd_studio.trainer.engine.prompt_expansion import PromptSource, expand, protect
+from dpdmd_studio.trainer.prompts import read_prompts
 
 
 def outcomes(prompt, tries=40):
@@ -93,3 +96,13 @@ def test_all_needed_are_exactly_those_the_run_draws():
 def test_no_prompts_is_an_error():
     with pytest.raises(PromptError):
         PromptSource([], 0)
+
+
+@pytest.mark.parametrize("name", ["photo", "illustration", "tags"])
+def test_starter_templates_leave_no_syntax_behind(name):
+    prompts = read_prompts(
+        Path(prompts_module.__file__).parent / "prompt_templates" / f"{name}.txt"
+    )
+    drawn = PromptSource(prompts.prompts, 0).all_needed(2 * len(prompts.prompts), 1)
+    assert not [prompt for prompt in drawn if set(prompt) & set("{}|")]
+    assert len(drawn) > len(prompts.prompts)

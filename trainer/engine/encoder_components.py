@@ -100,6 +100,8 @@ def _clip_config(
     vocabulary, width = shape("text_model.embeddings.token_embedding.weight")
     projected = source("text_projection.weight").key in weights.infos
     layer_norm = "text_model.encoder.layers.{}.layer_norm1.weight"
+    # The shapes encoder numbers its few tokens itself: start is row 1, end is row 2.
+    start, end = (BOS, EOS) if vocabulary > EOS else (1, 2)
     return CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -109,8 +111,8 @@ def _clip_config(
         max_position_embeddings=shape("text_model.embeddings.position_embedding.weight")[0],
         hidden_act=str(config.get("hidden_act") or ACTIVATIONS[kind]),
         projection_dim=_projection_width(weights, source) if projected else width,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
+        bos_token_id=start,
+        eos_token_id=end,
     )
 
 

@@ -60,6 +60,7 @@ def xformers(monkeypatch):
 @pytest.fixture
 def no_xformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", None)
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
     ours.forget_probes()
     yield
     ours.forget_probes()

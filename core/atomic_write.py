@@ -37,18 +37,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        _flush(temporary)
-        temporary.chmod(0o644)
-        replace(temporary, path)
-    except OSError as error:
-        raise OutputError(_explain(path, error)) from error
+        with explained(path):
+            handle, name = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+            )
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            _flush(temporary)
+            temporary.chmod(0o644)
+            replace(temporary, path)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns an OSError of writing `path` into an OutputError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(_explain(path, error)) from error
+
+
+def flush_files(folder: Path) -> None:
+    """Make sure that the files in `folder` are on the disk before the folder is moved."""
+    for file in folder.iterdir():
+        _flush(file)
 
 
 def replace(source: Path, target: Path, rename: Callable[[Path, Path], None] = os.replace) -> None:

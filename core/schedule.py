@@ -74,20 +74,20 @@ class VPSchedule:
     def sigma_at(self, position: Tensor) -> Tensor:
         """Noise level at a position, log-linear between levels; 0 at -1."""
         log_sigmas = _vp_sigmas(self.zero_terminal_snr).log()
-        inside = position.to("cpu", torch.float64).clamp(0, NUM_LEVELS - 1)
+        inside = position.cpu().double().clamp(0, NUM_LEVELS - 1)  # mps has no float64
         low = inside.floor().long().clamp(max=NUM_LEVELS - 2)
         log_sigma = torch.lerp(log_sigmas[low], log_sigmas[low + 1], inside - low)
-        clean = position.to("cpu") <= -1
-        return torch.where(clean, 0.0, log_sigma.exp()).to(position.device, torch.float32)
+        clean = position.cpu() <= -1
+        return torch.where(clean, 0.0, log_sigma.exp()).float().to(position.device)
 
     def timestep_at(self, sigma: Tensor) -> Tensor:
         """The position whose level is `sigma`."""
         log_sigmas = _vp_sigmas(self.zero_terminal_snr).log()
-        log_sigma = sigma.to("cpu", torch.float64).clamp_min(1e-10).log()
+        log_sigma = sigma.cpu().double().clamp_min(1e-10).log()
         low = (torch.searchsorted(log_sigmas, log_sigma) - 1).clamp(0, NUM_LEVELS - 2)
         span = log_sigmas[low + 1] - log_sigmas[low]
         position = low + ((log_sigma - log_sigmas[low]) / span).clamp(0, 1)
-        return position.to(sigma.device, torch.float32)
+        return position.float().to(sigma.device)
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class FlowSchedule:
 
     def sigma_at(self, position: Tensor) -> Tensor:
         """Noise level at a position; 0 at -1."""
-        u = ((position.to("cpu", torch.float64) + 1) / NUM_LEVELS).clamp(0, 1)
+        u = ((position.cpu().double() + 1) / NUM_LEVELS).clamp(0, 1)
         sigma = self.shift * u / (1 + (self.shift - 1) * u)
-        return sigma.to(position.device, torch.float32)
+        return sigma.float().to(position.device)
 
     def timestep_at(self, sigma: Tensor) -> Tensor:
         """1000 * sigma."""

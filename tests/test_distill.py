@@ -103,8 +103,9 @@ def test_every_family_distils_and_the_lora_is_the_student(name, files, tmp_path)
         teacher = plain.call()(x, timestep, condition)
         merge_lora(plain.network, deltas)
         merged = plain.call()(x, timestep, condition)
-    assert (student - teacher).abs().max() > 1e-4
-    torch.testing.assert_close(merged, student, rtol=1e-2, atol=2e-3 * float(student.abs().max()))
+    change = float((student - teacher).abs().max())
+    assert change > 1e-4
+    assert float((merged - student).abs().max()) < 0.05 * change  # fp16 rounding of the LoRA alone
 
 
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(files, tmp_path):
@@ -133,7 +134,7 @@ class Killed(BaseException):
     """Stands for a process that ends without a chance to clean up."""
 
 
-@pytest.mark.parametrize("place", ["student", "fake", "between", "saving"])
+@pytest.mark.parametrize("place", ["start", "student", "fake", "between", "saving"])
 def test_a_run_killed_anywhere_resumes_exactly(files, tmp_path, monkeypatch, place):
     whole = new_run(tmp_path / "whole", files["sd1"], share_rollouts=False)
     distil(whole)
@@ -153,7 +154,9 @@ def test_a_run_killed_anywhere_resumes_exactly(files, tmp_path, monkeypatch, pla
         return replacement
 
     with monkeypatch.context() as patch:
-        if place == "student":
+        if place == "start":  # one line of metrics, no state yet
+            patch.setattr(Distiller, "student_update", die_at(2, Distiller.student_update))
+        elif place == "student":
             patch.setattr(Distiller, "student_update", die_at(4, Distiller.student_update))
         elif place == "fake":
             patch.setattr(Distiller, "fake_update", die_at(6, Distiller.fake_update))
@@ -216,11 +219,16 @@ def test_the_head_start_trains_the_fake_score_alone(files, tmp_path):
 
 def test_the_average_is_what_is_saved(files, tmp_path):
     outcome = distil(new_run(tmp_path, files["sd1"], ema_decay=0.9))
-    trainer = outcome.session.trainer
-    last, average = outcome.session.roles.state("student"), trainer.student_weights()
+    folder = trainer_state(outcome)
+    last, average = (load_file(folder / f"{n}.safetensors") for n in ("student", "average"))
     assert any(not torch.equal(last[name], average[name]) for name in last)
-    stored = load_file(trainer_state(outcome) / "average.safetensors")
-    assert all(torch.equal(stored[name], average[name]) for name in average)
+    lora = read_lora(outcome.lora)
+    family, config = outcome.session.checkpoint.family, outcome.session.checkpoint.config
+    name = next(n for n in average if n.endswith("to_q.lora_B")).removesuffix(".lora_B")
+    pair = lora.pair(lora.modules[family.lora_key(name, config).name])
+    wanted = average[f"{name}.lora_B"] @ average[f"{name}.lora_A"]
+    found = pair.scale * pair.up.float() @ pair.down.float()
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
 
 
 def trainer_state(outcome: runner.Outcome) -> Path:
@@ -316,6 +324,71 @@ def test_bad_input_is_one_clear_message_and_loses_nothing(case, files, tmp_path,
     assert "Traceback" not in captured.err and not captured.out
     assert (tmp_path / "taken.safetensors").read_bytes() == before
     assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_mistaken_places_are_refused_before_training(files, tmp_path, capsys):
+    checkpoint = tmp_path / "model.safetensors"
+    shutil.copy(files["sd1"], checkpoint)
+    before = checkpoint.read_bytes()
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat")
+    common = [str(checkpoint), "--prompts", str(prompts), "--overwrite", "--output"]
+    assert main(["distill", *common, str(checkpoint)]) == 2
+    assert "this run reads" in capsys.readouterr().err
+    both = str(tmp_path / "both.safetensors")
+    assert main(["distill", *common, both, "--run", both]) == 2
+    assert "run's folder, too" in capsys.readouterr().err
+    assert main(["distill", *common, str(tmp_path / "lora.ckpt")]) == 2
+    assert ".safetensors" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_mistaken_checkpoint_never_costs_an_earlier_run(files, tmp_path, capsys):
+    run = new_run(tmp_path, files["sd1"])
+    before = run.settings()
+    (tmp_path / "prompts.txt").write_text("a cat")
+    arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--run", str(run.path)]
+    arguments += ["--output", str(tmp_path / "new.safetensors"), "--overwrite"]
+    assert main(["distill", str(tmp_path / "typo.safetensors"), *arguments]) == 2
+    assert "typo.safetensors" in capsys.readouterr().err
+    assert run.settings() == before
+
+
+def test_a_file_that_appeared_meanwhile_is_left_alone(files, tmp_path):
+    run = new_run(tmp_path, files["sd1"], steps=1)
+    (tmp_path / "student.safetensors").write_bytes(b"mine")
+    outcome = distil(run)
+    assert outcome.lora == tmp_path / "student-2.safetensors" and outcome.lora.exists()
+    assert (tmp_path / "student.safetensors").read_bytes() == b"mine"
+    assert distil(run).lora == outcome.lora  # finished already: its own file is its own
+
+
+def test_running_out_of_memory_is_named(files, tmp_path, monkeypatch):
+    from dpdmd_studio.trainer.engine.distiller import Distiller
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run = new_run(tmp_path, files["sd1"])
+    monkeypatch.setattr(Distiller, "student_update", out_of_memory)
+    with pytest.raises(RunError, match="--gradient-checkpointing"):
+        distil(run)
+    assert run.read_json("progress.json")["status"] == "failed"
+
+
+def test_a_disk_that_fills_up_while_a_state_is_saved_is_an_error(files, tmp_path, monkeypatch):
+    from dpdmd_studio.core.errors import OutputError
+    from dpdmd_studio.trainer.engine import state
+    from safetensors import SafetensorError
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device")
+
+    run = new_run(tmp_path, files["sd1"], steps=1)
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(OutputError, match="Free some space"):
+        distil(run)
+    assert run.latest_state() is None
 
 
 def test_a_full_disk_is_named_and_the_run_can_go_on(files, tmp_path, monkeypatch):

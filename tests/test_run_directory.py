@@ -56,6 +56,32 @@ def test_an_existing_run_is_not_overwritten_unasked(run):
     assert run.settings()["new"] == 1
 
 
+def test_overwriting_a_run_leaves_other_files_alone(run):
+    (run.path / "notes.txt").write_text("precious")
+    run.append_metrics({"step": 1})
+    RunDirectory.create(run.path, {}, [], overwrite=True)
+    assert (run.path / "notes.txt").read_text() == "precious"
+    assert run.metrics() == []
+
+
+def test_foreign_settings_do_not_make_a_run(tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    with pytest.raises(OutputError, match="not a run"):
+        RunDirectory.create(tmp_path, {}, [], overwrite=True)
+
+
+def test_prompts_with_other_line_separators_stay_whole(tmp_path):
+    prompts = ["a cat\u2028on a mat", "a\x0cdog\x85"]
+    run = RunDirectory.create(tmp_path / "run", {}, prompts)
+    assert run.prompts() == prompts
+
+
+def test_metrics_that_cannot_be_written_are_an_output_error(run):
+    (run.path / "metrics.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"metrics\.jsonl"):
+        run.append_metrics({"step": 1})
+
+
 def test_a_folder_of_something_else_is_never_overwritten(tmp_path):
     (tmp_path / "holiday.jpg").write_text("precious")
     with pytest.raises(OutputError, match="not a run"):
@@ -63,7 +89,7 @@ def test_a_folder_of_something_else_is_never_overwritten(tmp_path):
     assert (tmp_path / "holiday.jpg").read_text() == "precious"
 
 
-@pytest.mark.parametrize("content", [None, "{}", '{"version": 99}', "nonsense"])
+@pytest.mark.parametrize("content", [None, "{}", "[]", '{"version": 99}', "nonsense"])
 def test_folders_that_are_no_run_are_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "settings.json").write_text(content)

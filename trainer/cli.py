@@ -123,16 +123,16 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _distill(arguments: argparse.Namespace) -> int:
-    from ..core.families import detect
-    from ..core.tensor_file import read_header
+    from ..core.families import identify
     from .engine.runner import create_run
     from .home import new_run_folder
     from .prompts import read_prompts
 
-    checkpoint = Path(arguments.checkpoint)
+    # before anything is made or replaced: is that a model at all?
+    detection = identify(Path(arguments.checkpoint).expanduser())
     chosen: dict[str, Any] = {}
-    if arguments.preset and checkpoint.is_file():
-        chosen = preset(detect(read_header(checkpoint)).family, arguments.preset)
+    if arguments.preset:
+        chosen = preset(detection.family, arguments.preset)
     config = DistillConfig.from_dict(chosen | config_values(arguments))
     prompts = read_prompts(Path(arguments.prompts))
     for note in prompts.notes:

@@ -55,7 +55,7 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         low, dash, high = (piece.strip() for piece in part.partition("-"))
         first, last = low, high if dash else low
-        if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise SettingsError(
                 f"seeds {text!r} are not understood; write one (3), a range (0-8), or several "
                 "separated by commas (0,5,7-9)."

@@ -148,10 +148,10 @@ class DistillConfig:
     final_lr_fraction: float = knob(
         0.1, "Cosine decay ends at this share of the learning rate.", low=0.0, high=1.0
     )
-    max_grad_norm: float = knob(1.0, "Gradient norm is clipped to this.", low=0.0, high=1e6)
+    max_grad_norm: float = knob(1.0, "Gradient norm is clipped to this.", low=1e-6, high=1e6)
     ema_decay: float = knob(
         0.0,
-        "Decay of the student's moving average; 0 keeps the last weights.",
+        "Decay of the student's moving average, ramped up at the start; 0 keeps the last weights.",
         low=0.0,
         high=0.99999,
     )
@@ -211,7 +211,7 @@ class DistillConfig:
                 f"{self.effective_teacher_steps} steps. Lower --anchor-step or raise "
                 "--teacher-steps."
             )
-        if self.num_anchored_steps >= self.num_steps and self.objective == "dp_dmd":
+        if self.num_anchored_steps >= self.num_steps and self.objective != "dmd":
             raise SettingsError(
                 f"num_anchored_steps is {self.num_anchored_steps} of {self.num_steps} steps; at "
                 f"least one step must be left to distribution matching: at most "
@@ -255,7 +255,7 @@ def parse_resolutions(text: str) -> tuple[tuple[int, int], ...]:
     pairs = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         sides = part.lower().split("x")
-        if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
+        if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
             raise SettingsError(
                 f"resolution {part!r} is not understood; write width x height, such as 1024x1024 "
                 "or 832x1216, several separated by commas."

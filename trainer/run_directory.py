@@ -31,8 +31,17 @@ from ..core.errors import OutputError, RunError
 
 SETTINGS_VERSION = 1
 KEPT_STATES = 2
-# A lock whose owner cannot be asked (another machine) is stale when its file is older than this.
-STALE_LOCK_SECONDS = 600
+# What --overwrite removes, with the three folders; other files in the folder are not ours.
+RUN_FILES = (
+    "settings.json",
+    "prompts.txt",
+    "progress.json",
+    "metrics.jsonl",
+    "result.json",
+    "stop",
+)
+# A lock whose owner cannot be asked (another machine) is stale when nobody touched it for so long.
+STALE_LOCK_SECONDS = 1800
 
 
 class RunDirectory:
@@ -80,7 +89,7 @@ class RunDirectory:
         return run
 
     def _make_room(self, overwrite: bool) -> None:
-        is_run = (self.path / "settings.json").is_file()
+        is_run = all((self.path / name).is_file() for name in ("settings.json", "prompts.txt"))
         if not overwrite or not is_run:
             what = "a run" if is_run else "something that is not a run"
             remedy = "Add --overwrite to start it anew, or name another folder"
@@ -90,7 +99,17 @@ class RunDirectory:
             )
         with self.lock():
             pass
-        shutil.rmtree(self.path)
+        try:
+            for name in RUN_FILES:
+                (self.path / name).unlink(missing_ok=True)
+            for folder in (self.states, self.previews, self.checkpoints):
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+        except OSError as error:
+            raise OutputError(
+                f"The run in {self.path} cannot be removed: {error}. Close what has its files "
+                "open, or name another folder with --run."
+            ) from error
 
     @property
     def states(self) -> Path:
@@ -113,15 +132,21 @@ class RunDirectory:
 
     def prompts(self) -> list[str]:
         """The prompts of the run, one a line."""
-        text = (self.path / "prompts.txt").read_text(encoding="utf-8")
-        return text.splitlines()
+        try:
+            text = (self.path / "prompts.txt").read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.path / 'prompts.txt'} cannot be read: {error}.") from error
+        return text.removesuffix("\n").split("\n")  # prompts may hold other line separators
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the run, or RunError if it is missing or damaged."""
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RunError(f"{self.path / name} cannot be read: {error}.") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{self.path / name} is not what this program writes: no JSON object.")
+        return content
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file of the run atomically."""
@@ -131,7 +156,8 @@ class RunDirectory:
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        path = self.path / "metrics.jsonl"
+        with atomic_write.explained(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -158,12 +184,12 @@ class RunDirectory:
         temporary = self.states / f".step-{step:08d}.part"
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            shutil.rmtree(final, ignore_errors=True)
-            atomic_write.replace(temporary, final)
-        except OSError as error:
-            raise OutputError(f"The state of step {step} could not be saved: {error}.") from error
+            with atomic_write.explained(final):
+                temporary.mkdir(parents=True)
+                yield temporary
+                atomic_write.flush_files(temporary)
+                shutil.rmtree(final, ignore_errors=True)
+                atomic_write.replace(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in self._state_folders()[:-KEPT_STATES]:
@@ -214,6 +240,11 @@ class RunDirectory:
         finally:
             path.unlink(missing_ok=True)
 
+    def touch_lock(self) -> None:
+        """Show other machines that this run goes on."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.path / "lock.json")
+
     def _take_over_stale_lock(self, path: Path) -> None:
         try:
             owner = json.loads(path.read_text(encoding="utf-8"))
@@ -228,7 +259,7 @@ class RunDirectory:
         if alive:
             raise RunError(
                 f"{self.path} is in use by process {pid} on {host or 'an unknown machine'}. Wait "
-                "for it, or ask it to stop."
+                f"for it, or ask it to stop. If no such run goes on any more, delete {path}."
             )
         path.unlink(missing_ok=True)
 

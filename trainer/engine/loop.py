@@ -59,10 +59,13 @@ class Trainer:
         """The student as it would be saved now: the moving average where one is kept."""
         return self.average if self.average is not None else self.roles.state("student")
 
-    def head_start(self) -> None:
-        """Fake-score updates before the first student update."""
+    def head_start(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Fake-score updates before the first student update; False if stopped among them."""
         for index in range(self.config.fake_head_start):
+            if should_stop():
+                return False
             self._fake_update(self._fresh_samples(0, index), 0, index)
+        return True
 
     def update(self) -> dict[str, float]:
         """One student update and its fake-score updates; returns their metrics.
@@ -75,7 +78,7 @@ class Trainer:
         generator = self.batches.generator("student-levels", step)
         metrics, samples = self.distiller.student_update(batch, generator)
         metrics["student_grad_norm"] = self._apply("student", step, metrics)
-        self._update_average()
+        self._update_average(step)
         for index in range(self.config.fake_updates):
             if not self.config.share_rollouts:
                 samples = self._fresh_samples(step, index)
@@ -107,8 +110,8 @@ class Trainer:
             raise NonFiniteError(
                 f"Update {step}: the {role}'s gradient is not finite"
                 f"{' (' + ', '.join(bad) + ' too)' if bad else ''}. The update was not applied. "
-                "Lower the learning rate, or use --dtype bfloat16 or float32; then resume from "
-                "the last saved state in a new run."
+                "The last saved state and its LoRA are kept in the run. Start a new run with a "
+                "lower learning rate, or with --dtype bfloat16 or float32."
             )
         for group in self.optimizers[role].param_groups:
             # the head start (step 0) runs at the peak: there is no student yet to disturb
@@ -118,20 +121,23 @@ class Trainer:
         return norm
 
     @torch.no_grad()
-    def _update_average(self) -> None:
+    def _update_average(self, step: int) -> None:
         if self.average is not None:
+            # ramped up, or a short run would keep mostly the zeros it began with
+            decay = min(self.config.ema_decay, (1 + step) / (10 + step))
             for name, parameter in self.roles.named_parameters("student"):
                 kept = self.average[name]
-                kept.lerp_(parameter.detach().to(kept), 1 - self.config.ema_decay)
+                kept.lerp_(parameter.detach().to(kept), 1 - decay)
 
     def save(self, run: RunDirectory) -> None:
         """Save the state after the last finished update."""
         save_state(run, self.step, self.fingerprint, self.roles, self.optimizers, self.average)
 
     def resume(self, run: RunDirectory) -> bool:
-        """Restore the newest saved state; False if there is none."""
+        """Restore the newest saved state; False if there is none: then all starts anew."""
         folder = run.latest_state()
         if folder is None:
+            run.truncate_metrics(0)
             return False
         self.step = load_state(folder, self.fingerprint, self.roles, self.optimizers, self.average)
         run.truncate_metrics(self.step)
@@ -164,8 +170,8 @@ def train(
         on_save: called with the step after each saved state (previews, loadable LoRA).
     """
     config = trainer.config
-    if trainer.step == 0:
-        trainer.head_start()
+    if trainer.step == 0 and not trainer.head_start(should_stop):
+        return False
     speed = _Speed()
     while trainer.step < config.steps:
         started = time.perf_counter()

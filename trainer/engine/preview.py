@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from ...core import atomic_write
@@ -50,33 +50,52 @@ class Previews:
     def student(self, step: int) -> None:
         """The student as it would be saved after update `step`."""
         session = self._session
-        weights = session.trainer.average
-        kept = session.roles.state("student") if weights is not None else None
-        if weights is not None:
-            session.load_student(weights)
-        self._draw("student", session.trainer.distiller.levels, 1.0, f"step-{step:08d}.png")
-        if kept is not None:
+        levels, name = session.trainer.distiller.levels, f"step-{step:08d}.png"
+        if session.trainer.average is None:
+            self._draw("student", levels, 1.0, name)
+            return
+        kept = session.roles.state("student")
+        try:
+            session.load_student(session.trainer.average)
+            self._draw("student", levels, 1.0, name)
+        finally:
             session.load_student(kept)
 
     def _draw(self, role: str, levels: Levels, guidance_scale: float, name: str) -> None:
+        """Draw one sheet; a device too small for it costs the sheet, not the run."""
+        try:
+            self._draw_sheet(role, levels, guidance_scale, name)
+        except torch.OutOfMemoryError:
+            self._report(
+                f"previews/{name} is left out: the device has too little memory to draw it. "
+                "--preview-every 0 makes no previews."
+            )
+
+    def _draw_sheet(self, role: str, levels: Levels, guidance_scale: float, name: str) -> None:
         self._session.roles.use(role)
         rows = []
         for text in self._prompts:
             latents = self._latents(self._session.encoded[text], levels, guidance_scale)
-            pictures: list[np.ndarray] = list(decode(self._session.checkpoint, latents))
+            pictures = list(decode(self._session.checkpoint, latents))
             rows.append((text[:100], pictures))
         with atomic_write.atomic_path(self._run.previews / name) as temporary:
             picture_grid(rows).save(temporary, format="PNG")
 
     def _latents(self, prompt: Conditioning, levels: Levels, guidance_scale: float) -> Tensor:
-        session = self._session
-        return sample_latents(
-            session.call,
-            prompt.repeat(len(PREVIEW_SEEDS)),
-            session.negative,
-            PREVIEW_SEEDS,
-            session.latent_shapes[0],
-            levels.sigmas,
-            guidance_scale=guidance_scale,
-            guidance_rescale=session.config.guidance_rescale,
-        )
+        """One latent per seed, in batches no larger than those of training."""
+        session, size = self._session, self._session.config.batch_size
+        parts = [PREVIEW_SEEDS[i : i + size] for i in range(0, len(PREVIEW_SEEDS), size)]
+        latents = [
+            sample_latents(
+                session.call,
+                prompt.repeat(len(seeds)),
+                session.negative,
+                seeds,
+                session.latent_shapes[0],
+                levels.sigmas,
+                guidance_scale=guidance_scale,
+                guidance_rescale=session.config.guidance_rescale,
+            )
+            for seeds in parts
+        ]
+        return torch.cat(latents)

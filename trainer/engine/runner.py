@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 
-from ...core.errors import DPDMDError
+import torch
+
+from ...core import atomic_write
+from ...core.errors import OutputError, RunError
 from ...core.lora_file import check_output
 from ..request import DistillRequest
 from ..run_directory import RunDirectory
@@ -22,6 +28,7 @@ from .session import Session, open_session
 KEPT_CHECKPOINTS = 5
 # Time a run may spend telling the file system how it goes.
 PROGRESS_INTERVAL_SECONDS = 1.0
+log = logging.getLogger("dpdmd_studio.run")
 
 
 @dataclass(frozen=True)
@@ -50,19 +57,19 @@ def run_distillation(
     """
     with run.lock(), _Interrupt(report) as interrupt:
         run.clear_requests()
-        status = _Status(run)
-        try:
-            session = open_session(run, report)
-            if session.trainer.resume(run):
-                report(f"Resuming after update {session.trainer.step}")
-            outcome = _train(run, session, status, interrupt, report, on_progress)
-        except DPDMDError as error:
-            status.write("failed", force=True, error=str(error))
-            raise
-        except KeyboardInterrupt:
-            status.write("interrupted", force=True)
-            raise
-        return outcome
+        with _Status(run) as status:
+            status.write("loading", force=True)
+            try:
+                session = open_session(run, report)
+                if session.trainer.resume(run):
+                    report(f"Resuming after update {session.trainer.step}")
+                return _train(run, session, status, interrupt, report, on_progress)
+            except torch.OutOfMemoryError as error:
+                raise RunError(
+                    f"The device ran out of memory ({str(error).splitlines()[0]}). States saved "
+                    f"so far are kept in {run.path}. Start a new run with --preset for your "
+                    "card, --gradient-checkpointing, a smaller --batch-size or --resolution."
+                ) from error
 
 
 def _train(
@@ -95,8 +102,8 @@ def _train(
         should_stop=lambda: interrupt.asked or run.stop_requested,
         on_save=after_save,
     )
-    output = Path(session.request.output)
-    session.write_lora(output, overwrite=session.request.overwrite or _is_ours(run, output))
+    output = _output(run, session.request, report)
+    session.write_lora(output, overwrite=True)
     run.write_json("result.json", {"lora": str(output), "step": session.trainer.step})
     run.clear_requests()
     session.load_student(session.trainer.student_weights())  # what was saved is what is shown
@@ -104,18 +111,42 @@ def _train(
     return Outcome(output, session.trainer.step, finished, session)
 
 
-def _is_ours(run: RunDirectory, output: Path) -> bool:
-    """Whether this very run wrote `output` when it was stopped before."""
-    if not (run.path / "result.json").exists():
-        return False
-    return run.read_json("result.json").get("lora") == str(output)
+def _output(run: RunDirectory, request: DistillRequest, report: Callable[[str], None]) -> Path:
+    """Where the LoRA goes: where it was asked for, or beside what has appeared there meanwhile."""
+    written = None
+    if (run.path / "result.json").exists():  # by this very run, when it was stopped before
+        written = run.read_json("result.json").get("lora")
+    asked, count = Path(request.output), 1
+    output = asked
+    while output.exists() and not request.overwrite and str(output) != written:
+        count += 1
+        output = asked.with_name(f"{asked.stem}-{count}{asked.suffix}")
+    if output != asked:
+        report(f"{asked} was made by someone else meanwhile; the LoRA goes to {output}.")
+    return output
 
 
 class _Status:
-    """progress.json: what front ends read while the run goes."""
+    """progress.json: what front ends read while the run goes.
+
+    A file that cannot be written is logged and costs no run: the state says what is true.
+    """
 
     def __init__(self, run: RunDirectory) -> None:
         self._run, self._last, self._facts = run, 0.0, {}
+
+    def __enter__(self) -> _Status:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
+            self.write(status, force=True, error=str(error))
 
     def write(
         self,
@@ -138,7 +169,11 @@ class _Status:
             self._last = now
             facts = {"status": status, "pid": os.getpid(), "updated_at": time.time()}
             facts |= {"error": error} if error else {}
-            self._run.write_json("progress.json", facts | self._facts)
+            try:
+                self._run.touch_lock()
+                self._run.write_json("progress.json", facts | self._facts)
+            except (OSError, OutputError) as problem:
+                log.warning("%s", problem)
 
 
 class _Interrupt(contextlib.AbstractContextManager["_Interrupt"]):
@@ -166,8 +201,27 @@ class _Interrupt(contextlib.AbstractContextManager["_Interrupt"]):
 def create_run(
     folder: Path, request: DistillRequest, prompts: list[str], *, overwrite: bool
 ) -> RunDirectory:
-    """A run directory for a request, ready for `run_distillation`."""
+    """A run directory for a request, ready for `run_distillation`.
+
+    Raises:
+        OutputError: the LoRA or the run cannot be written where they shall go.
+    """
     request = request.absolute()
     request.config.validate()
-    check_output(Path(request.output), overwrite=overwrite)
+    _check_places(Path(folder).expanduser().resolve(), request, overwrite)
     return RunDirectory.create(folder, request.to_dict(), prompts, overwrite=overwrite)
+
+
+def _check_places(folder: Path, request: DistillRequest, overwrite: bool) -> None:
+    """Raise OutputError now for all that would else come out after hours of training."""
+    output = Path(request.output)
+    check_output(output, overwrite=overwrite)
+    if output.suffix.lower() != ".safetensors":
+        raise OutputError(f"{output.name} must end in .safetensors; hosts look for that.")
+    for name in filter(None, dataclasses.asdict(request.model).values()):
+        if output.exists() and Path(name).exists() and output.samefile(name):
+            raise OutputError(f"{output} is a file that this run reads. Name another --output.")
+    if output == folder:
+        raise OutputError(f"{output} is named for the LoRA and for the run's folder, too.")
+    with atomic_write.explained(output), tempfile.TemporaryFile(dir=output.parent):
+        pass

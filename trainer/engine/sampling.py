@@ -71,7 +71,7 @@ def sample_latents(
     if len(negative) == 1:
         negative = negative.repeat(len(seeds))
     noise = torch.stack([start_noise(seed, latent_shape) for seed in seeds])
-    sigmas = sigmas.to(torch.float32)
+    sigmas = sigmas.to("cpu", torch.float32)
     if not isinstance(call.schedule, FlowSchedule):
         noise = noise * (1 + sigmas[0] ** 2).sqrt()
     model = host_denoiser(

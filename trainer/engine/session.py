@@ -213,12 +213,12 @@ def _encode(
 
 
 def _identity(path: Path, report: Report) -> str:
-    """SHA256 of a checkpoint file; of the names, sizes and times of a folder's weights."""
+    """SHA256 of a checkpoint file; of the names and SHA256 of all weights in a folder."""
+    report("Computing the checkpoint's SHA256 (it goes into the LoRA's metadata)")
     if path.is_file():
-        report("Computing the checkpoint's SHA256 (it goes into the LoRA's metadata)")
         return file_sha256(path)
     files = sorted(path.rglob("*.safetensors"))
-    facts = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    facts = [(f.relative_to(path).as_posix(), file_sha256(f)) for f in files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

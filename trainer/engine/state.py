@@ -7,6 +7,7 @@ state and no scheduler state has to be kept. Tensors are safetensors, the rest i
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...core.errors import RunError
+from ...core.errors import OutputError, RunError
 from ..run_directory import RunDirectory
 from .adapters import AdapterRoles
 
@@ -29,15 +30,33 @@ def save_state(
     optimizers: Optimizers,
     average: dict[str, Tensor] | None,
 ) -> None:
-    """Write the state after student update `step` into the run, whole or not at all."""
+    """Write the state after student update `step` into the run, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written; a full disk reaches us as a SafetensorError.
+    """
     with run.new_state(step) as folder:
-        for role, optimizer in optimizers.items():
-            save_file(roles.state(role), folder / f"{role}.safetensors")
-            save_file(_moments(roles, role, optimizer), folder / f"{role}-optimizer.safetensors")
-        if average is not None:
-            save_file(average, folder / "average.safetensors")
+        try:
+            for name, content in _tensors(roles, optimizers, average):
+                save_file(content, folder / f"{name}.safetensors")
+        except SafetensorError as error:
+            raise OutputError(
+                f"The state of update {step} could not be saved in {run.states}: {error}. Free "
+                "some space there, then resume the run."
+            ) from error
         facts = {"step": step, "fingerprint": fingerprint}
         (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _tensors(
+    roles: AdapterRoles, optimizers: Optimizers, average: dict[str, Tensor] | None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(file name, tensors) of a state, made one after the other."""
+    for role, optimizer in optimizers.items():
+        yield role, roles.state(role)
+        yield f"{role}-optimizer", _moments(roles, role, optimizer)
+    if average is not None:
+        yield "average", average
 
 
 def load_state(

@@ -40,7 +40,12 @@ class ProgressLine(contextlib.AbstractContextManager["ProgressLine"]):
         """Show one finished update."""
         if self._stream.isatty():
             if self._bar is None:
-                self._bar = tqdm(total=progress.steps, unit="update", file=self._stream)
+                self._bar = tqdm(
+                    total=progress.steps,
+                    initial=progress.step - 1,  # a resumed run begins in the middle
+                    unit="update",
+                    file=self._stream,
+                )
             self._bar.n = progress.step
             self._bar.set_postfix_str(_losses(progress), refresh=False)
             self._bar.refresh()

@@ -76,7 +76,7 @@ def torch_wish(options: argparse.Namespace) -> str:
 def up_to_date(environment: Environment, options: argparse.Namespace) -> bool:
     """Whether everything asked for is there; decided from the record, in milliseconds."""
     state = environment.state()
-    if not environment.is_ready or "version" not in state:
+    if not environment.is_ready or not state.get("version"):
         return False
     wanted = {
         "pins": requirement_set(python_version(state)).digest,

@@ -108,9 +108,10 @@ def _file_size(path: Path) -> int:
 
 
 def _refuse_other_formats(path: Path, head: bytes) -> None:
-    suffix = path.suffix.lower()
+    if head[8:9] == b"{":
+        return  # the bytes before it are a length and may look like anything
     pickled = head[:2] == b"\x80\x02" or head[:4] == b"PK\x03\x04"
-    if pickled or (suffix in PICKLE_SUFFIXES and head[8:9] != b"{"):
+    if pickled or path.suffix.lower() in PICKLE_SUFFIXES:
         raise UnsupportedModelError(f"{path.name} is a pickle checkpoint. {CONVERT_HINT}")
     if head[:4] == b"GGUF":
         raise UnsupportedModelError(

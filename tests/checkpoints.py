@@ -1,7 +1,8 @@
 """Tiny random checkpoints in the real file layouts.
 
 The name tables here are written independently of the package's own (closed formulas instead of a
-walk over the blocks), so that a test which loads these files checks one against the other.
+walk over the blocks), so that a test which loads these files checks one against the other. Modules
+are made once and shared: treat them as read-only.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -72,6 +74,7 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.half().float().eval()  # representable in fp16
 
 
+@cache
 def clip(width: int, *, projected: bool = False, layers: int = 3, seed: int = 1) -> nn.Module:
     """A tiny CLIP text encoder; `projected` makes it CLIP-G's kind."""
     config = CLIPTextConfig(
@@ -82,6 +85,7 @@ def clip(width: int, *, projected: bool = False, layers: int = 3, seed: int = 1)
     return randomised((CLIPTextModelWithProjection if projected else CLIPTextModel)(config), seed)
 
 
+@cache
 def t5(width: int = 128) -> nn.Module:
     """A tiny T5 encoder."""
     config = T5Config(
@@ -91,6 +95,7 @@ def t5(width: int = 128) -> nn.Module:
     return randomised(T5EncoderModel(config), 3)
 
 
+@cache
 def kl_vae(latent_channels: int = 4, *, quant_conv: bool = True) -> AutoencoderKL:
     """A tiny KL VAE that enlarges twofold."""
     vae = AutoencoderKL(
@@ -100,17 +105,20 @@ def kl_vae(latent_channels: int = 4, *, quant_conv: bool = True) -> AutoencoderK
     return randomised(vae, 4)  # type: ignore[return-value]
 
 
+@cache
 def sd1() -> Tiny:
     """The modules of a tiny SD 1.x."""
     return Tiny(randomised(UNet2DConditionModel(**SD1_UNET)), {"clip_l": clip(32)}, kl_vae())
 
 
+@cache
 def sdxl() -> Tiny:
     """The modules of a tiny SDXL."""
     encoders = {"clip_l": clip(32), "clip_g": clip(64, projected=True, seed=2)}
     return Tiny(randomised(UNet2DConditionModel(**SDXL_UNET)), encoders, kl_vae())
 
 
+@cache
 def sd3(*, medium35: bool = False, with_t5: bool = True) -> Tiny:
     """The modules of a tiny SD3 or SD3.5 medium."""
     config = SD35_TRANSFORMER if medium35 else SD3_TRANSFORMER

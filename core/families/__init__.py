@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ..errors import CheckpointError
 from ..tensor_file import TensorFile, TensorInfo, read_header
 from . import sd1, sd3, sdxl
 from .base import (
@@ -14,11 +15,12 @@ from .base import (
     LoraTargets,
     Tensors,
     TensorSource,
+    TensorTable,
     TextEncoder,
     VaeKind,
 )
 from .folder import detect_folder, encoder_folders, is_model_folder, read_folder
-from .unsupported import refuse_storage, refuse_unknown, refuse_variants
+from .unsupported import refuse_storage, refuse_variants, unknown_model
 
 FAMILIES: tuple[Family, ...] = (sd3.FAMILY, sdxl.FAMILY, sd1.FAMILY)
 """In the order they are tried."""
@@ -53,13 +55,25 @@ def detect(file: TensorFile) -> Detection:
         CheckpointError: a LoRA, or a file without denoiser.
     """
     refuse_storage(file)
-    by_prefix: dict[str, Tensors] = {prefix: file.under(prefix) for prefix in DENOISER_PREFIXES}
+    by_prefix = {prefix: denoiser_tensors(file, prefix) for prefix in DENOISER_PREFIXES}
     for prefix, tensors in by_prefix.items():
-        refuse_variants(file, tensors)
-        for item in FAMILIES:
-            if item.matches(tensors):
-                return _detection(file, item, prefix, tensors)
-    raise refuse_unknown(file.path, by_prefix)
+        try:
+            refuse_variants(file, tensors)
+            for item in FAMILIES:
+                if item.matches(tensors):
+                    item.network_config(tensors)  # refuses what it cannot make sense of
+                    return _detection(file, item, prefix, tensors)
+        except (IndexError, ZeroDivisionError) as error:
+            raise CheckpointError(
+                f"{file.path.name} has a supported model's tensor names, but shapes of a wrong "
+                "number of axes. The file is damaged; download it again."
+            ) from error
+    raise unknown_model(file.path, dict(by_prefix))
+
+
+def denoiser_tensors(file: TensorFile, prefix: str) -> TensorTable:
+    """The denoiser's tensors, names without the prefix."""
+    return TensorTable(file.under(prefix), prefix, file.path.name)
 
 
 def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) -> Detection:
@@ -120,6 +134,7 @@ __all__ = [
     "LoraTargets",
     "TensorSource",
     "TextEncoder",
+    "denoiser_tensors",
     "detect",
     "detect_folder",
     "encoder_folders",

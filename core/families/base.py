@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..errors import CheckpointError
 from ..tensor_file import TensorInfo
 
 FamilyName = Literal["sd1", "sdxl", "sd3"]
@@ -128,6 +129,26 @@ class Family:
     def lora_keys(self, config: Config, targets: LoraTargets = "attention") -> dict[str, LoraKey]:
         """Host names of every module that gets LoRA, by full diffusers module name."""
         return {name: self.lora_key(name, config) for name in self.lora_modules(config, targets)}
+
+
+class TensorTable(dict[str, TensorInfo]):
+    """Tensors by name without prefix; asking for one that is not there is the user's error."""
+
+    def __init__(self, tensors: Tensors, prefix: str, file_name: str) -> None:
+        super().__init__(tensors)
+        self.prefix, self.file_name = prefix, file_name
+
+    def __missing__(self, name: str) -> TensorInfo:
+        """Never returns.
+
+        Raises:
+            CheckpointError: names the tensor.
+        """
+        raise CheckpointError(
+            f"{self.file_name} lacks the tensor {self.prefix + name!r}, without which its "
+            "dimensions are unknown. The file is incomplete; download it again or use the full "
+            "checkpoint."
+        )
 
 
 def count_blocks(tensors: Tensors, prefix: str) -> int:

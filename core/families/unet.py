@@ -4,7 +4,9 @@ LDM numbers its blocks through (`input_blocks.4.1`), diffusers nests them by lev
 (`down_blocks.1.attentions.0`); inside an attention block both use the same names.
 """
 
+import json
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from ..errors import UnsupportedModelError
 from .base import Config, LoraTargets, Tensors, TensorSource, count_blocks
@@ -30,6 +32,8 @@ ATTENTION_TARGETS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
                      "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
                      "ff.net.0.proj", "ff.net.2")  # fmt: skip
 NORM_GROUPS = 32
+BLOCK_SETTINGS = ("block_out_channels", "layers_per_block", "down_block_types", "up_block_types",
+                  "mid_block_type", "transformer_layers_per_block")  # fmt: skip
 
 
 def is_unet(tensors: Tensors) -> bool:
@@ -136,7 +140,7 @@ def _check_regular(
 def transformer_depths(config: Config) -> list[int]:
     """Transformer blocks per attention block, level by level, from a diffusers config."""
     levels = len(_list(config["block_out_channels"]))
-    depth = config.get("transformer_layers_per_block", 1)
+    depth = config.get("transformer_layers_per_block") or 1
     return [depth] * levels if isinstance(depth, int) else [int(d) for d in _list(depth)]
 
 
@@ -188,13 +192,23 @@ def ldm_name(module_name: str, config: Config) -> str:
     """The LDM name of a diffusers module: down_blocks.0.resnets.0.conv1 -> input_blocks.1.0..."""
     if module_name in TOP_LEVEL:
         return TOP_LEVEL[module_name]
-    for kind, diffusers, ldm, _ in blocks(config):
-        if module_name == diffusers:
-            return ldm
-        if module_name.startswith(diffusers + "."):
-            inner = module_name[len(diffusers) + 1 :]
-            return f"{ldm}.{RESNET[inner] if kind == 'resnet' else inner}"
-    raise KeyError(module_name)
+    names = _block_names(json.dumps({key: config.get(key) for key in BLOCK_SETTINGS}))
+    block = module_name
+    while block not in names:
+        block = block.rpartition(".")[0]
+        if not block:
+            raise KeyError(module_name)
+    kind, ldm = names[block]
+    inner = module_name[len(block) + 1 :]
+    if not inner:
+        return ldm
+    return f"{ldm}.{RESNET[inner] if kind == 'resnet' else inner}"
+
+
+@lru_cache(maxsize=8)
+def _block_names(settings: str) -> dict[str, tuple[str, str]]:
+    """(kind, LDM name) of every block by its diffusers name."""
+    return {ours: (kind, ldm) for kind, ours, ldm, _ in blocks(json.loads(settings))}
 
 
 def tensor_source(parameter_name: str, config: Config) -> TensorSource:

@@ -122,7 +122,7 @@ def _unet_variant(tensors: Tensors) -> str | None:
     return "Kolors" if "encoder_hid_proj.weight" in tensors else None
 
 
-def refuse_unknown(path: Path, tensors: dict[str, Tensors]) -> CheckpointError:
+def unknown_model(path: Path, tensors: dict[str, Tensors]) -> CheckpointError:
     """The error for a file in which no supported denoiser was found.
 
     Args:

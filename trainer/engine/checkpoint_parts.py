@@ -14,6 +14,7 @@ from ...core.families import (
     FAMILIES,
     Config,
     Detection,
+    denoiser_tensors,
     detect,
     detect_folder,
     encoder_folders,
@@ -61,7 +62,7 @@ def single_file_parts(path: Path) -> Parts:
     file = read_header(path)
     detection = detect(file)
     facts = family(detection.family)
-    config = facts.network_config(file.under(detection.denoiser_prefix))
+    config = facts.network_config(denoiser_tensors(file, detection.denoiser_prefix))
     encoders = {}
     for kind in detection.text_encoders:
         prefix = text_encoder_prefix(file, facts, kind)

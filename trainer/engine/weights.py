@@ -87,6 +87,7 @@ class Component:
 
     def __post_init__(self) -> None:
         self._empty: nn.Module | None = None
+        self._sources: dict[str, TensorSource] = {}
 
     def check(self) -> None:
         """Compare what the network needs with the header.
@@ -94,8 +95,8 @@ class Component:
         Raises:
             CheckpointError: a tensor is missing, or has the wrong shape or kind.
         """
-        slots = self._empty_network().state_dict()
-        needed = {name: (self.source(name), tuple(slot.shape)) for name, slot in slots.items()}
+        slots, sources = self._empty_network().state_dict(), self.sources
+        needed = {name: (sources[name], tuple(slot.shape)) for name, slot in slots.items()}
         check_tensors(self.weights, needed, self.what)
 
     @property
@@ -106,8 +107,15 @@ class Component:
 
     def used(self) -> set[str]:
         """Full names of the file's tensors that the network is made of."""
-        names = self._empty_network().state_dict()
-        return {self.weights.prefix + self.source(name).key for name in names}
+        return {self.weights.prefix + source.key for source in self.sources.values()}
+
+    @property
+    def sources(self) -> dict[str, TensorSource]:
+        """Where the value of every parameter lies."""
+        if not self._sources:
+            names = self._empty_network().state_dict()
+            self._sources = {name: self.source(name) for name in names}
+        return self._sources
 
     def load(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         """The network, filled, frozen and in evaluation mode.
@@ -117,12 +125,11 @@ class Component:
             NonFiniteError: a weight is NaN or infinite.
         """
         self.check()
-        network, self._empty = self._empty_network(), None
+        sources, network, self._empty = self.sources, self._empty_network(), None
         values = {}
         for name, slot in network.state_dict().items():
             wanted = dtype if slot.is_floating_point() else slot.dtype
-            source, shape = self.source(name), tuple(slot.shape)
-            values[name] = _value(self.weights, source, shape, wanted, device)
+            values[name] = _value(self.weights, sources[name], tuple(slot.shape), wanted, device)
         network.load_state_dict(values, strict=True, assign=True)
         _restore_buffers(network, device)
         return network.requires_grad_(False).eval()

@@ -18,6 +18,9 @@ class PairedCondition:
     def __init__(self, values):
         self.values = values
 
+    def batches_exactly_with(self, other):
+        return True
+
     @classmethod
     def cat(cls, parts):
         return cls(torch.cat([part.values for part in parts]))
@@ -232,3 +235,30 @@ def test_the_denoised_target_is_the_teachers_x0_at_the_anchor():
         )
     expected = GaussianOracle(mean=0.0).x0(x, levels[5]) + 3.2
     torch.testing.assert_close(target(batch().noise), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_scale_multiplies_every_gradient():
+    def gradients(scale):
+        network = ToyNetwork()
+        trainer = distiller(network, diversity_weight=1.0)
+        trainer.loss_scale = scale
+        _, samples = trainer.student_update(batch(), torch.Generator().manual_seed(0))
+        trainer.fake_update(samples, torch.Generator().manual_seed(1))
+        return torch.cat([network.student.grad, network.fake.grad.reshape(1)])
+
+    torch.testing.assert_close(gradients(4096.0), 4096.0 * gradients(1.0))
+
+
+def test_prompts_that_do_not_batch_exactly_are_predicted_apart():
+    class Unequal(PairedCondition):
+        def batches_exactly_with(self, other):
+            return False
+
+    network = ToyNetwork()
+    trainer = distiller(network)
+    apart = Batch(batch().noise, Unequal(torch.ones(2)), Unequal(torch.zeros(2)))
+    level = trainer.levels[1]
+    together = trainer.denoise_as("teacher", batch(), apart.noise, level)
+    network.calls.clear()
+    torch.testing.assert_close(trainer.denoise_as("teacher", apart, apart.noise, level), together)
+    assert network.calls == [("teacher", 2), ("teacher", 2)]

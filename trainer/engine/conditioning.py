@@ -55,6 +55,10 @@ class Conditioning:
         ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
         return replace(self, time_ids=ids.to(self.context.device).repeat(len(self), 1))
 
+    def batches_exactly_with(self, other: Conditioning) -> bool:
+        """Whether one batch of both predicts the same as two: UNets always, SD3 at one length."""
+        return self.repeatable or self.context.shape[1] == other.context.shape[1]
+
     @staticmethod
     def cat(items: Sequence[Conditioning]) -> Conditioning:
         """One batch of all items, brought to a common context length first."""

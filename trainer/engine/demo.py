@@ -94,6 +94,11 @@ def run_demo(
         overwrite=overwrite,
         created_at=time.time(),
     )
+    if (output / "report.html").exists() and not overwrite:
+        raise OutputError(
+            f"{output} holds an earlier demo's report. Add --overwrite to replace it, or name "
+            "another folder with --output."
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -74,8 +74,19 @@ class Distiller:
     """The three roles' forwards and the losses between them."""
 
     def __init__(
-        self, network: Network, roles: Roles, config: DistillConfig, teacher_guidance: float
+        self,
+        network: Network,
+        roles: Roles,
+        config: DistillConfig,
+        teacher_guidance: float,
+        loss_scale: float = 1.0,
     ) -> None:
+        """Args:
+        teacher_guidance: guidance scale of the real score and of the anchor.
+        loss_scale: multiplies every loss before its backward, so that float16 gradients do not
+            vanish; the loop divides it out of the gradients.
+        """
+        self.loss_scale = loss_scale
         self.network, self.roles, self.config = network, roles, config
         self.teacher_guidance = teacher_guidance
         schedule = network.schedule
@@ -107,7 +118,7 @@ class Distiller:
         x0 = self._student_x0(x_t, start, batch, generator, with_gradient=True)
         gradient, matching = self._matching_gradient(x0.detach(), batch, generator)
         self.roles.use("student")
-        losses.matching_loss(x0, gradient).backward()
+        (self.loss_scale * losses.matching_loss(x0, gradient)).backward()
         return metrics | matching, Samples(x0.detach(), batch)
 
     def fake_update(self, samples: Samples, generator: torch.Generator) -> Metrics:
@@ -121,7 +132,7 @@ class Distiller:
         output = self.network(x_t, level.timesteps, samples.batch.conditional)
         target = training_target(self.network.prediction, x0, eps, alpha, std)
         loss = losses.fake_loss(output, target)
-        loss.backward()
+        (self.loss_scale * loss).backward()
         return {"fake_loss": loss.detach()}
 
     @torch.no_grad()
@@ -159,7 +170,7 @@ class Distiller:
             x0 = self.denoise_as("student", batch, x_t, level)
             target = targets[i](x_t)
             loss = losses.diversity_loss(x0, target, level.broadcast_scales[1])
-            (self.config.diversity_weight * loss).backward()
+            (self.loss_scale * self.config.diversity_weight * loss).backward()
             total = total + loss.detach()
             difference = (x0.detach() - target).square().mean().sqrt()
             error = error + difference / target.square().mean().sqrt().clamp_min(1e-6)

@@ -43,12 +43,26 @@ def guided(
     """
     if scale == 1.0:
         return network(x_t, timesteps, conditional)
-    both = conditional.cat([conditional, unconditional])
-    output = network(torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), both)
-    positive, negative = output.chunk(2)
+    positive, negative = _both(network, x_t, timesteps, conditional, unconditional)
     result = negative + scale * (positive - negative)
     if rescale:
         wanted = positive.std(dim=(1, 2, 3), keepdim=True)
         found = result.std(dim=(1, 2, 3), keepdim=True).clamp_min(MIN_CONTRAST)
         result = result * (rescale * wanted / found + (1 - rescale))
     return result
+
+
+def _both(
+    network: Predict,
+    x_t: Tensor,
+    timesteps: Tensor,
+    conditional: Conditioning,
+    unconditional: Conditioning,
+) -> tuple[Tensor, Tensor]:
+    """Both predictions in one call; in two where joint attention would see foreign padding."""
+    if not conditional.batches_exactly_with(unconditional):
+        return network(x_t, timesteps, conditional), network(x_t, timesteps, unconditional)
+    both = conditional.cat([conditional, unconditional])
+    output = network(torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), both)
+    positive, negative = output.chunk(2)
+    return positive, negative

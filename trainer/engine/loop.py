@@ -82,11 +82,10 @@ class Trainer:
         for index in range(self.config.fake_updates):
             if not self.config.share_rollouts:
                 samples = self._fresh_samples(step, index)
-            fake = self._fake_update(samples, step, index)
+            metrics |= self._fake_update(samples, step, index)
         self.step = step
-        names = [*metrics, *fake]
-        values = torch.stack([t.float() for t in (*metrics.values(), *fake.values())]).tolist()
-        return dict(zip(names, values, strict=True))
+        values = torch.stack([value.float() for value in metrics.values()]).tolist()
+        return dict(zip(metrics, values, strict=True))
 
     def _fresh_samples(self, step: int, index: int) -> Samples:
         batch = self.batches.batch("fake", step, index)
@@ -103,6 +102,11 @@ class Trainer:
     def _apply(self, role: str, step: int, metrics: Metrics) -> Tensor:
         """Clip, check and apply one role's gradients; returns their norm before clipping."""
         parameters = self.roles.parameters(role)
+        scale = self.distiller.loss_scale
+        if scale != 1.0:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         if not bool(torch.isfinite(norm)):
             bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]

@@ -99,7 +99,7 @@ def _train(
         session.trainer,
         run,
         report=after_update,
-        should_stop=lambda: interrupt.asked or run.stop_requested,
+        should_stop=lambda: interrupt.stop_wanted() or run.stop_requested,
         on_save=after_save,
     )
     output = _output(run, session.request, report)
@@ -180,7 +180,7 @@ class _Interrupt(contextlib.AbstractContextManager["_Interrupt"]):
     """Ctrl-C once asks for a stop; twice raises KeyboardInterrupt."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
-        self.asked, self._report, self._before = False, report, None
+        self.asked, self._told, self._report, self._before = False, False, report, None
 
     def __enter__(self) -> _Interrupt:
         with contextlib.suppress(ValueError):  # not the main thread: only the stop file counts
@@ -194,8 +194,14 @@ class _Interrupt(contextlib.AbstractContextManager["_Interrupt"]):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
-        self._report("Stopping after this update; press Ctrl-C again to stop at once")
+        self.asked = True  # told by `stop_wanted`: writing in a signal handler may break a write
+
+    def stop_wanted(self) -> bool:
+        """Whether Ctrl-C was pressed; says so the first time it is asked after that."""
+        if self.asked and not self._told:
+            self._told = True
+            self._report("Stopping after this update; press Ctrl-C again to stop at once")
+        return self.asked
 
 
 def create_run(

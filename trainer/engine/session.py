@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor
 
-from ...core.errors import SettingsError
+from ...core.errors import CheckpointError, SettingsError
 from ...core.families import SHAPES_KEY, Detection, LoraTargets
 from ...core.hashes import file_sha256
 from ...core.recipe import Recipe
@@ -32,12 +34,15 @@ from .distiller import Distiller
 from .loop import Trainer
 from .network import NetworkCall
 from .prediction_check import check_prediction_type
-from .prompt_cache import encode_prompts, estimate_cache_bytes
+from .prompt_cache import encode_prompts, encoder_identity, estimate_cache_bytes
 from .prompt_expansion import PromptSource
 from .student_file import TeacherFacts, make_recipe, write_student
 
 Report = Callable[[str], None]
 
+# A latent of 1024 x 1024 pixels has 65,536 numbers: gradients of its mean losses start near 1e-5,
+# where float16 loses its digits.
+HALF_LOSS_SCALE = 4096.0
 # Settings that change how a run is done but not what it computes.
 MACHINE_SETTINGS = ("device", "attention", "gradient_checkpointing", "save_every", "preview_every")
 
@@ -148,7 +153,13 @@ def default_guidance(checkpoint: LoadedCheckpoint) -> float:
     if checkpoint.path.is_file():
         facts = read_header(checkpoint.path).metadata.get(SHAPES_KEY)
         if facts:
-            return float(json.loads(facts)["guidance_scale"])
+            try:
+                return float(json.loads(facts)["guidance_scale"])
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(
+                    f"{checkpoint.path.name}: its {SHAPES_KEY} metadata is damaged ({error}). "
+                    "Take the file as it was shipped."
+                ) from error
     return checkpoint.family.guidance_scale
 
 
@@ -171,14 +182,15 @@ def _prepare_training(
         seed=config.seed,
     )
     if config.gradient_checkpointing:
-        checkpoint.network.enable_gradient_checkpointing()
-    distiller = Distiller(call, roles, config, teacher.guidance_scale)
+        cast(ModelMixin, checkpoint.network).enable_gradient_checkpointing()
+    scale = HALF_LOSS_SCALE if checkpoint.dtype == torch.float16 else 1.0
+    distiller = Distiller(call, roles, config, teacher.guidance_scale, scale)
     channels = checkpoint.detection.latent_channels
     shapes = [(channels, height // 8, width // 8) for width, height in teacher.resolutions]
     batches = BatchSource(
         config, prompts, encoded, negative, latent_shapes=shapes, device=call.device
     )
-    fingerprint = run_fingerprint(config, run.prompts(), teacher.sha256)
+    fingerprint = run_fingerprint(config, run.prompts(), teacher.sha256, checkpoint)
     return roles, Trainer(distiller, roles, batches, config, fingerprint), shapes
 
 
@@ -239,10 +251,14 @@ def _nearest(size: int, step: int) -> int:
     return max(step, round(size / step) * step)
 
 
-def run_fingerprint(config: DistillConfig, prompts: list[str], checkpoint_sha256: str) -> str:
+def run_fingerprint(
+    config: DistillConfig, prompts: list[str], checkpoint_sha256: str, checkpoint: LoadedCheckpoint
+) -> str:
     """Hash of all that decides what a run computes; a resume must find the same one."""
     settings = dataclasses.asdict(config)
     for name in MACHINE_SETTINGS:
         settings.pop(name)
-    content = json.dumps([settings, prompts, checkpoint_sha256], sort_keys=True)
+    encoders = {name: encoder_identity(part) for name, part in checkpoint.encoders.items()}
+    facts = [settings, prompts, checkpoint_sha256, encoders, str(checkpoint.dtype)]
+    content = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

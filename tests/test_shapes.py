@@ -6,8 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
-
 from dpdmd_studio.trainer.engine import shapes
 from dpdmd_studio.trainer.engine.shapes_measure import (
     Measurement,
@@ -17,6 +15,7 @@ from dpdmd_studio.trainer.engine.shapes_measure import (
     measure_all,
     unsaid_entropy,
 )
+from PIL import Image, ImageFilter
 
 
 def drawn(count: int, seed: int) -> tuple[list[shapes.Scene], np.ndarray]:

@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -37,12 +37,72 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def learning_rate(update: int, updates: int, peak: float) -> float:
-    """Linear warm-up to `peak`, then a cosine down to zero at the last update."""
+def learning_rate(update: int, cycles: Sequence[int], peak: float) -> float:
+    """In each cycle a linear warm-up to `peak`, then a cosine down to zero at the cycle's end."""
+    for length in cycles:
+        if update < length:
+            break
+        update -= length
     if update < WARMUP_UPDATES:
         return peak * (update + 1) / WARMUP_UPDATES
-    share = (update - WARMUP_UPDATES) / max(1, updates - WARMUP_UPDATES)
+    share = (update - WARMUP_UPDATES) / max(1, length - WARMUP_UPDATES)
     return peak * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal for matrices and convolutions, Adam for everything else.
+
+    An orthogonal step moves all directions of a weight alike and needs far fewer updates than Adam
+    on these small networks. It is scaled to the root mean square of an Adam step, so that one
+    learning rate serves both (Jordan et al. 2024; scale as in arXiv:2502.16982).
+    """
+
+    def __init__(self, module: nn.Module, rate: float) -> None:
+        weights = dict(module.named_parameters())
+        flat = [p for n, p in weights.items() if p.ndim < 2 or "embedding.weight" in n]
+        kept = {id(p) for p in flat}
+        wide = [p for p in weights.values() if id(p) not in kept]
+        groups = [{"params": wide, "wide": True}, {"params": flat, "wide": False}]
+        super().__init__(groups, {"lr": rate})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update from the gradients at hand."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    change = self._wide if group["wide"] else self._flat
+                    weight.sub_(change(weight, self.state[weight]), alpha=group["lr"])
+
+    @staticmethod
+    def _wide(weight: Tensor, state: dict[str, Tensor]) -> Tensor:
+        assert weight.grad is not None
+        momentum = state.setdefault("momentum", torch.zeros_like(weight))
+        momentum.lerp_(weight.grad, 0.05)
+        matrix = weight.grad.lerp(momentum, 0.95).reshape(len(weight), -1)
+        return 0.2 * max(matrix.shape) ** 0.5 * orthogonal(matrix).view_as(weight)
+
+    @staticmethod
+    def _flat(weight: Tensor, state: dict[str, Tensor]) -> Tensor:
+        assert weight.grad is not None
+        if not state:
+            state.update(count=torch.zeros(()), mean=torch.zeros_like(weight))
+            state["square"] = torch.zeros_like(weight)
+        count = state["count"].add_(1).item()
+        mean = state["mean"].lerp_(weight.grad, 0.1) / (1 - 0.9**count)
+        square = state["square"].lerp_(weight.grad.square(), 0.02) / (1 - 0.98**count)
+        return mean / (square.sqrt() + 1e-8)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest matrix with singular values of about 1, by five Newton-Schulz steps."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-12)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
 
 
 class Training:
@@ -53,14 +113,12 @@ class Training:
     """
 
     def __init__(
-        self, module: nn.Module, folder: Path, updates: int, peak: float, decay: float
+        self, module: nn.Module, folder: Path, cycles: Sequence[int], peak: float, decay: float
     ) -> None:
-        self.module, self.updates, self.peak, self.decay = module, updates, peak, decay
-        self.path = folder
+        self.module, self.cycles, self.peak, self.decay = module, cycles, peak, decay
+        self.path, self.updates = folder, sum(cycles)
         self.average = {k: v.detach().clone() for k, v in module.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(
-            module.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.0
-        )
+        self.optimizer = Muon(module, peak)
         self.update, self.seconds, self.curve = 0, 0.0, []
         self._load()
 
@@ -83,7 +141,7 @@ class Training:
 
     def _step(self, loss_of: Callable[[int], Tensor]) -> float:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.update, self.updates, self.peak)
+            group["lr"] = learning_rate(self.update, self.cycles, self.peak)
         loss = loss_of(self.update)
         if not torch.isfinite(loss):
             raise RuntimeError(f"loss is {loss.item()} at update {self.update}: stopped")

@@ -1,26 +1,27 @@
 """Stage `denoiser`: a small MMDiT in SD3's layout and a small CLIP text model, trained together.
 
-Flow matching in the latent space of the first stage: x_t = (1 - sigma) x0 + sigma eps, and the
-network predicts eps - x0. The text features are narrow while training; the export pads them with
-zeros to SD3's widths, together with zero columns in the two layers that read them, which changes
-nothing in what the network computes.
+Flow matching on the codes of random scenes, which are the latents of the first stage:
+x_t = (1 - sigma) x0 + sigma eps, and the network predicts eps - x0. The text features are narrow
+while training; the export pads them with zeros to SD3's widths, together with zero columns in the
+two layers that read them, which changes nothing in what the network computes.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
 import numpy as np
 import shapes_teacher_vae as vae
 import torch
-from shapes_teacher_common import LOG, Training, device, part
+from shapes_teacher_common import Training, device, part
 from torch import Tensor, nn
 
 DEPTH, TEXT_WIDTH, TEXT_LAYERS, TEXT_LENGTH = 3, 128, 2, 16
 SHIFT = 3.0
 CAPTION_DROPOUT = 0.1
-POOL, BATCH, UPDATES, PEAK, DECAY = 40960, 256, 3000, 1.5e-3, 0.998
+BATCH, CYCLES, PEAK, DECAY = 128, (2500,), 2e-3, 0.995
 
 UNKNOWN, BEGIN, END = 0, 1, 2
 BEGIN_ID, END_ID = 49406, 49407
@@ -71,6 +72,11 @@ class Teacher(nn.Module):
             )
         )  # fmt: skip
 
+    def compile_parts(self) -> None:
+        """Let torch's compiler fuse the networks; the same function, a quarter faster."""
+        self.transformer.compile()
+        self.text.compile()
+
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Context (N, L, D) after the final norm, and its row at the first end token (N, D)."""
         context = self.text(input_ids=rows).last_hidden_state
@@ -99,37 +105,22 @@ def shifted(levels: Tensor) -> Tensor:
     return SHIFT * levels / (1 + (SHIFT - 1) * levels)
 
 
-def pool(folder: Path, seed: int) -> tuple[list, Tensor]:
-    """Scenes and latents (N, 16, 8, 8) of the drawn training pictures; drawn again when asked."""
+def train(folder: Path, seed: int, compiled: bool = False) -> Training:
+    """Train the denoiser, or go on with the training found in the folder."""
     from dpdmd_studio.trainer.engine import shapes
 
-    generator = np.random.default_rng([seed, 2])
-    scenes = shapes.random_scenes(POOL, generator)
-    network, latents = vae.load(folder), []
-    with torch.inference_mode():
-        for start in range(0, POOL, 512):
-            pictures = shapes.draw(scenes[start : start + 512], generator)
-            latents.append(network.encode(vae.to_tensor(pictures, device())).contiguous())
-    whole = torch.cat(latents).clone()
-    LOG.info("%d pictures drawn and encoded, latent std %.3f", POOL, whole.std().item())
-    return scenes, whole
-
-
-def train(folder: Path, seed: int, updates: int = UPDATES) -> Training:
-    """Train the denoiser, or go on with the training found in the folder."""
     torch.manual_seed(seed)
     place = device()
     teacher = Teacher().to(place)
-    training = Training(teacher, folder / "denoiser", updates, PEAK, DECAY)
-    if training.update == updates:
-        return training
-    scenes, latents = pool(folder, seed)
+    training = Training(teacher, folder / "denoiser", CYCLES, PEAK, DECAY)
+    if compiled:
+        teacher.compile_parts()
 
     def loss_of(update: int) -> Tensor:
         generator = np.random.default_rng([seed, 3, update])
-        index = generator.integers(POOL, size=BATCH)
-        rows = token_rows([training_caption(scenes[i], generator) for i in index]).to(place)
-        x0 = latents[torch.from_numpy(index).to(place)]
+        scenes = shapes.random_scenes(BATCH, generator)
+        x0 = torch.from_numpy(vae.code(shapes.plan(scenes, generator))).to(place)
+        rows = token_rows([training_caption(scene, generator) for scene in scenes]).to(place)
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
         eps = torch.randn(x0.shape, generator=noise).to(place)
         sigma = shifted((torch.randperm(BATCH, generator=noise) + 0.5) / BATCH).to(place)
@@ -173,7 +164,7 @@ def sample(teacher: Teacher, texts: list[str], noise: Tensor, steps: int, scale:
         empty = teacher.encode(token_rows([""] * len(texts)).to(noise.device))
         text = (torch.cat([text[0], empty[0]]), torch.cat([text[1], empty[1]]))
     x_t, sigmas = noise, shifted(torch.linspace(1, 0, steps + 1))
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in itertools.pairwise(sigmas):
         twice = x_t if scale == 1.0 else torch.cat([x_t, x_t])
         velocity = teacher.velocity(twice, sigma.expand(len(twice)).to(x_t), text)
         if scale != 1.0:

@@ -1,4 +1,4 @@
-"""Stage `export`: both trained parts as one fp16 file in the layout of a single-file SD3 checkpoint.
+"""Stage `export`: both trained parts as one fp16 file in the layout of a single-file SD3 model.
 
 `model.diffusion_model.` holds the MMDiT under the names of SD3's own code, with q, k and v joined
 and with shift and scale in its order (diffusers swaps them in the last modulations).

@@ -1,9 +1,14 @@
-"""Stage `vae`: a small autoencoder whose weights fit into TAESD's layout with zeros around them.
+"""Stage `vae`: a small autoencoder with a latent space of our own making, in TAESD's layout.
 
 TAESD is 64 channels wide at every level with one, three, three, three blocks. Two cores cannot
 train that in minutes, and such pictures do not need it: here the levels are 32, 48, 64 and 64
 wide, and some blocks are left out. A left-out block is one whose convolutions are all zero, that
 is a bare ReLU; absent channels are zero rows and columns. Both are exact in TAESD's own network.
+
+What the latents mean is not left to chance. `code` writes down, in each of the 8x8 cells, the two
+colours, the shape, its extent, and how far the cell is from the shape's middle. The encoder learns
+to read this code off a picture and the decoder to draw it. A denoiser learns such smooth, redundant
+latents in minutes, where it needs hours for those of a freely trained autoencoder.
 
 The modules stand at TAESD's own positions, so names need no translation.
 """
@@ -21,8 +26,33 @@ from torch.nn import functional
 LATENT_CHANNELS = 16
 LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609
 """SD3: the denoiser sees (latent - shift) * scale, in diffusers and in ComfyUI alike."""
-BATCH, UPDATES, PEAK, DECAY = 32, 1200, 2e-3, 0.995
-LATENT_NOISE = 0.05
+BATCH, CYCLES, PEAK, DECAY = 64, (1100, 900), 2e-3, 0.995
+CROP, WHOLE_BATCH = 32, 16
+LATENT_NOISE = (0.5, 0.1)
+"""The decoder learns to draw cleanly from latents that are off by this much, in each cycle."""
+CELL = 8
+
+
+def code(plans) -> np.ndarray:
+    """The latents that stand for the plans, fp32, shape (N, 16, 8, 8), each of about unit variance.
+
+    Channels: background red, green, blue; shape red, green, blue; circle, square, triangle, cross;
+    half extent; distance of the cell's middle from the shape's middle to the right and down; the
+    shape's colour once more.
+    """
+    from dpdmd_studio.trainer.engine import shapes
+
+    cells = (np.arange(shapes.RESOLUTION // CELL) + 0.5) * CELL
+    front = (plans.front - 125.0) / 80.0
+    kind = np.array([[s == name for name in shapes.SHAPES] for s in plans.shape], dtype=float)
+    half = (plans.half[:, None] - 11.3) / 3.8
+    flat = [(plans.behind - 150.0) / 75.0, front, (kind - 0.25) / 0.433, half]
+    latents = np.empty((len(plans.shape), LATENT_CHANNELS, len(cells), len(cells)), np.float32)
+    latents[:, :11] = np.concatenate(flat, axis=1)[:, :, None, None]
+    latents[:, 11] = (cells[None, None, :] - plans.x[:, None, None]) / 20.0
+    latents[:, 12] = (cells[None, :, None] - plans.y[:, None, None]) / 20.0
+    latents[:, 13:] = front[:, :, None, None]
+    return latents
 
 
 class Block(nn.Module):
@@ -57,7 +87,7 @@ class SlimTaesd(nn.Module):
             _conv(3, 32), nn.ReLU(),
             _conv(32, 48, 2, False), Block(48), nn.ReLU(), nn.ReLU(),
             _conv(48, 64, 2, False), Block(64), nn.ReLU(), nn.ReLU(),
-            _conv(64, 64, 2, False), Block(64), Block(64), nn.ReLU(),
+            _conv(64, 64, 2, False), Block(64), Block(64), Block(64),
             _conv(64, LATENT_CHANNELS),
         )  # fmt: skip
         self.taesd_decoder = nn.Sequential(
@@ -65,8 +95,16 @@ class SlimTaesd(nn.Module):
             Block(64), Block(64), Block(64), nn.Upsample(scale_factor=2), _conv(64, 64, 1, False),
             Block(64), Block(64), nn.ReLU(), nn.Upsample(scale_factor=2), _conv(64, 48, 1, False),
             Block(48), nn.ReLU(), nn.ReLU(), nn.Upsample(scale_factor=2), _conv(48, 32, 1, False),
-            nn.ReLU(), _conv(32, 3),
+            Block(32), _conv(32, 3),
         )  # fmt: skip
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.conv[-1].weight.data.mul_(0.1)
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Latents in the denoiser's space, shape (N, 16, H/8, W/8), of pictures in [0, 1]."""
@@ -88,36 +126,65 @@ def to_pictures(decoded: Tensor) -> np.ndarray:
     return (decoded.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def train(folder: Path, seed: int, updates: int = UPDATES) -> Training:
-    """Train the autoencoder, or go on with the training found in the folder."""
+def train(folder: Path, seed: int) -> Training:
+    """Train the autoencoder, or go on with the training found in the folder.
+
+    In the first cycle the decoder sees windows around outlines, in the second whole pictures.
+    """
     from dpdmd_studio.trainer.engine import shapes
 
     torch.manual_seed(seed)
     place = device()
     network = SlimTaesd().to(place, memory_format=torch.channels_last)
-    training = Training(network, folder / "vae", updates, PEAK, DECAY)
+    training = Training(network, folder / "vae", CYCLES, PEAK, DECAY)
 
     def loss_of(update: int) -> Tensor:
         generator = np.random.default_rng([seed, 1, update])
-        scenes = shapes.random_scenes(BATCH, generator)
-        pictures = to_tensor(shapes.draw(scenes, generator), place)
-        return reconstruction_loss(network, pictures, seed + update)
+        cropped = update < CYCLES[0]
+        plans = shapes.plan(shapes.random_scenes(BATCH, generator), generator)
+        drawn = shapes.render(plans)
+        wanted = torch.from_numpy(code(plans)).to(place)
+        pictures = to_tensor(drawn, place)
+        latents = network.encode(pictures[:WHOLE_BATCH])
+        reading = (latents - wanted[:WHOLE_BATCH]).square().mean()
+        if cropped:
+            pictures, wanted = windows(drawn, pictures, wanted, generator)
+        else:
+            pictures, wanted = pictures[:WHOLE_BATCH], wanted[:WHOLE_BATCH]
+        noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
+        strength = LATENT_NOISE[not cropped] * torch.rand(len(wanted), 1, 1, 1, generator=noise)
+        wanted = wanted + (strength * torch.randn(wanted.shape, generator=noise)).to(place)
+        return 0.3 * reading + drawing_loss(network.decode(wanted), pictures)
 
     training.run(loss_of)
     return training
 
 
-def reconstruction_loss(network: SlimTaesd, pictures: Tensor, seed: int) -> Tensor:
-    """L1 + MSE of pixels, L1 of edges, and a pull of each latent channel to mean 0 and std 1."""
-    latents = network.encode(pictures)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    error = network.decode(latents + LATENT_NOISE * noise) - pictures
+def windows(
+    drawn: np.ndarray, pictures: Tensor, latents: Tensor, generator: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """A window of each picture around a random point of its shape's outline, and its cells.
+
+    Plain background teaches nothing and costs as much as an outline. Windows lie on whole cells.
+    """
+    size, whole = CROP, drawn.shape[1]
+    some, cells = [], []
+    for index, picture in enumerate(drawn):
+        change = np.abs(np.diff(picture.astype(np.int16), axis=1)).sum(axis=-1)
+        y, x = divmod(int(generator.choice(np.flatnonzero(change > 20))), whole - 1)
+        corner = np.array([y, x]) - generator.integers(4, size - 4, size=2)
+        top, left = np.clip((corner + CELL // 2) // CELL * CELL, 0, whole - size)
+        some.append(pictures[index, :, top : top + size, left : left + size])
+        row, column, count = top // CELL, left // CELL, size // CELL
+        cells.append(latents[index, :, row : row + count, column : column + count])
+    return torch.stack(some).contiguous(memory_format=torch.channels_last), torch.stack(cells)
+
+
+def drawing_loss(drawn: Tensor, pictures: Tensor) -> Tensor:
+    """L1 + MSE of pixels and L1 of edges."""
+    error = drawn - pictures
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    mean = latents.mean(dim=(0, 2, 3))
-    deviation = latents.std(dim=(0, 2, 3))
-    bound = mean.square().mean() + (deviation - 1).square().mean()
-    return error.abs().mean() + 2 * error.square().mean() + edges + 0.02 * bound
+    return error.abs().mean() + 2 * error.square().mean() + edges
 
 
 def load(folder: Path) -> SlimTaesd:

@@ -1,4 +1,4 @@
-"""Stages `export` (its choice of guidance) and `verify`: pictures are made, measured and counted."""
+"""Stages `export` (its choice of guidance) and `verify`: pictures made and measured."""
 
 from __future__ import annotations
 
@@ -135,7 +135,6 @@ def round_trip(autoencoder: torch.nn.Module, count: int = 1000) -> dict:
 def verify(path: Path, folder: Path) -> dict:
     """All held-out numbers of the written file; raises when a bar is missed."""
     from dpdmd_studio.trainer.engine import shapes
-
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -197,5 +196,7 @@ def _hold_bars(result: dict) -> None:
 
 def save_grid(pictures: np.ndarray, path: Path, columns: int = 12) -> None:
     """Pictures side by side in one PNG."""
-    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
+    rows = [
+        np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)
+    ]
     Image.fromarray(np.concatenate([r for r in rows if r.shape == rows[0].shape])).save(path)

@@ -125,20 +125,47 @@ def random_scenes(count: int, generator: np.random.Generator) -> list[Scene]:
     ]
 
 
+@dataclass(frozen=True)
+class Plans:
+    """Scenes with their jitter settled: everything that a picture is made of, N rows each."""
+
+    shape: list[str]
+    x: NDArray[np.float64]
+    """Middle of the bounding box from the left edge, in pixels, shape (N,)."""
+    y: NDArray[np.float64]
+    """The same from the upper edge."""
+    half: NDArray[np.float64]
+    """Half of the longer side of the bounding box, in pixels, shape (N,)."""
+    front: NDArray[np.float64]
+    """Colour of the shape, 0..255, shape (N, 3)."""
+    behind: NDArray[np.float64]
+    """Colour of the background, 0..255, shape (N, 3)."""
+
+
+def plan(scenes: Sequence[Scene], generator: np.random.Generator) -> Plans:
+    """The scenes with fresh jitter inside each of their classes."""
+    half = np.array([generator.uniform(*HALF_EXTENTS[s.size]) for s in scenes])
+    x, y = _places(scenes, half, generator)
+    front = _tones([COLOURS[s.colour] for s in scenes], generator)
+    behind = _tones([BACKGROUNDS[s.background] for s in scenes], generator)
+    return Plans([s.shape for s in scenes], x, y, half, front, behind)
+
+
+def render(plans: Plans) -> NDArray[np.uint8]:
+    """The pictures of the plans, uint8 RGB, shape (N, 64, 64, 3)."""
+    cover = np.empty((len(plans.shape), RESOLUTION, RESOLUTION, 1))
+    for shape in SHAPES:
+        rows = np.array([i for i, s in enumerate(plans.shape) if s == shape], dtype=int)
+        found = coverage(shape, plans.x[rows], plans.y[rows], plans.half[rows])
+        cover[rows] = found[..., None]
+    behind = plans.behind[:, None, None, :]
+    mixed = behind + cover * (plans.front[:, None, None, :] - behind)
+    return np.rint(mixed).astype(np.uint8)
+
+
 def draw(scenes: Sequence[Scene], generator: np.random.Generator) -> NDArray[np.uint8]:
     """Pictures of the scenes with fresh jitter, uint8 RGB, shape (N, 64, 64, 3)."""
-    count = len(scenes)
-    half = np.array([generator.uniform(*HALF_EXTENTS[s.size]) for s in scenes])
-    middle_x, middle_y = _places(scenes, half, generator)
-    cover = np.empty((count, RESOLUTION, RESOLUTION))
-    for shape in SHAPES:
-        rows = np.array([i for i, s in enumerate(scenes) if s.shape == shape], dtype=int)
-        cover[rows] = coverage(shape, middle_x[rows], middle_y[rows], half[rows])
-    inside = _tones([COLOURS[s.colour] for s in scenes], generator)
-    outside = _tones([BACKGROUNDS[s.background] for s in scenes], generator)
-    mixed = outside[:, None, None, :] * (1.0 - cover[..., None])
-    mixed += inside[:, None, None, :] * cover[..., None]
-    return np.rint(mixed).astype(np.uint8)
+    return render(plan(scenes, generator))
 
 
 def _places(

@@ -30,7 +30,7 @@ from .shapes import (
 
 Array = NDArray[np.float64]
 
-BORDER_SHARE = 0.93
+BORDER_SHARE = 0.85
 """Share of the outermost pixels that must have the background's colour."""
 COLOUR_TOLERANCE = 45.0
 """Largest distance in RGB of a clean pixel from what it should be."""

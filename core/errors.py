@@ -1,6 +1,6 @@
 """Errors a user can cause and mend.
 
-Every message says what was found, what was expected and what to do. The front ends print the message
+Every message says what was found, what was expected and what to do. Front ends print the message
 without a traceback; the command line exits with code 2.
 """
 

@@ -11,6 +11,7 @@ which is Euler's method (arXiv:2206.00364, Algorithm 2) and, on a VP schedule, D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def sample_few_step(
 def check_sigmas(sigmas: Tensor) -> None:
     """Raise SettingsError unless `sigmas` is a decreasing list of at least two that ends in 0."""
     values = [float(sigma) for sigma in sigmas]
-    decreasing = all(high > low for high, low in zip(values, values[1:], strict=False))
+    decreasing = all(high > low for high, low in pairwise(values))
     if len(values) < 2 or values[-1] != 0 or not decreasing:
         raise SettingsError(
             f"The noise levels {values} cannot be sampled: expected at least two, decreasing, "

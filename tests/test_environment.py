@@ -165,7 +165,7 @@ def test_what_the_user_asks_for_wins(environment, decisions):
 
 
 def test_an_idle_gpu_is_said_clearly(environment, monkeypatch, capsys):
-    facts = {"version": "2.13.0+cpu", "build": "CPU", "device": "", "file": ""}
+    facts = {"version": "2.13.0+cpu", "build": "CPU", "cuda": "", "device": ""}
     monkeypatch.setattr(packages, "torch_facts", lambda _: facts)
     monkeypatch.setattr(torch_source, "gpu_seen", lambda: "NVIDIA")
     installation.check_torch(environment)
@@ -175,20 +175,24 @@ def test_an_idle_gpu_is_said_clearly(environment, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("build", "version", "expected"),
+    ("build", "cuda", "version", "expected"),
     [
-        ("CPU", "2.13.0+cpu", None),
-        ("ROCm", "2.13.0+rocm7", None),
-        ("CUDA", "2.13.0+cu130", "xformers==0.0.35"),
-        ("CUDA", "2.8.0+cu128", "xformers==0.0.32.post2"),
-        ("CUDA", "2.6.0+cu124", None),
+        ("CPU", "", "2.13.0+cpu", None),
+        ("ROCm", "", "2.13.0+rocm7", None),
+        ("CUDA", "13.0", "2.13.0+cu130", None),
+        ("CUDA", "12.8", "2.13.0+cu128", "xformers==0.0.35"),
+        ("CUDA", "12.8", "2.8.0+cu128", "xformers==0.0.32.post2"),
+        ("CUDA", "12.4", "2.6.0+cu124", None),
     ],
 )
-def test_xformers_comes_only_with_cuda(environment, monkeypatch, build, version, expected):
+def test_xformers_comes_only_with_the_cuda_it_is_built_for(
+    environment, monkeypatch, build, cuda, version, expected
+):
     seen: list[str] = []
     monkeypatch.setattr(packages, "pip_install", lambda _, *words, **named: seen.append(words[-1]))
     monkeypatch.setattr(installation.platform, "machine", lambda: "x86_64")
-    installation.add_xformers(environment, {"build": build, "version": version})
+    facts = {"build": build, "cuda": cuda, "version": version}
+    installation.add_xformers(environment, facts)
     assert seen == ([expected] if expected else [])
 
 

@@ -22,9 +22,11 @@ from . import (
 )
 
 COMMANDS = ("setup", "demo", "test")
-# torch release -> the xformers built for it; from 2.10 on one build serves all
+# torch release -> the xformers built for it; from 2.10 on one build serves all. Every one is built
+# for CUDA 12: beside a torch of another CUDA its kernels do not load, and it warns at each start.
 XFORMERS = {"2.8.0": "0.0.32.post2", "2.9.0": "0.0.33.post1", "2.9.1": "0.0.33.post2"}
 NEWEST_XFORMERS = "0.0.35"
+XFORMERS_CUDA = "12."
 
 
 def say(line: str) -> None:
@@ -46,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--torch", metavar="SPEC", help='the PyTorch to install, e.g. "torch==2.13.0"')
     add("--torch-index", metavar="URL", help="the package index to take PyTorch from")
-    add("--no-xformers", action="store_true", help="do not install xformers (CUDA only)")
+    add("--no-xformers", action="store_true", help="do not install xformers (CUDA 12 only)")
     add("--with-tests", action="store_true", help="install the tools for tests and checks as well")
     return parser
 
@@ -176,11 +178,12 @@ def check_torch(environment: Environment) -> dict[str, str]:
 
 
 def add_xformers(environment: Environment, facts: dict[str, str]) -> None:
-    """Install the xformers that fits a CUDA torch; without it PyTorch's own attention serves."""
+    """Install the xformers that fits this torch; without it PyTorch's own attention serves."""
     version = facts["version"].split("+")[0]
     fitting = NEWEST_XFORMERS if torch_source.release(version) >= (2, 10) else XFORMERS.get(version)
     machine = platform.machine().lower()
-    if facts["build"] != "CUDA" or fitting is None or machine not in ("x86_64", "amd64"):
+    cuda = facts["build"] == "CUDA" and facts["cuda"].startswith(XFORMERS_CUDA)
+    if not cuda or fitting is None or machine not in ("x86_64", "amd64"):
         return
     try:
         say(f"    xformers {fitting}")

@@ -19,7 +19,8 @@ def facts() -> dict[str, str]:
         build, device = "XPU", torch.xpu.get_device_name(0)
     elif torch.backends.mps.is_available():
         build, device = "MPS", "the Apple GPU"
-    return {"version": torch.__version__, "build": build, "device": device, "file": torch.__file__}
+    cuda = torch.version.cuda or ""
+    return {"version": torch.__version__, "build": build, "cuda": cuda, "device": device}
 
 
 if __name__ == "__main__":

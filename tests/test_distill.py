@@ -62,6 +62,7 @@ def new_run(folder: Path, checkpoint: Path, **settings) -> RunDirectory:
         config=DistillConfig.from_dict(TINY | settings),
         output=str(folder / "student.safetensors"),
     )
+    folder.mkdir(parents=True, exist_ok=True)
     return runner.create_run(folder / "run", request, PROMPTS, overwrite=False)
 
 
@@ -225,7 +226,7 @@ def test_the_average_is_what_is_saved(files, tmp_path):
     lora = read_lora(outcome.lora)
     family, config = outcome.session.checkpoint.family, outcome.session.checkpoint.config
     name = next(n for n in average if n.endswith("to_q.lora_B")).removesuffix(".lora_B")
-    pair = lora.pair(lora.modules[family.lora_key(name, config).name])
+    pair = lora.pair(lora.modules[family.lora_key(name, config).name.removeprefix("lora_unet_")])
     wanted = average[f"{name}.lora_B"] @ average[f"{name}.lora_A"]
     found = pair.scale * pair.up.float() @ pair.down.float()
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
@@ -284,7 +285,7 @@ def bad_input(files, folder: Path) -> dict[str, tuple[list[str], str]]:
     return {
         "missing checkpoint": ([str(folder / "no.safetensors"), *p, *out], "no.safetensors"),
         "empty file": ([str(folder / "empty.safetensors"), *p, *out], "empty"),
-        "pickle": ([str(folder / "old.ckpt"), *p, *out], "convert"),
+        "pickle": ([str(folder / "old.ckpt"), *p, *out], "Convert"),
         "truncated": ([str(folder / "cut.safetensors"), *p, *out], "cut.safetensors"),
         "folder": ([str(folder), *p, *out], str(folder.name)),
         "lora as checkpoint": ([str(lora), *p, *out], "LoRA"),

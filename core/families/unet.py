@@ -192,7 +192,8 @@ def ldm_name(module_name: str, config: Config) -> str:
     """The LDM name of a diffusers module: down_blocks.0.resnets.0.conv1 -> input_blocks.1.0..."""
     if module_name in TOP_LEVEL:
         return TOP_LEVEL[module_name]
-    names = _block_names(json.dumps({key: config.get(key) for key in BLOCK_SETTINGS}))
+    settings = {key: config[key] for key in BLOCK_SETTINGS if key in config}
+    names = _block_names(json.dumps(settings))
     block = module_name
     while block not in names:
         block = block.rpartition(".")[0]

@@ -164,7 +164,8 @@ class Distiller:
         """
         count = self.config.num_anchored_steps
         targets = self._anchor_targets(batch)
-        x_t, total, error = batch.noise, 0.0, 0.0
+        x_t = batch.noise
+        total = error = torch.zeros((), device=x_t.device)
         for i in range(count):
             level = self.levels[i]
             x0 = self.denoise_as("student", batch, x_t, level)

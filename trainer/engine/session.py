@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import ModelMixin
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from ...core.errors import CheckpointError, SettingsError

@@ -17,6 +17,7 @@ from dpdmd_studio.core.errors import (
 )
 from dpdmd_studio.core.tensor_file import read_header
 from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.engine.weights import converted
 
 PREFIX = "model.diffusion_model."
 MAKERS = {
@@ -131,6 +132,17 @@ def test_fp8_storage_loads(stored, sources, tmp_path):
     found = load(path, torch.bfloat16).network.state_dict()
     for name, value in tiny.denoiser.state_dict().items():
         assert torch.equal(found[name], value.to(stored).bfloat16()), name
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_half_precisions_convert_as_torch_converts_them(stored):
+    wanted = torch.bfloat16 if stored == torch.float16 else torch.float16
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(stored)
+    values = every[every.isfinite()].repeat(5)  # more than one piece
+    assert torch.equal(converted(values, wanted), values.to(wanted))
+    assert converted(values, stored) is values
+    turned = values[:12].view(3, 4).T
+    assert torch.equal(converted(turned, wanted), turned.to(wanted))
 
 
 def test_weights_in_the_wanted_dtype_are_mapped_and_not_copied(files):

@@ -21,6 +21,7 @@ logger = logging.getLogger("dpdmd_studio.loading")
 
 FLOAT_DTYPES = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
 NAMES_SHOWN = 5
+PIECE = 1 << 18
 
 
 class Weights:
@@ -202,7 +203,7 @@ def _value(
     stored = weights.read(item.key)
     if item.part is not None:
         stored = stored.chunk(3, dim=0)[item.part]
-    value = stored.to(device=device, dtype=dtype)
+    value = converted(stored.to(device), dtype)
     if item.change == "swap_halves":
         value = torch.cat(value.chunk(2, dim=0)[::-1], dim=0)
     elif item.change == "transpose":
@@ -210,6 +211,21 @@ def _value(
     value = value.reshape(shape)
     if not is_finite(value):
         _refuse_non_finite(weights, item.key, stored, dtype)
+    return value
+
+
+def converted(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another dtype; itself where it has that dtype already.
+
+    On the CPU half precisions convert into each other twice as fast through fp32 in pieces that
+    stay in the cache. The step through fp32 changes no value: it holds every number of either.
+    """
+    if stored.device.type != "cpu" or {stored.dtype, dtype} != {torch.float16, torch.bfloat16}:
+        return stored.to(dtype)
+    value = torch.empty(stored.shape, dtype=dtype)
+    pieces = zip(value.view(-1).split(PIECE), stored.reshape(-1).split(PIECE), strict=True)
+    for target, piece in pieces:
+        target.copy_(piece.float())
     return value
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 from pathlib import Path
 
 import torch
@@ -26,23 +25,23 @@ ASSETS = ROOT / "trainer" / "assets"
 STAGES = ("vae", "denoiser", "export", "verify")
 
 
-def run_stage(stage: str, folder: Path, assets: Path, seed: int) -> dict:
+def run_stage(stage: str, options: argparse.Namespace) -> dict:
     """What the stage has to say for the summary."""
     import shapes_teacher_denoiser as denoiser
     import shapes_teacher_export as export
     import shapes_teacher_vae as vae
     import shapes_teacher_verify as verify
 
-    target = assets / "shapes-sd3.safetensors"
+    folder, target = options.folder, options.assets / "shapes-sd3.safetensors"
     if stage in ("vae", "denoiser"):
         module = vae if stage == "vae" else denoiser
-        training = module.train(folder, seed)
+        training = module.train(folder, options.seed, options.compile)
         return {
-            "updates": training.updates,
+            "updates_per_cycle": training.cycles,
             "batch": module.BATCH,
             "peak_learning_rate": module.PEAK,
             "seconds": round(training.seconds),
-            "device": platform.processor() if vae.device().type == "cpu" else "cuda",
+            "device": f"{vae.device().type}, {options.threads} threads",
             "loss": thinned(training.curve),
         }
     if stage == "export":
@@ -66,6 +65,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints and reports")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="where the file goes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="fuse kernels; needs a C++ compiler")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -73,7 +73,7 @@ def main() -> None:
     mount()
     options.folder.mkdir(parents=True, exist_ok=True)
     for stage in STAGES if options.stage == "all" else (options.stage,):
-        facts = run_stage(stage, options.folder, options.assets, options.seed)
+        facts = run_stage(stage, options)
         (options.folder / f"{stage}.json").write_text(json.dumps(facts, indent=1))
         LOG.info("%s: %s", stage, facts)
     if options.stage in ("verify", "all"):

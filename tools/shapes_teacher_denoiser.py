@@ -21,7 +21,7 @@ from torch import Tensor, nn
 DEPTH, TEXT_WIDTH, TEXT_LAYERS, TEXT_LENGTH = 3, 128, 2, 16
 SHIFT = 3.0
 CAPTION_DROPOUT = 0.1
-BATCH, CYCLES, PEAK, DECAY = 128, (2500,), 2e-3, 0.995
+BATCH, CYCLES, PEAK, DECAY = 128, (2200,), 2e-3, 0.995
 
 UNKNOWN, BEGIN, END = 0, 1, 2
 BEGIN_ID, END_ID = 49406, 49407
@@ -119,7 +119,7 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
     def loss_of(update: int) -> Tensor:
         generator = np.random.default_rng([seed, 3, update])
         scenes = shapes.random_scenes(BATCH, generator)
-        x0 = torch.from_numpy(vae.code(shapes.plan(scenes, generator))).to(place)
+        x0 = torch.from_numpy(vae.code(scenes, shapes.plan(scenes, generator))).to(place)
         rows = token_rows([training_caption(scene, generator) for scene in scenes]).to(place)
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
         eps = torch.randn(x0.shape, generator=noise).to(place)

@@ -6,9 +6,9 @@ wide, and some blocks are left out. A left-out block is one whose convolutions a
 is a bare ReLU; absent channels are zero rows and columns. Both are exact in TAESD's own network.
 
 What the latents mean is not left to chance. `code` writes down, in each of the 8x8 cells, the two
-colours, the shape, its extent, and how far the cell is from the shape's middle. The encoder learns
-to read this code off a picture and the decoder to draw it. A denoiser learns such smooth, redundant
-latents in minutes, where it needs hours for those of a freely trained autoencoder.
+colours, the shape, its extent, how far the cell is from the shape's middle, and some classes. The
+encoder learns to read this code off a picture and the decoder to draw it. A denoiser learns such
+smooth, redundant latents in minutes, where it needs hours for those of a freely trained one.
 
 The modules stand at TAESD's own positions, so names need no translation.
 """
@@ -26,32 +26,41 @@ from torch.nn import functional
 LATENT_CHANNELS = 16
 LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609
 """SD3: the denoiser sees (latent - shift) * scale, in diffusers and in ComfyUI alike."""
-BATCH, CYCLES, PEAK, DECAY = 64, (1100, 900), 2e-3, 0.995
+BATCH, CYCLES, PEAK, DECAY = 64, (700, 800), 2e-3, 0.995
 CROP, WHOLE_BATCH = 32, 16
-LATENT_NOISE = (0.5, 0.1)
+LATENT_NOISE = (0.2, 0.1)
 """The decoder learns to draw cleanly from latents that are off by this much, in each cycle."""
 CELL = 8
+KINDS = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=float)
+"""The four shapes as the corners of a tetrahedron: each as far from each."""
 
 
-def code(plans) -> np.ndarray:
-    """The latents that stand for the plans, fp32, shape (N, 16, 8, 8), each of about unit variance.
+def code(scenes, plans) -> np.ndarray:
+    """The latents that stand for the pictures, fp32, shape (N, 16, 8, 8), of about unit variance.
 
-    Channels: background red, green, blue; shape red, green, blue; circle, square, triangle, cross;
-    half extent; distance of the cell's middle from the shape's middle to the right and down; the
-    shape's colour once more.
+    Channels 0-2 and 3-5: colour of background and shape; 6-8: kind of shape; 9: half extent; 10-11:
+    distance of the cell's middle from the shape's middle, to the right and down; 12-13: side of the
+    picture; 14: class of size; 15: whether the background is white, grey or black. The last four
+    say in steps what is in the others as numbers: without them a denoiser blends neighbouring
+    classes.
     """
     from dpdmd_studio.trainer.engine import shapes
 
     cells = (np.arange(shapes.RESOLUTION // CELL) + 0.5) * CELL
-    front = (plans.front - 125.0) / 80.0
-    kind = np.array([[s == name for name in shapes.SHAPES] for s in plans.shape], dtype=float)
-    half = (plans.half[:, None] - 11.3) / 3.8
-    flat = [(plans.behind - 150.0) / 75.0, front, (kind - 0.25) / 0.433, half]
-    latents = np.empty((len(plans.shape), LATENT_CHANNELS, len(cells), len(cells)), np.float32)
-    latents[:, :11] = np.concatenate(flat, axis=1)[:, :, None, None]
-    latents[:, 11] = (cells[None, None, :] - plans.x[:, None, None]) / 20.0
-    latents[:, 12] = (cells[None, :, None] - plans.y[:, None, None]) / 20.0
-    latents[:, 13:] = front[:, :, None, None]
+    neutral = [1.0 if s.background in ("white", "grey", "black") else -1.0 for s in scenes]
+    flat = [
+        (plans.behind - 150.0) / 65.0,
+        (plans.front - 125.0) / 65.0,
+        KINDS[[shapes.SHAPES.index(s.shape) for s in scenes]],
+        (plans.half[:, None] - 11.3) / 3.8,
+        np.array([shapes.DIRECTIONS[s.position] for s in scenes]) / 0.63,
+        (np.array([[shapes.SIZES.index(s.size)] for s in scenes]) - 1.0) / 0.82,
+        np.array(neutral)[:, None],
+    ]
+    latents = np.empty((len(scenes), LATENT_CHANNELS, len(cells), len(cells)), np.float32)
+    latents[:] = np.insert(np.concatenate(flat, axis=1), [10, 10], 0, axis=1)[:, :, None, None]
+    latents[:, 10] = (cells[None, None, :] - plans.x[:, None, None]) / 15.0
+    latents[:, 11] = (cells[None, :, None] - plans.y[:, None, None]) / 15.0
     return latents
 
 
@@ -126,7 +135,7 @@ def to_pictures(decoded: Tensor) -> np.ndarray:
     return (decoded.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def train(folder: Path, seed: int) -> Training:
+def train(folder: Path, seed: int, compiled: bool = False) -> Training:
     """Train the autoencoder, or go on with the training found in the folder.
 
     In the first cycle the decoder sees windows around outlines, in the second whole pictures.
@@ -137,13 +146,17 @@ def train(folder: Path, seed: int) -> Training:
     place = device()
     network = SlimTaesd().to(place, memory_format=torch.channels_last)
     training = Training(network, folder / "vae", CYCLES, PEAK, DECAY)
+    if compiled:
+        network.taesd_encoder.compile()
+        network.taesd_decoder.compile()
 
     def loss_of(update: int) -> Tensor:
         generator = np.random.default_rng([seed, 1, update])
         cropped = update < CYCLES[0]
-        plans = shapes.plan(shapes.random_scenes(BATCH, generator), generator)
+        scenes = shapes.random_scenes(BATCH, generator)
+        plans = shapes.plan(scenes, generator)
         drawn = shapes.render(plans)
-        wanted = torch.from_numpy(code(plans)).to(place)
+        wanted = torch.from_numpy(code(scenes, plans)).to(place)
         pictures = to_tensor(drawn, place)
         latents = network.encode(pictures[:WHOLE_BATCH])
         reading = (latents - wanted[:WHOLE_BATCH]).square().mean()

@@ -242,6 +242,15 @@ def _declared_family(metadata: Mapping[str, str]) -> str:
     return next((family for start, family in known.items() if version.startswith(start)), "")
 
 
+def check_family(lora: LoraFile, family: Family) -> None:
+    """LoraError if the LoRA is known to be of another family."""
+    if lora.family and lora.family != family.name:
+        raise LoraError(
+            f"{lora.path.name} is a LoRA for {lora.family}, but the model is {family.label}. "
+            "A LoRA fits models of its own family only."
+        )
+
+
 def lora_deltas(
     lora: LoraFile,
     family: Family,
@@ -255,11 +264,7 @@ def lora_deltas(
         config: the diffusers configuration of the network.
         shapes: shape of the weight of every module of the network, by diffusers name.
     """
-    if lora.family and lora.family != family.name:
-        raise LoraError(
-            f"{lora.path.name} is a LoRA for {lora.family}, but the model is {family.label}. "
-            "A LoRA fits models of its own family only."
-        )
+    check_family(lora, family)
     targets = resolve(lora.modules, targets_by_name(shapes, family, config), lora.path.name)
     found: dict[str, LoraPair] = {}
     for name, module in lora.modules.items():

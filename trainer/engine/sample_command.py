@@ -13,8 +13,16 @@ from torch import Tensor, tensor
 
 from ... import __version__
 from ...core.errors import LoraError, OutputError, SettingsError
+from ...core.families import family, identify
 from ...core.hashes import file_hashes, file_sha256
-from ...core.lora_file import LoraFile, lora_deltas, merge_lora, read_lora, weight_shapes
+from ...core.lora_file import (
+    LoraFile,
+    check_family,
+    lora_deltas,
+    merge_lora,
+    read_lora,
+    weight_shapes,
+)
 from ...core.png_info import PictureInfo, UsedLora, save_png
 from ...core.recipe import Recipe
 from ...core.schedule import few_step_positions
@@ -134,6 +142,8 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
     """Load the model, merge the LoRA, and settle what was left open."""
     lora = read_lora(Path(request.lora[0])) if request.lora else None
     recipe = lora.recipe if lora else None
+    if lora is not None:  # before gigabytes are loaded
+        check_family(lora, family(identify(Path(request.model.checkpoint)).family))
     device = choose_device(request.device)
     asked = None if request.prediction == "auto" else request.prediction
     checkpoint = load_checkpoint(

@@ -67,3 +67,23 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse_lookup)
     monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
     monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Tiny checkpoints of the three families, single files in fp16."""
+    import checkpoints
+    from tiny_runs import BUILDERS
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {
+        name: checkpoints.save(folder / f"{name}.safetensors", checkpoints.file_state(build()))
+        for name, build in BUILDERS.items()
+    }
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder of the test's own."""
+    monkeypatch.setenv("DPDMD_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"

@@ -7,80 +7,19 @@ import shutil
 import sys
 from pathlib import Path
 
-import checkpoints
 import pytest
 import torch
 from dpdmd_studio.core.errors import NonFiniteError, RunError
 from dpdmd_studio.core.lora_file import lora_deltas, merge_lora, read_lora, weight_shapes
 from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.config import DistillConfig
 from dpdmd_studio.trainer.engine import runner
 from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.engine.session import open_session
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
 from dpdmd_studio.trainer.run_directory import RunDirectory
 from safetensors.torch import load_file
+from tiny_runs import BUILDERS, PROMPTS, TINY, distil, final_state, metrics_of, new_run
 
-PROMPTS = ["a cat", "a {red|blue} dog", "a (tall:1.2) house"]
-TINY = {
-    "steps": 4,
-    "batch_size": 2,
-    "student_rank": 2,
-    "fake_rank": 3,
-    "fake_updates": 2,
-    "resolution": "32x32",
-    "save_every": 2,
-    "preview_every": 0,
-    "student_lr": 1e-2,
-    "warmup_steps": 1,
-    "ema_decay": 0.5,
-}
-BUILDERS = {
-    "sd1": checkpoints.sd1,
-    "sdxl": checkpoints.sdxl,
-    "sd3": lambda: checkpoints.sd3(medium35=True, with_t5=False),
-}
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return {
-        name: checkpoints.save(folder / f"{name}.safetensors", checkpoints.file_state(build()))
-        for name, build in BUILDERS.items()
-    }
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("DPDMD_HOME", str(tmp_path / "home"))
-
-
-def new_run(folder: Path, checkpoint: Path, **settings) -> RunDirectory:
-    request = DistillRequest(
-        model=ModelFiles(checkpoint=str(checkpoint)),
-        config=DistillConfig.from_dict(TINY | settings),
-        output=str(folder / "student.safetensors"),
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    return runner.create_run(folder / "run", request, PROMPTS, overwrite=False)
-
-
-def distil(run: RunDirectory, on_progress=lambda progress: None) -> runner.Outcome:
-    return runner.run_distillation(run, report=lambda text: None, on_progress=on_progress)
-
-
-def final_state(run: RunDirectory) -> dict[str, torch.Tensor]:
-    folder = run.latest_state()
-    tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= {f"{file.name}/{k}": v for k, v in load_file(file).items()}
-    return tensors
-
-
-def metrics_of(run: RunDirectory) -> list[dict]:
-    measured = ("seconds", "memory_bytes")
-    return [{k: v for k, v in line.items() if k not in measured} for line in run.metrics()]
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -264,95 +203,6 @@ def test_the_command_line_distils_resumes_samples_and_inspects(files, tmp_path, 
     assert "--overwrite" in capsys.readouterr().err
     assert main(["resume", str(tmp_path / "run"), "--json"]) == 0  # finished already: same LoRA
     assert json.loads(capsys.readouterr().out)["step"] == 4
-
-
-def bad_input(files, folder: Path) -> dict[str, tuple[list[str], str]]:
-    """Arguments of `distill` by mistake, and what the message must name."""
-    good, prompts = files["sd1"], folder / "prompts.txt"
-    prompts.write_text("a cat\n")
-    (folder / "empty.txt").write_text("# nothing\n")
-    (folder / "binary.txt").write_bytes(b"\x00\x01\x02")
-    (folder / "latin.txt").write_bytes("caf\xe9\n".encode("latin-1"))
-    (folder / "empty.safetensors").write_bytes(b"")
-    (folder / "old.ckpt").write_bytes(b"PK\x03\x04")
-    (folder / "taken.safetensors").write_bytes(b"mine")
-    (folder / "cut.safetensors").write_bytes(good.read_bytes()[:-1000])
-    lora = folder / "lora.safetensors"
-    from safetensors.torch import save_file
-
-    save_file({"lora_unet_down_blocks_0.lora_down.weight": torch.zeros(1, 1)}, lora)
-    p, out = ["--prompts", str(prompts)], ["--output", str(folder / "new.safetensors")]
-    return {
-        "missing checkpoint": ([str(folder / "no.safetensors"), *p, *out], "no.safetensors"),
-        "empty file": ([str(folder / "empty.safetensors"), *p, *out], "empty"),
-        "pickle": ([str(folder / "old.ckpt"), *p, *out], "Convert"),
-        "truncated": ([str(folder / "cut.safetensors"), *p, *out], "cut.safetensors"),
-        "folder": ([str(folder), *p, *out], str(folder.name)),
-        "lora as checkpoint": ([str(lora), *p, *out], "LoRA"),
-        "no prompts file": ([str(good), "--prompts", str(folder / "x.txt"), *out], "x.txt"),
-        "no prompts": ([str(good), "--prompts", str(folder / "empty.txt"), *out], "empty.txt"),
-        "binary prompts": ([str(good), "--prompts", str(folder / "binary.txt"), *out], "binary"),
-        "not utf-8": ([str(good), "--prompts", str(folder / "latin.txt"), *out], "UTF-8"),
-        "output exists": (
-            [str(good), *p, "--output", str(folder / "taken.safetensors")],
-            "--overwrite",
-        ),
-        "output nowhere": ([str(good), *p, "--output", str(folder / "a" / "b.safetensors")], "a"),
-        "K too large": ([str(good), *p, *out, "--anchor-step", "99"], "28 steps"),
-        "one step": ([str(good), *p, *out, "--num-steps", "1"], "2"),
-        "rank zero": ([str(good), *p, *out, "--student-rank", "0"], "least allowed is 1"),
-        "odd resolution": ([str(good), *p, *out, "--resolution", "1001x1024"], "multiples of"),
-    }
-
-
-CASES = [
-    *("missing checkpoint", "empty file", "pickle", "truncated", "folder", "lora as checkpoint"),
-    *("no prompts file", "no prompts", "binary prompts", "not utf-8", "output exists"),
-    *("output nowhere", "K too large", "one step", "rank zero", "odd resolution"),
-]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_clear_message_and_loses_nothing(case, files, tmp_path, capsys):
-    cases = bad_input(files, tmp_path)
-    assert sorted(cases) == sorted(CASES)
-    arguments, named = cases[case]
-    before = (tmp_path / "taken.safetensors").read_bytes()
-    assert main(["distill", *arguments]) == 2
-    captured = capsys.readouterr()
-    message = captured.err.strip().splitlines()[-1]
-    assert message.startswith("error: ") and named in message
-    assert "Traceback" not in captured.err and not captured.out
-    assert (tmp_path / "taken.safetensors").read_bytes() == before
-    assert not (tmp_path / "new.safetensors").exists()
-
-
-def test_mistaken_places_are_refused_before_training(files, tmp_path, capsys):
-    checkpoint = tmp_path / "model.safetensors"
-    shutil.copy(files["sd1"], checkpoint)
-    before = checkpoint.read_bytes()
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a cat")
-    common = [str(checkpoint), "--prompts", str(prompts), "--overwrite", "--output"]
-    assert main(["distill", *common, str(checkpoint)]) == 2
-    assert "this run reads" in capsys.readouterr().err
-    both = str(tmp_path / "both.safetensors")
-    assert main(["distill", *common, both, "--run", both]) == 2
-    assert "run's folder, too" in capsys.readouterr().err
-    assert main(["distill", *common, str(tmp_path / "lora.ckpt")]) == 2
-    assert ".safetensors" in capsys.readouterr().err
-    assert checkpoint.read_bytes() == before
-
-
-def test_a_mistaken_checkpoint_never_costs_an_earlier_run(files, tmp_path, capsys):
-    run = new_run(tmp_path, files["sd1"])
-    before = run.settings()
-    (tmp_path / "prompts.txt").write_text("a cat")
-    arguments = ["--prompts", str(tmp_path / "prompts.txt"), "--run", str(run.path)]
-    arguments += ["--output", str(tmp_path / "new.safetensors"), "--overwrite"]
-    assert main(["distill", str(tmp_path / "typo.safetensors"), *arguments]) == 2
-    assert "typo.safetensors" in capsys.readouterr().err
-    assert run.settings() == before
 
 
 def test_a_file_that_appeared_meanwhile_is_left_alone(files, tmp_path):

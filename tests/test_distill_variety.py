@@ -1,0 +1,100 @@
+"""What a run may be given: folders, other predictions, T5, formats, precisions, resolutions."""
+
+from __future__ import annotations
+
+import checkpoints
+import pytest
+import torch
+from dpdmd_studio.core.lora_file import read_lora
+from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.engine import runner
+from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+from safetensors.torch import load_file
+from tiny_runs import PROMPTS, TINY, distil, new_run
+
+pytestmark = pytest.mark.usefixtures("home")
+
+
+def changed(outcome: runner.Outcome) -> bool:
+    """Whether training moved the student: its up matrices start at zero."""
+    state = load_file(outcome.lora)
+    ups = [v for k, v in state.items() if k.endswith(("lora_up.weight", "lora_B.weight"))]
+    return bool(ups) and all(bool(v.isfinite().all()) for v in ups) and any(v.any() for v in ups)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
+def test_a_diffusers_folder_distils(name, tmp_path):
+    tiny = getattr(checkpoints, name)()
+    folder = checkpoints.save_folder(tmp_path / "model", tiny)
+    outcome = distil(new_run(tmp_path / "run", folder, steps=2))
+    recipe = read_lora(outcome.lora).recipe
+    assert recipe is not None and recipe.family == name and changed(outcome)
+
+
+@pytest.mark.parametrize(("zsnr", "marker"), [(False, "v_pred"), (True, "ztsnr")])
+def test_v_prediction_of_sdxl_is_read_off_its_markers(zsnr, marker, tmp_path):
+    state = checkpoints.file_state(checkpoints.sdxl()) | {"v_pred": torch.zeros(0)}
+    state |= {marker: torch.zeros(0)}
+    path = checkpoints.save(tmp_path / "v.safetensors", state)
+    outcome = distil(new_run(tmp_path, path, steps=2, guidance_rescale=0.7))
+    recipe = read_lora(outcome.lora).recipe
+    assert recipe is not None and changed(outcome)
+    assert (recipe.prediction, recipe.zero_terminal_snr) == ("v", zsnr)
+    assert (recipe.sigmas[0] > 100) == zsnr  # zero terminal SNR starts from all but pure noise
+
+
+def test_sd3_with_t5_distils(tmp_path):
+    state = checkpoints.file_state(checkpoints.sd3(medium35=True))
+    path = checkpoints.save(tmp_path / "t5.safetensors", state)
+    outcome = distil(new_run(tmp_path, path, steps=2))
+    assert "t5xxl" in outcome.session.checkpoint.encoders and changed(outcome)
+    lengths = {entry.context.shape[1] for entry in outcome.session.encoded.values()}
+    assert min(lengths) > 77  # CLIP's tokens, then T5's
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
+def test_a_file_for_diffusers_holds_the_same_student(name, files, tmp_path):
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(files[name])),
+        config=DistillConfig.from_dict(TINY | {"steps": 2}),
+        output=str(tmp_path / "student.safetensors"),
+        file_format="peft",
+    )
+    run = runner.create_run(tmp_path / "run", request, PROMPTS, overwrite=False)
+    outcome = distil(run)
+    prefix = "transformer." if name == "sd3" else "unet."
+    assert all(key.startswith(prefix) for key in load_file(outcome.lora))
+    assert changed(outcome) and read_lora(outcome.lora).recipe is not None
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precisions_distil(dtype, files, tmp_path):
+    outcome = distil(new_run(tmp_path, files["sd1"], steps=2, dtype=dtype))
+    network = outcome.session.call.network
+    frozen = {p.dtype for n, p in network.named_parameters() if "lora_" not in n}
+    trained = {p.dtype for n, p in network.named_parameters() if "lora_" in n}
+    assert frozen == {getattr(torch, dtype)} and trained == {torch.float32}
+    assert changed(outcome)
+
+
+def test_several_resolutions_take_turns(files, tmp_path):
+    outcome = distil(new_run(tmp_path, files["sdxl"], steps=3, resolution="32x32,32x48,48x32"))
+    assert outcome.session.latent_shapes == [(4, 4, 4), (4, 6, 4), (4, 4, 6)]
+    recipe = read_lora(outcome.lora).recipe
+    assert recipe is not None and recipe.resolutions == ((32, 32), (32, 48), (48, 32))
+
+
+@pytest.mark.parametrize("gradient_steps", ["random", "last", "all"])
+@pytest.mark.parametrize("objective", ["dp_dmd", "dmd", "no_detach", "detach_only"])
+def test_every_objective_runs(objective, gradient_steps, files, tmp_path):
+    settings = {"objective": objective, "gradient_steps": gradient_steps, "steps": 1}
+    assert changed(distil(new_run(tmp_path, files["sd3"], **settings)))
+
+
+def test_gradient_checkpointing_changes_no_number(files, tmp_path):
+    plain = distil(new_run(tmp_path / "a", files["sd1"], steps=2))
+    saving = distil(new_run(tmp_path / "b", files["sd1"], steps=2, gradient_checkpointing=True))
+    ours, theirs = load_file(plain.lora), load_file(saving.lora)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-2, atol=1e-4)

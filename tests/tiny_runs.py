@@ -1,0 +1,60 @@
+"""Runs of a few updates on tiny checkpoints, for tests of the whole job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkpoints
+import torch
+from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.engine import runner
+from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+from dpdmd_studio.trainer.run_directory import RunDirectory
+from safetensors.torch import load_file
+
+PROMPTS = ["a cat", "a {red|blue} dog", "a (tall:1.2) house"]
+TINY = {
+    "steps": 4,
+    "batch_size": 2,
+    "student_rank": 2,
+    "fake_rank": 3,
+    "fake_updates": 2,
+    "resolution": "32x32",
+    "save_every": 2,
+    "preview_every": 0,
+    "student_lr": 1e-2,
+    "warmup_steps": 1,
+    "ema_decay": 0.5,
+}
+BUILDERS = {
+    "sd1": checkpoints.sd1,
+    "sdxl": checkpoints.sdxl,
+    "sd3": lambda: checkpoints.sd3(medium35=True, with_t5=False),
+}
+
+
+def new_run(folder: Path, checkpoint: Path, **settings) -> RunDirectory:
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(checkpoint)),
+        config=DistillConfig.from_dict(TINY | settings),
+        output=str(folder / "student.safetensors"),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    return runner.create_run(folder / "run", request, PROMPTS, overwrite=False)
+
+
+def distil(run: RunDirectory, on_progress=lambda progress: None) -> runner.Outcome:
+    return runner.run_distillation(run, report=lambda text: None, on_progress=on_progress)
+
+
+def final_state(run: RunDirectory) -> dict[str, torch.Tensor]:
+    folder = run.latest_state()
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= {f"{file.name}/{k}": v for k, v in load_file(file).items()}
+    return tensors
+
+
+def metrics_of(run: RunDirectory) -> list[dict]:
+    measured = ("seconds", "memory_bytes")
+    return [{k: v for k, v in line.items() if k not in measured} for line in run.metrics()]

@@ -82,8 +82,11 @@ def main() -> None:
 
 def write_summary(folder: Path, assets: Path, seed: int) -> None:
     """All stages' facts in `shapes-sd3.json` beside the file."""
+    from dpdmd_studio.core.hashes import file_sha256
+
     summary: dict = {
         "command": "python tools/make_shapes_teacher.py all --folder FOLDER",
+        "sha256": file_sha256(assets / "shapes-sd3.safetensors"),
         "seed": seed,
         "torch": torch.__version__,
     }

@@ -6,9 +6,11 @@ wide, and some blocks are left out. A left-out block is one whose convolutions a
 is a bare ReLU; absent channels are zero rows and columns. Both are exact in TAESD's own network.
 
 What the latents mean is not left to chance. `code` writes down, in each of the 8x8 cells, the two
-colours, the shape, its extent, how far the cell is from the shape's middle, and some classes. The
-encoder learns to read this code off a picture and the decoder to draw it. A denoiser learns such
-smooth, redundant latents in minutes, where it needs hours for those of a freely trained one.
+colours, the shape, its size and side, and how far the cell is from the shape's middle. The encoder
+learns to read this code off a picture and the decoder to draw it. A denoiser learns such smooth,
+redundant latents in minutes, where it needs hours for those of a freely trained autoencoder.
+Classes lie far apart in the code, each about as far from each (`CORNERS`): where neighbours lie
+close, as red and orange do in RGB, a small denoiser makes pictures that are between the two.
 
 The modules stand at TAESD's own positions, so names need no translation.
 """
@@ -26,39 +28,64 @@ from torch.nn import functional
 LATENT_CHANNELS = 16
 LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609
 """SD3: the denoiser sees (latent - shift) * scale, in diffusers and in ComfyUI alike."""
-BATCH, CYCLES, PEAK, DECAY = 64, (700, 800), 2e-3, 0.995
+BATCH, CYCLES, PEAK, DECAY = 64, (700, 800, 1000, 1700), 2e-3, 0.995
 CROP, WHOLE_BATCH = 32, 16
-LATENT_NOISE = (0.2, 0.1)
+WINDOWS = (True, False, False, True)
+"""Cycles in which the decoder sees windows around outlines instead of whole pictures."""
+LATENT_NOISE = (0.2, 0.1, 0.1, 0.05)
 """The decoder learns to draw cleanly from latents that are off by this much, in each cycle."""
 CELL = 8
-KINDS = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=float)
-"""The four shapes as the corners of a tetrahedron: each as far from each."""
+OFFSET, OFFSET_CHANNELS = (0.4, 0.4, 0.4, 0.25), [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 15]
+"""As LATENT_NOISE, but alike in all cells of a picture, on the channels that tell classes."""
+TRIANGLE = 2**0.5 * np.array([[-(0.75**0.5), -0.5], [0, 1], [0.75**0.5, -0.5]])
+CORNERS = {
+    "six": np.array([[*corner, height] for height in (-1.2, 1.2) for corner in TRIANGLE]),
+    "shape": np.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]),
+    "size": TRIANGLE,
+    "position": np.array(
+        [[-1.58, 0, -0.5], [1.58, 0, -0.5], [0, -1.58, -0.5], [0, 1.58, -0.5], [0, 0, 2]]
+    ),
+}
+"""Where the classes lie: prism, tetrahedron, triangle, pyramid, of about variance 1 on every axis.
+
+An octahedron would be rounder than the prism, and cannot be learnt in the time: up to its fourth
+moments it looks like a Gaussian along each axis.
+"""
 
 
 def code(scenes, plans) -> np.ndarray:
     """The latents that stand for the pictures, fp32, shape (N, 16, 8, 8), of about unit variance.
 
-    Channels 0-2 and 3-5: colour of background and shape; 6-8: kind of shape; 9: half extent; 10-11:
-    distance of the cell's middle from the shape's middle, to the right and down; 12-13: side of the
-    picture; 14: class of size; 15: whether the background is white, grey or black. The last four
-    say in steps what is in the others as numbers: without them a denoiser blends neighbouring
-    classes.
+    Channels 0-2: class of background; 3-5: class of colour, each moved a little by the tone; 6-8:
+    shape; 9 and 14: size, moved so that the half extent is linear in both; 10-11: distance of the
+    cell's middle from the shape's middle, to the right and down; 12, 13, 15: side of the picture.
     """
     from dpdmd_studio.trainer.engine import shapes
 
+    def corners(attribute: str, name: str) -> np.ndarray:
+        classes = shapes.ATTRIBUTES[attribute]
+        return CORNERS[name][[classes.index(getattr(scene, attribute)) for scene in scenes]]
+
+    def tone(found: np.ndarray, palette, attribute: str) -> np.ndarray:
+        return (found - [palette[getattr(scene, attribute)] for scene in scenes]) / 65.0
+
     cells = (np.arange(shapes.RESOLUTION // CELL) + 0.5) * CELL
-    neutral = [1.0 if s.background in ("white", "grey", "black") else -1.0 for s in scenes]
-    flat = [
-        (plans.behind - 150.0) / 65.0,
-        (plans.front - 125.0) / 65.0,
-        KINDS[[shapes.SHAPES.index(s.shape) for s in scenes]],
-        (plans.half[:, None] - 11.3) / 3.8,
-        np.array([shapes.DIRECTIONS[s.position] for s in scenes]) / 0.63,
-        (np.array([[shapes.SIZES.index(s.size)] for s in scenes]) - 1.0) / 0.82,
-        np.array(neutral)[:, None],
-    ]
+    middles = np.array([np.mean(limits) for limits in shapes.HALF_EXTENTS.values()])
+    linear = np.linalg.solve(np.column_stack([CORNERS["size"], np.ones(3)]), middles)[:2]
+    extra = plans.half - [np.mean(shapes.HALF_EXTENTS[scene.size]) for scene in scenes]
+    size = corners("size", "size") + extra[:, None] * linear / (linear @ linear)
+    side = corners("position", "position")
+    flat = np.concatenate(
+        [
+            corners("background", "six") + tone(plans.behind, shapes.BACKGROUNDS, "background"),
+            corners("colour", "six") + tone(plans.front, shapes.COLOURS, "colour"),
+            corners("shape", "shape"),
+            np.column_stack([size[:, 0], extra, extra, side[:, :2], size[:, 1], side[:, 2]]),
+        ],
+        axis=1,
+    )
     latents = np.empty((len(scenes), LATENT_CHANNELS, len(cells), len(cells)), np.float32)
-    latents[:] = np.insert(np.concatenate(flat, axis=1), [10, 10], 0, axis=1)[:, :, None, None]
+    latents[:] = flat[:, :, None, None]
     latents[:, 10] = (cells[None, None, :] - plans.x[:, None, None]) / 15.0
     latents[:, 11] = (cells[None, :, None] - plans.y[:, None, None]) / 15.0
     return latents
@@ -138,7 +165,7 @@ def to_pictures(decoded: Tensor) -> np.ndarray:
 def train(folder: Path, seed: int, compiled: bool = False) -> Training:
     """Train the autoencoder, or go on with the training found in the folder.
 
-    In the first cycle the decoder sees windows around outlines, in the second whole pictures.
+    In some cycles the decoder sees windows around outlines, in the others whole pictures.
     """
     from dpdmd_studio.trainer.engine import shapes
 
@@ -152,7 +179,7 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
 
     def loss_of(update: int) -> Tensor:
         generator = np.random.default_rng([seed, 1, update])
-        cropped = update < CYCLES[0]
+        cycle = int(np.searchsorted(np.cumsum(CYCLES), update, side="right"))
         scenes = shapes.random_scenes(BATCH, generator)
         plans = shapes.plan(scenes, generator)
         drawn = shapes.render(plans)
@@ -160,13 +187,16 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
         pictures = to_tensor(drawn, place)
         latents = network.encode(pictures[:WHOLE_BATCH])
         reading = (latents - wanted[:WHOLE_BATCH]).square().mean()
-        if cropped:
+        if WINDOWS[cycle]:
             pictures, wanted = windows(drawn, pictures, wanted, generator)
         else:
             pictures, wanted = pictures[:WHOLE_BATCH], wanted[:WHOLE_BATCH]
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
-        strength = LATENT_NOISE[not cropped] * torch.rand(len(wanted), 1, 1, 1, generator=noise)
+        strength = LATENT_NOISE[cycle] * torch.rand(len(wanted), 1, 1, 1, generator=noise)
         wanted = wanted + (strength * torch.randn(wanted.shape, generator=noise)).to(place)
+        share = OFFSET[cycle] * torch.rand(len(wanted), 1, 1, 1, generator=noise)
+        offset = torch.randn(len(wanted), len(OFFSET_CHANNELS), 1, 1, generator=noise)
+        wanted[:, OFFSET_CHANNELS] += (share * offset).to(place)
         return 0.3 * reading + drawing_loss(network.decode(wanted), pictures)
 
     training.run(loss_of)

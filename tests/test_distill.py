@@ -123,6 +123,20 @@ def test_resuming_with_changed_settings_is_refused(files, tmp_path):
         distil(run)
 
 
+def test_a_checkpoint_that_was_moved_is_named_at_resume(files, tmp_path, capsys):
+    before, now = tmp_path / "before.safetensors", tmp_path / "now.safetensors"
+    shutil.copy(files["sd1"], before)
+    run = new_run(tmp_path, before, steps=1)
+    before.rename(now)
+    assert main(["resume", str(run.path)]) == 2
+    assert "before.safetensors" in capsys.readouterr().err
+    assert main(["resume", str(run.path), "--checkpoint", str(tmp_path / "typo")]) == 2
+    assert "typo" in capsys.readouterr().err
+    assert main(["resume", str(run.path), "--checkpoint", str(now)]) == 0
+    assert main(["resume", str(run.path), "--checkpoint", str(files["sdxl"])]) == 2
+    assert "another checkpoint" in capsys.readouterr().err
+
+
 def test_a_run_in_use_is_refused(files, tmp_path):
     run = new_run(tmp_path, files["sd1"])
     with run.lock(), pytest.raises(RunError, match="in use by process"):

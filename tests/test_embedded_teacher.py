@@ -60,8 +60,8 @@ def test_held_out_captions_come_out_as_said(tmp_path):
     )
     latents = sample_latents(
         checkpoint.call(),
-        Conditioning.cat(encoded[:-1]),
-        encoded[-1],
+        Conditioning.cat([encoded[text] for text in captions]),
+        encoded[""],
         list(range(700, 700 + len(captions))),
         (checkpoint.detection.latent_channels, 8, 8),
         Levels.at_positions(checkpoint.schedule, trailing_positions(30)).sigmas,

@@ -7,7 +7,7 @@ import itertools
 import checkpoints
 import pytest
 import torch
-from dpdmd_studio.core.errors import CheckpointError, SettingsError
+from dpdmd_studio.core.errors import CheckpointError, RunError, SettingsError
 from dpdmd_studio.trainer.engine import prompt_cache, tokenizers
 from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.engine.prompt_cache import encode_prompts, estimate_cache_bytes
@@ -117,9 +117,10 @@ def load(tmp_path, tiny, state=None):
 
 def encode(checkpoint, prompts, folder, **options):
     """The prompts' conditioning, reports thrown away."""
-    return encode_prompts(
+    found = encode_prompts(
         checkpoint, prompts, cache_folder=folder, report=lambda _: None, **options
     )
+    return [found[prompt] for prompt in prompts]
 
 
 def plain_call(model, prompt: str, pad: int = EOS):
@@ -221,7 +222,8 @@ def test_cached_prompts_are_equal_and_load_no_encoder(tmp_path, monkeypatch):
     prompts = ["a cat", "", "a (dog:1.3)", "a cat"]
     lines: list[str] = []
     cache = tmp_path / "cache"
-    first = encode_prompts(checkpoint, prompts, cache_folder=cache, report=lines.append)
+    found = encode_prompts(checkpoint, prompts, cache_folder=cache, report=lines.append)
+    first = [found[prompt] for prompt in prompts]
     assert "Encoding 3 of 3 prompts" in lines[0] and len(list(cache.iterdir())) == 3
     stored = sum(item.context.nbytes + item.pooled.nbytes for item in first[:3])
     estimate = estimate_cache_bytes(checkpoint, prompts[:3])
@@ -230,6 +232,21 @@ def test_cached_prompts_are_equal_and_load_no_encoder(tmp_path, monkeypatch):
     again = encode(checkpoint, prompts, cache)
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one.context, other.context) and torch.equal(one.pooled, other.pooled)
+
+
+@needs_vocabularies
+def test_prompts_beyond_the_room_in_memory_are_read_when_asked_for(tmp_path, monkeypatch):
+    checkpoint, prompts = load(tmp_path, checkpoints.sd1()), ["a cat", "a dog"]
+    kept = encode(checkpoint, prompts, tmp_path / "cache")
+    monkeypatch.setattr(prompt_cache, "KEPT_BYTES", kept[0].num_bytes)
+    found = encode_prompts(checkpoint, prompts, cache_folder=tmp_path / "cache")
+    for text, one in zip(prompts, kept, strict=True):
+        assert torch.equal(found[text].context, one.context)
+    for file in (tmp_path / "cache").iterdir():
+        file.unlink()
+    assert torch.equal(found["a cat"].context, kept[0].context)
+    with pytest.raises(RunError, match="encoded anew"):
+        found["a dog"]
 
 
 @needs_vocabularies

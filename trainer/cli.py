@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .engine.runner import Outcome
 
 USER_ERROR, INTERRUPTED = 2, 130
+MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".safetensors or diffusers folder")
+    _add_other_files(parser)
+
+
+def _add_other_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder")
     parser.add_argument("--clip-g", metavar="FILE", help="CLIP-G text encoder")
     parser.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder")
@@ -87,6 +92,8 @@ def _add_distill(parser: argparse.ArgumentParser) -> None:
 
 def _add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--checkpoint", metavar="FILE", help="where it is now, if it was moved")
+    _add_other_files(parser)
     parser.set_defaults(run_command=_resume)
 
 
@@ -156,14 +163,19 @@ def _distill(arguments: argparse.Namespace) -> int:
 
 
 def _model_files(arguments: argparse.Namespace) -> ModelFiles:
-    names = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
-    return ModelFiles(**{name: getattr(arguments, name) for name in names})
+    return ModelFiles(**{name: getattr(arguments, name) for name in MODEL_FILES})
 
 
 def _resume(arguments: argparse.Namespace) -> int:
+    from .engine.runner import move_model_files
     from .run_directory import RunDirectory
 
-    return _train(RunDirectory.open(Path(arguments.run)), arguments.json)
+    run = RunDirectory.open(Path(arguments.run))
+    named = {name: getattr(arguments, name) for name in MODEL_FILES}
+    moved = {name: file for name, file in named.items() if file}
+    if moved:
+        move_model_files(run, moved)
+    return _train(run, arguments.json)
 
 
 def _train(run: Any, as_json: bool) -> int:

@@ -31,6 +31,12 @@ class Conditioning:
     def __len__(self) -> int:
         return len(self.context)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all its tensors."""
+        tensors = (self.context, self.pooled, self.time_ids)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
     def index(self, index: Tensor | slice | list[int]) -> Conditioning:
         """The prompts at `index` of the batch."""
         return self._map(lambda tensor: tensor[index])

@@ -165,7 +165,7 @@ def evaluation_set(session: Session, report: Callable[[str], None]) -> Evaluatio
         device=session.checkpoint.device,
         report=report,
     )
-    return EvaluationSet(tuple(captions), tuple(encoded), EVALUATION_SEEDS)
+    return EvaluationSet(tuple(captions), tuple(encoded.values()), EVALUATION_SEEDS)
 
 
 def _report_data(outcome: Outcome, arms: list[Arm], seconds: float) -> ReportData:

@@ -8,15 +8,15 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
-from ...core.errors import OutputError
+from ...core.errors import OutputError, RunError
 from .checkpoint import LoadedCheckpoint
 from .conditioning import Conditioning
 from .text_encoders import TOKEN_IDS, Encoded, EncoderPlan, combine, encoder_dtype, plan
@@ -28,6 +28,50 @@ Progress = Callable[[int, int], None]
 
 CACHE_VERSION = 1
 SAMPLED_BYTES = 4096
+# Encoded prompts up to this size stay in memory; thousands of SD3's would take many gigabytes.
+KEPT_BYTES = 2**30
+
+
+class EncodedPrompts(Mapping[str, Conditioning]):
+    """Encoded prompts in the cache, by their text; each has batch size 1 and lies on the CPU.
+
+    The first ones to fit into `KEPT_BYTES` stay in memory, the others are read when asked for.
+    """
+
+    def __init__(self, files: Mapping[str, Path], checkpoint: LoadedCheckpoint) -> None:
+        self._files, self._repeatable = dict(files), checkpoint.family.name != "sd3"
+        self._kept: dict[str, Conditioning] = {}
+        self._room = KEPT_BYTES
+
+    def __getitem__(self, text: str) -> Conditioning:
+        """Raises RunError if the file was removed or damaged since it was written."""
+        if text in self._kept:
+            return self._kept[text]
+        found = self.read(text)
+        if found is None:
+            raise RunError(
+                f"The encoded prompt {self._files[text]} was removed or damaged while it was in "
+                "use. Resume the run: missing prompts are encoded anew."
+            )
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, text: str) -> Conditioning | None:
+        """What the cache holds for it, or None if that is nothing or damaged."""
+        found = _read(self._files[text], self._repeatable)
+        if found is not None and found.num_bytes <= self._room:
+            self._room -= found.num_bytes
+            self._kept[text] = found
+        return found
+
+    def write(self, text: str, conditioning: Conditioning) -> None:
+        """Add it to the cache."""
+        _write(self._files[text], conditioning)
 
 
 def encode_prompts(
@@ -39,7 +83,7 @@ def encode_prompts(
     device: torch.device | str = "cpu",
     report: Report = logger.info,
     progress: Progress | None = None,
-) -> list[Conditioning]:
+) -> EncodedPrompts:
     """Conditioning of each prompt: batch size 1, on the CPU, in the denoiser's dtype.
 
     Args:
@@ -54,18 +98,17 @@ def encode_prompts(
     plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
     settings = _settings(checkpoint, clip_skip)
     files = {text: cache_folder / f"{_key(settings, text)}.safetensors" for text in prompts}
-    found = {text: _read(file, checkpoint) for text, file in files.items()}
-    missing = [text for text, conditioning in found.items() if conditioning is None]
+    encoded = EncodedPrompts(files, checkpoint)
+    missing = [text for text in encoded if encoded.read(text) is None]
     if missing:
         size = estimate_cache_bytes(checkpoint, missing, clip_skip=clip_skip)
         report(
-            f"Encoding {len(missing)} of {len(found)} prompts; this adds {size / 1e6:.1f} MB to "
+            f"Encoding {len(missing)} of {len(encoded)} prompts; this adds {size / 1e6:.1f} MB to "
             f"the prompt cache in {cache_folder}."
         )
         for text, conditioning in _encode(checkpoint, plans, missing, device, progress):
-            _write(files[text], conditioning)
-            found[text] = conditioning
-    return [item for text in prompts if (item := found[text]) is not None]
+            encoded.write(text, conditioning)
+    return encoded
 
 
 def estimate_cache_bytes(
@@ -91,7 +134,10 @@ def _encode(
     device: torch.device | str,
     progress: Progress | None,
 ) -> Iterator[tuple[str, Conditioning]]:
-    """(prompt, conditioning) of each prompt, one encoder in memory at a time."""
+    """(prompt, conditioning) of each prompt, one encoder in memory at a time.
+
+    Each is handed out once the last encoder has seen it: T5's outputs never pile up in memory.
+    """
     parts: dict[str, dict[str, Encoded]] = {text: {} for text in prompts}
     for number, (kind, component) in enumerate(checkpoint.encoders.items()):
         model = component.load(encoder_dtype(component.config), device)
@@ -101,9 +147,9 @@ def _encode(
             parts[text][kind] = _kept(encoded, checkpoint.dtype)
             if progress is not None:
                 progress(number * len(prompts) + done, len(plans) * len(prompts))
+            if number + 1 == len(plans):
+                yield text, combine(checkpoint, parts.pop(text))
         del model
-    for text in prompts:
-        yield text, combine(checkpoint, parts.pop(text))
 
 
 def _kept(encoded: Encoded, dtype: torch.dtype) -> Encoded:
@@ -146,14 +192,17 @@ def _key(settings: str, prompt: str) -> str:
     return hashlib.sha256(f"{settings}\0{prompt}".encode()).hexdigest()
 
 
-def _read(file: Path, checkpoint: LoadedCheckpoint) -> Conditioning | None:
-    """The cached conditioning, or None if it is absent or damaged."""
+def _read(file: Path, repeatable: bool) -> Conditioning | None:
+    """The cached conditioning, or None if it is absent or damaged.
+
+    Read, not mapped into memory: a mapped file that somebody truncates ends the process.
+    """
     try:
-        tensors = load_file(file)
+        tensors = load(file.read_bytes())
         context = tensors["context"]
     except (OSError, SafetensorError, KeyError):
         return None
-    return Conditioning(context, tensors.get("pooled"), repeatable=checkpoint.family.name != "sd3")
+    return Conditioning(context, tensors.get("pooled"), repeatable=repeatable)
 
 
 def _write(file: Path, conditioning: Conditioning) -> None:

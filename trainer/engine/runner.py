@@ -9,7 +9,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 import torch
 
 from ...core import atomic_write
-from ...core.errors import OutputError, RunError
+from ...core.errors import CheckpointError, OutputError, RunError
 from ...core.lora_file import check_output
 from ..request import DistillRequest
 from ..run_directory import RunDirectory
@@ -216,6 +216,26 @@ def create_run(
     request.config.validate()
     _check_places(Path(folder).expanduser().resolve(), request, overwrite)
     return RunDirectory.create(folder, request.to_dict(), prompts, overwrite=overwrite)
+
+
+def move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:
+    """Note where a run's model files are now; a resume finds out whether they are the same.
+
+    Args:
+        files: new paths by name: checkpoint, clip_l, clip_g, t5, vae.
+
+    Raises:
+        RunError: a live process owns the run.
+        CheckpointError: there is no such file.
+    """
+    for file in files.values():
+        if not Path(file).expanduser().exists():
+            raise CheckpointError(f"There is no file {file}.")
+    with run.lock():
+        settings = run.settings()
+        request = DistillRequest.from_dict(settings)
+        request = dataclasses.replace(request, model=dataclasses.replace(request.model, **files))
+        run.write_json("settings.json", settings | request.absolute().to_dict())
 
 
 def _check_places(folder: Path, request: DistillRequest, overwrite: bool) -> None:

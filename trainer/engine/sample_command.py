@@ -32,7 +32,7 @@ from ..request import ModelFiles
 from .checkpoint import LoadedCheckpoint, load_checkpoint
 from .conditioning import Conditioning
 from .device import choose_device, choose_dtype
-from .prompt_cache import encode_prompts
+from .prompt_cache import EncodedPrompts, encode_prompts
 from .sampling import sample_latents
 from .session import choose_resolutions, default_guidance, text_encoder_files
 from .vae import decode
@@ -209,23 +209,21 @@ def apply_lora(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) ->
     merge_lora(checkpoint.network, deltas)
 
 
-def _encode(request: SampleRequest, setup: _Setup, report: Report) -> dict[str, Conditioning]:
-    texts = list(dict.fromkeys([*request.prompts, request.negative]))
-    found = encode_prompts(
+def _encode(request: SampleRequest, setup: _Setup, report: Report) -> EncodedPrompts:
+    return encode_prompts(
         setup.checkpoint,
-        texts,
+        [*request.prompts, request.negative],
         clip_skip=setup.clip_skip,
         cache_folder=prompt_cache(),
         device=setup.checkpoint.device,
         report=report,
     )
-    return dict(zip(texts, found, strict=True))
 
 
 def _draw(
     request: SampleRequest,
     setup: _Setup,
-    encoded: dict[str, Conditioning],
+    encoded: EncodedPrompts,
     keys: list[tuple[int, int]],
 ) -> list[np.ndarray]:
     width, height = setup.size

@@ -34,7 +34,7 @@ from .distiller import Distiller
 from .loop import Trainer
 from .network import NetworkCall
 from .prediction_check import check_prediction_type
-from .prompt_cache import encode_prompts, encoder_identity, estimate_cache_bytes
+from .prompt_cache import EncodedPrompts, encode_prompts, encoder_identity, estimate_cache_bytes
 from .prompt_expansion import PromptSource
 from .student_file import TeacherFacts, make_recipe, write_student
 
@@ -59,7 +59,7 @@ class Session:
     trainer: Trainer
     negative: Conditioning
     teacher: TeacherFacts
-    encoded: dict[str, Conditioning]
+    encoded: EncodedPrompts
     latent_shapes: list[tuple[int, int, int]]
 
     @property
@@ -170,7 +170,7 @@ def _prepare_training(
     call: NetworkCall,
     teacher: TeacherFacts,
     prompts: PromptSource,
-    encoded: dict[str, Conditioning],
+    encoded: EncodedPrompts,
     negative: Conditioning,
 ) -> tuple[AdapterRoles, Trainer, list[tuple[int, int, int]]]:
     layers: LoraTargets = "full" if config.lora_layers == "full" else "attention"
@@ -200,25 +200,19 @@ def _encode(
     config: DistillConfig,
     device: torch.device,
     report: Report,
-) -> tuple[dict[str, Conditioning], Conditioning]:
+) -> tuple[EncodedPrompts, Conditioning]:
     head_start = config.batch_size * (1 + config.fake_head_start) if config.fake_head_start else 0
     needed = prompts.all_needed(config.steps, prompts_per_step(config), head_start)
     texts = list(dict.fromkeys([*needed, config.teacher_negative]))
     size = estimate_cache_bytes(checkpoint, texts, clip_skip=config.clip_skip)
     report(f"Prompts: this run uses {len(needed)}; encoded they take {size / 2**20:.0f} MiB")
-    encoded = dict(
-        zip(
-            texts,
-            encode_prompts(
-                checkpoint,
-                texts,
-                clip_skip=config.clip_skip,
-                cache_folder=prompt_cache(),
-                device=device,
-                report=report,
-            ),
-            strict=True,
-        )
+    encoded = encode_prompts(
+        checkpoint,
+        texts,
+        clip_skip=config.clip_skip,
+        cache_folder=prompt_cache(),
+        device=device,
+        report=report,
     )
     negative = encoded[config.teacher_negative]
     return encoded, negative.zeros() if config.zero_negative else negative

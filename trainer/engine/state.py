@@ -84,7 +84,8 @@ def load_state(
                 roles, role, optimizer, load_file(folder / f"{role}-optimizer.safetensors")
             )
         if average is not None:
-            average.update(load_file(folder / "average.safetensors"))
+            saved = load_file(folder / "average.safetensors")  # a map of a file that will go away
+            average.update({name: value.clone() for name, value in saved.items()})
         return int(facts["step"])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(

@@ -110,5 +110,5 @@ def _restore_moments(
     for key, value in saved.items():
         name, _, moment = key.rpartition("/")
         parameter = names[name]
-        on_device = value if moment == "step" else value.to(parameter.device)
-        optimizer.state[parameter][moment] = on_device
+        place = "cpu" if moment == "step" else parameter.device
+        optimizer.state[parameter][moment] = value.to(place, copy=True)  # not a map of the file

@@ -1,0 +1,141 @@
+"""In a real ComfyUI: our files load, predict what they predict here, and leave no key behind.
+
+Needs COMFYUI_DIR, and COMFYUI_PYTHON where that is not the folder's own `.venv` or `venv`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import checkpoints
+import lora_networks
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from dpdmd_studio.core.families import family
+from dpdmd_studio.core.lora_file import (
+    lora_deltas,
+    merge_lora,
+    read_lora,
+    weight_shapes,
+    write_lora,
+)
+from dpdmd_studio.core.prediction import to_x0
+from dpdmd_studio.core.schedule import Levels, few_step_positions
+from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.engine.conditioning import Conditioning
+from dpdmd_studio.trainer.engine.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.engine.vae import decode
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+PROGRAM = Path(__file__).with_name("comfyui_program.py")
+TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "shapes-sd3.safetensors"
+FOLDER = os.environ.get("COMFYUI_DIR")
+CPU: dict = {"dtype": torch.float32, "device": "cpu"}
+pytestmark = pytest.mark.skipif(not FOLDER, reason="COMFYUI_DIR names no ComfyUI")
+# ComfyUI knows a UNet by these widths; depth and everything else may be small.
+UNETS = {
+    "sd1": {
+        **checkpoints.SD1_UNET, "block_out_channels": (320, 320), "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+    },
+    "sdxl": {
+        **checkpoints.SDXL_UNET, "block_out_channels": (320, 320, 320), "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 5, 5),
+        "cross_attention_dim": 2048, "projection_class_embeddings_input_dim": 1280 + 6 * 256,
+    },
+}  # fmt: skip
+
+
+def host_python() -> str:
+    """The interpreter that the ComfyUI runs with."""
+    named = os.environ.get("COMFYUI_PYTHON")
+    places = [Path(str(FOLDER)) / venv / "bin" / "python" for venv in (".venv", "venv")]
+    found = named or next((str(place) for place in places if place.exists()), None)
+    if found is None:
+        pytest.skip("COMFYUI_PYTHON names no Python, and COMFYUI_DIR holds no venv")
+    return found
+
+
+def in_comfyui(folder: Path, checkpoint: Path, lora: Path, inputs, decode: bool):
+    """What ComfyUI makes of it: its tensors, and its complaints about the LoRA."""
+    save_file({k: v.contiguous() for k, v in inputs.items()}, folder / "inputs.safetensors")
+    job = {"checkpoint": str(checkpoint), "lora": str(lora), "decode": decode}
+    job |= {name: str(folder / f"{name}.safetensors") for name in ("inputs", "outputs")}
+    (folder / "job.json").write_text(json.dumps(job))
+    command = [host_python(), str(PROGRAM), str(FOLDER), str(folder / "job.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with safe_open(job["outputs"], "pt") as file:
+        return load_file(job["outputs"]), json.loads(file.metadata()["warnings"])
+
+
+def small_unet(name: str, folder: Path) -> tuple[NetworkCall, Path]:
+    """A random UNet that ComfyUI recognises, and its file."""
+    torch.manual_seed(0)
+    network = UNet2DConditionModel(**UNETS[name]).eval().requires_grad_(False)
+    names = checkpoints.unet_names(network)
+    path = folder / f"{name}.safetensors"
+    state = {f"model.diffusion_model.{key}": value for key, value in names.items()}
+    checkpoints.save(path, state, dtype=torch.float32)
+    kind = family(name)
+    return NetworkCall(network, kind, "eps", schedule_of(kind), "cpu"), path
+
+
+def prepared(name: str, folder: Path) -> tuple[NetworkCall, Path, dict[str, torch.Tensor]]:
+    """(network, its file, inputs without noise level) of a family."""
+    draw = torch.Generator().manual_seed(3)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw)
+
+    if name == "sd3":
+        loaded = load_checkpoint(TEACHER, **CPU)
+        inputs = {"x": randn(2, 16, 8, 8), "context": randn(2, 16, 4096), "pooled": randn(2, 2048)}
+        return loaded.call(), TEACHER, inputs
+    call, path = small_unet(name, folder)
+    inputs = {"x": randn(2, 4, 16, 16), "context": randn(2, 77, UNETS[name]["cross_attention_dim"])}
+    return call, path, inputs | ({"pooled": randn(2, 1280)} if name == "sdxl" else {})
+
+
+def denoised(call: NetworkCall, inputs: dict[str, torch.Tensor], level: Levels) -> torch.Tensor:
+    """Our x0 for an input in the host's space (x0 + sigma eps for VP)."""
+    alpha, std = level.broadcast_scales
+    x_t = inputs["x"] * (alpha if call.family.schedule == "vp" else 1.0)
+    condition = Conditioning(inputs["context"], inputs.get("pooled"))
+    output = call(x_t, level.timesteps.expand(len(x_t)), condition)
+    return to_x0(call.prediction, output, x_t, alpha, std)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
+def test_checkpoint_and_lora_mean_the_same_in_comfyui(name, tmp_path):
+    call, path, inputs = prepared(name, tmp_path)
+    levels = Levels.at_positions(call.schedule, few_step_positions(4))
+    level = levels[torch.tensor([1])]
+    inputs["sigma"] = level.sigmas.expand(2).float()
+    config = dict(call.network.config)
+    pairs = lora_networks.random_pairs(call.network, call.family, config)
+    lora = tmp_path / "lora.safetensors"
+    write_lora(lora, call.family, config, pairs, recipe=lora_networks.RECIPES[name])
+    theirs, warnings = in_comfyui(tmp_path, path, lora, inputs, decode=name == "sd3")
+    assert not warnings
+    if name == "sd3":  # the embedded teacher's own VAE
+        ours = torch.from_numpy(decode(load_checkpoint(TEACHER, **CPU), inputs["x"]))
+        assert float((theirs["picture"].reshape(ours.shape) * 255 - ours).abs().max()) < 2.0
+    torch.testing.assert_close(theirs["grid"], levels.sigmas.float(), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        ours = denoised(call, inputs, level)
+        deltas = lora_deltas(read_lora(lora), call.family, config, weight_shapes(call.network), 1.0)
+        assert len(deltas) == len(pairs)
+        merge_lora(call.network, deltas)
+        ours_with = denoised(call, inputs, level)
+    change = float((ours_with - ours).abs().mean())
+    assert change > 1e-3
+    assert float((theirs["plain"] - ours).abs().max()) < 1e-2 * change
+    assert float((theirs["with_lora"] - ours_with).abs().mean()) < 1e-2 * change

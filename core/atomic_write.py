@@ -45,7 +45,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary = Path(name)
             yield temporary
             _flush(temporary)
-            temporary.chmod(0o644)
+            with contextlib.suppress(OSError):  # drives without such rights refuse the question
+                temporary.chmod(0o644)
             replace(temporary, path)
     finally:
         if temporary is not None:

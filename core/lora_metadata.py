@@ -129,7 +129,6 @@ def _kohya(recipe: Recipe, network: NetworkFacts) -> dict[str, str]:
         metadata["ss_sd_model_name"] = recipe.teacher_name
     if recipe.teacher_sha256:
         metadata["ss_new_sd_model_hash"] = recipe.teacher_sha256
-        metadata["ss_sd_model_hash"] = recipe.teacher_autov2
     if recipe.clip_skip is not None and recipe.family == "sd1":
         metadata["ss_clip_skip"] = str(recipe.clip_skip)
     if recipe.resolutions:

@@ -1,7 +1,7 @@
 """The few-step sampler, in the k-diffusion call contract that every host speaks.
 
-`model(x, sigma, **extra_args)` returns the clean latent x0; `sigmas` decrease and end in 0. In that
-contract a straight ODE step from sigma to sigma' is the same formula for VP and flow models:
+`model(x, sigma, **extra_args)` returns the clean latent x0; `sigmas` decrease, usually to 0. In
+that contract a straight ODE step from sigma to sigma' is the same formula for VP and flow models:
 
     x' = x0 + (sigma' / sigma) * (x - x0)
 
@@ -10,6 +10,7 @@ which is Euler's method (arXiv:2206.00364, Algorithm 2) and, on a VP schedule, D
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -33,16 +34,19 @@ def sample_few_step(
 ) -> Tensor:
     """The sample at the end of `sigmas`, shape (B, C, H, W): one evaluation of `model` per step.
 
+    Hosts also ask for a part of a trajectory: `sigmas` may end above 0, and fewer than two of them
+    leave `x` as it is.
+
     Args:
         model: called as model(x, sigma, **extra_args) with sigma of shape (B,); returns x0.
         x: the start, noised to sigmas[0], shape (B, C, H, W).
-        sigmas: decreasing noise levels, ending in 0, shape (N + 1,).
+        sigmas: decreasing noise levels, none below 0, shape (N + 1,).
         extra_args: handed to every call of `model`.
         callback: called once a step with x, i, sigma, sigma_hat and denoised.
         disable: part of the contract (progress bars); the sampler draws none.
 
     Raises:
-        SettingsError: `sigmas` do not decrease, or do not end in 0.
+        SettingsError: `sigmas` do not decrease, or go below 0.
     """
     check_sigmas(sigmas)
     arguments = dict(extra_args or {})
@@ -57,13 +61,13 @@ def sample_few_step(
 
 
 def check_sigmas(sigmas: Tensor) -> None:
-    """Raise SettingsError unless `sigmas` is a decreasing list of at least two that ends in 0."""
+    """Raise SettingsError unless `sigmas` decrease and stay at or above 0."""
     values = [float(sigma) for sigma in sigmas]
     decreasing = all(high > low for high, low in pairwise(values))
-    if len(values) < 2 or values[-1] != 0 or not decreasing:
+    if not decreasing or not all(0 <= value < math.inf for value in values):
         raise SettingsError(
-            f"The noise levels {values} cannot be sampled: expected at least two, decreasing, "
-            "the last one 0."
+            f"The noise levels {values} cannot be sampled: expected decreasing numbers, none "
+            "below 0."
         )
 
 

@@ -21,6 +21,7 @@ from .request import DistillRequest, ModelFiles
 if TYPE_CHECKING:
     from .engine.runner import Outcome
 
+PROGRAM = "dpdmd-studio"
 USER_ERROR, INTERRUPTED = 2, 130
 MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     from .. import __version__
 
     parser = argparse.ArgumentParser(
-        prog="dpdmd-studio",
+        prog=PROGRAM,
         description="Distil your own checkpoint into a few-step LoRA, from prompts alone.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -127,7 +128,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", default="demo", metavar="DIR", help="default: ./demo")
+    parser.add_argument(
+        "--output", default="demo-output", metavar="DIR", help="default: demo-output"
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="student updates of the demo")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
     parser.set_defaults(run_command=_demo)
@@ -197,7 +200,15 @@ def _print_outcome(outcome: Outcome, folder: Path, as_json: bool) -> None:
     state = "Finished" if outcome.finished else "Stopped"
     sys.stdout.write(f"{state} after {outcome.step} updates: {outcome.lora}\n")
     if not outcome.finished:
-        sys.stdout.write(f'Go on with: dpdmd-studio resume "{folder}"\n')
+        sys.stdout.write(f'Go on with: {_program()} resume "{folder}"\n')
+
+
+def _program() -> str:
+    """How this program was called, for commands that a person may copy."""
+    called = Path(sys.argv[0])
+    if called.stem == PROGRAM:
+        return PROGRAM
+    return f'{Path(sys.executable).stem} "{Path(__file__).absolute().parents[1]}"'
 
 
 def _sample(arguments: argparse.Namespace) -> int:

@@ -43,6 +43,13 @@ class DistillConfig:
         group="teacher",
         choices=(AUTO, "eps", "v", "flow"),
     )
+    zero_terminal_snr: str = knob(
+        AUTO,
+        "Whether a v-prediction checkpoint learned from pure noise on (zero terminal SNR); auto "
+        "reads it off the file, which merges often no longer say.",
+        group="teacher",
+        choices=(AUTO, "yes", "no"),
+    )
     teacher_guidance: float = knob(
         0.0,
         "Guidance scale of the teacher; 0 takes the family's default.",

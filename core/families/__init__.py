@@ -20,7 +20,7 @@ from .base import (
     VaeKind,
 )
 from .folder import detect_folder, encoder_folders, is_model_folder, read_folder
-from .unsupported import refuse_storage, refuse_variants, unknown_model
+from .unsupported import refuse_quantised, refuse_storage, refuse_variants, unknown_model
 
 FAMILIES: tuple[Family, ...] = (sd3.FAMILY, sdxl.FAMILY, sd1.FAMILY)
 """In the order they are tried."""
@@ -142,5 +142,6 @@ __all__ = [
     "identify",
     "is_model_folder",
     "read_folder",
+    "refuse_quantised",
     "text_encoder_prefix",
 ]

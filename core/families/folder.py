@@ -141,7 +141,8 @@ def _prediction(folder: ModelFolder, family: Family) -> tuple[str, bool]:
         raise UnsupportedModelError(
             f"{folder.path.name}/ predicts {stated!r}; supported are epsilon and v_prediction."
         )
-    return CLASS_OF_PREDICTION[stated], bool(folder.scheduler.get("rescale_betas_zero_snr"))
+    zero_snr = stated == "v_prediction" and bool(folder.scheduler.get("rescale_betas_zero_snr"))
+    return CLASS_OF_PREDICTION[stated], zero_snr
 
 
 def _weight_files(folder: Path) -> tuple[TensorFile, ...]:

@@ -1,6 +1,7 @@
 """Models and storage formats that are recognised in order to be refused by name."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import CheckpointError, UnsupportedModelError
@@ -51,11 +52,16 @@ ARCHITECTURES = (
 )  # fmt: skip
 EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 TEXT_ENCODER_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")
+OTHER_PARTS = (
+    "text_encoders.", "cond_stage_model.", "conditioner.", "first_stage_model.", "vae.",
+)  # fmt: skip
 VAE_KEYS = ("decoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight", "decoder.1.weight")
 
 
 def refuse_storage(file: TensorFile) -> None:
-    """Refuse LoRAs and quantised files, whatever network they hold.
+    """Refuse LoRAs and quantised denoisers, whatever network they are.
+
+    Text encoders and VAEs are looked at when they are used: a file of their own may replace them.
 
     Raises:
         CheckpointError: the file is a LoRA.
@@ -68,6 +74,16 @@ def refuse_storage(file: TensorFile) -> None:
                 f"{name} is a LoRA (it holds {key!r}), but a checkpoint is expected here. Give the "
                 "base model's file, and the LoRA where a LoRA is asked for."
             )
+    refuse_quantised(name, (key for key in file.tensors if not key.startswith(OTHER_PARTS)))
+
+
+def refuse_quantised(name: str, keys: Iterable[str]) -> None:
+    """Refuse weights that mean nothing without the scales stored beside them.
+
+    Raises:
+        UnsupportedModelError: one of the keys is such a scale.
+    """
+    for key in keys:
         if QUANTISED_KEY.search(key):
             raise UnsupportedModelError(
                 f"{name} holds quantised weights with separate scales (scaled fp8, nf4 or the "

@@ -77,6 +77,7 @@ def load_checkpoint(
     dtype: torch.dtype,
     device: torch.device | str,
     prediction: str | None = None,
+    zero_terminal_snr: bool | None = None,
     text_encoders: Mapping[str, Path] | None = None,
     vae: Path | None = None,
     report: Report = logger.warning,
@@ -88,6 +89,7 @@ def load_checkpoint(
         dtype: of the denoiser's parameters.
         device: of the denoiser's parameters.
         prediction: "eps" or "v", overriding what the file's markers say.
+        zero_terminal_snr: of a v-prediction model, overriding what the file's markers say.
         text_encoders: files for "clip_l", "clip_g", "t5xxl" that replace or complete the file's.
         vae: a VAE file that replaces the file's.
         report: is told what the user should know, a line at a time.
@@ -99,6 +101,7 @@ def load_checkpoint(
     path, notes = Path(path), []
     parts = folder_parts(path) if path.is_dir() else single_file_parts(path)
     detection = _with_prediction(parts.detection, prediction, notes)
+    detection = _with_zero_snr(detection, zero_terminal_snr, notes)
     facts = family(detection.family)
     named = {kind: encoder_file(kind, Path(file)) for kind, file in (text_encoders or {}).items()}
     encoders = _encoders_in_use(facts, {**parts.encoders, **named}, path, notes)
@@ -138,6 +141,18 @@ def _with_prediction(detection: Detection, prediction: str | None, notes: list[s
     )
     zero_snr = detection.zero_terminal_snr and prediction == "v"
     return replace(detection, prediction=prediction, zero_terminal_snr=zero_snr)  # type: ignore[arg-type]
+
+
+def _with_zero_snr(detection: Detection, wanted: bool | None, notes: list[str]) -> Detection:
+    if wanted is None or wanted == detection.zero_terminal_snr:
+        return detection
+    if wanted and detection.prediction != "v":
+        raise SettingsError(
+            f"zero_terminal_snr is for v-prediction; {detection.title} predicts "
+            f"{detection.prediction!r} (--prediction v, if the file does not say that it is v)."
+        )
+    notes.append(f"Zero terminal SNR {'on' if wanted else 'off'} by setting, not by the file.")
+    return replace(detection, zero_terminal_snr=wanted)
 
 
 def _encoders_in_use(

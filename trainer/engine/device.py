@@ -26,9 +26,23 @@ def choose_device(wanted: str = "auto") -> torch.device:
         if reason is None:
             return torch.device(name)
         reasons.append(f"{name}: {reason}")
+        if wanted == "auto" and _visible(name):
+            log.warning("The %s device is there but cannot be used: %s", name, reason)
     raise SettingsError(
         f"Device {wanted!r} cannot be used ({'; '.join(reasons)}). Use --device auto or cpu."
     )
+
+
+def _visible(name: str) -> bool:
+    """Whether torch sees such a device, usable or not."""
+    backend = torch.backends.mps if name == "mps" else getattr(torch, name, None)
+    return backend is not None and backend.is_available()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device ran out of memory: CUDA has a class for it, Apple's message says it."""
+    named = isinstance(error, RuntimeError) and "out of memory" in str(error)
+    return named or isinstance(error, torch.OutOfMemoryError)
 
 
 def _unusable(name: str) -> str | None:

@@ -12,6 +12,7 @@ from ...core import atomic_write
 from ...core.schedule import Levels
 from ..run_directory import RunDirectory
 from .conditioning import Conditioning
+from .device import is_out_of_memory
 from .picture_grid import picture_grid
 from .sampling import sample_latents
 from .vae import decode
@@ -65,7 +66,9 @@ class Previews:
         """Draw one sheet; a device too small for it costs the sheet, not the run."""
         try:
             self._draw_sheet(role, levels, guidance_scale, name)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             self._report(
                 f"previews/{name} is left out: the device has too little memory to draw it. "
                 "--preview-every 0 makes no previews."

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 
-import torch
-
 from ...core import atomic_write
 from ...core.errors import CheckpointError, OutputError, RunError
 from ...core.lora_file import check_output
 from ..request import DistillRequest
 from ..run_directory import RunDirectory
+from .device import is_out_of_memory
 from .loop import Progress, train
 from .preview import Previews
 from .session import Session, open_session
@@ -64,7 +63,9 @@ def run_distillation(
                 if session.trainer.resume(run):
                     report(f"Resuming after update {session.trainer.step}")
                 return _train(run, session, status, interrupt, report, on_progress)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise RunError(
                     f"The device ran out of memory ({str(error).splitlines()[0]}). States saved "
                     f"so far are kept in {run.path}. Start a new run with --preset for your "

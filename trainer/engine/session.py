@@ -43,6 +43,7 @@ Report = Callable[[str], None]
 # A latent of 1024 x 1024 pixels has 65,536 numbers: gradients of its mean losses start near 1e-5,
 # where float16 loses its digits.
 HALF_LOSS_SCALE = 4096.0
+ZERO_SNR = {"auto": None, "yes": True, "no": False}
 # Settings that change how a run is done but not what it computes.
 MACHINE_SETTINGS = ("device", "attention", "gradient_checkpointing", "save_every", "preview_every")
 
@@ -118,6 +119,7 @@ def open_session(run: RunDirectory, report: Report) -> Session:
         dtype=dtype,
         device=device,
         prediction=None if config.prediction == "auto" else config.prediction,
+        zero_terminal_snr=ZERO_SNR[config.zero_terminal_snr],
         text_encoders=text_encoder_files(files),
         vae=Path(files.vae) if files.vae else None,
         report=report,
@@ -129,13 +131,15 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     call = checkpoint.call()
     report(f"Attention: {use_attention(checkpoint.network, config.attention)}")
     check_prediction_type(checkpoint, negative)
-    sha256 = _identity(Path(files.checkpoint), report)
+    identity = _identity(Path(files.checkpoint), report)
+    sha256 = identity if checkpoint.path.is_file() else ""  # no file has a folder's
     guidance = config.teacher_guidance or default_guidance(checkpoint)
     teacher = TeacherFacts(
         Path(files.checkpoint).stem, sha256, checkpoint.detection, guidance, resolutions
     )
+    fingerprint = run_fingerprint(config, run.prompts(), identity, checkpoint)
     roles, trainer, shapes = _prepare_training(
-        run, config, checkpoint, call, teacher, prompts, encoded, negative
+        config, checkpoint, call, teacher, prompts, encoded, negative, fingerprint
     )
     return Session(
         run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes
@@ -164,7 +168,6 @@ def default_guidance(checkpoint: LoadedCheckpoint) -> float:
 
 
 def _prepare_training(
-    run: RunDirectory,
     config: DistillConfig,
     checkpoint: LoadedCheckpoint,
     call: NetworkCall,
@@ -172,6 +175,7 @@ def _prepare_training(
     prompts: PromptSource,
     encoded: EncodedPrompts,
     negative: Conditioning,
+    fingerprint: str,
 ) -> tuple[AdapterRoles, Trainer, list[tuple[int, int, int]]]:
     layers: LoraTargets = "full" if config.lora_layers == "full" else "attention"
     roles = AdapterRoles(
@@ -190,7 +194,6 @@ def _prepare_training(
     batches = BatchSource(
         config, prompts, encoded, negative, latent_shapes=shapes, device=call.device
     )
-    fingerprint = run_fingerprint(config, run.prompts(), teacher.sha256, checkpoint)
     return roles, Trainer(distiller, roles, batches, config, fingerprint), shapes
 
 

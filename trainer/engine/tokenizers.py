@@ -49,7 +49,7 @@ def vocabulary_file(name: Path) -> Path:
     folder = Path(named) if named else Path(sys.prefix) / "share" / "dpdmd_studio"
     if not (folder / name).is_file():
         raise CheckpointError(
-            f"The vocabulary {name.name} is missing from {folder}. Run `python install.py` "
+            f"The vocabulary {name.name} is missing from {folder}. Run `python install.py setup` "
             f"once; it sets this up (or set {VOCABULARIES_VARIABLE} to a folder that has {name})."
         )
     return folder / name
@@ -77,7 +77,9 @@ def _clip_tables(path: Path) -> tuple[dict[str, int], list[str]]:
     try:
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Run `python install.py`.") from error
+        raise CheckpointError(
+            f"{path} is damaged ({error}). Run `python install.py setup`."
+        ) from error
     merges = lines[1 : 1 + NUM_MERGES]
     letters = _byte_letters()
     tokens = letters + [letter + "</w>" for letter in letters]
@@ -102,7 +104,9 @@ def t5_tokenizer() -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path} is damaged ({error}). Run `python install.py`.") from error
+        raise CheckpointError(
+            f"{path} is damaged ({error}). Run `python install.py setup`."
+        ) from error
     assert tokenizer.get_vocab_size() == T5_SIZE, f"T5 vocabulary of {tokenizer.get_vocab_size()}"
     return tokenizer
 

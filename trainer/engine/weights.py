@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, NonFiniteError, UnsupportedModelError
-from ...core.families import TensorSource
+from ...core.families import TensorSource, refuse_quantised
 from ...core.tensor_file import TensorFile, TensorInfo
 
 logger = logging.getLogger("dpdmd_studio.loading")
@@ -96,6 +96,10 @@ class Component:
         Raises:
             CheckpointError: a tensor is missing, or has the wrong shape or kind.
         """
+        weights = self.weights
+        refuse_quantised(
+            f"{weights.label} ({self.what})", map(weights.prefix.__add__, weights.infos)
+        )
         slots, sources = self._empty_network().state_dict(), self.sources
         needed = {name: (sources[name], tuple(slot.shape)) for name, slot in slots.items()}
         check_tensors(self.weights, needed, self.what)
@@ -203,6 +207,8 @@ def _value(
     stored = weights.read(item.key)
     if item.part is not None:
         stored = stored.chunk(3, dim=0)[item.part]
+    if torch.device(device).type == "mps":  # Apple GPUs know neither fp8 nor fp64
+        stored = converted(stored, dtype)
     value = converted(stored.to(device), dtype)
     if item.change == "swap_halves":
         value = torch.cat(value.chunk(2, dim=0)[::-1], dim=0)

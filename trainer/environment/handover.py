@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import ROOT, WORKER, Environment, requirement_set
 from .boot import enter
+from .torch_source import FoundTorch
 
 HANDED_OVER = "DPDMD_HANDED_OVER"
 ENGINE_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
@@ -20,6 +21,14 @@ _log = logging.getLogger("dpdmd_studio.environment")
 def hand_over(arguments: list[str], environment: Environment = WORKER) -> int | None:
     """Exit status of the command run in the worker's environment; None: go on right here."""
     if environment.is_ready:
+        state = environment.state()
+        lender = state.get("torch from")
+        if lender and not FoundTorch(state.get("torch lent", ""), Path(lender)).still_there():
+            sys.stderr.write(
+                f"error: the PyTorch that was borrowed from {lender} has gone or changed. "
+                f'Run: {Path(sys.executable).name} "{ROOT / "install.py"}" setup\n'
+            )
+            return 2
         warn_when_outdated(environment)
         if environment.is_active or os.environ.pop(HANDED_OVER, None):
             return None

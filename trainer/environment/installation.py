@@ -168,6 +168,10 @@ def check_torch(environment: Environment) -> dict[str, str]:
         say("    would be very slow. Choose the line for your GPU on")
         say(f"    {packages.PYTORCH_PAGE}, take the URL after --index-url from it, and run")
         say("        python install.py --torch-index URL")
+    elif facts.get("problem"):
+        say(f"    NOTE: this PyTorch cannot compute on the GPU ({facts['problem']}).")
+        say("    Choose a build that still, or already, serves this card on")
+        say(f"    {packages.PYTORCH_PAGE} and run python install.py --torch SPEC --torch-index URL")
     elif gpu and not facts["device"]:
         say(
             f"    NOTE: this PyTorch is a {facts['build']} build but finds no device: the driver is"
@@ -227,8 +231,6 @@ def set_up(options: argparse.Namespace, environment: Environment = WORKER) -> No
 
 def run_demo(arguments: list[str], environment: Environment = WORKER) -> int:
     """Exit status of the command line's `demo`."""
-    if not any(word == "--output" or word.startswith("--output=") for word in arguments):
-        arguments = ["--output", "demo-output", *arguments]
     return run_inside(environment, str(ROOT), "demo", *arguments)
 
 

@@ -22,7 +22,7 @@ from .atomic_write import atomic_path
 from .errors import CheckpointError, LoraError, OutputError
 from .families.base import Config, Family
 from .hashes import EMPTY_AUTOV1, legacy_hash, modelspec_hash, tensor_bytes_hash
-from .lora_keys import LoraModule, detect_family, group_keys
+from .lora_keys import LoraModule, adapter_alpha, detect_family, group_keys
 from .lora_math import QKV, LoraPair, block_diagonal, cast, delta, with_alpha, with_scale_in_up
 from .lora_metadata import NetworkFacts, lora_metadata
 from .lora_targets import part_of, resolve, swap_halves, targets_by_name
@@ -212,6 +212,8 @@ class LoraFile:
         scale = 1.0
         if "alpha" in module.keys:
             scale = float(self.state[module.keys["alpha"]].float().reshape(-1)[0]) / down.shape[0]
+        elif (alpha := adapter_alpha(self.metadata, self.path.name)) is not None:
+            scale = alpha / down.shape[0]
         return LoraPair(down, up, scale).check(f"{self.path.name}: {module.name}")
 
 

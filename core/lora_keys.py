@@ -6,6 +6,7 @@ underscores, PEFT the diffusers name after `unet.` or `transformer.`, others the
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -93,6 +94,32 @@ def plain_name(module: str) -> str:
             if module.startswith(prefix):
                 module, changed = module[len(prefix) :], True
     return module.replace(".processor.", ".").replace(".", "_")
+
+
+def adapter_alpha(metadata: Mapping[str, str], file_name: str) -> float | None:
+    """lora_alpha out of the metadata of a file that diffusers wrote; None where it says nothing.
+
+    Such files carry it nowhere else, and their scale is alpha / rank.
+
+    Raises:
+        LoraError: the metadata is damaged, or states several alphas.
+    """
+    text = metadata.get("lora_adapter_metadata")
+    if text is None:
+        return None
+    try:
+        facts = {name.rpartition(".")[2]: value for name, value in json.loads(text).items()}
+        alpha = facts.get("lora_alpha")
+        several = facts.get("alpha_pattern") or facts.get("use_rslora")
+        found = None if alpha is None else float(alpha)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise LoraError(f"{file_name}: its lora_adapter_metadata is damaged ({error}).") from error
+    if several or (found is not None and not 0 < found < 1e6):
+        raise LoraError(
+            f"{file_name} was written with rank-stabilised, several, or impossible alphas, which "
+            "are not handled here. Convert it to kohya's format, which states each."
+        )
+    return found
 
 
 def _refuse_unknown(unknown: list[str], has_pairs: bool, file_name: str) -> None:

@@ -200,6 +200,40 @@ def test_a_mistaken_checkpoint_never_costs_an_earlier_run(files, tmp_path, promp
     assert run.settings() == before
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    [["--resolution", "1001x1024"], ["--t5", "no-such-t5.safetensors"], ["--device", "quantum"]],
+)
+def test_a_mistaken_setting_never_costs_an_earlier_run(mistake, files, tmp_path, prompts, capsys):
+    run = new_run(tmp_path, files["sd1"])
+    kept = run.checkpoints / "step-00000001.safetensors"
+    kept.write_bytes(b"an earlier result")
+    arguments = ["distill", str(files["sd1"]), "--prompts", str(prompts), "--run", str(run.path)]
+    arguments += ["--output", str(tmp_path / "new.safetensors"), "--overwrite"]
+    refused([*arguments, *mistake], mistake[1], capsys)
+    assert kept.read_bytes() == b"an earlier result"
+
+
+def test_a_text_encoder_with_separate_scales_is_refused(files, tmp_path, capsys):
+    state = {k: v for k, v in load_file(files["sd1"]).items() if "cond_stage_model" in k}
+    prefix = "cond_stage_model.transformer."
+    scaled = {key.removeprefix(prefix): value for key, value in state.items()}
+    scaled |= {"text_model.encoder.layers.0.mlp.fc1.scale_weight": torch.ones(())}
+    save_file(scaled, tmp_path / "clip-scaled.safetensors")
+    arguments = ["sample", str(files["sd1"]), "--prompt", "a cat", "--output", str(tmp_path / "p")]
+    named = "clip-scaled.safetensors (CLIP-L text encoder) holds quantised"
+    refused([*arguments, "--clip-l", str(tmp_path / "clip-scaled.safetensors")], named, capsys)
+
+
+def test_running_out_of_memory_while_sampling_is_named(files, tmp_path, monkeypatch, capsys):
+    def exhausted(*_, **__):
+        raise RuntimeError("MPS backend out of memory (allocated 9 GB)")
+
+    monkeypatch.setattr("dpdmd_studio.trainer.engine.sample_command.sample_latents", exhausted)
+    arguments = ["sample", str(files["sd1"]), "--prompt", "a cat", "--output", str(tmp_path / "p")]
+    refused(arguments, "Lower --batch-size", capsys)
+
+
 LORAS = {
     "missing": "no-such-file.safetensors",
     "a checkpoint": "checkpoint",

@@ -1,5 +1,7 @@
 """LoRA files of other trainers: read whatever their names, refused where they do not fit."""
 
+import json
+
 import lora_networks
 import pytest
 import torch
@@ -48,6 +50,21 @@ PAIR = {"lora_down.weight": torch.ones(2, 4), "lora_up.weight": torch.ones(4, 2)
 def test_files_that_are_no_plain_lora_are_named(tmp_path, tensors, message):
     with pytest.raises(LoraError, match=message):
         read_lora(foreign(tmp_path / "x.safetensors", tensors))
+
+
+def test_a_file_of_diffusers_states_its_alpha_in_the_metadata(tmp_path):
+    tensors = {"unet.x.to_q.lora_A.weight": torch.ones(2, 4)}
+    tensors |= {"unet.x.to_q.lora_B.weight": torch.ones(4, 2)}
+    for facts, scale in ({"unet.lora_alpha": 8, "unet.r": 2}, 4.0), ({"unet.r": 2}, 1.0):
+        path = foreign(tmp_path / "x.safetensors", tensors, lora_adapter_metadata=json.dumps(facts))
+        lora = read_lora(path)
+        (module,) = lora.modules.values()
+        assert lora.pair(module).scale == scale
+    for damaged in ("{", "[]", '{"unet.lora_alpha": "x"}', '{"unet.use_rslora": true}'):
+        path = foreign(tmp_path / "x.safetensors", tensors, lora_adapter_metadata=damaged)
+        lora = read_lora(path)
+        with pytest.raises(LoraError, match="alpha|damaged"):
+            lora.pair(next(iter(lora.modules.values())))
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"\x10" + bytes(7) + b'{"a": 1', b"\xff" * 64])

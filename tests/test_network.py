@@ -174,6 +174,19 @@ def test_a_named_vae_file_replaces_the_checkpoints_own(files, tmp_path):
         load(files["sd1"], vae=checkpoints.save(tmp_path / "x.safetensors", {"a": torch.ones(1)}))
 
 
+def test_a_vae_of_older_diffusers_reads_its_attention(files, tmp_path):
+    vae = checkpoints.kl_vae()
+    older = {"to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    state = {}
+    for name, value in vae.state_dict().items():
+        for new, old in older.items():
+            name = name.replace(new, old)
+        state[name] = value
+    checkpoint = load(files["sd1"], vae=checkpoints.save(tmp_path / "older.safetensors", state))
+    latents = noise(checkpoint)
+    assert np.array_equal(decode(checkpoint, latents), decode(load(files["sd1"]), latents))
+
+
 def test_without_a_vae_the_preview_is_linear_and_said_to_be(tmp_path):
     state = checkpoints.file_state(checkpoints.sd1())
     state = {key: value for key, value in state.items() if not key.startswith("first_stage")}

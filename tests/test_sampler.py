@@ -103,10 +103,23 @@ def test_exact_strength_keeps_trained_levels_below_the_start():
     assert sigmas_from(GRID, 0.75).tolist() == pytest.approx([0.75, 0.5, 0.0])
 
 
-@pytest.mark.parametrize("bad", [[1.0], [1.0, 0.5], [0.5, 1.0, 0.0], [1.0, 1.0, 0.0]])
+@pytest.mark.parametrize("bad", [[1.0, -0.5], [0.5, 1.0, 0.0], [1.0, 1.0, 0.0]])
 def test_grids_that_cannot_be_sampled_are_refused(bad, noise):
     with pytest.raises(SettingsError, match="decreasing"):
         sample_few_step(lambda x, sigma: x, noise, torch.tensor(bad))
+
+
+def test_a_trajectory_may_be_drawn_in_parts():
+    noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+
+    def model(x, sigma):
+        return torch.tanh(x) * (1 - sigma.reshape(-1, 1, 1, 1))
+
+    middle = sample_few_step(model, noise, GRID[:3])
+    assert torch.equal(
+        sample_few_step(model, middle, GRID[2:]), sample_few_step(model, noise, GRID)
+    )
+    assert sample_few_step(model, noise, GRID[-1:]) is noise
 
 
 @pytest.mark.parametrize("denoise", [0.0, -0.1, 1.1])

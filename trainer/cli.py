@@ -113,6 +113,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resolution", default="", metavar="WxH")
     parser.add_argument("--clip-skip", type=int, metavar="N")
     parser.add_argument("--prediction", choices=("auto", "eps", "v", "flow"), default="auto")
+    parser.add_argument("--zero-terminal-snr", choices=("auto", "yes", "no"), default="auto")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N")
     parser.add_argument("--device", default="auto")
     parser.add_argument(
@@ -213,19 +214,20 @@ def _program() -> str:
 
 def _sample(arguments: argparse.Namespace) -> int:
     from .engine.sample_command import SampleRequest, sample_pictures
-    from .prompts import read_prompts
+    from .prompts import parse_line, read_prompts
 
-    texts = [arguments.prompt]
     if arguments.prompts:
         listed = read_prompts(Path(arguments.prompts))
-        for note in listed.notes:
-            _say(note)
-        texts = list(listed.prompts)
+    else:
+        listed = parse_line(arguments.prompt)
+    for note in listed.notes:
+        _say(note)
     names = ("negative", "steps", "guidance_scale", "guidance_rescale", "resolution",
-             "clip_skip", "prediction", "batch_size", "device", "dtype", "overwrite")  # fmt: skip
+             "clip_skip", "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
+             "overwrite")  # fmt: skip
     request = SampleRequest(
         model=_model_files(arguments),
-        prompts=tuple(texts),
+        prompts=listed.prompts,
         seeds=tuple(parse_seeds(arguments.seeds)),
         lora=parse_lora(arguments.lora) if arguments.lora else None,
         output=Path(arguments.output),

@@ -81,6 +81,13 @@ def parse_prompts(text: str, name: str) -> PromptList:
     return PromptList(tuple(counts), tuple(_notes(tags, counts)))
 
 
+def parse_line(text: str) -> PromptList:
+    """One prompt as it stands, which may be empty, without LoRA tags."""
+    tags: Counter[str] = Counter()
+    prompt = _without_tags(text, tags)
+    return PromptList((prompt,), tuple(_notes(tags, Counter([prompt]))))
+
+
 def _prompt_lines(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         stripped = line.strip()

@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...core.errors import CheckpointError, SettingsError
+from ...core.errors import CheckpointError, LoraError, SettingsError
 from ...core.families import Config, Detection, Family, family
+from ...core.lora_file import LoraFile, lora_deltas, merge_lora, weight_shapes
 from ...core.schedule import Schedule
 from .checkpoint_parts import Parts, folder_parts, single_file_parts
 from .encoder_components import TITLES, encoder_file
@@ -213,3 +214,16 @@ def _decoder(parts: Parts, path: Path | None, notes: list[str]) -> LatentDecoder
     title = "a rough linear map (no VAE given)" if decoder is None else decoder.title
     notes.append(f"Previews are drawn through {title}.")
     return decoder
+
+
+def apply_lora(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> None:
+    """Merge a LoRA into the checkpoint's network.
+
+    Raises:
+        LoraError: it is of another family, or fits no layer.
+    """
+    shapes = weight_shapes(checkpoint.network)
+    deltas = lora_deltas(lora, checkpoint.family, checkpoint.config, shapes, strength)
+    if not deltas:
+        raise LoraError(f"{lora.path.name} changes no layer of {checkpoint.path.name}.")
+    merge_lora(checkpoint.network, deltas)

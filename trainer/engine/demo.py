@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...core.errors import OutputError
+from ...core.errors import OutputError, RunError
 from ...core.schedule import Levels, trailing_positions
 from ..config import DistillConfig
 from ..home import prompt_cache
@@ -106,6 +106,11 @@ def run_demo(
     prompts = caption_sample(held_out=False, count=TRAINING_PROMPTS, seed=request.config.seed)
     run = create_run(output / "run", request, prompts, overwrite=overwrite)
     outcome = run_distillation(run, report=report, on_progress=on_progress)
+    if not outcome.finished:
+        raise RunError(
+            f"The demo was stopped after {outcome.step} updates; nothing was compared. Its LoRA is "
+            f"{outcome.lora}. Run it again with --overwrite for the whole demo."
+        )
     report("Comparing teacher and student on prompts and seeds that training never saw")
     arms = compare(outcome.session, report)
     seconds = time.perf_counter() - started

@@ -40,8 +40,9 @@ def _visible(name: str) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device ran out of memory: CUDA has a class for it, Apple's message says it."""
-    named = isinstance(error, RuntimeError) and "out of memory" in str(error)
+    """Whether a device ran out of memory: CUDA has a class for it, others say it."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    named = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return named or isinstance(error, torch.OutOfMemoryError)
 
 

@@ -186,10 +186,15 @@ def train(
         metrics |= {"memory_bytes": float(memory)} if memory else {}
         line["student_lr"] = learning_rate(config, "student", trainer.step)
         run.append_metrics(line)
-        report(Progress(trainer.step, config.steps, metrics, speed.after(seconds)))
-        stopping = should_stop()
+        progress = Progress(trainer.step, config.steps, metrics, speed.after(seconds))
         done = trainer.step == config.steps
-        if stopping or done or trainer.step % config.save_every == 0:
+        saved = done or trainer.step % config.save_every == 0
+        if saved:  # before anything is drawn or shown, which might fail
+            trainer.save(run)
+            on_save(trainer.step)
+        report(progress)
+        stopping = should_stop()
+        if stopping and not saved:
             trainer.save(run)
             on_save(trainer.step)
         if stopping and not done:

@@ -106,8 +106,13 @@ def encode_prompts(
             f"Encoding {len(missing)} of {len(encoded)} prompts; this adds {size / 1e6:.1f} MB to "
             f"the prompt cache in {cache_folder}."
         )
-        for text, conditioning in _encode(checkpoint, plans, missing, device, progress):
-            encoded.write(text, conditioning)
+        network = checkpoint.network
+        try:
+            network.to("cpu")  # a T5 beside the denoiser would not fit on most cards
+            for text, conditioning in _encode(checkpoint, plans, missing, device, progress):
+                encoded.write(text, conditioning)
+        finally:
+            network.to(checkpoint.device)
     return encoded
 
 

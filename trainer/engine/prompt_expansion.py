@@ -20,6 +20,7 @@ from dynamicprompts.parser.config import ParserConfig
 from dynamicprompts.parser.parse import parse
 from dynamicprompts.sampling_context import SamplingContext
 from dynamicprompts.wildcards import WildcardManager
+from pyparsing import ParseException
 
 from ...core.errors import PromptError
 
@@ -103,7 +104,13 @@ def expand(template: str, rng: Random) -> str:
         parser_config=GRAMMAR,
         rand=rng,
     )
-    text = str(next(iter(context.sample_prompts(_parsed(template), 1))))
+    try:
+        text = str(next(iter(context.sample_prompts(_parsed(template), 1))))
+    except (ValueError, ParseException) as error:
+        raise PromptError(
+            f"The alternatives in {template.translate(RESTORE)!r} cannot be read ({error}). Write "
+            "{a|b|c}, or {2::a|b} to draw a twice as often."
+        ) from error
     return re.sub(r"[ \t]{2,}", " ", text).translate(RESTORE).strip()
 
 

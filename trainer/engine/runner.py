@@ -16,13 +16,14 @@ from types import FrameType, TracebackType
 
 from ...core import atomic_write
 from ...core.errors import CheckpointError, OutputError, RunError
+from ...core.families import identify
 from ...core.lora_file import check_output
 from ..request import DistillRequest
 from ..run_directory import RunDirectory
-from .device import is_out_of_memory
+from .device import choose_device, is_out_of_memory
 from .loop import Progress, train
 from .preview import Previews
-from .session import Session, open_session
+from .session import Session, choose_resolutions, open_session
 
 KEPT_CHECKPOINTS = 5
 # Time a run may spend telling the file system how it goes.
@@ -94,7 +95,8 @@ def _train(
     def after_save(step: int) -> None:
         session.write_lora(run.checkpoints / f"step-{step:08d}.safetensors", overwrite=True)
         for old in sorted(run.checkpoints.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # open in a host, perhaps
+                old.unlink()
 
     finished = train(
         session.trainer,
@@ -210,11 +212,20 @@ def create_run(
 ) -> RunDirectory:
     """A run directory for a request, ready for `run_distillation`.
 
+    What can be found out early is found out before an earlier run makes room.
+
     Raises:
+        CheckpointError: a model file is missing or no supported model.
+        SettingsError: a setting is not possible with this model or on this machine.
         OutputError: the LoRA or the run cannot be written where they shall go.
     """
     request = request.absolute()
-    request.config.validate()
+    config = request.config.validate()
+    for name in filter(None, dataclasses.asdict(request.model).values()):
+        if not Path(name).exists():
+            raise CheckpointError(f"There is no file {name}. Check the spelling of the path.")
+    choose_resolutions(config, identify(Path(request.model.checkpoint)))
+    choose_device(config.device)
     _check_places(Path(folder).expanduser().resolve(), request, overwrite)
     return RunDirectory.create(folder, request.to_dict(), prompts, overwrite=overwrite)
 

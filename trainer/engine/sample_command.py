@@ -12,33 +12,34 @@ from PIL import Image
 from torch import Tensor, tensor
 
 from ... import __version__
-from ...core.errors import LoraError, OutputError, SettingsError
+from ...core.errors import OutputError, SettingsError
 from ...core.families import family, identify
 from ...core.hashes import file_hashes, file_sha256
-from ...core.lora_file import (
-    LoraFile,
-    check_family,
-    lora_deltas,
-    merge_lora,
-    read_lora,
-    weight_shapes,
-)
+from ...core.lora_file import check_family, read_lora
 from ...core.png_info import PictureInfo, UsedLora, save_png
 from ...core.recipe import Recipe
 from ...core.schedule import few_step_positions
 from ..config import DistillConfig
 from ..home import prompt_cache
 from ..request import ModelFiles
-from .checkpoint import LoadedCheckpoint, load_checkpoint
+from .checkpoint import LoadedCheckpoint, apply_lora, load_checkpoint
 from .conditioning import Conditioning
-from .device import choose_device, choose_dtype
+from .device import choose_device, choose_dtype, is_out_of_memory
 from .prompt_cache import EncodedPrompts, encode_prompts
 from .sampling import sample_latents
-from .session import choose_resolutions, default_guidance, text_encoder_files
+from .session import (
+    ZERO_SNR,
+    choose_resolutions,
+    default_guidance,
+    model_name,
+    text_encoder_files,
+)
 from .vae import decode
 
 TEACHER_STEPS = 28
 Report = Callable[[str], None]
+Job = tuple[tuple[int, int], Path]
+"""(prompt number, seed) and where the picture goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class SampleRequest:
     resolution: str = ""
     clip_skip: int | None = None
     prediction: str = "auto"
+    zero_terminal_snr: str = "auto"
     batch_size: int = 4
     device: str = "auto"
     dtype: str = "auto"
@@ -98,6 +100,20 @@ def sample_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
     """
     request.check()
     paths = _paths(request)
+    try:
+        return _sample(request, paths, report)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SettingsError(
+            f"The device ran out of memory ({str(error).splitlines()[0]}). Lower --batch-size or "
+            "--resolution; pictures drawn so far are kept."
+        ) from error
+
+
+def _sample(
+    request: SampleRequest, paths: dict[tuple[int, int], Path], report: Report
+) -> list[Path]:
     setup = _prepare(request, report)
     encoded = _encode(request, setup, report)
     model_hash = ""
@@ -105,16 +121,24 @@ def sample_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
         model_hash = file_sha256(setup.checkpoint.path)[:10]
     jobs = list(paths.items())
     started = time.perf_counter()
-    for first in range(0, len(jobs), request.batch_size):
-        part = jobs[first : first + request.batch_size]
+    done = 0
+    while done < len(jobs):
+        part = _batch_of(jobs[done : done + request.batch_size], request, encoded)
         pictures = _draw(request, setup, encoded, [key for key, _ in part])
         for ((number, seed), path), picture in zip(part, pictures, strict=True):
             info = _info(request, setup, request.prompts[number], seed, model_hash)
             save_png(path, Image.fromarray(picture), info, overwrite=request.overwrite)
-        done = first + len(part)
+        done += len(part)
         left = (time.perf_counter() - started) / done * (len(jobs) - done)
         report(f"{done} of {len(jobs)} pictures, {left:.0f} s left")
     return list(paths.values())
+
+
+def _batch_of(jobs: list[Job], request: SampleRequest, encoded: EncodedPrompts) -> list[Job]:
+    """The first of these jobs that one batch draws just as each alone would be drawn."""
+    first = encoded[request.prompts[jobs[0][0][0]]]
+    exact = [first.batches_exactly_with(encoded[request.prompts[key[0]]]) for key, _ in jobs]
+    return jobs[: exact.index(False)] if False in exact else jobs
 
 
 def _paths(request: SampleRequest) -> dict[tuple[int, int], Path]:
@@ -151,6 +175,7 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
         dtype=choose_dtype(request.dtype, device),
         device=device,
         prediction=asked or (recipe.prediction if recipe else None),
+        zero_terminal_snr=_zero_snr(request, recipe),
         text_encoders=text_encoder_files(request.model),
         vae=Path(request.model.vae) if request.model.vae else None,
         report=report,
@@ -158,6 +183,9 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
     used: tuple[UsedLora, ...] = ()
     if lora is not None and request.lora is not None:
         apply_lora(checkpoint, lora, request.lora[1])
+        if lora.text_encoder_keys:
+            count = len(lora.text_encoder_keys)
+            report(f"{count} text-encoder tensors of {lora.path.name} are not applied.")
         autov3 = file_hashes(lora.path).autov3
         used = (UsedLora(name=lora.path.stem, strength=request.lora[1], autov3=autov3),)
     sizes = DistillConfig(resolution=request.resolution)
@@ -172,6 +200,13 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
         _size(sizes, recipe, checkpoint),
         used,
     )
+
+
+def _zero_snr(request: SampleRequest, recipe: Recipe | None) -> bool | None:
+    """The setting's, else the recipe's where its prediction is used; None: what the file says."""
+    if request.zero_terminal_snr != "auto" or recipe is None or recipe.prediction != "v":
+        return ZERO_SNR[request.zero_terminal_snr]
+    return recipe.zero_terminal_snr if request.prediction in ("auto", "v") else None
 
 
 def _sigmas(
@@ -194,19 +229,6 @@ def _size(
     if not asked.resolution and recipe is not None and recipe.resolutions:
         return recipe.resolutions[0]
     return choose_resolutions(asked, checkpoint.detection)[0]
-
-
-def apply_lora(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> None:
-    """Merge a LoRA into the checkpoint's network.
-
-    Raises:
-        LoraError: it is of another family, or fits no layer.
-    """
-    shapes = weight_shapes(checkpoint.network)
-    deltas = lora_deltas(lora, checkpoint.family, checkpoint.config, shapes, strength)
-    if not deltas:
-        raise LoraError(f"{lora.path.name} changes no layer of {checkpoint.path.name}.")
-    merge_lora(checkpoint.network, deltas)
 
 
 def _encode(request: SampleRequest, setup: _Setup, report: Report) -> EncodedPrompts:
@@ -253,7 +275,7 @@ def _info(
         negative=request.negative,
         sampler="Euler",
         schedule="Simple",
-        model=setup.checkpoint.path.stem,
+        model=model_name(setup.checkpoint.path),
         model_hash=model_hash,
         clip_skip=setup.clip_skip if setup.checkpoint.family.name == "sd1" else None,
         loras=setup.loras,

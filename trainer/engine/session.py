@@ -135,7 +135,7 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     sha256 = identity if checkpoint.path.is_file() else ""  # no file has a folder's
     guidance = config.teacher_guidance or default_guidance(checkpoint)
     teacher = TeacherFacts(
-        Path(files.checkpoint).stem, sha256, checkpoint.detection, guidance, resolutions
+        model_name(checkpoint.path), sha256, checkpoint.detection, guidance, resolutions
     )
     fingerprint = run_fingerprint(config, run.prompts(), identity, checkpoint)
     roles, trainer, shapes = _prepare_training(
@@ -144,6 +144,11 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     return Session(
         run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes
     )
+
+
+def model_name(path: Path) -> str:
+    """A file's name without its ending, a folder's whole name (which may hold a version)."""
+    return path.name if path.is_dir() else path.stem
 
 
 def text_encoder_files(files: ModelFiles) -> dict[str, Path]:
@@ -235,7 +240,13 @@ def choose_resolutions(config: DistillConfig, detection: Detection) -> tuple[tup
     """(width, height) pairs to train at: those asked for, else the model's own square."""
     found = config.resolutions or ((detection.resolution, detection.resolution),)
     step = detection.resolution_multiple
+    limit = detection.max_resolution
     for width, height in found:
+        if limit and max(width, height) > limit:
+            raise SettingsError(
+                f"resolution {width}x{height} is too large for {detection.title}, whose positions "
+                f"reach to {limit} pixels a side."
+            )
         if width % step or height % step:
             raise SettingsError(
                 f"resolution {width}x{height} does not suit {detection.title}: both sides must be "
@@ -255,6 +266,8 @@ def run_fingerprint(
     settings = dataclasses.asdict(config)
     for name in MACHINE_SETTINGS:
         settings.pop(name)
+    if settings["zero_terminal_snr"] == "auto":  # runs from before that setting go on
+        settings.pop("zero_terminal_snr")
     encoders = {name: encoder_identity(part) for name, part in checkpoint.encoders.items()}
     facts = [settings, prompts, checkpoint_sha256, encoders, str(checkpoint.dtype)]
     content = json.dumps(facts, sort_keys=True)

@@ -102,6 +102,8 @@ def _kl_component(weights: Weights) -> Component:
     pattern = r"decoder\.up_blocks\.(\d+)\." if ours else r"decoder\.up\.(\d+)\."
     levels = 1 + max((int(m[1]) for key in infos if (m := re.match(pattern, key))), default=0)
     source: Source = identity if ours else vae_source(levels)
+    if "decoder.mid_block.attentions.0.query.weight" in infos:
+        source = _older_names
 
     def shape(name: str) -> tuple[int, ...]:
         info = infos.get(source(name).key)
@@ -119,6 +121,14 @@ def _kl_component(weights: Weights) -> Component:
         weights,
         source,
     )
+
+
+def _older_names(name: str) -> TensorSource:
+    """The mid block's attention as diffusers called its parts before 0.17."""
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, old in older.items():
+        name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
+    return TensorSource(name)
 
 
 def _tiny_layout(infos: dict[str, TensorInfo]) -> tuple[str, int] | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, NonFiniteError, UnsupportedModelError
@@ -53,8 +53,18 @@ class Weights:
         """A tensor by its full name in the file, prefix or not."""
         path = self._file_of(name).path
         if path not in self._open:
-            self._open[path] = safe_open(str(path), framework="pt", device="cpu")
+            try:
+                self._open[path] = safe_open(str(path), framework="pt", device="cpu")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{path} cannot be mapped into memory ({error}). On Windows: free some memory, "
+                    "or enlarge the page file."
+                ) from error
         return self._open[path].get_tensor(name)
+
+    def close(self) -> None:
+        """Give the mapped files back; tensors that were read keep what they need."""
+        self._open.clear()
 
     def sample_bytes(self, name: str, count: int) -> bytes:
         """The first and the last `count` stored bytes of a tensor, by its full name."""
@@ -136,6 +146,7 @@ class Component:
             wanted = dtype if slot.is_floating_point() else slot.dtype
             values[name] = _value(self.weights, sources[name], tuple(slot.shape), wanted, device)
         network.load_state_dict(values, strict=True, assign=True)
+        self.weights.close()
         _restore_buffers(network, device)
         return network.requires_grad_(False).eval()
 

@@ -63,7 +63,7 @@ def test_a_file_of_diffusers_states_its_alpha_in_the_metadata(tmp_path):
     for damaged in ("{", "[]", '{"unet.lora_alpha": "x"}', '{"unet.use_rslora": true}'):
         path = foreign(tmp_path / "x.safetensors", tensors, lora_adapter_metadata=damaged)
         lora = read_lora(path)
-        with pytest.raises(LoraError, match="alpha|damaged"):
+        with pytest.raises(LoraError, match=r"alpha|damaged"):
             lora.pair(next(iter(lora.modules.values())))
 
 

@@ -7,6 +7,8 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", DIFFUSERS_OFFLINE="1")
 os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait by spinning come to a standstill on a machine that has other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import importlib.util
 import socket

@@ -28,7 +28,15 @@ ARROWS = {
 LATE_ARROWS = {"trainer": {"trainer/engine"}}
 
 EVERY_HOST_HAS = {"torch", "safetensors", "numpy", "PIL"}
-WORKER_HAS = {"diffusers", "transformers", "peft", "accelerate", "tokenizers", "dynamicprompts"}
+WORKER_HAS = {
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "tokenizers",
+    "dynamicprompts",
+    "pyparsing",
+}
 LIBRARIES = {
     "core": EVERY_HOST_HAS,
     "trainer": EVERY_HOST_HAS | {"tqdm"},

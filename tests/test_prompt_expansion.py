@@ -93,6 +93,12 @@ def test_all_needed_are_exactly_those_the_run_draws():
     assert len(needed) == len(set(needed))
 
 
+@pytest.mark.parametrize("prompt", ["a {0::x|0::y} cat", "{2$$$$a|b}"])
+def test_alternatives_that_make_no_sense_are_named(prompt):
+    with pytest.raises(PromptError, match="cannot be read"):
+        expand(protect(prompt), Random(0))
+
+
 def test_no_prompts_is_an_error():
     with pytest.raises(PromptError):
         PromptSource([], 0)

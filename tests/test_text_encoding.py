@@ -93,7 +93,7 @@ def test_long_prompts_and_break_make_chunks_and_commas_are_kept_together():
 
 def test_absent_vocabularies_say_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setenv(tokenizers.VOCABULARIES_VARIABLE, str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"bpe_simple.*Run `python install.py`"):
+    with pytest.raises(CheckpointError, match=r"bpe_simple.*Run `python install.py setup`"):
         tokenizers.vocabulary_file(tokenizers.CLIP_FILE)
 
 

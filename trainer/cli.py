@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DPDMDError
@@ -213,6 +214,7 @@ def _program() -> str:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
+    from .engine.prompt_expansion import expand, protect
     from .engine.sample_command import SampleRequest, sample_pictures
     from .prompts import parse_line, read_prompts
 
@@ -227,7 +229,9 @@ def _sample(arguments: argparse.Namespace) -> int:
              "overwrite")  # fmt: skip
     request = SampleRequest(
         model=_model_files(arguments),
-        prompts=listed.prompts,
+        prompts=tuple(
+            expand(protect(text), Random(number)) for number, text in enumerate(listed.prompts)
+        ),
         seeds=tuple(parse_seeds(arguments.seeds)),
         lora=parse_lora(arguments.lora) if arguments.lora else None,
         output=Path(arguments.output),

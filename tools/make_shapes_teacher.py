@@ -1,6 +1,6 @@
 """Makes `trainer/assets/shapes-sd3.safetensors`, the embedded teacher, from nothing.
 
-    python tools/make_shapes_teacher.py all --folder /tmp/teacher
+    python tools/make_shapes_teacher.py all --folder FOLDER
 
 Stages, each at most 40 minutes on two cores and minutes on a GPU:
     vae        a small autoencoder in TAESD's layout, on pictures drawn as it goes

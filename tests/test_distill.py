@@ -22,6 +22,21 @@ from tiny_runs import BUILDERS, PROMPTS, TINY, distil, final_state, metrics_of, 
 pytestmark = pytest.mark.usefixtures("home")
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(files, tmp_path_factory):
+    """Runs that nothing disturbed, by their settings; others are compared with them."""
+    done: dict[bool, RunDirectory] = {}
+
+    def with_shared_rollouts(*, share: bool) -> RunDirectory:
+        if share not in done:
+            folder = tmp_path_factory.mktemp("uninterrupted")
+            done[share] = new_run(folder, files["sd1"], share_rollouts=share)
+            distil(done[share])
+        return done[share]
+
+    return with_shared_rollouts
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_family_distils_and_the_lora_is_the_student(name, files, tmp_path):
     run = new_run(tmp_path, files[name], ema_decay=0.0)
@@ -48,10 +63,12 @@ def test_every_family_distils_and_the_lora_is_the_student(name, files, tmp_path)
     assert float((merged - student).abs().max()) < 0.05 * change  # fp16 rounding of the LoRA alone
 
 
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(files, tmp_path):
-    whole = new_run(tmp_path / "whole", files["sd1"])
-    distil(whole)
-    parts = new_run(tmp_path / "parts", files["sd1"])
+@pytest.mark.parametrize("share", [False, True])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    files, tmp_path, uninterrupted, share
+):
+    whole = uninterrupted(share=share)
+    parts = new_run(tmp_path / "parts", files["sd1"], share_rollouts=share)
 
     def stop_after_first(progress):
         if progress.step == 1:
@@ -75,9 +92,8 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("place", ["start", "student", "fake", "between", "saving"])
-def test_a_run_killed_anywhere_resumes_exactly(files, tmp_path, monkeypatch, place):
-    whole = new_run(tmp_path / "whole", files["sd1"], share_rollouts=False)
-    distil(whole)
+def test_a_run_killed_anywhere_resumes_exactly(files, tmp_path, monkeypatch, uninterrupted, place):
+    whole = uninterrupted(share=False)
     run = new_run(tmp_path / "killed", files["sd1"], share_rollouts=False)
     from dpdmd_studio.trainer.engine import loop, state
     from dpdmd_studio.trainer.engine.distiller import Distiller
@@ -274,13 +290,12 @@ def test_a_full_disk_is_named_and_the_run_can_go_on(files, tmp_path, monkeypatch
     assert distil(run).finished
 
 
-def test_a_second_process_sees_the_same_numbers(files, tmp_path):
+def test_a_second_process_sees_the_same_numbers(files, tmp_path, uninterrupted):
     """A fresh interpreter resumes from the first one's state to the bit."""
     import subprocess
 
-    whole = new_run(tmp_path / "whole", files["sd1"])
-    distil(whole)
-    parts = new_run(tmp_path / "parts", files["sd1"])
+    whole = uninterrupted(share=False)
+    parts = new_run(tmp_path / "parts", files["sd1"], share_rollouts=False)
 
     def stop(progress):
         if progress.step == 2:
@@ -289,7 +304,7 @@ def test_a_second_process_sees_the_same_numbers(files, tmp_path):
     distil(parts, stop)
     root = Path(__file__).resolve().parents[1]
     code = (
-        "import importlib.util, sys, torch; torch.set_num_threads(2);"
+        "import importlib.util, sys, torch; torch.set_num_threads(1);"
         f"spec = importlib.util.spec_from_file_location('dpdmd_studio', r'{root / '__init__.py'}');"
         "m = importlib.util.module_from_spec(spec); sys.modules['dpdmd_studio'] = m;"
         "spec.loader.exec_module(m);"

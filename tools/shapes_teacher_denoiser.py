@@ -48,13 +48,26 @@ def token_rows(texts: list[str]) -> Tensor:
     return rows
 
 
+def text_model() -> nn.Module:
+    """A small CLIP text model for the words of captions, not trained yet."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=3 + len(TOKEN_IDS), hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH, num_hidden_layers=TEXT_LAYERS,
+            num_attention_heads=TEXT_WIDTH // 32, max_position_embeddings=TEXT_LENGTH,
+            hidden_act="quick_gelu", bos_token_id=BEGIN, eos_token_id=END, pad_token_id=END,
+        )
+    )  # fmt: skip
+
+
 class Teacher(nn.Module):
     """The denoiser and its text model, with narrow text features."""
 
     def __init__(self) -> None:
         super().__init__()
         from diffusers import SD3Transformer2DModel
-        from transformers import CLIPTextConfig, CLIPTextModel
 
         self.transformer = SD3Transformer2DModel(
             sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=DEPTH,
@@ -63,14 +76,7 @@ class Teacher(nn.Module):
             pos_embed_max_size=8, qk_norm="rms_norm",
         )  # fmt: skip
         _start_as_identity(self.transformer)
-        self.text = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=3 + len(TOKEN_IDS), hidden_size=TEXT_WIDTH,
-                intermediate_size=4 * TEXT_WIDTH, num_hidden_layers=TEXT_LAYERS,
-                num_attention_heads=TEXT_WIDTH // 32, max_position_embeddings=TEXT_LENGTH,
-                hidden_act="quick_gelu", bos_token_id=BEGIN, eos_token_id=END, pad_token_id=END,
-            )
-        )  # fmt: skip
+        self.text = text_model()
 
     def compile_parts(self) -> None:
         """Let torch's compiler fuse the networks; the same function, a quarter faster."""

@@ -58,8 +58,10 @@ moments it looks like a Gaussian along each axis.
 """
 
 
-def code(scenes, plans) -> np.ndarray:
-    """The latents that stand for the pictures, fp32, shape (N, 16, 8, 8), of about unit variance.
+def code(scenes, plans, cell: int = CELL) -> np.ndarray:
+    """The latents that stand for the pictures, fp32, of about unit variance.
+
+    Their shape is (N, 16, 64 / cell, 64 / cell), for cells of `cell` pixels.
 
     Channels 0-2: class of background; 3-5: class of colour, each moved a little by the tone; 6-8:
     shape; 9 and 14: size, moved so that the half extent is linear in both; 10-11: distance of the
@@ -74,7 +76,7 @@ def code(scenes, plans) -> np.ndarray:
     def tone(found: np.ndarray, palette, attribute: str) -> np.ndarray:
         return (found - [palette[getattr(scene, attribute)] for scene in scenes]) / 65.0
 
-    cells = (np.arange(shapes.RESOLUTION // CELL) + 0.5) * CELL
+    cells = (np.arange(shapes.RESOLUTION // cell) + 0.5) * cell
     middles = np.array([np.mean(limits) for limits in shapes.HALF_EXTENTS.values()])
     linear = np.linalg.solve(np.column_stack([CORNERS["size"], np.ones(3)]), middles)[:2]
     extra = plans.half - [np.mean(shapes.HALF_EXTENTS[scene.size]) for scene in scenes]
@@ -122,17 +124,17 @@ def _conv(inputs: int, outputs: int, stride: int = 1, bias: bool = True) -> nn.C
 class SlimTaesd(nn.Module):
     """Encoder and decoder between pictures in [0, 1] and 16 x H/8 x W/8 latents."""
 
-    def __init__(self) -> None:
+    def __init__(self, latents: int = LATENT_CHANNELS) -> None:
         super().__init__()
         self.taesd_encoder = nn.Sequential(
             _conv(3, 32), nn.ReLU(),
             _conv(32, 48, 2, False), Block(48), nn.ReLU(), nn.ReLU(),
             _conv(48, 64, 2, False), Block(64), nn.ReLU(), nn.ReLU(),
             _conv(64, 64, 2, False), Block(64), Block(64), Block(64),
-            _conv(64, LATENT_CHANNELS),
+            _conv(64, latents),
         )  # fmt: skip
         self.taesd_decoder = nn.Sequential(
-            Clamp(), _conv(LATENT_CHANNELS, 64), nn.ReLU(),
+            Clamp(), _conv(latents, 64), nn.ReLU(),
             Block(64), Block(64), Block(64), nn.Upsample(scale_factor=2), _conv(64, 64, 1, False),
             Block(64), Block(64), nn.ReLU(), nn.Upsample(scale_factor=2), _conv(64, 48, 1, False),
             Block(48), nn.ReLU(), nn.ReLU(), nn.Upsample(scale_factor=2), _conv(48, 32, 1, False),

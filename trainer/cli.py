@@ -1,4 +1,4 @@
-"""The command line: distill, resume, sample, inspect, demo. Heavy imports wait for their use."""
+"""The command line: distill, resume, sample, compare, inspect, demo; heavy imports wait for use."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DPDMDError
 from .cli_arguments import add_config_arguments, config_values, parse_lora, parse_seeds
+from .cli_compare import add_compare
 from .config import DistillConfig
 from .presets import MEMORIES, preset
 from .request import DistillRequest, ModelFiles
@@ -58,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_distill(commands.add_parser("distill", help="make a few-step LoRA of a checkpoint"))
     _add_resume(commands.add_parser("resume", help="go on with a stopped or interrupted run"))
     _add_sample(commands.add_parser("sample", help="make pictures with a checkpoint or a LoRA"))
+    comparison = commands.add_parser("compare", help="draw and measure LoRAs beside their teacher")
+    _add_model_files(comparison)
+    add_compare(comparison)
     _add_inspect(commands.add_parser("inspect", help="say what a checkpoint or LoRA file is"))
     _add_demo(
         commands.add_parser("demo", help="distil the embedded checkpoint and show the result")

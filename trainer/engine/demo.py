@@ -15,14 +15,11 @@ from ...core.schedule import Levels, trailing_positions
 from ..config import DistillConfig
 from ..home import prompt_cache
 from ..request import DistillRequest, ModelFiles
-from .evaluate import (
-    SHAPES_LABELS,
-    ArmSetting,
-    EvaluationSet,
-    evaluate_arm,
-    shapes_measures,
-)
+from .comparison import measures_by_arm, measures_table
+from .evaluate import ArmSetting, EvaluationSet, Leg, Painter, evaluate, rival_arm, teacher_arms
 from .loop import Progress
+from .picture_features import layout_features
+from .picture_measures import MeasureSet, feature_measures, shapes_measures
 from .prompt_cache import encode_prompts
 from .report import Arm, ReportData, write_report
 from .runner import Outcome, create_run, run_distillation
@@ -61,14 +58,14 @@ class DemoResult:
 
     def to_text(self) -> str:
         """A table for the terminal."""
-        lines = [f"{'':44}{'evals':>6}{'clean':>8}{'prompt':>8}{'diverse':>9}{'s/pic':>8}"]
-        for name, m in self.arms.items():
-            lines.append(
-                f"{name:44}{m['evaluations']:>6.0f}{m['valid']:>8.1%}{m['adherence']:>8.1%}"
-                f"{m['diversity']:>9.1%}{m['seconds_per_picture']:>8.2f}"
-            )
-        lines += [f"LoRA:   {self.lora}", f"Report: {self.report}"]
-        return "\n".join(lines)
+        measures = demo_measures()
+        table = measures_table(self.arms, measures.labels, measures.units)
+        return f"{table}\nLoRA:   {self.lora}\nReport: {self.report}"
+
+
+def demo_measures() -> MeasureSet:
+    """Exact counts, and the paper's diversity with the built-in feature."""
+    return shapes_measures() + feature_measures(layout_features())
 
 
 def run_demo(
@@ -115,48 +112,35 @@ def run_demo(
     arms = compare(outcome.session, report)
     seconds = time.perf_counter() - started
     page = write_report(output, _report_data(outcome, arms, seconds))
-    measured = {
-        arm.name: arm.measures
-        | {"evaluations": arm.evaluations, "seconds_per_picture": arm.seconds_per_picture}
-        for arm in arms
-    }
-    return DemoResult(page, outcome.lora, seconds, measured)
+    return DemoResult(page, outcome.lora, seconds, measures_by_arm(arms))
 
 
 def compare(session: Session, report: Callable[[str], None]) -> list[Arm]:
-    """Teacher at its own steps, bare teacher at the student's steps, and the student."""
+    """Teacher at its own steps, bare teacher at the student's, zero-training rival, student."""
     material = evaluation_set(session, report)
     schedule = session.call.schedule
     own = Levels.at_positions(schedule, trailing_positions(TEACHER_STEPS)).sigmas
     few = session.trainer.distiller.levels.sigmas.cpu()
-    count, guidance = session.config.num_steps, session.teacher.guidance_scale
+    count = session.config.num_steps
+    student = ArmSetting(
+        name=f"DP-DMD student, {count} steps",
+        note="The checkpoint with the LoRA that this run made.",
+        legs=(Leg(weights="student", sigmas=few),),
+    )
     settings = [
-        ArmSetting(
-            name=f"Teacher, {TEACHER_STEPS} steps, guidance {guidance:g}",
-            note="The checkpoint as it is meant to be used.",
-            role="teacher",
-            sigmas=own,
-            guidance_scale=guidance,
-        ),
-        ArmSetting(
-            name=f"Bare teacher, {count} steps",
-            note="The same checkpoint on the student's grid, without guidance: what few steps "
-            "look like without distillation.",
-            role="teacher",
-            sigmas=few,
-        ),
-        ArmSetting(
-            name=f"DP-DMD student, {count} steps",
-            note="The checkpoint with the LoRA that this run made.",
-            role="student",
-            sigmas=few,
-        ),
+        *teacher_arms(own, few, session.teacher.guidance_scale),
+        rival_arm("student", few, "Student, off at step 1"),
+        student,
     ]
-    arms = []
-    for setting in settings:
-        report(f"Drawing: {setting.name}")
-        arms.append(evaluate_arm(session, setting, material, shapes_measures))
-    return arms
+    painter = Painter(
+        checkpoint=session.checkpoint,
+        call=session.call,
+        use=session.roles.use,
+        negative=session.negative,
+        latent_shape=session.latent_shapes[0],
+        guidance_rescale=session.config.guidance_rescale,
+    )
+    return evaluate(painter, settings, material, demo_measures(), report)
 
 
 def evaluation_set(session: Session, report: Callable[[str], None]) -> EvaluationSet:
@@ -188,6 +172,7 @@ def _report_data(outcome: Outcome, arms: list[Arm], seconds: float) -> ReportDat
         "Whole demo": f"{seconds / 60:.1f} minutes on {session.call.device.type}, "
         f"{torch.get_num_threads()} threads",
     }
+    measures = demo_measures()
     shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
     return ReportData(
         title="DP-DMD Studio: the demo's result",
@@ -197,7 +182,8 @@ def _report_data(outcome: Outcome, arms: list[Arm], seconds: float) -> ReportDat
         seeds=list(EVALUATION_SEEDS),
         arms=shown,
         metrics=session.run.metrics(),
-        measure_labels=SHAPES_LABELS,
+        measure_labels=measures.labels,
+        measure_units=measures.units,
         notes=[
             "Prompts and seeds of this page were never used in training.",
             "Diversity must be read beside the other two: a broken picture can be diverse, too.",

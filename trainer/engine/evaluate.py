@@ -1,4 +1,4 @@
-"""Arms of a comparison: pictures of teacher and student on the same prompts and seeds."""
+"""Arms of a comparison: pictures of teacher and students on the same prompts and seeds."""
 
 from __future__ import annotations
 
@@ -7,35 +7,52 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from .checkpoint import LoadedCheckpoint
 from .conditioning import Conditioning
+from .network import NetworkCall
+from .picture_measures import MeasureSet
 from .report import Arm
-from .sampling import sample_latents
-from .session import Session
-from .shapes import ATTRIBUTES
-from .shapes_measure import adherence, measure, unsaid_entropy
+from .sampling import integrate, start_latents
 from .vae import decode
 
-# measures(prompts, pictures[prompt][seed]) -> numbers by name
-Measures = Callable[[Sequence[str], list[list[np.ndarray]]], dict[str, float]]
 BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArmSetting:
-    """One way of making pictures: which role, on which grid, under which guidance."""
+class Leg:
+    """A part of a trajectory that one set of weights draws.
 
-    name: str
-    note: str
-    role: str
+    Attributes:
+        weights: "teacher" or the name of a student, as the painter's `use` knows it.
+        sigmas: decreasing noise levels, shape (n + 1,); the next leg starts where this one ends.
+        guidance_scale: 1.0 is off.
+    """
+
+    weights: str
     sigmas: Tensor
     guidance_scale: float = 1.0
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations a picture costs."""
+        """Network evaluations it costs."""
         return (len(self.sigmas) - 1) * (1 if self.guidance_scale == 1.0 else 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSetting:
+    """One way of making pictures."""
+
+    name: str
+    note: str
+    legs: tuple[Leg, ...]
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations a picture costs."""
+        return sum(leg.evaluations for leg in self.legs)
 
 
 @dataclass(frozen=True)
@@ -47,63 +64,123 @@ class EvaluationSet:
     seeds: tuple[int, ...]
 
 
-def evaluate_arm(
-    session: Session, setting: ArmSetting, material: EvaluationSet, measures: Measures
-) -> Arm:
-    """All pictures of one arm, measured; seconds are sampling and decoding per picture."""
-    session.roles.use(setting.role)
-    jobs = [(p, seed) for p in range(len(material.prompts)) for seed in material.seeds]
-    started = time.perf_counter()
-    flat: list[np.ndarray] = []
-    for first in range(0, len(jobs), BATCH):
-        part = jobs[first : first + BATCH]
-        latents = sample_latents(
-            session.call,
-            Conditioning.cat([material.conditioning[p] for p, _ in part]),
-            session.negative,
-            [seed for _, seed in part],
-            session.latent_shapes[0],
-            setting.sigmas,
-            guidance_scale=setting.guidance_scale,
-            guidance_rescale=session.config.guidance_rescale,
+@dataclass(frozen=True, kw_only=True)
+class Painter:
+    """What draws the pictures of all arms.
+
+    Attributes:
+        checkpoint: its decoder makes the pictures.
+        call: the network.
+        use: puts the named weights in force.
+        negative: conditioning of the negative prompt, batch size 1.
+        latent_shape: (C, h, w) of every picture.
+        batch_size: pictures drawn at a time.
+    """
+
+    checkpoint: LoadedCheckpoint
+    call: NetworkCall
+    use: Callable[[str], None]
+    negative: Conditioning
+    latent_shape: tuple[int, int, int]
+    guidance_rescale: float = 0.0
+    batch_size: int = BATCH
+
+    def draw(self, setting: ArmSetting, material: EvaluationSet) -> list[list[np.ndarray]]:
+        """Pictures of one arm, by [prompt][seed]."""
+        jobs = [(p, seed) for p in range(len(material.prompts)) for seed in material.seeds]
+        latents = start_latents(
+            self.call.schedule,
+            [seed for _, seed in jobs],
+            self.latent_shape,
+            float(setting.legs[0].sigmas[0]),
         )
-        flat += list(decode(session.checkpoint, latents))
-    seconds = (time.perf_counter() - started) / len(jobs)
-    count = len(material.seeds)
-    pictures = [flat[i : i + count] for i in range(0, len(flat), count)]
-    return Arm(
-        name=setting.name,
-        note=setting.note,
-        evaluations=setting.evaluations,
-        seconds_per_picture=seconds,
-        pictures=pictures,
-        measures=measures(material.prompts, pictures),
+        for leg in setting.legs:
+            self.use(leg.weights)
+            latents = self._through(leg, latents, [material.conditioning[p] for p, _ in jobs])
+        flat = list(decode(self.checkpoint, latents))
+        count = len(material.seeds)
+        return [flat[i : i + count] for i in range(0, len(flat), count)]
+
+    def _through(self, leg: Leg, latents: Tensor, prompts: list[Conditioning]) -> Tensor:
+        parts, first = [], 0
+        while first < len(prompts):
+            last = first + 1
+            while last < min(len(prompts), first + self.batch_size) and prompts[
+                first
+            ].batches_exactly_with(prompts[last]):
+                last += 1
+            parts.append(
+                integrate(
+                    self.call,
+                    latents[first:last],
+                    Conditioning.cat(prompts[first:last]),
+                    self.negative,
+                    leg.sigmas,
+                    guidance_scale=leg.guidance_scale,
+                    guidance_rescale=self.guidance_rescale,
+                )
+            )
+            first = last
+        return torch.cat(parts)
+
+
+def evaluate(
+    painter: Painter,
+    settings: Sequence[ArmSetting],
+    material: EvaluationSet,
+    measures: MeasureSet,
+    report: Callable[[str], None],
+) -> list[Arm]:
+    """All arms drawn and measured, the teacher first; seconds are per picture, decoding included.
+
+    Every arm starts each prompt and seed from the same noise.
+    """
+    arms: list[Arm] = []
+    for setting in settings:
+        report(f"Drawing: {setting.name}")
+        started = time.perf_counter()
+        pictures = painter.draw(setting, material)
+        seconds = time.perf_counter() - started
+        teacher = arms[0].pictures if arms else pictures
+        arms.append(
+            Arm(
+                name=setting.name,
+                note=setting.note,
+                evaluations=setting.evaluations,
+                seconds_per_picture=seconds / (len(material.prompts) * len(material.seeds)),
+                pictures=pictures,
+                measures=measures(material.prompts, pictures, teacher),
+            )
+        )
+    return arms
+
+
+def teacher_arms(
+    own: Tensor, few: Tensor, guidance_scale: float, weights: str = "teacher"
+) -> tuple[ArmSetting, ArmSetting]:
+    """The teacher at its own guided steps, and bare on a student's grid.
+
+    Args:
+        own: the teacher's noise levels, shape (steps + 1,).
+        few: the student's, shape (N + 1,).
+        weights: what the painter knows it by.
+    """
+    guided = ArmSetting(
+        name=f"Teacher, {len(own) - 1} steps, guidance {guidance_scale:g}",
+        note="The checkpoint as it is meant to be used.",
+        legs=(Leg(weights=weights, sigmas=own, guidance_scale=guidance_scale),),
     )
+    bare = ArmSetting(
+        name=f"Bare teacher, {len(few) - 1} steps",
+        note="The same checkpoint on the student's grid, without guidance: what few steps look "
+        "like without distillation.",
+        legs=(Leg(weights=weights, sigmas=few),),
+    )
+    return guided, bare
 
 
-SHAPES_LABELS = {
-    "valid": ("Clean pictures", "Share of pictures with one clean shape on its background."),
-    "adherence": ("Follows prompt", "Share that are clean and show everything the prompt says."),
-    "diversity": (
-        "Diversity",
-        "How evenly what the prompt leaves open is spread over the seeds: mean entropy of the "
-        "unsaid attributes of clean pictures, 100% is perfectly even.",
-    ),
-}
-
-
-def shapes_measures(prompts: Sequence[str], pictures: list[list[np.ndarray]]) -> dict[str, float]:
-    """Exact counts for the embedded teachers: clean pictures, prompt adherence, diversity."""
-    pairs = [
-        (prompt, measure(picture))
-        for prompt, row in zip(prompts, pictures, strict=True)
-        for picture in row
-    ]
-    spread = unsaid_entropy(pairs)
-    named = {f"diversity_{name}": spread[name] for name in ATTRIBUTES if name in spread}
-    return {
-        "valid": sum(found.valid for _, found in pairs) / len(pairs),
-        "adherence": sum(adherence(prompt, found) for prompt, found in pairs) / len(pairs),
-        "diversity": sum(named.values()) / max(1, len(named)),
-        **named,
-    }
+def rival_arm(weights: str, few: Tensor, name: str, without: str = "teacher") -> ArmSetting:
+    """The rival that needs no training of ours: `weights` off at the first step, on afterwards."""
+    legs = (Leg(weights=without, sigmas=few[:2]), Leg(weights=weights, sigmas=few[1:]))
+    note = "The checkpoint draws the first step, the LoRA the others: costs no training."
+    return ArmSetting(name=name, note=note, legs=legs)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.prediction import to_x0
 from ...core.sampler import sample_few_step
-from ...core.schedule import FlowSchedule, Levels
+from ...core.schedule import FlowSchedule, Levels, Schedule
 from .batches import start_noise
 from .conditioning import Conditioning
 from .guidance import guided
@@ -47,7 +47,50 @@ def host_denoiser(
     return model
 
 
+def start_latents(
+    schedule: Schedule, seeds: Sequence[int], latent_shape: tuple[int, int, int], sigma: float
+) -> Tensor:
+    """The noise that pictures of these seeds start from at `sigma`, on the CPU, (B, C, h, w).
+
+    A seed alone decides its noise, whatever stands beside it in the batch.
+    """
+    noise = torch.stack([start_noise(seed, latent_shape) for seed in seeds])
+    return noise if isinstance(schedule, FlowSchedule) else noise * (1 + sigma**2) ** 0.5
+
+
 @torch.no_grad()
+def integrate(
+    call: NetworkCall,
+    latents: Tensor,
+    conditional: Conditioning,
+    unconditional: Conditioning,
+    sigmas: Tensor,
+    *,
+    guidance_scale: float = 1.0,
+    guidance_rescale: float = 0.0,
+) -> Tensor:
+    """Latents moved from sigmas[0] to sigmas[-1], float32 on the CPU, shape (B, C, h, w).
+
+    Args:
+        latents: in the hosts' convention (VP: x0 + sigma * eps), shape (B, C, h, w).
+        conditional: prompts, batch size B.
+        unconditional: negative prompt, batch size 1 or B.
+        sigmas: decreasing levels, shape (N + 1,); the schedule's own or a recipe's.
+    """
+    negative = unconditional
+    if len(negative) == 1:
+        negative = negative.repeat(len(latents))
+    model = host_denoiser(
+        call,
+        conditional.to(call.device),
+        negative.to(call.device),
+        guidance_scale,
+        guidance_rescale,
+    )
+    sigmas = sigmas.to(call.device, torch.float32)
+    return sample_few_step(model, latents.to(call.device), sigmas).cpu()
+
+
 def sample_latents(
     call: NetworkCall,
     conditional: Conditioning,
@@ -67,18 +110,12 @@ def sample_latents(
         seeds: seed of each picture's start noise; it alone decides the noise.
         sigmas: decreasing levels ending in 0, shape (N + 1,); the schedule's own or a recipe's.
     """
-    negative = unconditional
-    if len(negative) == 1:
-        negative = negative.repeat(len(seeds))
-    noise = torch.stack([start_noise(seed, latent_shape) for seed in seeds])
-    sigmas = sigmas.to("cpu", torch.float32)
-    if not isinstance(call.schedule, FlowSchedule):
-        noise = noise * (1 + sigmas[0] ** 2).sqrt()
-    model = host_denoiser(
+    return integrate(
         call,
-        conditional.to(call.device),
-        negative.to(call.device),
-        guidance_scale,
-        guidance_rescale,
+        start_latents(call.schedule, seeds, latent_shape, float(sigmas[0])),
+        conditional,
+        unconditional,
+        sigmas,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
     )
-    return sample_few_step(model, noise.to(call.device), sigmas.to(call.device)).cpu()

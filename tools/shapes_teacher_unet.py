@@ -1,0 +1,223 @@
+"""Stages of the SD 1.x teacher: a small eps-predicting UNet, its text model and its decoder.
+
+SD 1.x latents have 4 channels, the code of `shapes_teacher_vae.code` has 16. So the code is taken
+on 4x4 cells of 16x16 pixels, and each cell's 16 numbers lie in the 2x2 latent pixels that stand for
+it (`interleaved`). One of the 16 is a constant, by which a convolution, blind to where it stands,
+can tell which of the four it looks at; the shape makes do with two numbers instead of three.
+
+The decoder starts from the SD3 teacher's, which draws the same pictures from the same numbers. The
+file holds no encoder: nothing needs one, and the 8 MB that it may have are better spent.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import shapes_teacher_denoiser as sd3
+import shapes_teacher_vae as vae
+import torch
+from shapes_teacher_common import Training, device, part
+from torch import Tensor, nn
+from torch.nn import functional
+
+LATENT_CHANNELS, CELLS = 4, 4
+SQUARE = 1.25 * np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+MARKER = 2.5
+SLOTS = (0, 1, 2, 6, 3, 4, 5, 7, 10, 11, 12, 13, 9, 14, 15, 8)
+"""Which channel of the 16 lies in each of the 4 x (2x2) places; the last one is the marker's."""
+NOISY = (0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14)
+"""Places that tell classes, where the decoder is shown offsets alike in the whole picture."""
+UNET = {
+    "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (32, 96),
+    "layers_per_block": 1, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 8,
+    "cross_attention_dim": sd3.TEXT_WIDTH, "norm_num_groups": 32,
+}  # fmt: skip
+BATCH, CYCLES, PEAK, DECAY = 128, (4500,), 2e-3, 0.995
+DECODER_BATCH, DECODER_CYCLES, DECODER_PEAK = 16, (1500, 1000), 1e-3
+LATENT_NOISE, OFFSET = (0.15, 0.05), (0.35, 0.3)
+LEVELS = 1000
+
+
+def code(scenes, plans) -> np.ndarray:
+    """The latents that stand for the pictures, fp32, shape (N, 4, 8, 8)."""
+    from dpdmd_studio.trainer.engine import shapes
+
+    cells = vae.code(scenes, plans, cell=shapes.RESOLUTION // CELLS)
+    square = SQUARE[[shapes.SHAPES.index(scene.shape) for scene in scenes]]
+    cells[:, 6:8] = square[:, :, None, None]
+    cells[:, 8] = MARKER
+    return interleaved(cells[:, SLOTS])
+
+
+def interleaved(cells: np.ndarray) -> np.ndarray:
+    """(N, 16, 4, 4) as (N, 4, 8, 8): channel 4 c + 2 p + q goes to row 2 i + p, column 2 j + q."""
+    return functional.pixel_shuffle(torch.from_numpy(np.ascontiguousarray(cells)), 2).numpy()
+
+
+class Teacher(nn.Module):
+    """The denoiser and its text model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from diffusers import UNet2DConditionModel
+
+        self.unet = UNet2DConditionModel(**UNET)
+        nn.init.zeros_(self.unet.conv_out.weight)
+        self.text = sd3.text_model()
+
+    def compile_parts(self) -> None:
+        """Let torch's compiler fuse the networks; the same function, faster."""
+        self.unet.compile()
+        self.text.compile()
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """Context after the final norm, shape (N, L, D)."""
+        return self.text(input_ids=rows).last_hidden_state
+
+    def eps(self, x_t: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """The predicted noise, shape of x_t; timestep has shape (N,)."""
+        return self.unet(x_t, timestep, context, return_dict=False)[0]
+
+
+def scales(timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha, std) of SD's schedule at whole timesteps; shape (N, 1, 1, 1) each."""
+    from dpdmd_studio.core.schedule import VPSchedule
+
+    schedule = VPSchedule()
+    alpha, std = schedule.scales(schedule.sigma_at(timesteps))
+    return alpha[:, None, None, None], std[:, None, None, None]
+
+
+def train(folder: Path, seed: int, compiled: bool = False) -> Training:
+    """Train the denoiser, or go on with the training found in the folder."""
+    from dpdmd_studio.trainer.engine import shapes
+
+    torch.manual_seed(seed)
+    place = device()
+    teacher = Teacher().to(place)
+    training = Training(teacher, folder / "unet", CYCLES, PEAK, DECAY)
+    if compiled:
+        teacher.compile_parts()
+
+    def loss_of(update: int) -> Tensor:
+        generator = np.random.default_rng([seed, 4, update])
+        scenes = shapes.random_scenes(BATCH, generator)
+        x0 = torch.from_numpy(code(scenes, shapes.plan(scenes, generator))).to(place)
+        texts = [sd3.training_caption(scene, generator) for scene in scenes]
+        noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
+        eps = torch.randn(x0.shape, generator=noise).to(place)
+        share = (
+            torch.randperm(BATCH, generator=noise) + torch.rand(BATCH, generator=noise)
+        ) / BATCH
+        timesteps = (share * LEVELS).long().clamp(max=LEVELS - 1).to(place)
+        alpha, std = scales(timesteps)
+        context = teacher.encode(sd3.token_rows(texts).to(place))
+        predicted = teacher.eps(alpha * x0 + std * eps, timesteps, context)
+        return (predicted - eps).square().mean()
+
+    training.run(loss_of)
+    return training
+
+
+def decoder_network(start: dict[str, Tensor] | None = None) -> vae.SlimTaesd:
+    """The decoder for interleaved latents; of the SD3 teacher's weights all but the first layer."""
+    network = vae.SlimTaesd(LATENT_CHANNELS)
+    del network.taesd_encoder
+    if start is not None:
+        fitting = {k: v for k, v in start.items() if k.startswith("taesd_decoder.")}
+        network.load_state_dict({**network.state_dict(), **fitting})
+    return network
+
+
+def sd3_decoder(asset: Path) -> dict[str, Tensor]:
+    """The trained part of the SD3 teacher's decoder, without its first layer."""
+    from safetensors.torch import load_file
+
+    stored = part(load_file(asset), "first_stage_model.")
+    slots = vae.SlimTaesd().state_dict()
+    kept = {k: v for k, v in slots.items() if k.startswith("taesd_decoder.")}
+    return {
+        name: stored[name][tuple(slice(n) for n in slot.shape)].float()
+        for name, slot in kept.items()
+        if not name.startswith("taesd_decoder.1.")
+    }
+
+
+def train_decoder(folder: Path, seed: int, asset: Path, compiled: bool = False) -> Training:
+    """Train the decoder on codes that are a little off, or go on with the training found."""
+    from dpdmd_studio.trainer.engine import shapes
+
+    torch.manual_seed(seed)
+    place = device()
+    network = decoder_network(sd3_decoder(asset)).to(place, memory_format=torch.channels_last)
+    training = Training(network, folder / "decoder", DECODER_CYCLES, DECODER_PEAK, DECAY)
+    if compiled:
+        network.taesd_decoder.compile()
+
+    def loss_of(update: int) -> Tensor:
+        generator = np.random.default_rng([seed, 5, update])
+        cycle = int(np.searchsorted(np.cumsum(DECODER_CYCLES), update, side="right"))
+        scenes = shapes.random_scenes(DECODER_BATCH, generator)
+        plans = shapes.plan(scenes, generator)
+        pictures = vae.to_tensor(shapes.render(plans), place)
+        noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
+        latents = torch.from_numpy(code(scenes, plans))
+        latents = off(latents, noise, LATENT_NOISE[cycle], OFFSET[cycle]).to(place)
+        return vae.drawing_loss(network.taesd_decoder(latents), pictures)
+
+    training.run(loss_of)
+    return training
+
+
+def off(latents: Tensor, noise: torch.Generator, strength: float, offset: float) -> Tensor:
+    """Latents with noise, and with offsets that are alike in all cells of a picture."""
+    count = len(latents)
+    own = strength * torch.rand(count, 1, 1, 1, generator=noise)
+    latents = latents + own * torch.randn(latents.shape, generator=noise)
+    shift = torch.zeros(count, 16, 1, 1)
+    shift[:, NOISY] = torch.randn(count, len(NOISY), 1, 1, generator=noise)
+    shift *= offset * torch.rand(count, 1, 1, 1, generator=noise)
+    return latents + functional.pixel_shuffle(shift.expand(-1, -1, CELLS, CELLS), 2)
+
+
+def load(folder: Path) -> Teacher:
+    """The averaged teacher of a finished stage, in evaluation mode, on `device()`."""
+    from safetensors.torch import load_file
+
+    teacher = Teacher()
+    teacher.load_state_dict(part(load_file(folder / "unet" / "state.safetensors"), "average."))
+    return teacher.to(device()).eval()
+
+
+def load_decoder(folder: Path) -> vae.SlimTaesd:
+    """The averaged decoder of a finished stage, in evaluation mode, on `device()`."""
+    from safetensors.torch import load_file
+
+    network = decoder_network()
+    network.load_state_dict(part(load_file(folder / "decoder" / "state.safetensors"), "average."))
+    return network.to(device(), memory_format=torch.channels_last).eval()
+
+
+@torch.inference_mode()
+def sample(teacher: Teacher, texts: list[str], noise: Tensor, steps: int, scale: float) -> Tensor:
+    """Latents of guided DDIM steps on the trailing grid, from noise (N, 4, 8, 8)."""
+    from dpdmd_studio.core.schedule import trailing_positions
+
+    context = teacher.encode(sd3.token_rows(texts).to(noise.device))
+    if scale != 1.0:
+        empty = teacher.encode(sd3.token_rows([""] * len(texts)).to(noise.device))
+        context = torch.cat([context, empty])
+    positions = trailing_positions(steps)
+    x_t = noise
+    for now, after in itertools.pairwise(positions):
+        twice = x_t if scale == 1.0 else torch.cat([x_t, x_t])
+        eps = teacher.eps(twice, now.expand(len(twice)).to(noise.device), context)
+        if scale != 1.0:
+            conditional, unconditional = eps.chunk(2)
+            eps = unconditional + scale * (conditional - unconditional)
+        (alpha, std), (alpha_after, std_after) = scales(now[None]), scales(after[None])
+        x_t = alpha_after * (x_t - std * eps) / alpha + std_after * eps
+    return x_t

@@ -1,10 +1,12 @@
-"""Makes `trainer/assets/shapes-sd3.safetensors`, the embedded teacher, from nothing.
+"""Makes the embedded teachers, `trainer/assets/shapes-sd3.safetensors` and `-sd1`, from nothing.
 
-    python tools/make_shapes_teacher.py all --folder FOLDER
+    python tools/make_shapes_teacher.py all --layout sd3 --folder FOLDER
+    python tools/make_shapes_teacher.py all --layout sd1 --folder FOLDER
 
-Stages, each at most 40 minutes on two cores and minutes on a GPU:
-    vae        a small autoencoder in TAESD's layout, on pictures drawn as it goes
-    denoiser   a small MMDiT and its text model, flow matching on that autoencoder's latents
+Stages, of about an hour or less each on two cores and minutes on a GPU:
+    vae        a small autoencoder in TAESD's layout, on pictures drawn as it goes; the SD1 teacher
+               takes over the decoder of the SD3 one, which must be there
+    denoiser   a small MMDiT (SD3, flow matching) or UNet (SD1, eps prediction) and its text model
     export     guidance chosen on training captions, the file written and read back
     verify     held-out captions sampled with 30 guided steps and measured; the summary written
 A stage that was stopped goes on from its last checkpoint (every three minutes) when called again;
@@ -19,37 +21,57 @@ import logging
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import LOG, ROOT, mount
+from shapes_teacher_common import LOG, ROOT, Training, device, mount
 
 ASSETS = ROOT / "trainer" / "assets"
 STAGES = ("vae", "denoiser", "export", "verify")
 
 
+def train_stage(stage: str, options: argparse.Namespace) -> tuple[Training, int, float]:
+    """The finished training of a stage, its batch size and its peak learning rate."""
+    import shapes_teacher_denoiser as denoiser
+    import shapes_teacher_unet as unet
+    import shapes_teacher_vae as vae
+
+    folder, seed, compiled = options.folder, options.seed, options.compile
+    if options.layout == "sd3":
+        module = vae if stage == "vae" else denoiser
+        return module.train(folder, seed, compiled), module.BATCH, module.PEAK
+    if stage == "denoiser":
+        return unet.train(folder, seed, compiled), unet.BATCH, unet.PEAK
+    training = unet.train_decoder(folder, seed, asset(options, "sd3"), compiled)
+    return training, unet.DECODER_BATCH, unet.DECODER_PEAK
+
+
 def run_stage(stage: str, options: argparse.Namespace) -> dict:
     """What the stage has to say for the summary."""
-    import shapes_teacher_denoiser as denoiser
-    import shapes_teacher_export as export
-    import shapes_teacher_vae as vae
+    import shapes_teacher_export as sd3_export
+    import shapes_teacher_unet_export as sd1_export
     import shapes_teacher_verify as verify
 
-    folder, target = options.folder, options.assets / "shapes-sd3.safetensors"
+    target = asset(options, options.layout)
+    export = sd3_export if options.layout == "sd3" else sd1_export
     if stage in ("vae", "denoiser"):
-        module = vae if stage == "vae" else denoiser
-        training = module.train(folder, options.seed, options.compile)
+        training, batch, peak = train_stage(stage, options)
         return {
             "updates_per_cycle": training.cycles,
-            "batch": module.BATCH,
-            "peak_learning_rate": module.PEAK,
+            "batch": batch,
+            "peak_learning_rate": peak,
             "seconds": round(training.seconds),
-            "device": f"{vae.device().type}, {options.threads} threads",
+            "device": f"{device().type}, {options.threads} threads",
             "loss": thinned(training.curve),
         }
     if stage == "export":
-        export.write(folder, target, 1.0, verify.STEPS)
-        scale, table = verify.choose_guidance(verify.read(target))
-        size = export.write(folder, target, scale, verify.STEPS)
+        export.write(options.folder, target, 1.0, verify.STEPS)
+        scale, table = verify.choose_guidance(export.Models(target))
+        size = export.write(options.folder, target, scale, verify.STEPS)
         return {"bytes": size, "guidance_scale": scale, "on_training_captions": table}
-    return verify.verify(target, folder)
+    return verify.verify(export.Models(target), target, options.folder)
+
+
+def asset(options: argparse.Namespace, layout: str) -> Path:
+    """Where the teacher of that layout goes."""
+    return options.assets / f"shapes-{layout}.safetensors"
 
 
 def thinned(curve: list, points: int = 30) -> list:
@@ -62,6 +84,7 @@ def main() -> None:
     """Command line; see the head of this file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("--layout", choices=("sd3", "sd1"), default="sd3")
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints and reports")
     parser.add_argument("--assets", type=Path, default=ASSETS, help="where the file goes")
     parser.add_argument("--seed", type=int, default=0)
@@ -77,25 +100,27 @@ def main() -> None:
         (options.folder / f"{stage}.json").write_text(json.dumps(facts, indent=1))
         LOG.info("%s: %s", stage, facts)
     if options.stage in ("verify", "all"):
-        write_summary(options.folder, options.assets, options.seed)
+        write_summary(options)
 
 
-def write_summary(folder: Path, assets: Path, seed: int) -> None:
-    """All stages' facts in `shapes-sd3.json` beside the file."""
+def write_summary(options: argparse.Namespace) -> None:
+    """All stages' facts in a .json beside the file."""
     from dpdmd_studio.core.hashes import file_sha256
 
+    target = asset(options, options.layout)
     summary: dict = {
-        "command": "python tools/make_shapes_teacher.py all --folder FOLDER",
-        "sha256": file_sha256(assets / "shapes-sd3.safetensors"),
-        "seed": seed,
+        "command": "python tools/make_shapes_teacher.py all "
+        f"--layout {options.layout} --folder FOLDER",
+        "sha256": file_sha256(target),
+        "seed": options.seed,
         "torch": torch.__version__,
     }
     for stage in STAGES:
-        path = folder / f"{stage}.json"
+        path = options.folder / f"{stage}.json"
         if path.exists():
             summary[stage] = json.loads(path.read_text())
     text = json.dumps(summary, indent=1)
-    (assets / "shapes-sd3.json").write_text(text + "\n", encoding="utf-8")
+    target.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     if not summary["verify"]["bars_met"]:
         raise SystemExit("the teacher misses a bar: see verify in the summary")
 

@@ -11,16 +11,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import shapes_teacher_denoiser as denoiser
 import shapes_teacher_vae as vae
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from shapes_teacher_common import device, part
 from torch import Tensor
 from torch.nn import functional
 
 CONTEXT_WIDTH, POOLED_WIDTH = 4096, 2048
 TEXT_PREFIX = "dpdmd_text_encoder."
 SIZE_LIMIT = 16_000_000
+ROUND_TRIP = 200
+"""Pictures encoded or decoded at a time."""
 OUTER = {
     "pos_embed.pos_embed": "pos_embed",
     "pos_embed.proj": "x_embedder.proj",
@@ -102,7 +106,13 @@ def checkpoint(teacher: denoiser.Teacher, autoencoder: vae.SlimTaesd) -> dict[st
     tensors |= {f"first_stage_model.{k}": v for k, v in vae.padded(autoencoder).items()}
     tensors["first_stage_model.vae_scale"] = torch.tensor(1.0)
     tensors["first_stage_model.vae_shift"] = torch.tensor(0.0)
-    for name, value in teacher.text.state_dict().items():
+    return finished(tensors, teacher.text)
+
+
+def finished(tensors: dict[str, Tensor], text: torch.nn.Module) -> dict[str, Tensor]:
+    """The tensors in fp16, with those of the text model and the tokens that it knows."""
+    tensors = dict(tensors)
+    for name, value in text.state_dict().items():
         if not name.endswith("position_ids"):
             name = name.removeprefix("text_model.")
             tensors[f"{TEXT_PREFIX}transformer.text_model.{name}"] = value
@@ -114,23 +124,30 @@ def checkpoint(teacher: denoiser.Teacher, autoencoder: vae.SlimTaesd) -> dict[st
 
 def write(folder: Path, target: Path, guidance_scale: float, steps: int) -> int:
     """Write the file and prove that diffusers reads the same weights from it; returns its size."""
-    from dpdmd_studio.trainer.engine import shapes
-
     teacher = denoiser.load(folder)
     tensors = checkpoint(teacher, vae.load(folder))
     _check_round_trip(teacher, tensors)
+    return save(tensors, target, "SD3", (guidance_scale, steps), SIZE_LIMIT)
+
+
+def save(
+    tensors: dict[str, Tensor], target: Path, layout: str, sampling: tuple[float, int], limit: int
+) -> int:
+    """Write the tensors with what the file has to say of itself; returns its size in bytes."""
+    from dpdmd_studio.trainer.engine import shapes
+
     facts = {
-        "guidance_scale": guidance_scale,
-        "steps": steps,
+        "guidance_scale": sampling[0],
+        "steps": sampling[1],
         "resolution": shapes.RESOLUTION,
         "drawing_version": shapes.DRAWING_VERSION,
     }
-    title = "DP-DMD Studio shapes teacher (SD3 layout)"
+    title = f"DP-DMD Studio shapes teacher ({layout} layout)"
     metadata = {"format": "pt", "modelspec.title": title, "dpdmd.shapes": json.dumps(facts)}
     save_file(tensors, target, metadata)
     size = target.stat().st_size
-    if size > SIZE_LIMIT:
-        raise RuntimeError(f"{target} has {size} bytes; at most {SIZE_LIMIT} are allowed")
+    if size > limit:
+        raise RuntimeError(f"{target} has {size} bytes; at most {limit} are allowed")
     return size
 
 
@@ -145,3 +162,58 @@ def _check_round_trip(teacher: denoiser.Teacher, tensors: dict[str, Tensor]) -> 
     for name, value in wanted.items():
         if not torch.equal(back[name], value.cpu().half()):
             raise RuntimeError(f"{name} does not survive the conversion")
+
+
+class Models:
+    """Teacher and diffusers' autoencoder out of the written file, in fp32 on `device()`."""
+
+    latent_shape = (vae.LATENT_CHANNELS, 8, 8)
+
+    def __init__(self, path: Path) -> None:
+        from diffusers import AutoencoderTiny
+        from diffusers.loaders.single_file_utils import (
+            convert_sd3_transformer_checkpoint_to_diffusers,
+        )
+
+        tensors = {k: v.float() for k, v in load_file(path).items()}
+        mmdit = {k: v for k, v in tensors.items() if k.startswith("model.diffusion_model.")}
+        wide = convert_sd3_transformer_checkpoint_to_diffusers(mmdit)
+        for name in ("context_embedder", "time_text_embed.text_embedder.linear_1"):
+            wide[f"{name}.weight"] = wide[f"{name}.weight"][:, : denoiser.TEXT_WIDTH].clone()
+        teacher = denoiser.Teacher()
+        teacher.transformer.load_state_dict(wide)
+        load_text(teacher.text, tensors)
+        autoencoder = AutoencoderTiny(latent_channels=vae.LATENT_CHANNELS)
+        renamed = {}
+        for name, value in part(tensors, "first_stage_model.taesd_").items():
+            side, index, rest = name.split(".", 2)
+            renamed[f"{side}.layers.{int(index) - (side == 'decoder')}.{rest}"] = value
+        autoencoder.load_state_dict(renamed)
+        self.teacher = teacher.to(device()).eval()
+        self.autoencoder = autoencoder.to(device()).eval()
+
+    def latents(self, texts: list[str], noise: Tensor, steps: int, scale: float) -> Tensor:
+        """Guided samples that start from the noise (N, C, h, w)."""
+        return denoiser.sample(self.teacher, texts, noise, steps, scale)
+
+    @torch.inference_mode()
+    def pictures(self, latents: Tensor) -> np.ndarray:
+        """uint8 pictures of latents (N, C, h, w), as a host decodes them."""
+        space = latents / vae.LATENT_SCALE + vae.LATENT_SHIFT
+        return vae.to_pictures(self.autoencoder.decode(space).sample / 2 + 0.5)
+
+    @torch.inference_mode()
+    def redrawn(self, scenes, plans, drawn: np.ndarray) -> np.ndarray:
+        """The pictures encoded and decoded."""
+        seen = torch.from_numpy(drawn).to(device()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        space = torch.cat([self.autoencoder.encode(x).latents for x in seen.split(ROUND_TRIP)])
+        made = [self.autoencoder.decode(z).sample for z in space.split(ROUND_TRIP)]
+        return vae.to_pictures(torch.cat(made) / 2 + 0.5)
+
+
+def load_text(text: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Fill the text model from the file's tensors."""
+    stored = part(tensors, f"{TEXT_PREFIX}transformer.")
+    if next(iter(text.state_dict())).startswith("embeddings."):
+        stored = {k.removeprefix("text_model."): v for k, v in stored.items()}
+    text.load_state_dict(stored)

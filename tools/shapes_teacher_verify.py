@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import shapes_teacher_denoiser as denoiser
-import shapes_teacher_export as export
-import shapes_teacher_vae as vae
 import torch
 from PIL import Image
-from shapes_teacher_common import LOG, device, part
+from shapes_teacher_common import LOG, device
 from torch import Tensor
 
 STEPS = 30
@@ -24,53 +22,38 @@ BATCH = 200
 CAPTIONS_TO_CHOOSE, CAPTIONS_TO_VERIFY, REPEATED, SEEDS_EACH = 400, 1500, 12, 120
 
 
-def read(path: Path) -> tuple[denoiser.Teacher, torch.nn.Module]:
-    """Teacher and diffusers autoencoder out of the written file, in fp32 on `device()`."""
-    from diffusers import AutoencoderTiny
-    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
-    from safetensors.torch import load_file
+class Models(Protocol):
+    """A teacher read back from its file, in evaluation mode."""
 
-    tensors = {k: v.float() for k, v in load_file(path).items()}
-    mmdit = {k: v for k, v in tensors.items() if k.startswith("model.diffusion_model.")}
-    wide = convert_sd3_transformer_checkpoint_to_diffusers(mmdit)
-    for name in ("context_embedder", "time_text_embed.text_embedder.linear_1"):
-        wide[f"{name}.weight"] = wide[f"{name}.weight"][:, : denoiser.TEXT_WIDTH].clone()
-    teacher = denoiser.Teacher()
-    teacher.transformer.load_state_dict(wide)
-    text = part(tensors, f"{export.TEXT_PREFIX}transformer.")
-    if next(iter(teacher.text.state_dict())).startswith("embeddings."):
-        text = {k.removeprefix("text_model."): v for k, v in text.items()}
-    teacher.text.load_state_dict(text)
-    autoencoder = AutoencoderTiny(latent_channels=vae.LATENT_CHANNELS)
-    taesd = part(tensors, "first_stage_model.taesd_")
-    renamed = {}
-    for name, value in taesd.items():
-        side, index, rest = name.split(".", 2)
-        renamed[f"{side}.layers.{int(index) - (side == 'decoder')}.{rest}"] = value
-    autoencoder.load_state_dict(renamed)
-    return teacher.to(device()).eval(), autoencoder.to(device()).eval()
+    latent_shape: tuple[int, int, int]
+
+    def latents(self, texts: list[str], noise: Tensor, steps: int, scale: float) -> Tensor:
+        """Guided samples that start from the noise (N, C, h, w)."""
+        ...
+
+    def pictures(self, latents: Tensor) -> np.ndarray:
+        """uint8 pictures of latents (N, C, h, w), as a host decodes them."""
+        ...
+
+    def redrawn(self, scenes, plans, drawn: np.ndarray) -> np.ndarray:
+        """Drawn pictures made again from the latents that stand for them."""
+        ...
 
 
-@torch.inference_mode()
-def decode(autoencoder: torch.nn.Module, latents: Tensor) -> np.ndarray:
-    """uint8 pictures of latents in the denoiser's space, as a host decodes them."""
-    space = latents / vae.LATENT_SCALE + vae.LATENT_SHIFT
-    return vae.to_pictures(autoencoder.decode(space).sample / 2 + 0.5)
-
-
-def pictures_of(models, texts: list[str], seed: int, scale: float, steps: int = STEPS):
+def pictures_of(models: Models, texts: list[str], seed: int, scale: float, steps: int = STEPS):
     """Pictures for the captions; picture i starts from the noise of seed + i."""
-    teacher, autoencoder = models
     found = []
     for start in range(0, len(texts), BATCH):
         some = texts[start : start + BATCH]
         seeds = range(seed + start, seed + start + len(some))
-        noise = torch.stack(
-            [torch.randn(16, 8, 8, generator=torch.Generator("cpu").manual_seed(s)) for s in seeds]
-        )
-        latents = denoiser.sample(teacher, some, noise.to(device()), steps, scale)
-        found.append(decode(autoencoder, latents))
+        noise = torch.stack([start_noise(s, models.latent_shape) for s in seeds])
+        found.append(models.pictures(models.latents(some, noise.to(device()), steps, scale)))
     return np.concatenate(found)
+
+
+def start_noise(seed: int, shape: tuple[int, int, int]) -> Tensor:
+    """The noise that every host draws for this seed."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def counted(texts: list[str], pictures: np.ndarray) -> dict:
@@ -91,7 +74,7 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {k: round(v, 4) for k, v in values.items()}
 
 
-def choose_guidance(models) -> tuple[float, dict]:
+def choose_guidance(models: Models) -> tuple[float, dict]:
     """Lowest scale that serves on training captions, and what each scale gave there."""
     from dpdmd_studio.trainer.engine import shapes
 
@@ -116,34 +99,33 @@ def drawn_like(texts: list[str], seed: int) -> np.ndarray:
     return shapes.draw(scenes, generator)
 
 
-def round_trip(autoencoder: torch.nn.Module, count: int = 1000) -> dict:
-    """How many drawn pictures measure the same after encoding and decoding."""
+def round_trip(models: Models, count: int = 1000) -> dict:
+    """How many drawn pictures measure the same after being made again from their latents."""
     from dpdmd_studio.trainer.engine import shapes, shapes_measure
 
     generator = np.random.default_rng(77)
-    drawn = shapes.draw(shapes.random_scenes(count, generator), generator)
-    with torch.inference_mode():
-        seen = torch.from_numpy(drawn).to(device()).permute(0, 3, 1, 2).float() / 127.5 - 1
-        parts = [autoencoder.encode(x).latents for x in seen.split(BATCH)]
-        again = vae.to_pictures(torch.cat([autoencoder.decode(z).sample for z in parts]) / 2 + 0.5)
+    scenes = shapes.random_scenes(count, generator)
+    plans = shapes.plan(scenes, generator)
+    drawn = shapes.render(plans)
+    again = models.redrawn(scenes, plans, drawn)
     before, after = shapes_measure.measure_all(drawn), shapes_measure.measure_all(again)
     same = sum(a == b and a.valid for a, b in zip(before, after, strict=True))
     error = np.abs(again.astype(float) - drawn).mean()
     return {"pictures": count, "same": same / count, "mean_absolute_error": round(error, 3)}
 
 
-def verify(path: Path, folder: Path) -> dict:
+def verify(models: Models, path: Path, folder: Path) -> dict:
     """All held-out numbers of the written file; raises when a bar is missed."""
     from dpdmd_studio.trainer.engine import shapes
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         scale = json.loads(file.metadata()["dpdmd.shapes"])["guidance_scale"]
-    models, started = read(path), time.monotonic()
+    started = time.monotonic()
     texts = shapes.caption_sample(True, CAPTIONS_TO_VERIFY, seed=2)
     pictures = pictures_of(models, texts, 100_000, scale)
     save_grid(pictures[:60], folder / "held_out.png")
-    result = {"guidance_scale": scale, "steps": STEPS, "round_trip": round_trip(models[1])}
+    result = {"guidance_scale": scale, "steps": STEPS, "round_trip": round_trip(models)}
     result["held_out"] = counted(texts, pictures)
     result["drawn_for_the_same_captions"] = counted(texts, drawn_like(texts, 3))
     result["one_caption_many_seeds"] = repeated(models, scale)
@@ -156,7 +138,7 @@ def verify(path: Path, folder: Path) -> dict:
     return result
 
 
-def repeated(models, scale: float) -> dict:
+def repeated(models: Models, scale: float) -> dict:
     """Entropy of unsaid attributes within one caption, averaged over captions; also relative."""
     from dpdmd_studio.trainer.engine import shapes
 

@@ -5,7 +5,7 @@
 
 Stages, of about an hour or less each on two cores and minutes on a GPU:
     vae        a small autoencoder in TAESD's layout, on pictures drawn as it goes; the SD1 teacher
-               takes over the decoder of the SD3 one, which must be there
+               has the decoder of the SD3 one, which must be there, with first layers of its own
     denoiser   a small MMDiT (SD3, flow matching) or UNet (SD1, eps prediction) and its text model
     export     guidance chosen on training captions, the file written and read back
     verify     held-out captions sampled with 30 guided steps and measured; the summary written

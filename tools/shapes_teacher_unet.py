@@ -5,8 +5,9 @@ on 4x4 cells of 16x16 pixels, and each cell's 16 numbers lie in the 2x2 latent p
 it (`interleaved`). One of the 16 is a constant, by which a convolution, blind to where it stands,
 can tell which of the four it looks at; the shape makes do with two numbers instead of three.
 
-The decoder starts from the SD3 teacher's, which draws the same pictures from the same numbers. The
-file holds no encoder: nothing needs one, and the 8 MB that it may have are better spent.
+The decoder is the SD3 teacher's, which draws the same pictures from the same numbers, with new
+first layers that sort these. The file holds no encoder: nothing needs one, and the 8 MB that it may
+have are better spent.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ UNET = {
     "cross_attention_dim": sd3.TEXT_WIDTH, "norm_num_groups": 32,
 }  # fmt: skip
 BATCH, CYCLES, PEAK, DECAY = 128, (4500,), 2e-3, 0.995
-DECODER_BATCH, DECODER_CYCLES, DECODER_PEAK = 16, (1500, 1000), 1e-3
-LATENT_NOISE, OFFSET = (0.15, 0.05), (0.35, 0.3)
+DECODER_BATCH, DECODER_CYCLES, DECODER_PEAK = 64, (3000,), 2e-3
+FRONT = 6
+"""Layers of the decoder before its first enlargement."""
+LATENT_NOISE, OFFSET = 0.1, 0.3
 LEVELS = 1000
 
 
@@ -122,64 +125,65 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
     return training
 
 
-def decoder_network(start: dict[str, Tensor] | None = None) -> vae.SlimTaesd:
-    """The decoder for interleaved latents; of the SD3 teacher's weights all but the first layer."""
-    network = vae.SlimTaesd(LATENT_CHANNELS)
-    del network.taesd_encoder
-    if start is not None:
-        fitting = {k: v for k, v in start.items() if k.startswith("taesd_decoder.")}
-        network.load_state_dict({**network.state_dict(), **fitting})
-    return network
-
-
-def sd3_decoder(asset: Path) -> dict[str, Tensor]:
-    """The trained part of the SD3 teacher's decoder, without its first layer."""
+def sd3_decoder(asset: Path) -> vae.SlimTaesd:
+    """The SD3 teacher's decoder out of its file; its encoder is left as it was drawn."""
     from safetensors.torch import load_file
 
-    stored = part(load_file(asset), "first_stage_model.")
-    slots = vae.SlimTaesd().state_dict()
-    kept = {k: v for k, v in slots.items() if k.startswith("taesd_decoder.")}
-    return {
+    network, stored = vae.SlimTaesd(), part(load_file(asset), "first_stage_model.")
+    slots = network.state_dict()
+    decoder = {
         name: stored[name][tuple(slice(n) for n in slot.shape)].float()
-        for name, slot in kept.items()
-        if not name.startswith("taesd_decoder.1.")
+        for name, slot in slots.items()
+        if name.startswith("taesd_decoder.")
     }
+    network.load_state_dict(slots | decoder)
+    return network.to(device()).eval()
 
 
 def train_decoder(folder: Path, seed: int, asset: Path, compiled: bool = False) -> Training:
-    """Train the decoder on codes that are a little off, or go on with the training found."""
+    """Train the decoder's first layers, or go on with the training found in the folder.
+
+    They learn to say of these latents what the SD3 teacher's first layers say of its own latents of
+    the same picture; the layers behind them, which draw, are taken over as they are.
+    """
     from dpdmd_studio.trainer.engine import shapes
 
     torch.manual_seed(seed)
     place = device()
-    network = decoder_network(sd3_decoder(asset)).to(place, memory_format=torch.channels_last)
-    training = Training(network, folder / "decoder", DECODER_CYCLES, DECODER_PEAK, DECAY)
+    front = decoder_front().to(place)
+    training = Training(front, folder / "decoder", DECODER_CYCLES, DECODER_PEAK, DECAY)
+    wanted_of = sd3_decoder(asset).taesd_decoder[:FRONT]
     if compiled:
-        network.taesd_decoder.compile()
+        front.compile()
 
     def loss_of(update: int) -> Tensor:
         generator = np.random.default_rng([seed, 5, update])
-        cycle = int(np.searchsorted(np.cumsum(DECODER_CYCLES), update, side="right"))
         scenes = shapes.random_scenes(DECODER_BATCH, generator)
         plans = shapes.plan(scenes, generator)
-        pictures = vae.to_tensor(shapes.render(plans), place)
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
-        latents = torch.from_numpy(code(scenes, plans))
-        latents = off(latents, noise, LATENT_NOISE[cycle], OFFSET[cycle]).to(place)
-        return vae.drawing_loss(network.taesd_decoder(latents), pictures)
+        latents = off(torch.from_numpy(code(scenes, plans)), noise).to(place)
+        with torch.no_grad():
+            theirs = torch.from_numpy(vae.code(scenes, plans)).to(place)
+            wanted = wanted_of(theirs / vae.LATENT_SCALE + vae.LATENT_SHIFT)
+        return (front(latents) - wanted).square().mean() / wanted.var()
 
     training.run(loss_of)
     return training
 
 
-def off(latents: Tensor, noise: torch.Generator, strength: float, offset: float) -> Tensor:
+def decoder_front() -> nn.Sequential:
+    """A new decoder's layers before the first enlargement."""
+    return vae.SlimTaesd(LATENT_CHANNELS).taesd_decoder[:FRONT]
+
+
+def off(latents: Tensor, noise: torch.Generator) -> Tensor:
     """Latents with noise, and with offsets that are alike in all cells of a picture."""
     count = len(latents)
-    own = strength * torch.rand(count, 1, 1, 1, generator=noise)
+    own = LATENT_NOISE * torch.rand(count, 1, 1, 1, generator=noise)
     latents = latents + own * torch.randn(latents.shape, generator=noise)
     shift = torch.zeros(count, 16, 1, 1)
     shift[:, NOISY] = torch.randn(count, len(NOISY), 1, 1, generator=noise)
-    shift *= offset * torch.rand(count, 1, 1, 1, generator=noise)
+    shift *= OFFSET * torch.rand(count, 1, 1, 1, generator=noise)
     return latents + functional.pixel_shuffle(shift.expand(-1, -1, CELLS, CELLS), 2)
 
 
@@ -192,13 +196,16 @@ def load(folder: Path) -> Teacher:
     return teacher.to(device()).eval()
 
 
-def load_decoder(folder: Path) -> vae.SlimTaesd:
-    """The averaged decoder of a finished stage, in evaluation mode, on `device()`."""
+def load_decoder(folder: Path, asset: Path) -> vae.SlimTaesd:
+    """A decoder of the averaged first layers of a finished stage and the SD3 teacher's others."""
     from safetensors.torch import load_file
 
-    network = decoder_network()
-    network.load_state_dict(part(load_file(folder / "decoder" / "state.safetensors"), "average."))
-    return network.to(device(), memory_format=torch.channels_last).eval()
+    front = decoder_front()
+    front.load_state_dict(part(load_file(folder / "decoder" / "state.safetensors"), "average."))
+    network = vae.SlimTaesd(LATENT_CHANNELS)
+    del network.taesd_encoder
+    network.taesd_decoder = nn.Sequential(*front, *sd3_decoder(asset).taesd_decoder[FRONT:].cpu())
+    return network.eval()
 
 
 @torch.inference_mode()

@@ -52,7 +52,7 @@ def write(folder: Path, target: Path, guidance_scale: float, steps: int) -> int:
     """Write the file and prove that diffusers reads the same weights from it; returns its size."""
     teacher = unet.load(folder)
     tensors = {f"{DENOISER}{k}": v for k, v in ldm_names(teacher.unet.state_dict()).items()}
-    decoder = padded_decoder(unet.load_decoder(folder))
+    decoder = padded_decoder(unet.load_decoder(folder, target.with_name("shapes-sd3.safetensors")))
     tensors |= {f"{DECODER}{k}": v for k, v in decoder.items()}
     tensors = sd3_export.finished(tensors, teacher.text)
     wanted, back = teacher.unet.state_dict(), as_diffusers(tensors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, tensor
 
-from ...core.errors import CheckpointError, OutputError, SettingsError
-from ...core.families import SHAPES_KEY, family, identify
+from ...core.errors import OutputError, SettingsError
+from ...core.families import family, identify
 from ...core.lora_file import LoraFile, check_family, read_lora
 from ...core.schedule import Levels, few_step_positions, trailing_positions
-from ...core.tensor_file import read_header
 from ..config import DistillConfig
 from ..home import prompt_cache
 from .checkpoint import LoadedCheckpoint, load_checkpoint
@@ -36,6 +34,7 @@ from .session import (
     text_encoder_files,
 )
 from .shapes import caption_sample
+from .shapes_facts import shapes_facts
 
 DEFAULT_STEPS = 4
 SHAPES_PROMPTS, SHOWN_PROMPTS = 40, 8
@@ -106,21 +105,6 @@ def _compare(request: CompareRequest, report: Report) -> Comparison:
     data = _report_data(request, checkpoint, students, arms, prompts, measures)
     page = write_report(request.output, data)
     return Comparison(page, measures_by_arm(arms), measures.labels, measures.units)
-
-
-def shapes_facts(checkpoint: Path) -> dict[str, Any]:
-    """What an embedded teacher says of itself; empty for every other checkpoint."""
-    if not checkpoint.is_file():
-        return {}
-    text = read_header(checkpoint).metadata.get(SHAPES_KEY, "{}")
-    try:
-        facts = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{checkpoint.name}: its {SHAPES_KEY} metadata is damaged ({error}). Take the file as "
-            "it was shipped."
-        ) from error
-    return facts if isinstance(facts, dict) else {}
 
 
 def chosen_prompts(

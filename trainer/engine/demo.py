@@ -11,23 +11,20 @@ from typing import Any
 import torch
 
 from ...core.errors import OutputError, RunError
-from ...core.schedule import Levels, trailing_positions
 from ..config import DistillConfig
-from ..home import prompt_cache
 from ..request import DistillRequest, ModelFiles
 from .comparison import measures_by_arm, measures_table
-from .evaluate import ArmSetting, EvaluationSet, Leg, Painter, evaluate, rival_arm, teacher_arms
+from .evaluate import evaluate
 from .loop import Progress
 from .picture_features import layout_features
 from .picture_measures import MeasureSet, feature_measures, shapes_measures
-from .prompt_cache import encode_prompts
 from .report import Arm, ReportData, write_report
+from .run_evaluation import evaluation_set, run_arms, session_painter
 from .runner import Outcome, create_run, run_distillation
 from .session import Session
 from .shapes import caption_sample
 
 TEACHER = Path(__file__).parents[1] / "assets" / "shapes-sd3.safetensors"
-TEACHER_STEPS = 30
 TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 40
 EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_008))
 SHOWN_PROMPTS = 6
@@ -116,45 +113,15 @@ def run_demo(
 
 
 def compare(session: Session, report: Callable[[str], None]) -> list[Arm]:
-    """Teacher at its own steps, bare teacher at the student's, zero-training rival, student."""
-    material = evaluation_set(session, report)
-    schedule = session.call.schedule
-    own = Levels.at_positions(schedule, trailing_positions(TEACHER_STEPS)).sigmas
-    few = session.trainer.distiller.levels.sigmas.cpu()
-    count = session.config.num_steps
-    student = ArmSetting(
-        name=f"DP-DMD student, {count} steps",
-        note="The checkpoint with the LoRA that this run made.",
-        legs=(Leg(weights="student", sigmas=few),),
-    )
-    settings = [
-        *teacher_arms(own, few, session.teacher.guidance_scale),
-        rival_arm("student", few, "Student, off at step 1"),
-        student,
-    ]
-    painter = Painter(
-        checkpoint=session.checkpoint,
-        call=session.call,
-        use=session.roles.use,
-        negative=session.negative,
-        latent_shape=session.latent_shapes[0],
-        guidance_rescale=session.config.guidance_rescale,
-    )
-    return evaluate(painter, settings, material, demo_measures(), report)
-
-
-def evaluation_set(session: Session, report: Callable[[str], None]) -> EvaluationSet:
-    """Held-out captions, encoded, and seeds that training never uses."""
+    """All arms on held-out captions and on seeds that training never uses."""
     captions = caption_sample(held_out=True, count=EVALUATION_PROMPTS, seed=0)
-    encoded = encode_prompts(
-        session.checkpoint,
-        captions,
-        clip_skip=session.config.clip_skip,
-        cache_folder=prompt_cache(),
-        device=session.checkpoint.device,
-        report=report,
+    return evaluate(
+        session_painter(session),
+        run_arms(session),
+        evaluation_set(session, captions, EVALUATION_SEEDS, report),
+        demo_measures(),
+        report,
     )
-    return EvaluationSet(tuple(captions), tuple(encoded.values()), EVALUATION_SEEDS)
 
 
 def _report_data(outcome: Outcome, arms: list[Arm], seconds: float) -> ReportData:

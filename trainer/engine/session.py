@@ -15,11 +15,10 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ...core.errors import CheckpointError, SettingsError
-from ...core.families import SHAPES_KEY, Detection, LoraTargets
+from ...core.errors import SettingsError
+from ...core.families import Detection, LoraTargets
 from ...core.hashes import file_sha256
 from ...core.recipe import Recipe
-from ...core.tensor_file import read_header
 from ..config import DistillConfig
 from ..home import prompt_cache
 from ..request import DistillRequest, ModelFiles
@@ -36,6 +35,7 @@ from .network import NetworkCall
 from .prediction_check import check_prediction_type
 from .prompt_cache import EncodedPrompts, encode_prompts, encoder_identity, estimate_cache_bytes
 from .prompt_expansion import PromptSource
+from .shapes_facts import shapes_facts
 from .student_file import TeacherFacts, make_recipe, write_student
 
 Report = Callable[[str], None]
@@ -159,17 +159,8 @@ def text_encoder_files(files: ModelFiles) -> dict[str, Path]:
 
 def default_guidance(checkpoint: LoadedCheckpoint) -> float:
     """The guidance an embedded teacher was made for, else its family's default."""
-    if checkpoint.path.is_file():
-        facts = read_header(checkpoint.path).metadata.get(SHAPES_KEY)
-        if facts:
-            try:
-                return float(json.loads(facts)["guidance_scale"])
-            except (ValueError, TypeError, KeyError) as error:
-                raise CheckpointError(
-                    f"{checkpoint.path.name}: its {SHAPES_KEY} metadata is damaged ({error}). "
-                    "Take the file as it was shipped."
-                ) from error
-    return checkpoint.family.guidance_scale
+    facts = shapes_facts(checkpoint.path)
+    return float(facts["guidance_scale"]) if facts else checkpoint.family.guidance_scale
 
 
 def _prepare_training(

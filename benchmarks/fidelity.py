@@ -1,0 +1,207 @@
+"""What a student keeps of its teacher, for any settings: the runs behind `docs/fidelity.md`.
+
+    python benchmarks/fidelity.py train --teacher sd3 --name m2 --folder F --seeds 0 1 2 \\
+        --set num_anchored_steps=2 --set steps=600
+    python benchmarks/fidelity.py table --folder F
+
+`train` distils the embedded teacher with the demo's settings and what --set changes, and measures
+teacher, bare teacher, zero-training rival and student. What is tuned is tuned on captions that
+training uses, too (the default); --held-out measures on captions and seeds that nothing has seen.
+A run that is in the folder is not made again. `table` prints the means over training seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+import mounting
+import torch
+
+ASSETS = mounting.ROOT / "trainer" / "assets"
+CAPTIONS, SEEDS_EACH = 60, 9
+COLUMNS = ("teacher", "run", "seeds", "diversity", "least attribute", "Eq. 9", "clean",
+           "adherence", "distance", "seconds")  # fmt: skip
+TUNING_SEEDS, HELD_OUT_SEEDS = 3_000_000, 6_000_000
+
+
+def settings_of(options: argparse.Namespace, seed: int):
+    """The demo's configuration with the changes."""
+    from dpdmd_studio.trainer.config import DistillConfig
+    from dpdmd_studio.trainer.engine.demo import CONFIG
+
+    kinds = {spec.name: type(spec.default) for spec in dataclasses.fields(DistillConfig)}
+    changed = dict(pair.split("=", 1) for pair in options.set)
+    values = {
+        name: text == "True" if kinds[name] is bool else kinds[name](text)
+        for name, text in changed.items()
+    }
+    kept = {"preview_every": 0, "save_every": 10_000, "seed": seed}
+    return DistillConfig.from_dict(CONFIG.to_dict() | kept | values)
+
+
+def train(options: argparse.Namespace, seed: int) -> None:
+    """One run, and its numbers beside it."""
+    from dpdmd_studio.trainer.engine.demo import TRAINING_PROMPTS
+    from dpdmd_studio.trainer.engine.runner import create_run, run_distillation
+    from dpdmd_studio.trainer.engine.shapes import caption_sample
+    from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+
+    folder = options.folder / options.teacher / options.name / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = settings_of(options, seed)
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(ASSETS / f"shapes-{options.teacher}.safetensors")),
+        config=config,
+        output=str(folder / "student.safetensors"),
+        overwrite=True,
+    )
+    prompts = caption_sample(held_out=False, count=TRAINING_PROMPTS, seed=seed)
+    run = create_run(folder / "run", request, prompts, overwrite=True)
+    started = time.perf_counter()
+    outcome = run_distillation(run, report=lambda _: None, on_progress=lambda _: None)
+    seconds = time.perf_counter() - started
+    result = {
+        "set": options.set,
+        "seconds": round(seconds),
+        "threads": torch.get_num_threads(),
+        "tuning": measured(outcome.session, options.folder, held_out=False),
+    }
+    if options.held_out:
+        result["held_out"] = measured(outcome.session, options.folder, held_out=True)
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    say(f"{options.teacher} {options.name} seed {seed}: {summary(result)}")
+
+
+def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, float]]:
+    """Measures of all arms by name; those of the teacher alone are kept for other runs."""
+    from dpdmd_studio.trainer.engine.comparison import measures_by_arm
+    from dpdmd_studio.trainer.engine.evaluate import evaluate
+    from dpdmd_studio.trainer.engine.run_evaluation import (
+        evaluation_set,
+        measures_for,
+        run_arms,
+        session_painter,
+    )
+    from dpdmd_studio.trainer.engine.shapes import caption_sample
+
+    captions = caption_sample(held_out=held_out, count=CAPTIONS, seed=7)
+    first = HELD_OUT_SEEDS if held_out else TUNING_SEEDS
+    seeds = range(first, first + SEEDS_EACH)
+    material = evaluation_set(session, captions, seeds, lambda _: None)
+    painter, arms = session_painter(session), run_arms(session)
+    kept = cache / f"teacher-{session.teacher.name}-{held_out}-{session.teacher.guidance_scale}.pt"
+    known = torch.load(kept, weights_only=False) if kept.exists() else None
+    if known is None:
+        known = painter.draw(arms[0], material)
+        torch.save(known, kept)
+
+    class Cached:
+        def draw(self, setting, material):
+            return known if setting is arms[0] else painter.draw(setting, material)
+
+    found = evaluate(Cached(), arms, material, measures_for(session.checkpoint), lambda _: None)  # type: ignore[arg-type]
+    return measures_by_arm(found)
+
+
+def kept_of(measures: dict[str, dict[str, float]], arm: str) -> dict[str, float]:
+    """An arm's numbers against the teacher's: what the targets speak of."""
+    teacher, own = next(iter(measures.values())), measures[arm]
+    names = [k for k in teacher if k.startswith("diversity_")]
+    shares = [own[k] / teacher[k] for k in names]
+    return {
+        "diversity": mean(shares),
+        "least": min(shares),
+        "eq9": own["sample_diversity"] / teacher["sample_diversity"],
+        "valid": own["valid"] - teacher["valid"],
+        "adherence": own["adherence"] - teacher["adherence"],
+        "distance": own["teacher_distance"],
+    }
+
+
+def summary(result: dict) -> str:
+    """The student's and the rivals' line."""
+    measures = result.get("held_out") or result["tuning"]
+    lines = []
+    for arm in list(measures)[1:]:
+        kept = kept_of(measures, arm)
+        lines.append(
+            f"{arm}: diversity {kept['diversity']:.1%} (least {kept['least']:.1%}), Eq. 9 "
+            f"{kept['eq9']:.1%}, clean {kept['valid']:+.1%}, adherence {kept['adherence']:+.1%}, "
+            f"distance {kept['distance']:.4f}"
+        )
+    return f"{result['seconds']} s\n  " + "\n  ".join(lines)
+
+
+def table(options: argparse.Namespace) -> None:
+    """A markdown table of all runs in the folder: mean (worst) over training seeds."""
+    rows: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for path in sorted(options.folder.glob("*/*/seed-*/result.json")):
+        rows[path.parts[-4], path.parts[-3]].append(json.loads(path.read_text()))
+    for part in ("tuning", "held_out"):
+        print(f"\n### {part}\n\n| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+        for (teacher, name), results in rows.items():
+            found = [r for r in results if part in r]
+            if found:
+                print(row(teacher, name, [r[part] for r in found], found))
+
+
+def row(teacher: str, name: str, measures: list[dict], results: list[dict]) -> str:
+    """One line of the table."""
+    kept = [kept_of(m, list(m)[-1]) for m in measures]
+
+    def shown(key: str, form: str, worst) -> str:
+        values = [k[key] for k in kept]
+        text = format(mean(values), form)
+        return text if len(values) == 1 else f"{text} ({format(worst(values), form)})"
+
+    cells = [
+        teacher,
+        name,
+        str(len(kept)),
+        shown("diversity", ".1%", lambda v: max(v, key=lambda x: abs(x - 1))),
+        shown("least", ".1%", min),
+        shown("eq9", ".1%", lambda v: max(v, key=lambda x: abs(x - 1))),
+        shown("valid", "+.1%", min),
+        shown("adherence", "+.1%", min),
+        shown("distance", ".4f", max),
+        f"{mean(r['seconds'] for r in results):.0f}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def say(text: str) -> None:
+    """To stderr, so that tables can be piped."""
+    sys.stderr.write(text + "\n")
+
+
+def main() -> None:
+    """Command line; see the head of this file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=("train", "table"))
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--teacher", choices=("sd3", "sd1"), default="sd3")
+    parser.add_argument("--name", default="default")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.command == "table":
+        return table(options)
+    for seed in options.seeds:
+        done = options.folder / options.teacher / options.name / f"seed-{seed}" / "result.json"
+        if not done.exists():
+            train(options, seed)
+    return None
+
+
+if __name__ == "__main__":
+    main()

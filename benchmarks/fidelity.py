@@ -82,7 +82,7 @@ def train(options: argparse.Namespace, seed: int) -> None:
 def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, float]]:
     """Measures of all arms by name; those of the teacher alone are kept for other runs."""
     from dpdmd_studio.trainer.engine.comparison import measures_by_arm
-    from dpdmd_studio.trainer.engine.evaluate import evaluate
+    from dpdmd_studio.trainer.engine.evaluate import draw_timed, evaluate
     from dpdmd_studio.trainer.engine.run_evaluation import (
         evaluation_set,
         measures_for,
@@ -99,14 +99,16 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, flo
     kept = cache / f"teacher-{session.teacher.name}-{held_out}-{session.teacher.guidance_scale}.pt"
     known = torch.load(kept, weights_only=False) if kept.exists() else None
     if known is None:
-        known = painter.draw(arms[0], material)
+        known = draw_timed(painter, arms[0], material, lambda _: None)
         torch.save(known, kept)
-
-    class Cached:
-        def draw(self, setting, material):
-            return known if setting is arms[0] else painter.draw(setting, material)
-
-    found = evaluate(Cached(), arms, material, measures_for(session.checkpoint), lambda _: None)  # type: ignore[arg-type]
+    found = evaluate(
+        painter,
+        arms,
+        material,
+        measures_for(session.checkpoint),
+        lambda _: None,
+        known={arms[0].name: known},
+    )
     return measures_by_arm(found)
 
 

@@ -7,29 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import SettingsError
-
-# 0 and "" mean "choose for me" in the settings whose help says so.
-AUTO = "auto"
-
-
-def knob(
-    default: Any,
-    help: str,
-    *,
-    group: str = "training",
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] | None = None,
-) -> Any:
-    """A dataclass field with what a person needs to know of it: help, bounds or choices."""
-    metadata = {"help": help, "group": group, "low": low, "high": high, "choices": choices}
-    return field(default=default, metadata=metadata)
+from .knobs import AUTO, check_value, knob, parse_resolutions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +145,18 @@ class DistillConfig:
         low=0.0,
         high=0.99999,
     )
+    evaluation_prompts: int = knob(
+        6,
+        "Prompts set aside to measure the student on, from 5 times as many; 0: no measurements.",
+        low=0,
+        high=1000,
+    )
+    keep: str = knob(
+        "best",
+        "Which student is written: the best measured one, where one is clearly better than the "
+        "last, or always the last.",
+        choices=("best", "last"),
+    )
     seed: int = knob(0, "Seed of prompts, noise and initial weights.", low=0, high=2**31 - 1)
 
     # The machine
@@ -193,6 +188,15 @@ class DistillConfig:
         high=1_000_000,
     )
 
+    evaluate_every: int = knob(
+        250,
+        "Student updates between measurements of its diversity and its distance from the teacher; "
+        "0 makes none.",
+        group="machine",
+        low=0,
+        high=1_000_000,
+    )
+
     @property
     def effective_teacher_steps(self) -> int:
         """Steps of the teacher's grid after "0 takes 7 per student step"."""
@@ -211,7 +215,7 @@ class DistillConfig:
     def validate(self) -> DistillConfig:
         """This configuration, or SettingsError naming what was found and what is allowed."""
         for spec in dataclasses.fields(self):
-            _check_value(spec, getattr(self, spec.name))
+            check_value(spec, getattr(self, spec.name))
         if self.effective_anchor_step > self.effective_teacher_steps:
             raise SettingsError(
                 f"anchor_step (K) is {self.anchor_step}, but the teacher's grid has only "
@@ -255,39 +259,3 @@ class DistillConfig:
     def to_json(self) -> str:
         """The settings as indented JSON."""
         return json.dumps(self.to_dict(), indent=2)
-
-
-def parse_resolutions(text: str) -> tuple[tuple[int, int], ...]:
-    """(width, height) pairs of "1024x1024,832x1216"; "512" means a square; "" gives none."""
-    pairs = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        sides = part.lower().split("x")
-        if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
-            raise SettingsError(
-                f"resolution {part!r} is not understood; write width x height, such as 1024x1024 "
-                "or 832x1216, several separated by commas."
-            )
-        width, height = int(sides[0]), int(sides[-1])
-        if not (16 <= width <= 8192 and 16 <= height <= 8192):
-            raise SettingsError(f"resolution {part} is outside 16 to 8192 pixels a side.")
-        pairs.append((width, height))
-    return tuple(pairs)
-
-
-def _check_value(spec: dataclasses.Field[Any], value: Any) -> None:
-    expected: type = type(spec.default)
-    if expected is float and type(value) is int:
-        value = float(value)
-    if type(value) is not expected:
-        raise SettingsError(
-            f"{spec.name} is {value!r} ({type(value).__name__}); expected {expected.__name__}."
-        )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise SettingsError(f"{spec.name} is {value}; expected a finite number.")
-    low, high, choices = (spec.metadata[key] for key in ("low", "high", "choices"))
-    if choices is not None and value not in choices:
-        raise SettingsError(f"{spec.name} is {value!r}; expected one of {', '.join(choices)}.")
-    if low is not None and value < low:
-        raise SettingsError(f"{spec.name} is {value}; the least allowed is {low:g}.")
-    if high is not None and value > high:
-        raise SettingsError(f"{spec.name} is {value}; the most allowed is {high:g}.")

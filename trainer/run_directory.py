@@ -6,10 +6,14 @@ torch. Layout:
     settings.json          what was asked for, and of which checkpoint
     prompts.txt            the prompts as given, after comments and tags were taken out
     progress.json          status, step, losses, time left: rewritten as the run goes
+    evaluation-prompts.txt prompts set aside: the student is measured on them, never trained
     metrics.jsonl          one line per student update
+    evaluations.jsonl      one line per measurement: diversity and distance from the teacher
     state/step-00000100/   adapters, optimizers, step: all that an exact resume needs
     checkpoints/           loadable LoRAs of saved steps
     previews/              pictures on fixed seeds
+    evaluation/            the teacher's pictures that the student is measured against
+    report/                the report at the end: report.html, report.json, picture sheets
     stop                   a request: stop at the next update and keep what there is
     lock.json              which process owns the run
 """
@@ -20,28 +24,29 @@ import contextlib
 import json
 import os
 import shutil
-import socket
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core import atomic_write
 from ..core.errors import OutputError, RunError
+from .run_lock import owned
 
 SETTINGS_VERSION = 1
 KEPT_STATES = 2
-# What --overwrite removes, with the three folders; other files in the folder are not ours.
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+PROMPTS, EVALUATION_PROMPTS = "prompts.txt", "evaluation-prompts.txt"
+# What --overwrite removes, with the folders below; other files in the folder are not ours.
 RUN_FILES = (
     "settings.json",
-    "prompts.txt",
+    PROMPTS,
+    EVALUATION_PROMPTS,
     "progress.json",
-    "metrics.jsonl",
+    METRICS,
+    EVALUATIONS,
     "result.json",
     "stop",
 )
-# A lock whose owner cannot be asked (another machine) is stale when nobody touched it for so long.
-STALE_LOCK_SECONDS = 1800
 
 
 class RunDirectory:
@@ -52,7 +57,13 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, path: Path, settings: Mapping[str, Any], prompts: list[str], *, overwrite: bool = False
+        cls,
+        path: Path,
+        settings: Mapping[str, Any],
+        prompts: list[str],
+        *,
+        evaluation_prompts: Sequence[str] = (),
+        overwrite: bool = False,
     ) -> RunDirectory:
         """A new run directory with its settings and prompts written.
 
@@ -63,11 +74,13 @@ class RunDirectory:
         if run.path.exists() and any(run.path.iterdir() if run.path.is_dir() else [run.path]):
             run._make_room(overwrite)
         try:
-            for folder in (run.path, run.states, run.previews, run.checkpoints):
+            for folder in (run.path, *run._made_at_once):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"The run folder {path} cannot be made: {error}.") from error
-        atomic_write.write_text(run.path / "prompts.txt", "\n".join(prompts) + "\n")
+        for name, texts in ((PROMPTS, prompts), (EVALUATION_PROMPTS, evaluation_prompts)):
+            if texts:
+                atomic_write.write_text(run.path / name, "\n".join(texts) + "\n")
         run.write_json("settings.json", {"version": SETTINGS_VERSION, **settings})
         return run
 
@@ -75,7 +88,7 @@ class RunDirectory:
     def open(cls, path: Path) -> RunDirectory:
         """An existing run, or RunError saying what is missing."""
         run = cls(path)
-        if not (run.path / "settings.json").is_file():
+        if not run._has("settings.json"):
             raise RunError(
                 f"{path} is not a run: it has no settings.json. Name the folder that `distill` "
                 "made (its path was printed when the run began)."
@@ -89,7 +102,7 @@ class RunDirectory:
         return run
 
     def _make_room(self, overwrite: bool) -> None:
-        is_run = all((self.path / name).is_file() for name in ("settings.json", "prompts.txt"))
+        is_run = all(self._has(name) for name in ("settings.json", PROMPTS))
         if not overwrite or not is_run:
             what = "a run" if is_run else "something that is not a run"
             remedy = "Add --overwrite to start it anew, or name another folder"
@@ -102,7 +115,7 @@ class RunDirectory:
         try:
             for name in RUN_FILES:
                 (self.path / name).unlink(missing_ok=True)
-            for folder in (self.states, self.previews, self.checkpoints):
+            for folder in (*self._made_at_once, self.evaluation, self.report):
                 if folder.is_dir():
                     shutil.rmtree(folder)
         except OSError as error:
@@ -126,16 +139,40 @@ class RunDirectory:
         """Folder of loadable LoRAs."""
         return self.path / "checkpoints"
 
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the teacher's pictures that the student is measured against."""
+        return self.path / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the report."""
+        return self.path / "report"
+
+    @property
+    def _made_at_once(self) -> tuple[Path, ...]:
+        return self.states, self.previews, self.checkpoints
+
     def settings(self) -> dict[str, Any]:
         """What was asked for."""
         return self.read_json("settings.json")
 
     def prompts(self) -> list[str]:
         """The prompts of the run, one a line."""
+        return self._read_lines(PROMPTS)
+
+    def evaluation_prompts(self) -> list[str]:
+        """The prompts set aside for measurements; none in runs that are not measured."""
+        return self._read_lines(EVALUATION_PROMPTS) if self._has(EVALUATION_PROMPTS) else []
+
+    def _has(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def _read_lines(self, name: str) -> list[str]:
         try:
-            text = (self.path / "prompts.txt").read_text(encoding="utf-8")
+            text = (self.path / name).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.path / 'prompts.txt'} cannot be read: {error}.") from error
+            raise RunError(f"{self.path / name} cannot be read: {error}.") from error
         return text.removesuffix("\n").split("\n")  # prompts may hold other line separators
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -154,15 +191,15 @@ class RunDirectory:
 
     # Metrics
 
-    def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
+    def append_metrics(self, line: Mapping[str, Any], name: str = METRICS) -> None:
+        """Add one line to metrics.jsonl, or to another file of lines with a step."""
+        path = self.path / name
         with atomic_write.explained(path), path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self, name: str = METRICS) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl; a line cut off by a crash is left out."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / name
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         found = []
         for line in lines:
@@ -172,8 +209,10 @@ class RunDirectory:
 
     def truncate_metrics(self, step: int) -> None:
         """Drop lines after `step`: a resumed run writes them again."""
-        kept = [json.dumps(line) for line in self.metrics() if line["step"] <= step]
-        atomic_write.write_text(self.path / "metrics.jsonl", "".join(f"{k}\n" for k in kept))
+        for name in (METRICS, EVALUATIONS):
+            kept = [json.dumps(line) for line in self.metrics(name) if line["step"] <= step]
+            if kept or (self.path / name).exists():
+                atomic_write.write_text(self.path / name, "".join(f"{k}\n" for k in kept))
 
     # State
 
@@ -218,66 +257,11 @@ class RunDirectory:
         """Forget requests of an earlier start."""
         (self.path / "stop").unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Own the run while the block runs; RunError if a live process owns it already."""
-        path = self.path / "lock.json"
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-        for _ in range(2):
-            try:
-                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-                break
-            except FileExistsError:
-                self._take_over_stale_lock(path)
-            except OSError as error:
-                raise OutputError(f"{path} cannot be written: {error}.") from error
-        else:
-            raise RunError(f"{self.path} was taken by another process just now.")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(owner, stream)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        return owned(self.path / "lock.json")
 
     def touch_lock(self) -> None:
         """Show other machines that this run goes on."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.path / "lock.json")
-
-    def _take_over_stale_lock(self, path: Path) -> None:
-        try:
-            owner = json.loads(path.read_text(encoding="utf-8"))
-            pid, host = int(owner["pid"]), str(owner["host"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pid, host = -1, ""
-        age = time.time() - path.stat().st_mtime if path.exists() else STALE_LOCK_SECONDS
-        local = host == socket.gethostname()
-        alive = _process_lives(pid) if local else age < STALE_LOCK_SECONDS
-        if pid == -1:
-            alive = age < 5  # a lock being written at this moment
-        if alive:
-            raise RunError(
-                f"{self.path} is in use by process {pid} on {host or 'an unknown machine'}. Wait "
-                f"for it, or ask it to stop. If no such run goes on any more, delete {path}."
-            )
-        path.unlink(missing_ok=True)
-
-
-def _process_lives(pid: int) -> bool:
-    """Whether a process of this machine runs; on Windows os.kill(pid, 0) would end it."""
-    if os.name == "nt":
-        import ctypes
-
-        kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
-        handle = kernel.OpenProcess(0x1000, False, pid)
-        if handle:
-            kernel.CloseHandle(handle)
-        return bool(handle)
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

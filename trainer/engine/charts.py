@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .curves import CURVES, Curve
+
 Array = NDArray[np.float64]
 
 WIDTH, HEIGHT = 340.0, 176.0
@@ -25,71 +27,6 @@ SMOOTHING_SHARE = 0.06
 RAREST = (1.0, 99.0)
 CUTTING_LENGTH = 100
 NOT_MEASURED = "not measured"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One metric over training: its name in metrics.jsonl, a title, and what good looks like."""
-
-    key: str
-    title: str
-    caption: str
-    smoothed: bool = True
-
-
-CURVES = (
-    Curve(
-        "diversity_loss",
-        "Diversity loss",
-        "How far the student's first step is from where the teacher goes. "
-        "Good: falls quickly, then stays low.",
-    ),
-    Curve(
-        "anchor_error",
-        "Anchor error",
-        "The same distance as a share of the target's own size; 0 would be a perfect match. "
-        "Good: falls, then levels off.",
-    ),
-    Curve(
-        "matching_gradient",
-        "Matching gradient",
-        "How strongly the later steps are still being corrected towards the teacher. "
-        "Good: shrinks, then holds steady; noise is normal.",
-    ),
-    Curve(
-        "score_cosine",
-        "Score agreement",
-        "How alike teacher and fake score judge the student's pictures; 1 is the same direction. "
-        "Good: close to 1.",
-    ),
-    Curve(
-        "fake_loss",
-        "Fake-score loss",
-        "How well the fake score keeps up with the student's pictures. "
-        "Good: low and steady; a lasting rise means it falls behind.",
-    ),
-    Curve(
-        "student_grad_norm",
-        "Student gradient norm",
-        "Size of each update's gradient before clipping. Good: even, with rare spikes.",
-    ),
-    Curve(
-        "fake_grad_norm",
-        "Fake-score gradient norm",
-        "The same for the fake score. Good: even, with rare spikes.",
-    ),
-    Curve(
-        "student_lr",
-        "Student learning rate",
-        "As planned, not measured: a short warm-up, then a slow decay.",
-        smoothed=False,
-    ),
-    Curve(
-        "seconds",
-        "Seconds per update",
-        "Student update and its fake-score updates together. Good: flat.",
-    ),
-)
 
 
 def known_curves(metrics: Sequence[Mapping[str, object]]) -> list[Curve]:

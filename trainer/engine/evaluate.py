@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,9 @@ from .sampling import integrate, start_latents
 from .vae import decode
 
 BATCH = 32
+TELL_SECONDS = 10.0
+Watch = Callable[[int, int], None]
+"""(network evaluations done, of how many)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +88,10 @@ class Painter:
     guidance_rescale: float = 0.0
     batch_size: int = BATCH
 
-    def draw(self, setting: ArmSetting, material: EvaluationSet) -> list[list[np.ndarray]]:
-        """Pictures of one arm, by [prompt][seed]."""
+    def draw(
+        self, setting: ArmSetting, material: EvaluationSet, watch: Watch = lambda done, total: None
+    ) -> list[list[np.ndarray]]:
+        """Pictures of one arm, by [prompt][seed]; `watch` is told what part of the work is done."""
         jobs = [(p, seed) for p in range(len(material.prompts)) for seed in material.seeds]
         latents = start_latents(
             self.call.schedule,
@@ -94,14 +99,29 @@ class Painter:
             self.latent_shape,
             float(setting.legs[0].sigmas[0]),
         )
+        conditioning, before = [material.conditioning[p] for p, _ in jobs], 0
         for leg in setting.legs:
             self.use(leg.weights)
-            latents = self._through(leg, latents, [material.conditioning[p] for p, _ in jobs])
+            latents = self._through(
+                leg,
+                latents,
+                conditioning,
+                lambda n, cost=leg.evaluations, before=before: watch(
+                    before + n * cost, len(jobs) * setting.evaluations
+                ),
+            )
+            before += len(jobs) * leg.evaluations
         flat = list(decode(self.checkpoint, latents))
         count = len(material.seeds)
         return [flat[i : i + count] for i in range(0, len(flat), count)]
 
-    def _through(self, leg: Leg, latents: Tensor, prompts: list[Conditioning]) -> Tensor:
+    def _through(
+        self,
+        leg: Leg,
+        latents: Tensor,
+        prompts: list[Conditioning],
+        finished: Callable[[int], None],
+    ) -> Tensor:
         parts, first = [], 0
         while first < len(prompts):
             last = first + 1
@@ -121,7 +141,40 @@ class Painter:
                 )
             )
             first = last
+            finished(first)
         return torch.cat(parts)
+
+
+class EvaluationStoppedError(Exception):
+    """Somebody asked to stop while pictures were drawn."""
+
+
+class Watcher:
+    """Says how far the drawing is, now and then, and ends it when a stop is asked for."""
+
+    def __init__(
+        self, name: str, report: Callable[[str], None], should_stop: Callable[[], bool]
+    ) -> None:
+        self._name, self._report, self._should_stop = name, report, should_stop
+        self._started = self._told = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take note of `done` of `total` network evaluations; EvaluationStoppedError on request."""
+        if self._should_stop():
+            raise EvaluationStoppedError
+        now = time.monotonic()
+        if now - self._told >= TELL_SECONDS and done < total:
+            self._told = now
+            left = (now - self._started) * (total - done) / done
+            self._report(f"{self._name}: {done / total:.0%} drawn, about {left / 60:.1f} min left")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures by [prompt][seed], and the seconds that each took, decoding included."""
+
+    pictures: list[list[np.ndarray]]
+    seconds_per_picture: float
 
 
 def evaluate(
@@ -130,29 +183,52 @@ def evaluate(
     material: EvaluationSet,
     measures: MeasureSet,
     report: Callable[[str], None],
+    *,
+    known: Mapping[str, Drawn] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Arm]:
-    """All arms drawn and measured, the teacher first; seconds are per picture, decoding included.
+    """All arms drawn and measured, the teacher first.
 
     Every arm starts each prompt and seed from the same noise.
+
+    Args:
+        known: what has been drawn before, by arm.
+
+    Raises:
+        EvaluationStoppedError: `should_stop` said so.
     """
     arms: list[Arm] = []
     for setting in settings:
-        report(f"Drawing: {setting.name}")
-        started = time.perf_counter()
-        pictures = painter.draw(setting, material)
-        seconds = time.perf_counter() - started
-        teacher = arms[0].pictures if arms else pictures
+        drawn = (known or {}).get(setting.name)
+        if drawn is None:
+            report(f"Drawing: {setting.name}")
+            drawn = draw_timed(painter, setting, material, report, should_stop)
+        teacher = arms[0].pictures if arms else drawn.pictures
         arms.append(
             Arm(
                 name=setting.name,
                 note=setting.note,
                 evaluations=setting.evaluations,
-                seconds_per_picture=seconds / (len(material.prompts) * len(material.seeds)),
-                pictures=pictures,
-                measures=measures(material.prompts, pictures, teacher),
+                seconds_per_picture=drawn.seconds_per_picture,
+                pictures=drawn.pictures,
+                measures=measures(material.prompts, drawn.pictures, teacher),
             )
         )
     return arms
+
+
+def draw_timed(
+    painter: Painter,
+    setting: ArmSetting,
+    material: EvaluationSet,
+    report: Callable[[str], None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Drawn:
+    """The pictures of one arm and how long they took; EvaluationStoppedError on request."""
+    started = time.perf_counter()
+    pictures = painter.draw(setting, material, Watcher(setting.name, report, should_stop))
+    seconds = time.perf_counter() - started
+    return Drawn(pictures, seconds / (len(material.prompts) * len(material.seeds)))
 
 
 def teacher_arms(

@@ -81,6 +81,24 @@ class PromptSource:
         return list(dict.fromkeys(first + later))
 
 
+def set_aside(prompts: Sequence[str], count: int, seed: int) -> tuple[list[str], list[str]]:
+    """(prompts to train on, prompts to measure on); at most a fifth is set aside, or none.
+
+    Fewer than two would say too little. Of alternatives one is chosen, once.
+    """
+    count = min(count, len(prompts) // 5)
+    if count < 2:
+        return list(prompts), []
+    chosen = set(_generator(seed, "set aside", 0, 0).sample(range(len(prompts)), count))
+    training = [text for number, text in enumerate(prompts) if number not in chosen]
+    measured = [
+        expand(protect(prompts[number]), _generator(seed, "set aside", number, 1))
+        for number in sorted(chosen)
+    ]
+    known = set(training)
+    return training, [text for text in dict.fromkeys(measured) if text and text not in known]
+
+
 def _generator(seed: int, purpose: str, step: int, index: int) -> Random:
     digest = hashlib.sha256(f"{seed}/{purpose}/{step}/{index}".encode()).digest()
     return Random(int.from_bytes(digest[:8], "little"))

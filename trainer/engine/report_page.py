@@ -167,7 +167,7 @@ def _chart(data: ReportData, curve: Curve) -> str:
     steps, values = series(data.metrics, curve.key)
     smooth = running_mean(values) if curve.smoothed else values
     end = f"ends at {readable_number(smooth[-1])}" if len(values) else ""
-    left_out = len(data.metrics) - len(values)
+    left_out = sum(curve.key in line for line in data.metrics) - len(values)
     gap = f" {left_out} updates without a finite value are left out." if left_out else ""
     caption = escape(curve.caption + (gap if len(values) else ""))
     return (

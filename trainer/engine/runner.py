@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
-import os
-import signal
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 
 from ...core import atomic_write
 from ...core.errors import CheckpointError, OutputError, RunError
@@ -22,23 +17,34 @@ from ..request import DistillRequest
 from ..run_directory import RunDirectory
 from .device import choose_device, is_out_of_memory
 from .loop import Progress, train
+from .monitor import Monitor
 from .preview import Previews
+from .prompt_expansion import set_aside
+from .run_report import write_run_report
+from .run_status import Interrupt, Status
 from .session import Session, choose_resolutions, open_session
 
 KEPT_CHECKPOINTS = 5
-# Time a run may spend telling the file system how it goes.
-PROGRESS_INTERVAL_SECONDS = 1.0
-log = logging.getLogger("dpdmd_studio.run")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: the LoRA it wrote, after how many updates, and whether all were done."""
+    """How a run ended.
+
+    Attributes:
+        lora: the file it wrote.
+        step: finished student updates.
+        finished: whether all were done.
+        kept_step: the update after which the written student was taken.
+        report: report.html, where one was made.
+    """
 
     lora: Path
     step: int
     finished: bool
     session: Session
+    kept_step: int
+    report: Path | None = None
 
 
 def run_distillation(
@@ -46,8 +52,11 @@ def run_distillation(
     *,
     report: Callable[[str], None],
     on_progress: Callable[[Progress], None],
+    with_report: bool = True,
 ) -> Outcome:
     """Train until done or stopped, and write the LoRA; resumes where a saved state is found.
+
+    A finished run that has prompts to measure on ends in a report, if `with_report` is set.
 
     A stop (Ctrl-C once, or a `stop` file in the run) ends after the update at hand, saves the state
     and writes what there is. A second Ctrl-C stops at once and leaves the last saved state.
@@ -55,15 +64,18 @@ def run_distillation(
     Raises:
         DPDMDError: whatever is wrong with the request, its files, or the training itself.
     """
-    with run.lock(), _Interrupt(report) as interrupt:
+    with run.lock(), Interrupt(report) as interrupt:
         run.clear_requests()
-        with _Status(run) as status:
+        with Status(run) as status:
             status.write("loading", force=True)
             try:
                 session = open_session(run, report)
                 if session.trainer.resume(run):
                     report(f"Resuming after update {session.trainer.step}")
-                return _train(run, session, status, interrupt, report, on_progress)
+                outcome = _train(run, session, status, interrupt, report, on_progress)
+                if with_report and outcome.finished:
+                    outcome = _with_report(outcome, status, interrupt, report)
+                return outcome
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -77,20 +89,30 @@ def run_distillation(
 def _train(
     run: RunDirectory,
     session: Session,
-    status: _Status,
-    interrupt: _Interrupt,
+    status: Status,
+    interrupt: Interrupt,
     report: Callable[[str], None],
     on_progress: Callable[[Progress], None],
 ) -> Outcome:
     previews = Previews(run, session, report)
     previews.teacher()
+    config = session.config
+    if config.evaluation_prompts and config.evaluate_every and not run.evaluation_prompts():
+        report(
+            "Too few prompts to set some aside: the student is not measured. The `compare` "
+            "command does that afterwards, with prompts of its own."
+        )
+    monitor = Monitor(run, session, report, interrupt.should_stop(run))
+    monitor.catch_up(session.trainer.step)
 
     def after_update(progress: Progress) -> None:
         status.write("running", progress=progress)
         on_progress(progress)
-        every = session.config.preview_every
+        every = config.preview_every
         if every and (progress.step % every == 0 or progress.step == progress.steps):
             previews.student(progress.step)
+        if monitor.due(progress.step):
+            monitor.measure(progress.step)
 
     def after_save(step: int) -> None:
         session.write_lora(run.checkpoints / f"step-{step:08d}.safetensors", overwrite=True)
@@ -102,16 +124,56 @@ def _train(
         session.trainer,
         run,
         report=after_update,
-        should_stop=lambda: interrupt.stop_wanted() or run.stop_requested,
+        should_stop=interrupt.should_stop(run),
         on_save=after_save,
     )
+    return _write_result(run, session, monitor, status, finished, report)
+
+
+def _write_result(
+    run: RunDirectory,
+    session: Session,
+    monitor: Monitor,
+    status: Status,
+    finished: bool,
+    report: Callable[[str], None],
+) -> Outcome:
+    """Write the last student, or a better one if the run is done, and say so in result.json."""
     output = _output(run, session.request, report)
-    session.write_lora(output, overwrite=True)
-    run.write_json("result.json", {"lora": str(output), "step": session.trainer.step})
+    step, weights = session.trainer.step, session.trainer.student_weights()
+    best = monitor.best() if finished and session.config.keep == "best" else None
+    if best is not None:
+        report(
+            f"The student after update {best.step} is clearly nearer to the teacher than the last "
+            f"one; it is written. The last one is kept in {run.checkpoints}."
+        )
+        step, weights = best.step, best.weights
+    session.write_lora(output, overwrite=True, weights=weights, step=step)
+    facts = {"lora": str(output), "step": session.trainer.step, "kept_step": step}
+    run.write_json("result.json", facts)
     run.clear_requests()
-    session.load_student(session.trainer.student_weights())  # what was saved is what is shown
+    session.load_student(weights)  # what was saved is what is shown
     status.write("finished" if finished else "stopped", force=True)
-    return Outcome(output, session.trainer.step, finished, session)
+    return Outcome(output, session.trainer.step, finished, session, step)
+
+
+def _with_report(
+    outcome: Outcome, status: Status, interrupt: Interrupt, report: Callable[[str], None]
+) -> Outcome:
+    """The outcome with the report made, where the run can be measured."""
+    session = outcome.session
+    should_stop = interrupt.should_stop(session.run)
+    monitor = Monitor(session.run, session, report, should_stop)
+    if not monitor.usable:
+        return outcome
+    status.write("reporting", force=True)
+    page = write_run_report(session, monitor, outcome.lora, report, should_stop)
+    if page is not None:
+        facts = session.run.read_json("result.json")
+        session.run.write_json("result.json", facts | {"report": str(page)})
+    session.run.clear_requests()
+    status.write("finished", force=True)
+    return dataclasses.replace(outcome, report=page)
 
 
 def _output(run: RunDirectory, request: DistillRequest, report: Callable[[str], None]) -> Path:
@@ -129,90 +191,21 @@ def _output(run: RunDirectory, request: DistillRequest, report: Callable[[str], 
     return output
 
 
-class _Status:
-    """progress.json: what front ends read while the run goes.
-
-    A file that cannot be written is logged and costs no run: the state says what is true.
-    """
-
-    def __init__(self, run: RunDirectory) -> None:
-        self._run, self._last, self._facts = run, 0.0, {}
-
-    def __enter__(self) -> _Status:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            status = "interrupted" if issubclass(kind, KeyboardInterrupt) else "failed"
-            self.write(status, force=True, error=str(error))
-
-    def write(
-        self,
-        status: str,
-        *,
-        progress: Progress | None = None,
-        force: bool = False,
-        error: str | None = None,
-    ) -> None:
-        if progress is not None:
-            self._facts = {
-                "step": progress.step,
-                "steps": progress.steps,
-                "seconds_per_step": progress.seconds_per_step,
-                "seconds_left": progress.seconds_left,
-                "metrics": progress.metrics,
-            }
-        now = time.monotonic()
-        if force or now - self._last >= PROGRESS_INTERVAL_SECONDS:
-            self._last = now
-            facts = {"status": status, "pid": os.getpid(), "updated_at": time.time()}
-            facts |= {"error": error} if error else {}
-            try:
-                self._run.touch_lock()
-                self._run.write_json("progress.json", facts | self._facts)
-            except (OSError, OutputError) as problem:
-                log.warning("%s", problem)
-
-
-class _Interrupt(contextlib.AbstractContextManager["_Interrupt"]):
-    """Ctrl-C once asks for a stop; twice raises KeyboardInterrupt."""
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self.asked, self._told, self._report, self._before = False, False, report, None
-
-    def __enter__(self) -> _Interrupt:
-        with contextlib.suppress(ValueError):  # not the main thread: only the stop file counts
-            self._before = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True  # told by `stop_wanted`: writing in a signal handler may break a write
-
-    def stop_wanted(self) -> bool:
-        """Whether Ctrl-C was pressed; says so the first time it is asked after that."""
-        if self.asked and not self._told:
-            self._told = True
-            self._report("Stopping after this update; press Ctrl-C again to stop at once")
-        return self.asked
-
-
 def create_run(
-    folder: Path, request: DistillRequest, prompts: list[str], *, overwrite: bool
+    folder: Path,
+    request: DistillRequest,
+    prompts: list[str],
+    *,
+    overwrite: bool,
+    evaluation_prompts: Sequence[str] | None = None,
 ) -> RunDirectory:
     """A run directory for a request, ready for `run_distillation`.
 
     What can be found out early is found out before an earlier run makes room.
+
+    Args:
+        evaluation_prompts: what the student is measured on; by default some of `prompts` are set
+            aside for that.
 
     Raises:
         CheckpointError: a model file is missing or no supported model.
@@ -227,7 +220,15 @@ def create_run(
     choose_resolutions(config, identify(Path(request.model.checkpoint)))
     choose_device(config.device)
     _check_places(Path(folder).expanduser().resolve(), request, overwrite)
-    return RunDirectory.create(folder, request.to_dict(), prompts, overwrite=overwrite)
+    if evaluation_prompts is None:
+        prompts, evaluation_prompts = set_aside(prompts, config.evaluation_prompts, config.seed)
+    return RunDirectory.create(
+        folder,
+        request.to_dict(),
+        prompts,
+        evaluation_prompts=evaluation_prompts,
+        overwrite=overwrite,
+    )
 
 
 def move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:

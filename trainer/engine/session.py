@@ -45,7 +45,16 @@ Report = Callable[[str], None]
 HALF_LOSS_SCALE = 4096.0
 ZERO_SNR = {"auto": None, "yes": True, "no": False}
 # Settings that change how a run is done but not what it computes.
-MACHINE_SETTINGS = ("device", "attention", "gradient_checkpointing", "save_every", "preview_every")
+MACHINE_SETTINGS = (
+    "device",
+    "attention",
+    "gradient_checkpointing",
+    "save_every",
+    "preview_every",
+    "evaluate_every",
+    "evaluation_prompts",
+    "keep",
+)
 
 
 @dataclass
@@ -80,16 +89,23 @@ class Session:
             distiller.teacher_levels,
         )
 
-    def write_lora(self, path: Path, *, overwrite: bool) -> Path:
-        """Write the student as it is now."""
+    def write_lora(
+        self,
+        path: Path,
+        *,
+        overwrite: bool,
+        weights: dict[str, Tensor] | None = None,
+        step: int | None = None,
+    ) -> Path:
+        """Write the student as it is now, or an earlier one with its number of updates."""
         return write_student(
             path,
             self.checkpoint.family,
             self.checkpoint.config,
-            self.trainer.student_weights(),
+            self.trainer.student_weights() if weights is None else weights,
             self.recipe(),
             self.config,
-            num_updates=self.trainer.step,
+            num_updates=self.trainer.step if step is None else step,
             started_at=self.request.created_at,
             finished_at=time.time(),
             precision=str(next(self.call.network.parameters()).dtype).removeprefix("torch."),

@@ -1,4 +1,4 @@
-"""The embedded teacher is what its summary says: small, complete, and good at its one world."""
+"""The embedded teachers are what their summaries say: small, complete, good at their one world."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from dpdmd_studio.core.families import detect
+from dpdmd_studio.core.hashes import file_sha256
 from dpdmd_studio.core.schedule import Levels, trailing_positions
 from dpdmd_studio.core.tensor_file import read_header
+from dpdmd_studio.trainer.engine import shapes
 from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.engine.conditioning import Conditioning
-from dpdmd_studio.trainer.engine.demo import TEACHER
 from dpdmd_studio.trainer.engine.prompt_cache import encode_prompts
 from dpdmd_studio.trainer.engine.sampling import sample_latents
 from dpdmd_studio.trainer.engine.session import default_guidance
@@ -20,35 +21,37 @@ from dpdmd_studio.trainer.engine.shapes import caption_sample
 from dpdmd_studio.trainer.engine.shapes_measure import adherence, measure
 from dpdmd_studio.trainer.engine.vae import decode
 
-LARGEST_FILE = 16_000_000
+ASSETS = Path(shapes.__file__).parents[1] / "assets"
+LARGEST_FILE = {"sd3": 16_000_000, "sd1": 8_000_000}
 
 
-@pytest.fixture(scope="module")
-def summary() -> dict:
-    return json.loads(TEACHER.with_suffix(".json").read_text(encoding="utf-8"))
+@pytest.fixture(params=["sd3", "sd1"])
+def teacher(request) -> Path:
+    return ASSETS / f"shapes-{request.param}.safetensors"
 
 
-def test_it_is_an_sd3_checkpoint_of_the_promised_size():
-    assert TEACHER.stat().st_size <= LARGEST_FILE
-    found = detect(read_header(TEACHER))
-    assert (found.family, found.resolution, found.vae) == ("sd3", 64, "tiny")
-    assert found.text_encoders == ("clip_l",) or found.text_encoders
+def test_it_is_a_checkpoint_of_its_family_and_of_the_promised_size(teacher):
+    found = detect(read_header(teacher))
+    prediction = {"sd3": "flow", "sd1": "eps"}[found.family]
+    assert (found.prediction, found.resolution, found.vae) == (prediction, 64, "tiny")
+    assert found.family in teacher.stem and found.text_encoders == ("dpdmd",)
+    assert teacher.stat().st_size <= LARGEST_FILE[found.family]
 
 
-def test_its_summary_belongs_to_it_and_meets_the_bars(summary):
-    from dpdmd_studio.core.hashes import file_sha256
-
-    assert summary["sha256"] == file_sha256(TEACHER)
+def test_its_summary_belongs_to_it_and_meets_the_bars(teacher):
+    summary = json.loads(teacher.with_suffix(".json").read_text(encoding="utf-8"))
+    assert summary["sha256"] == file_sha256(teacher)
     found = summary["verify"]
     assert found["held_out"]["pictures"] >= 1000 and found["steps"] == 30
     assert found["held_out"]["match"] >= 0.95
     assert min(found["held_out"]["relative_entropy"].values()) >= 0.85
+    assert min(found["one_caption_many_seeds"]["relative_entropy"].values()) >= 0.85
     assert found["round_trip"]["same"] >= 0.99
 
 
-def test_held_out_captions_come_out_as_said(tmp_path):
+def test_held_out_captions_come_out_as_said(teacher, tmp_path):
     """A recount of the summary's main number on few pictures, through the ordinary loading path."""
-    checkpoint = load_checkpoint(TEACHER, dtype=torch.float32, device="cpu")
+    checkpoint = load_checkpoint(teacher, dtype=torch.float32, device="cpu")
     captions = caption_sample(held_out=True, count=64, seed=11)
     encoded = encode_prompts(
         checkpoint,

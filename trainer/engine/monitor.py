@@ -59,7 +59,9 @@ class Monitor:
         self._run, self._session, self._report = run, session, report
         self._should_stop = should_stop
         self._features = layout_features()
-        self._prompts = run.evaluation_prompts()[:MEASURED_PROMPTS]
+        # alternatives of a training prompt may come out as one that was set aside
+        fresh = [text for text in run.evaluation_prompts() if text not in session.encoded]
+        self._prompts = fresh[:MEASURED_PROMPTS]
         self._material: EvaluationSet | None = None
         self._teacher: list[Tensor] = []
         self._usable = bool(self._prompts and session.config.evaluate_every)

@@ -97,12 +97,12 @@ def _train(
     previews = Previews(run, session, report)
     previews.teacher()
     config = session.config
-    if config.evaluation_prompts and config.evaluate_every and not run.evaluation_prompts():
+    monitor = Monitor(run, session, report, interrupt.should_stop(run))
+    if config.evaluation_prompts and config.evaluate_every and not monitor.usable:
         report(
             "Too few prompts to set some aside: the student is not measured. The `compare` "
             "command does that afterwards, with prompts of its own."
         )
-    monitor = Monitor(run, session, report, interrupt.should_stop(run))
     monitor.catch_up(session.trainer.step)
 
     def after_update(progress: Progress) -> None:

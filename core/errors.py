@@ -43,3 +43,7 @@ class RunError(DPDMDError):
 
 class NonFiniteError(DPDMDError):
     """NaN or infinity in weights, a loss or a gradient; says where it appeared."""
+
+
+class PictureError(DPDMDError):
+    """A picture's metadata cannot be read."""

@@ -85,7 +85,8 @@ def _add_other_files(parser: argparse.ArgumentParser) -> None:
 
 def _add_distill(parser: argparse.ArgumentParser) -> None:
     _add_model_files(parser)
-    parser.add_argument("--prompts", required=True, metavar="FILE", help="one prompt a line")
+    parser.add_argument("--prompts", required=True, metavar="FILE",
+                        help="one prompt a line, or a folder of your own PNGs")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="FILE", help="the LoRA to write")
     parser.add_argument("--run", metavar="DIR", help="run folder (default: in the data folder)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")

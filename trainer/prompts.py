@@ -1,17 +1,17 @@
-"""Reading a prompts file: one prompt a line, `#` comments, LoRA tags dropped and named."""
+"""Reading prompts: a file with one a line, or a folder of PNGs; LoRA tags are dropped and named."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import PromptError
+from .picture_prompts import MAX_PROMPT_CHARACTERS, folder_prompts, notes
 
 MAX_FILE_BYTES = 64 << 20
-MAX_PROMPT_CHARACTERS = 10_000
 SHOWN = 5
 TAG = re.compile(r"<(?:lora|lyco|hypernet):([^<>:]*)(?::[^<>]*)?>", re.IGNORECASE)
 BINARY = re.compile(r"[\x00-\x08\x0b\x0e-\x1f]")
@@ -26,14 +26,16 @@ class PromptList:
 
 
 def read_prompts(path: Path) -> PromptList:
-    """The prompts in the UTF-8 text file at `path`.
+    """The prompts in the UTF-8 text file at `path`, or in the metadata of the PNGs in a folder.
 
     Raises:
-        PromptError: the file is missing, empty, binary, not UTF-8, or far too large.
+        PromptError: the file is missing, empty, binary, not UTF-8, or far too large; a folder holds
+            no PNG with a prompt.
     """
     path = Path(path)
     if path.is_dir():
-        raise PromptError(f"{path} is a folder; a text file with one prompt a line was expected.")
+        found = folder_prompts(path)
+        return _listed(found.prompts, path.name, tuple(notes(found)))
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -66,10 +68,18 @@ def _decode(content: bytes, name: str) -> str:
 
 def parse_prompts(text: str, name: str) -> PromptList:
     """The prompts in `text`; `name` stands for it in messages."""
-    tags: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
+    lines = []
     for number, line in _prompt_lines(text):
         _check_line(line, number, name)
+        lines.append(line)
+    return _listed(lines, name)
+
+
+def _listed(lines: Iterable[str], name: str, notes: tuple[str, ...] = ()) -> PromptList:
+    """The prompts without tags, each once."""
+    tags: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for line in lines:
         prompt = _without_tags(line, tags)
         if prompt:
             counts[prompt] += 1
@@ -78,7 +88,7 @@ def parse_prompts(text: str, name: str) -> PromptList:
             f"{name} holds no prompts. Write one prompt a line; blank lines and lines that begin "
             "with # are skipped."
         )
-    return PromptList(tuple(counts), tuple(_notes(tags, counts)))
+    return PromptList(tuple(counts), (*notes, *_notes(tags, counts)))
 
 
 def parse_line(text: str) -> PromptList:

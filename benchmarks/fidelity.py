@@ -25,7 +25,7 @@ import mounting
 import torch
 
 ASSETS = mounting.ROOT / "trainer" / "assets"
-CAPTIONS, SEEDS_EACH = 60, 9
+CAPTIONS, SEEDS_EACH = 150, 9
 COLUMNS = ("teacher", "run", "seeds", "diversity", "least attribute", "Eq. 9", "clean",
            "adherence", "distance", "seconds")  # fmt: skip
 TUNING_SEEDS, HELD_OUT_SEEDS = 3_000_000, 6_000_000
@@ -96,7 +96,8 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, flo
     seeds = range(first, first + SEEDS_EACH)
     material = evaluation_set(session, captions, seeds, lambda _: None)
     painter, arms = session_painter(session), run_arms(session)
-    kept = cache / f"teacher-{session.teacher.name}-{held_out}-{session.teacher.guidance_scale}.pt"
+    drawn = (session.teacher.name, held_out, session.teacher.guidance_scale, CAPTIONS)
+    kept = cache / f"{'-'.join(map(str, ('teacher', *drawn)))}.pt"
     known = torch.load(kept, weights_only=False) if kept.exists() else None
     if known is None:
         known = draw_timed(painter, arms[0], material, lambda _: None)

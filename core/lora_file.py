@@ -6,13 +6,10 @@ loader fails on one): the scale is in `up`, and q, k and v form one exact block-
 
 from __future__ import annotations
 
-import json
-import struct
-from collections import Counter
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import safetensors.torch
 import torch
@@ -21,16 +18,15 @@ from torch import Tensor, nn
 from .atomic_write import atomic_path
 from .errors import CheckpointError, LoraError, OutputError
 from .families.base import Config, Family
-from .hashes import EMPTY_AUTOV1, legacy_hash, modelspec_hash, tensor_bytes_hash
 from .lora_keys import LoraModule, adapter_alpha, detect_family, group_keys
-from .lora_math import QKV, LoraPair, block_diagonal, cast, delta, with_alpha, with_scale_in_up
+from .lora_layout import Format, common_alpha, lora_tensors
+from .lora_math import LoraPair, delta
 from .lora_metadata import NetworkFacts, lora_metadata
-from .lora_targets import part_of, resolve, swap_halves, targets_by_name
+from .lora_serialize import serialize
+from .lora_targets import Target, part_of, resolve, targets_by_name
 from .recipe import Recipe, read_recipe
 from .tensor_file import read_header
 
-Format = Literal["kohya", "peft"]
-PEFT_PREFIXES = {"UNet2DConditionModel": "unet.", "SD3Transformer2DModel": "transformer."}
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -79,68 +75,6 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise OutputError(f"The folder {path.parent} does not exist; create it or name another.")
 
 
-def lora_tensors(
-    family: Family,
-    config: Config,
-    weights: Mapping[str, LoraPair],
-    dtype: torch.dtype,
-    format: Format,
-) -> dict[str, Tensor]:
-    """The file's tensors by key, in their final dtype (alpha always fp32, so that it is exact)."""
-    if not weights:
-        raise LoraError("There are no LoRA weights to write.")
-    checked = {name: pair.check(name) for name, pair in weights.items()}
-    if format == "peft":
-        prefix = PEFT_PREFIXES[family.network]
-        baked = {prefix + name: with_scale_in_up(pair) for name, pair in checked.items()}
-        return _halves(baked, dtype, ".lora_A.weight", ".lora_B.weight")
-    if family.name == "sd3":
-        fused = _fused(family, config, checked)
-        return _halves(fused, dtype, ".lora_down.weight", ".lora_up.weight")
-    alpha = common_alpha(checked)
-    named = {
-        family.lora_key(name, config).name: with_alpha(pair, alpha)
-        for name, pair in checked.items()
-    }
-    tensors = _halves(named, dtype, ".lora_down.weight", ".lora_up.weight")
-    return tensors | {f"{name}.alpha": torch.tensor(alpha) for name in named}
-
-
-def common_alpha(weights: Mapping[str, LoraPair]) -> float:
-    """The one alpha that all modules of a file get: most modules' own scale * rank.
-
-    diffusers misses differing alphas of attention layers (it looks for them under older names).
-    """
-    counts = Counter(pair.scale * pair.rank for pair in weights.values() if pair.scale)
-    return float(counts.most_common(1)[0][0]) if counts else 1.0
-
-
-def _halves(
-    pairs: Mapping[str, LoraPair], dtype: torch.dtype, down: str, up: str
-) -> dict[str, Tensor]:
-    tensors = {}
-    for name, pair in pairs.items():
-        stored = cast(pair, dtype, name)
-        tensors[name + down], tensors[name + up] = stored.down, stored.up
-    return tensors
-
-
-def _fused(family: Family, config: Config, weights: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
-    """Pairs under the checkpoint's names, scale in `up`; q, k and v joined."""
-    single: dict[str, LoraPair] = {}
-    parts: dict[str, dict[str, LoraPair]] = {}
-    for module, pair in weights.items():
-        key = family.lora_key(module, config)
-        if key.part is not None:
-            parts.setdefault(key.name, {})[QKV[key.part]] = pair
-            continue
-        baked = with_scale_in_up(pair)
-        if family.tensor_source(f"{module}.weight", config).change == "swap_halves":
-            baked = LoraPair(baked.down, swap_halves(baked.up))
-        single[key.name] = baked
-    return single | {name: block_diagonal(found) for name, found in parts.items()}
-
-
 def _network_facts(name: str, config: Config, weights: Mapping[str, LoraPair]) -> NetworkFacts:
     largest = max(weights.values(), key=lambda pair: pair.rank)
     return NetworkFacts(
@@ -150,33 +84,6 @@ def _network_facts(name: str, config: Config, weights: Mapping[str, LoraPair]) -
         has_convolutions=any(pair.down.shape[2:].numel() > 1 for pair in weights.values()),
         is_sd35=bool(config.get("dual_attention_layers")),
     )
-
-
-def serialize(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
-    """The file's header and body, its own hashes among the metadata.
-
-    The hashes cover the tensor bytes alone, so they can be computed first and stored beside them.
-    """
-    plain = safetensors.torch.save(tensors)
-    (length,) = struct.unpack("<Q", plain[:8])
-    entries, body = json.loads(plain[8 : 8 + length]), memoryview(plain)[8 + length :]
-    trainer = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    model_hash = tensor_bytes_hash(body)
-    legacy = legacy_hash(_header(entries, trainer) + bytes(body[: 2 << 20]))
-    hashes = {
-        "sshs_model_hash": model_hash,
-        "modelspec.hash_sha256": modelspec_hash(model_hash),
-    }
-    if legacy != EMPTY_AUTOV1:  # it would name every small file alike
-        hashes["sshs_legacy_hash"] = legacy
-    return [_header(entries, {**metadata, **hashes}), body]
-
-
-def _header(entries: Mapping[str, object], metadata: Mapping[str, str]) -> bytes:
-    table = {"__metadata__": dict(metadata), **entries}
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
 
 
 @dataclass(frozen=True)
@@ -200,25 +107,46 @@ class LoraFile:
         """The sampling recipe in the file, if it has one; raises RecipeError if it is broken."""
         return read_recipe(self.metadata)
 
-    def pair(self, module: LoraModule) -> LoraPair:
-        """The low-rank pair of one module, with its scale at strength 1.0."""
+    def pair(self, module: LoraModule, text_encoder: str = "") -> LoraPair:
+        """The low-rank pair of one module, with its scale at strength 1.0.
+
+        Args:
+            text_encoder: diffusers' name of the encoder that the module is part of, if it is.
+
+        Raises:
+            LoraError: the module is no plain pair, or its sizes contradict each other.
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        label = f"{self.path.name}: {module.name}"
         missing = {"down", "up"} - set(module.keys)
         if missing or "mid" in module.keys:
             problem = f"no {missing.pop()} half" if missing else "a middle (Tucker) tensor"
-            raise LoraError(
-                f"{self.path.name}: {module.name} has {problem}; plain pairs are handled here."
-            )
+            raise LoraError(f"{label} has {problem}; plain pairs are handled here.")
         down, up = (self.state[module.keys[half]] for half in ("down", "up"))
-        scale = 1.0
+        plain = LoraPair(down, up).check(label)
         if "alpha" in module.keys:
-            scale = float(self.state[module.keys["alpha"]].float().reshape(-1)[0]) / down.shape[0]
-        elif (alpha := adapter_alpha(self.metadata, self.path.name)) is not None:
-            scale = alpha / down.shape[0]
-        return LoraPair(down, up, scale).check(f"{self.path.name}: {module.name}")
+            alpha = _number(self.state[module.keys["alpha"]], label)
+        else:
+            found = adapter_alpha(self.metadata, self.path.name, text_encoder)
+            alpha = plain.rank if found is None else found
+        return LoraPair(down, up, alpha / plain.rank)
 
 
-def read_lora(path: Path) -> LoraFile:
-    """The LoRA file at `path`; LoraError if it is anything else."""
+def _number(alpha: Tensor, label: str) -> float:
+    value = float(alpha.float().reshape(-1)[0]) if alpha.numel() == 1 else math.nan
+    if not math.isfinite(value):
+        raise LoraError(
+            f"{label}: its alpha is not a finite number. The file is damaged; download it again."
+        )
+    return value
+
+
+def open_lora(path: Path) -> LoraFile:
+    """The LoRA file at `path`, be it for the denoiser, text encoders or both.
+
+    Raises:
+        LoraError: it is anything else, or of a kind that is not handled.
+    """
     path = Path(path)
     if path.suffix.lower() in PICKLES and path.is_file():
         raise LoraError(
@@ -231,11 +159,17 @@ def read_lora(path: Path) -> LoraFile:
         state = safetensors.torch.load_file(path)
     except (CheckpointError, safetensors.SafetensorError) as error:
         raise LoraError(f"The LoRA cannot be read. {error}") from error
-    if not modules:
-        raise LoraError(f"{path.name} changes text encoders only; there is nothing to apply.")
     shapes = {key: info.shape for key, info in header.tensors.items()}
     family = detect_family(modules, shapes) or _declared_family(header.metadata)
     return LoraFile(path, state, header.metadata, modules, family, tuple(text_encoder_keys))
+
+
+def read_lora(path: Path) -> LoraFile:
+    """The LoRA file at `path`; LoraError if it is anything else, or for text encoders only."""
+    lora = open_lora(path)
+    if not lora.modules:
+        raise LoraError(f"{lora.path.name} changes text encoders only; there is nothing to apply.")
+    return lora
 
 
 def _declared_family(metadata: Mapping[str, str]) -> str:
@@ -267,18 +201,46 @@ def lora_deltas(
         shapes: shape of the weight of every module of the network, by diffusers name.
     """
     check_family(lora, family)
-    targets = resolve(lora.modules, targets_by_name(shapes, family, config), lora.path.name)
+    targets = targets_by_name(shapes, family, config)
+    return module_deltas(lora, lora.modules, targets, shapes, strength)
+
+
+def module_deltas(
+    lora: LoraFile,
+    modules: Mapping[str, LoraModule],
+    targets: Mapping[str, list[Target]],
+    shapes: Mapping[str, torch.Size],
+    strength: float,
+    text_encoder: str = "",
+) -> dict[str, LoraPair]:
+    """What some modules of the file add to a network, by the network's module names.
+
+    Args:
+        modules: of the file, by plain name.
+        targets: of the network, by plain name.
+        text_encoder: diffusers' name of the encoder that the network is, if it is one.
+
+    Raises:
+        LoraError: a module has no target, does not fit it, or shares it with another.
+    """
+    label = f"{lora.path.name}, {text_encoder}" if text_encoder else lora.path.name
+    places = resolve(modules, targets, label)
     found: dict[str, LoraPair] = {}
-    for name, module in lora.modules.items():
-        pair = lora.pair(module)
-        for target in targets[name]:
+    for name, module in modules.items():
+        pair = lora.pair(module, text_encoder)
+        for target in places[name]:
             shape = shapes[target.module]
             share = part_of(pair, target, shape)
             if share.up.shape[0] * share.down[0].numel() != shape.numel():
                 raise LoraError(
-                    f"{lora.path.name}: {name} has sizes {tuple(pair.down.shape)} and "
+                    f"{label}: {name} has sizes {tuple(pair.down.shape)} and "
                     f"{tuple(pair.up.shape)}, which do not fit the model's {tuple(shape)}. It was "
                     "made for another model."
+                )
+            if target.module in found:
+                raise LoraError(
+                    f"{label} changes {target.module} twice, under two names. It is damaged, or "
+                    "joined from two files; take the original."
                 )
             found[target.module] = LoraPair(share.down, share.up, share.scale * strength)
     return found

@@ -75,14 +75,30 @@ def group_keys(keys: Iterable[str], file_name: str) -> tuple[dict[str, LoraModul
         if TEXT_ENCODER.match(key):
             text_encoder_keys.append(key)
             continue
-        suffix = next((ending for ending in SUFFIXES if key.endswith(ending)), None)
-        if suffix is None:
+        stem, part = split_suffix(key)
+        if not part:
             unknown.append(key)
             continue
-        name = plain_name(key[: -len(suffix)])
-        modules.setdefault(name, LoraModule(name)).keys[SUFFIXES[suffix]] = key
-    _refuse_unknown(unknown, bool(modules or text_encoder_keys), file_name)
+        add_key(modules, plain_name(stem), part, key, file_name)
+    refuse_unknown(unknown, bool(modules), file_name)
     return modules, text_encoder_keys
+
+
+def split_suffix(key: str) -> tuple[str, str]:
+    """(module as written, part of the pair) of a key; the part is "" if the ending is not known."""
+    suffix = next((ending for ending in SUFFIXES if key.endswith(ending)), None)
+    return (key, "") if suffix is None else (key[: -len(suffix)], SUFFIXES[suffix])
+
+
+def add_key(modules: dict[str, LoraModule], name: str, part: str, key: str, file_name: str) -> None:
+    """Note a key as one part of the module `name`; LoraError if that part was named before."""
+    module = modules.setdefault(name, LoraModule(name))
+    if part in module.keys:
+        raise LoraError(
+            f"{file_name} has two tensors for one place, {module.keys[part]!r} and {key!r}. It was "
+            "joined from two files; take the original."
+        )
+    module.keys[part] = key
 
 
 def plain_name(module: str) -> str:
@@ -96,10 +112,15 @@ def plain_name(module: str) -> str:
     return module.replace(".processor.", ".").replace(".", "_")
 
 
-def adapter_alpha(metadata: Mapping[str, str], file_name: str) -> float | None:
+def adapter_alpha(
+    metadata: Mapping[str, str], file_name: str, text_encoder: str = ""
+) -> float | None:
     """lora_alpha out of the metadata of a file that diffusers wrote; None where it says nothing.
 
     Such files carry it nowhere else, and their scale is alpha / rank.
+
+    Args:
+        text_encoder: the encoder whose alpha is asked for ("text_encoder_2"); "": the denoiser's.
 
     Raises:
         LoraError: the metadata is damaged, or states several alphas.
@@ -108,7 +129,12 @@ def adapter_alpha(metadata: Mapping[str, str], file_name: str) -> float | None:
     if text is None:
         return None
     try:
-        facts = {name.rpartition(".")[2]: value for name, value in json.loads(text).items()}
+        facts = {}
+        for name, value in json.loads(text).items():
+            component, _, field_name = name.rpartition(".")
+            is_encoder = component.startswith("text_encoder")
+            if component == text_encoder if text_encoder else not is_encoder:
+                facts[field_name] = value
         alpha = facts.get("lora_alpha")
         several = facts.get("alpha_pattern") or facts.get("use_rslora")
         found = None if alpha is None else float(alpha)
@@ -122,7 +148,8 @@ def adapter_alpha(metadata: Mapping[str, str], file_name: str) -> float | None:
     return found
 
 
-def _refuse_unknown(unknown: list[str], has_pairs: bool, file_name: str) -> None:
+def refuse_unknown(unknown: list[str], has_pairs: bool, file_name: str) -> None:
+    """LoraError naming what these keys are, if there are any."""
     for kind, endings in OTHER_KINDS.items():
         found = [key for key in unknown if key.endswith(endings)]
         if found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,11 +45,17 @@ class LoraPair:
                 f"{name}: down {tuple(self.down.shape)} and up {tuple(self.up.shape)} are not a "
                 "LoRA pair; expected (rank, in, ...) and (out, rank, ...)."
             )
+        if self.rank == 0 or self.up[0].numel() != self.rank:
+            raise LoraError(
+                f"{name}: a pair of rank {self.rank} whose up has the shape "
+                f"{tuple(self.up.shape)}; (out, rank) or (out, rank, 1, 1) was expected."
+            )
         for half, tensor in (("down", self.down), ("up", self.up)):
             if not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(
-                    f"{name}: the LoRA's {half} weight holds NaN or infinity, so it is not saved. "
-                    "Go back to the last good state of the run and lower the learning rate."
+                    f"{name}: the LoRA's {half} weight holds NaN or infinity. Take an undamaged "
+                    "file; in a run of your own go back to its last good state and lower the "
+                    "learning rate."
                 )
         return self
 
@@ -104,20 +110,40 @@ def block_diagonal(parts: Mapping[str, LoraPair]) -> LoraPair:
     return LoraPair(down, up, 1.0)
 
 
-def cast(pair: LoraPair, dtype: torch.dtype, name: str) -> LoraPair:
-    """The pair in `dtype`, its halves first brought to like magnitude by an exact power of two.
-
-    Neither half then overflows where the product could be held, and small ones lose no bits.
-    """
+def balanced(pair: LoraPair) -> LoraPair:
+    """The same update in fp32, both halves of like magnitude by an exact power of two."""
     down, up = pair.down.float(), pair.up.float()
     high_down, high_up = float(down.abs().max()), float(up.abs().max())
     if high_down > 0 and high_up > 0:
         exponent = round((math.log2(high_down) - math.log2(high_up)) / 2)
         exponent = max(-MAX_SHIFT, min(MAX_SHIFT, exponent))
         down, up = down * 2.0**-exponent, up * 2.0**exponent
-    if max(float(down.abs().max()), float(up.abs().max())) > torch.finfo(dtype).max:
+    return LoraPair(down, up, pair.scale)
+
+
+def concatenated(pairs: Sequence[LoraPair], shape: torch.Size) -> LoraPair:
+    """One pair that adds what all of them add to a weight of `shape`; ranks add up, scale 1.
+
+    s1 u1 d1 + s2 u2 d2 = [s1 u1, s2 u2] [d1; d2]. Each part is balanced by itself, so that a small
+    one loses nothing to half precision beside a large one.
+    """
+    parts = [balanced(with_scale_in_up(pair)) for pair in pairs]
+    down = torch.cat([part.down.reshape(part.rank, *shape[1:]) for part in parts])
+    ones = (1,) * (len(shape) - 2)
+    up = torch.cat([part.up.reshape(shape[0], part.rank, *ones) for part in parts], dim=1)
+    return LoraPair(down, up, 1.0)
+
+
+def cast(pair: LoraPair, dtype: torch.dtype, name: str) -> LoraPair:
+    """The pair in `dtype`, its halves first brought to like magnitude by an exact power of two.
+
+    Neither half then overflows where the product could be held, and small ones lose no bits.
+    """
+    even = balanced(pair)
+    high = max(float(even.down.abs().max()), float(even.up.abs().max()))
+    if high > torch.finfo(dtype).max:
         raise NonFiniteError(
-            f"{name}: the LoRA's weights reach {high_up:.3g} and do not fit {dtype}. The run has "
+            f"{name}: the LoRA's weights reach {high:.3g} and do not fit {dtype}. The run has "
             "diverged; go back to an earlier state."
         )
-    return LoraPair(down.to(dtype).contiguous(), up.to(dtype).contiguous(), pair.scale)
+    return LoraPair(even.down.to(dtype).contiguous(), even.up.to(dtype).contiguous(), pair.scale)

@@ -22,6 +22,7 @@ from .recipe_checks import (
     PREDICTIONS,
     SOLVERS,
     boolean,
+    hex_text,
     number,
     numbers,
     one_of,
@@ -30,7 +31,6 @@ from .recipe_checks import (
     require,
     require_fields,
     resolution_list,
-    sha256_text,
     text,
     token,
     whole,
@@ -43,16 +43,27 @@ MAX_STEPS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class MergedLora:
-    """A LoRA that was merged into the teacher before it was distilled."""
+    """A LoRA that was merged into the teacher before it was distilled.
+
+    Args:
+        name: its file's name.
+        sha256: of the whole file; the first ten digits are its AutoV2 hash.
+        autov3: first twelve digits of the SHA256 of its tensors, by which hosts know LoRAs.
+        included: whether this file holds its update, too; if not, sampling needs it beside.
+    """
 
     name: str
     strength: float
     sha256: str = ""
+    autov3: str = ""
+    included: bool = False
 
     def __post_init__(self) -> None:
         text(self.name, "merged_loras.name", MAX_NAME)
         number(self.strength, "merged_loras.strength", -100, 100)
-        sha256_text(self.sha256, "merged_loras.sha256")
+        hex_text(self.sha256, "merged_loras.sha256", 64)
+        hex_text(self.autov3, "merged_loras.autov3", 12)
+        boolean(self.included, "merged_loras.included")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +152,7 @@ class Recipe:
         number(self.guidance_rescale, "guidance_rescale", 0, 1)
         self._set("merged_loras", records(self.merged_loras, "merged_loras", MergedLora))
         text(self.teacher_name, "teacher_name", MAX_NAME)
-        sha256_text(self.teacher_sha256, "teacher_sha256")
+        hex_text(self.teacher_sha256, "teacher_sha256", 64)
         if isinstance(self.anchor, Mapping):
             self._set("anchor", records([self.anchor], "anchor", Anchor)[0])
         is_anchor = self.anchor is None or isinstance(self.anchor, Anchor)
@@ -245,5 +256,9 @@ def usage_hint(recipe: Recipe) -> str:
         checksum = f" ({recipe.teacher_autov2})" if recipe.teacher_autov2 else ""
         parts.append(f"Made for {recipe.teacher_name}{checksum}.")
     for lora in recipe.merged_loras:
-        parts.append(f"Contains {lora.name} at {lora.strength:g}; do not add it again.")
+        checksum = f" ({lora.sha256[:10]})" if lora.sha256 else ""
+        if lora.included:
+            parts.append(f"Contains {lora.name} at {lora.strength:g}; do not add it again.")
+        else:
+            parts.append(f"Use it together with {lora.name} at {lora.strength:g}{checksum}.")
     return " ".join(parts)

@@ -93,10 +93,10 @@ def text(value: object, name: str, limit: int, *, lines: bool = False) -> str:
     return str(value)
 
 
-def sha256_text(value: object, name: str) -> str:
-    """64 lower-case hexadecimal digits, or nothing."""
-    good = isinstance(value, str) and re.fullmatch(r"([0-9a-f]{64})?", value) is not None
-    require(good, f"{name} must be 64 lower-case hexadecimal digits", value)
+def hex_text(value: object, name: str, digits: int) -> str:
+    """That many lower-case hexadecimal digits, or nothing."""
+    good = isinstance(value, str) and re.fullmatch(rf"([0-9a-f]{{{digits}}})?", value) is not None
+    require(good, f"{name} must be {digits} lower-case hexadecimal digits", value)
     return str(value)
 
 

@@ -7,7 +7,7 @@ import checkpoints
 import lora_networks
 import pytest
 import torch
-from dpdmd_studio.core import lora_file
+from dpdmd_studio.core import lora_layout
 from dpdmd_studio.core.errors import CheckpointError
 from dpdmd_studio.core.lora_file import write_lora
 from dpdmd_studio.trainer.inspect_file import format_text, inspect
@@ -95,7 +95,7 @@ def test_an_empty_scale_is_one(tmp_path):
     network, family, config = lora_networks.build("sd3")
     pairs = lora_networks.random_pairs(network, family, config, targets="attention")
     path = tmp_path / "x.safetensors"
-    save_file(lora_file.lora_tensors(family, config, pairs, torch.bfloat16, "kohya"), path)
+    save_file(lora_layout.lora_tensors(family, config, pairs, torch.bfloat16, "kohya"), path)
     facts = inspect(path)
     assert (facts["family"], facts["scales"]) == ("sd3", [1.0])
     assert facts["dtypes"] == {"BF16": facts["tensors"]}

@@ -8,7 +8,7 @@ import lora_networks
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from dpdmd_studio.core import hashes, lora_file
+from dpdmd_studio.core import hashes, lora_layout, lora_serialize
 from dpdmd_studio.core.errors import NonFiniteError, OutputError
 from dpdmd_studio.core.lora_file import (
     lora_deltas,
@@ -109,7 +109,7 @@ def test_diffusers_loads_the_peft_form_as_trained(trained, tmp_path):
     name, family, _, pairs, output = trained
     path = saved(tmp_path / "a.safetensors", trained, dtype=torch.float32, format="peft")
     network, _, _ = lora_networks.build(name)
-    prefix = lora_file.PEFT_PREFIXES[family.network].rstrip(".")
+    prefix = lora_layout.PEFT_PREFIXES[family.network].rstrip(".")
     network.load_lora_adapter(load_file(path), prefix=prefix)
     assert sum("lora_A" in key for key in network.state_dict()) == len(pairs)
     torch.testing.assert_close(lora_networks.run(network, name), output, rtol=1e-3, atol=1e-4)
@@ -185,7 +185,7 @@ def test_hashes_in_the_file_are_those_of_the_file(trained, tmp_path):
 def test_the_legacy_hash_covers_the_bytes_behind_the_first_mebibyte():
     tensors = {f"t{i}": torch.randn(300_000) for i in range(3)}
     metadata = {"ss_é": 'a "quoted"\nline', "other": "x" * 99}
-    content = b"".join(lora_file.serialize(tensors, metadata))
+    content = b"".join(lora_serialize.serialize(tensors, metadata))
     found = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])["__metadata__"]
     alone = save(tensors, {"ss_é": metadata["ss_é"]})
     assert found["sshs_legacy_hash"] == hashlib.sha256(alone[0x100000:0x110000]).hexdigest()[:8]

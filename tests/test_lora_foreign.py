@@ -5,7 +5,7 @@ import json
 import lora_networks
 import pytest
 import torch
-from dpdmd_studio.core import lora_file
+from dpdmd_studio.core import lora_layout
 from dpdmd_studio.core.errors import LoraError
 from dpdmd_studio.core.lora_file import lora_deltas, read_lora, weight_shapes, write_lora
 from safetensors.torch import save_file
@@ -86,7 +86,7 @@ def test_pickles_and_missing_files_are_lora_errors(tmp_path):
 def test_modules_the_model_lacks_are_named(tmp_path):
     network, family, config = lora_networks.build("sd1")
     pairs = lora_networks.random_pairs(network, family, config)
-    tensors = lora_file.lora_tensors(family, config, pairs, torch.float16, "kohya")
+    tensors = lora_layout.lora_tensors(family, config, pairs, torch.float16, "kohya")
     extra = {f"lora_unet_down_blocks_9_x.{k}": v for k, v in PAIR.items()}
     lora = read_lora(foreign(tmp_path / "x.safetensors", tensors | extra))
     with pytest.raises(LoraError, match=r"1 modules.*down_blocks_9_x"):

@@ -12,7 +12,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of huggingface_hub
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from ...core.schedule import Schedule
 from .checkpoint_parts import Parts, folder_parts, single_file_parts
 from .encoder_components import TITLES, encoder_file
 from .leftovers import describe_leftovers
+from .lora_merge import MergingLora, plan_merge
 from .network import NetworkCall, schedule_of
 from .vae import LatentDecoder, decoder_file, find_decoder
 from .weights import Component
@@ -81,6 +82,7 @@ def load_checkpoint(
     zero_terminal_snr: bool | None = None,
     text_encoders: Mapping[str, Path] | None = None,
     vae: Path | None = None,
+    loras: Sequence[MergingLora] = (),
     report: Report = logger.warning,
 ) -> LoadedCheckpoint:
     """The checkpoint at `path`, denoiser loaded.
@@ -93,25 +95,26 @@ def load_checkpoint(
         zero_terminal_snr: of a v-prediction model, overriding what the file's markers say.
         text_encoders: files for "clip_l", "clip_g", "t5xxl" that replace or complete the file's.
         vae: a VAE file that replaces the file's.
+        loras: merged into the denoiser, and into the text encoders whenever those are loaded.
         report: is told what the user should know, a line at a time.
 
     Raises:
         CheckpointError: missing, damaged, incomplete or unsupported files.
+        LoraError: a LoRA does not fit.
         NonFiniteError: NaN or infinite weights.
     """
     path, notes = Path(path), []
-    parts = folder_parts(path) if path.is_dir() else single_file_parts(path)
+    parts, encoders = find_components(path, text_encoders or {}, notes)
     detection = _with_prediction(parts.detection, prediction, notes)
     detection = _with_zero_snr(detection, zero_terminal_snr, notes)
     facts = family(detection.family)
-    named = {kind: encoder_file(kind, Path(file)) for kind, file in (text_encoders or {}).items()}
-    encoders = _encoders_in_use(facts, {**parts.encoders, **named}, path, notes)
     parts.denoiser.check()
     for component in encoders.values():
         component.check()
     _check_widths(facts, parts.config, encoders)
     notes += describe_leftovers(parts, encoders)
     decoder = _decoder(parts, vae, notes)
+    notes += plan_merge(loras, parts.denoiser, encoders, facts)
     network = parts.denoiser.load(dtype, device)
     for note in notes:
         report(note)
@@ -127,6 +130,22 @@ def load_checkpoint(
         decoder=decoder,
         notes=notes,
     )
+
+
+def find_components(
+    path: Path, text_encoders: Mapping[str, Path], notes: list[str]
+) -> tuple[Parts, dict[str, Component]]:
+    """(parts of the checkpoint, text encoders in use by kind); nothing is loaded.
+
+    Args:
+        path: as for `load_checkpoint`, like the next.
+        text_encoders: files that replace or complete the checkpoint's own.
+        notes: what the user should know is appended.
+    """
+    parts = folder_parts(path) if path.is_dir() else single_file_parts(path)
+    named = {kind: encoder_file(kind, Path(file)) for kind, file in text_encoders.items()}
+    facts = family(parts.detection.family)
+    return parts, _encoders_in_use(facts, {**parts.encoders, **named}, path, notes)
 
 
 def _with_prediction(detection: Detection, prediction: str | None, notes: list[str]) -> Detection:

@@ -6,7 +6,7 @@ the right shape. Weights stored in the wanted dtype are used straight from the m
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, NonFiniteError, UnsupportedModelError
 from ...core.families import TensorSource, refuse_quantised
+from ...core.lora_file import weight_shapes
 from ...core.tensor_file import TensorFile, TensorInfo
+from .weight_updates import Updates
 
 logger = logging.getLogger("dpdmd_studio.loading")
 
@@ -89,12 +91,14 @@ class Component:
         factory: makes the network; called with the meta device as default, so costs no memory.
         weights: the component's tensors.
         source: where the value of each parameter lies.
+        updates: LoRAs that are merged into it whenever it is loaded.
     """
 
     what: str
     factory: Callable[[], nn.Module]
     weights: Weights
     source: Callable[[str], TensorSource]
+    updates: Updates = field(default_factory=Updates)
 
     def __post_init__(self) -> None:
         self._empty: nn.Module | None = None
@@ -132,6 +136,11 @@ class Component:
             self._sources = {name: self.source(name) for name in names}
         return self._sources
 
+    @property
+    def layer_shapes(self) -> dict[str, torch.Size]:
+        """Shape of the weight of every linear and convolutional layer, by module name."""
+        return weight_shapes(self._empty_network())
+
     def load(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         """The network, filled, frozen and in evaluation mode.
 
@@ -144,11 +153,23 @@ class Component:
         values = {}
         for name, slot in network.state_dict().items():
             wanted = dtype if slot.is_floating_point() else slot.dtype
-            values[name] = _value(self.weights, sources[name], tuple(slot.shape), wanted, device)
+            changed, shape = self.updates.change(name), tuple(slot.shape)
+            read_as = torch.float32 if changed else wanted
+            value = _value(self.weights, sources[name], shape, read_as, device)
+            values[name] = self._merged(name, value, wanted) if changed else value
         network.load_state_dict(values, strict=True, assign=True)
         self.weights.close()
         _restore_buffers(network, device)
         return network.requires_grad_(False).eval()
+
+    def _merged(self, name: str, stored: Tensor, dtype: torch.dtype) -> Tensor:
+        value = self.updates.added(name, stored).to(dtype)
+        if not is_finite(value):
+            raise NonFiniteError(
+                f"{self.weights.label} ({self.what}): with the LoRAs merged, {name!r} has values "
+                f"beyond the range of {dtype}. Lower their strength, or choose bfloat16 or float32."
+            )
+        return value
 
     def _empty_network(self) -> nn.Module:
         if self._empty is None:

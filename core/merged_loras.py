@@ -27,11 +27,16 @@ class PresentLora:
     autov3: str = ""
 
 
-def merged_lora_notes(recipe: Recipe | None, present: Sequence[PresentLora]) -> list[str]:
+def merged_lora_notes(
+    recipe: Recipe | None, present: Sequence[PresentLora], *, how: str = ""
+) -> list[str]:
     """What a person should know of the LoRAs that the recipe names, a sentence or two each.
 
     One that the student's file does not include and that is absent, or there at another strength;
     one that is included and there once more. Hashes decide; names only where a side has none.
+
+    Args:
+        how: how LoRAs are added here, such as " with --with-lora".
     """
     notes = []
     for lora in recipe.merged_loras if recipe else ():
@@ -42,8 +47,8 @@ def merged_lora_notes(recipe: Recipe | None, present: Sequence[PresentLora]) -> 
             notes.append(f"This LoRA contains {title} already; leave it out, or it acts twice.")
         elif not lora.included and found is None:
             notes.append(
-                f"This LoRA was made for a checkpoint with {title} merged at {lora.strength:g}, "
-                "which is missing here. Add it at that strength, unless this checkpoint has it."
+                f"This LoRA was made for a checkpoint with {title} merged at {lora.strength:g}. It "
+                f"is missing here: add it{how} at that strength, unless this checkpoint has it."
             )
         elif found is not None and abs(found.strength - lora.strength) > SAME_STRENGTH:
             notes.append(

@@ -18,7 +18,7 @@ from .cli_arguments import add_config_arguments, config_values, parse_lora, pars
 from .cli_compare import add_compare
 from .config import DistillConfig
 from .presets import MEMORIES, preset
-from .request import DistillRequest, ModelFiles
+from .request import DistillRequest, ModelFiles, TeacherLora
 
 if TYPE_CHECKING:
     from .engine.runner import Outcome
@@ -92,6 +92,10 @@ def _add_distill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument("--format", choices=("kohya", "peft"), default="kohya",
                         help="kohya: for ComfyUI, A1111, Forge; peft: for diffusers")  # fmt: skip
+    parser.add_argument("--teacher-lora", action="append", default=[], metavar="FILE[:STRENGTH]",
+                        help="a LoRA to merge into the teacher; may be repeated")  # fmt: skip
+    parser.add_argument("--include-teacher-loras", action="store_true",
+                        help="the new LoRA holds these LoRAs, too")  # fmt: skip
     parser.add_argument("--preset", choices=MEMORIES, help="settings for a card's memory")
     add_config_arguments(parser)
     parser.set_defaults(run_command=_distill)
@@ -107,6 +111,8 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     _add_model_files(parser)
     parser.add_argument("--lora", metavar="FILE[:STRENGTH]", help="without it: the teacher")
+    parser.add_argument("--with-lora", action="append", default=[], metavar="FILE[:STRENGTH]",
+                        help="a LoRA that is on as well; may be repeated")  # fmt: skip
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT")
     source.add_argument("--prompts", metavar="FILE")
@@ -164,6 +170,11 @@ def _distill(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         overwrite=arguments.overwrite,
         file_format=arguments.format,
+        teacher_loras=tuple(
+            TeacherLora(path=path, strength=strength)
+            for path, strength in map(parse_lora, arguments.teacher_lora)
+        ),
+        include_teacher_loras=arguments.include_teacher_loras,
         created_at=time.time(),
     )
     folder = Path(arguments.run) if arguments.run else new_run_folder(Path(arguments.output).stem)
@@ -239,6 +250,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         ),
         seeds=tuple(parse_seeds(arguments.seeds)),
         lora=parse_lora(arguments.lora) if arguments.lora else None,
+        with_loras=tuple(map(parse_lora, arguments.with_lora)),
         output=Path(arguments.output),
         **{name: getattr(arguments, name) for name in names},
     )

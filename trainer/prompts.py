@@ -131,7 +131,7 @@ def _notes(tags: Counter[str], counts: Counter[str]) -> Iterator[str]:
         more = f" and {len(tags) - SHOWN} others" if len(tags) > SHOWN else ""
         yield (
             f"{sum(tags.values())} LoRA tags were dropped from the prompts: {shown}{more}. To "
-            "distil a model with a LoRA, merge it into the checkpoint first."
+            "distil a model with a LoRA, name it with --teacher-lora FILE:STRENGTH."
         )
     repeated = sum(counts.values()) - len(counts)
     if repeated:

@@ -26,12 +26,32 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherLora:
+    """A LoRA that is merged into the teacher; `sha256` is its file's when the run began."""
+
+    path: str
+    strength: float = 1.0
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not isinstance(self.strength, int | float):
+            raise TypeError("a teacher LoRA has a path and a strength")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillRequest:
-    """One distillation: which model, which settings, where the LoRA goes."""
+    """One distillation: which model, which settings, where the LoRA goes.
+
+    Args:
+        teacher_loras: the user's LoRAs that are part of the teacher.
+        include_teacher_loras: whether the written LoRA holds them, too.
+    """
 
     model: ModelFiles
     config: DistillConfig
     output: str
+    teacher_loras: tuple[TeacherLora, ...] = ()
+    include_teacher_loras: bool = False
     overwrite: bool = False
     file_format: Literal["kohya", "peft"] = "kohya"
     created_at: float = 0.0
@@ -48,7 +68,8 @@ class DistillRequest:
             own = {k: v for k, v in values.items() if k != "version"}
             model = ModelFiles(**own.pop("model"))
             config = DistillConfig.from_dict(own.pop("config"))
-            return cls(model=model, config=config, **own)
+            loras = tuple(TeacherLora(**item) for item in own.pop("teacher_loras", ()))
+            return cls(model=model, config=config, teacher_loras=loras, **own)
         except SettingsError:
             raise
         except (KeyError, TypeError, AttributeError) as error:
@@ -57,11 +78,27 @@ class DistillRequest:
                 "a new run."
             ) from error
 
+    def files(self) -> list[str]:
+        """Paths of all files that the run reads."""
+        named = [value for value in dataclasses.asdict(self.model).values() if value]
+        return named + [lora.path for lora in self.teacher_loras]
+
     def absolute(self) -> DistillRequest:
         """The same with absolute paths, so that a resume works from any folder."""
         files = {
-            name: value and str(Path(value).expanduser().resolve())
+            name: value and _absolute(value)
             for name, value in dataclasses.asdict(self.model).items()
         }
-        output = str(Path(self.output).expanduser().resolve())
-        return dataclasses.replace(self, model=ModelFiles(**files), output=output)
+        loras = [
+            dataclasses.replace(lora, path=_absolute(lora.path)) for lora in self.teacher_loras
+        ]
+        return dataclasses.replace(
+            self,
+            model=ModelFiles(**files),
+            teacher_loras=tuple(loras),
+            output=_absolute(self.output),
+        )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())

@@ -12,6 +12,7 @@ from ...core.hashes import file_hashes
 from ...core.lora_file import LoraFile, check_family, lora_deltas, open_lora
 from ...core.lora_keys import LoraModule
 from ...core.merged_loras import PresentLora
+from ...core.png_info import UsedLora
 from ...core.text_encoder_lora import text_encoder_deltas, text_encoder_modules
 from .encoder_components import TITLES
 from .weights import Component
@@ -36,6 +37,10 @@ class MergingLora:
     def present(self) -> PresentLora:
         """The LoRA as one that is in force while sampling."""
         return PresentLora(self.name, self.strength, self.sha256, self.autov3)
+
+    def used(self) -> UsedLora:
+        """The LoRA as a picture's text names it."""
+        return UsedLora(name=self.file.path.stem, strength=self.strength, autov3=self.autov3)
 
 
 def open_merging(path: Path, strength: float) -> MergingLora:

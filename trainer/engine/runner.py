@@ -22,7 +22,8 @@ from .preview import Previews
 from .prompt_expansion import set_aside
 from .run_report import write_run_report
 from .run_status import Interrupt, Status
-from .session import Session, choose_resolutions, open_session
+from .session import Session, choose_resolutions, open_session, text_encoder_files
+from .teacher_loras import check_teacher_loras
 
 KEPT_CHECKPOINTS = 5
 
@@ -210,15 +211,17 @@ def create_run(
     Raises:
         CheckpointError: a model file is missing or no supported model.
         SettingsError: a setting is not possible with this model or on this machine.
+        LoraError: a LoRA cannot be merged into this model, or not be included.
         OutputError: the LoRA or the run cannot be written where they shall go.
     """
     request = request.absolute()
     config = request.config.validate()
-    for name in filter(None, dataclasses.asdict(request.model).values()):
+    for name in request.files():
         if not Path(name).exists():
             raise CheckpointError(f"There is no file {name}. Check the spelling of the path.")
     choose_resolutions(config, identify(Path(request.model.checkpoint)))
     choose_device(config.device)
+    request = check_teacher_loras(request, text_encoder_files(request.model))
     _check_places(Path(folder).expanduser().resolve(), request, overwrite)
     if evaluation_prompts is None:
         prompts, evaluation_prompts = set_aside(prompts, config.evaluation_prompts, config.seed)
@@ -257,7 +260,7 @@ def _check_places(folder: Path, request: DistillRequest, overwrite: bool) -> Non
     check_output(output, overwrite=overwrite)
     if output.suffix.lower() != ".safetensors":
         raise OutputError(f"{output.name} must end in .safetensors; hosts look for that.")
-    for name in filter(None, dataclasses.asdict(request.model).values()):
+    for name in request.files():
         if output.exists() and Path(name).exists() and output.samefile(name):
             raise OutputError(f"{output} is a file that this run reads. Name another --output.")
     if output == folder:

@@ -15,7 +15,8 @@ from ... import __version__
 from ...core.errors import OutputError, SettingsError
 from ...core.families import family, identify
 from ...core.hashes import file_hashes, file_sha256
-from ...core.lora_file import check_family, read_lora
+from ...core.lora_file import LoraFile, check_family, read_lora
+from ...core.merged_loras import merged_lora_notes
 from ...core.png_info import PictureInfo, UsedLora, save_png
 from ...core.recipe import Recipe
 from ...core.schedule import few_step_positions
@@ -25,6 +26,7 @@ from ..request import ModelFiles
 from .checkpoint import LoadedCheckpoint, apply_lora, load_checkpoint
 from .conditioning import Conditioning
 from .device import choose_device, choose_dtype, is_out_of_memory
+from .lora_merge import open_merging
 from .prompt_cache import EncodedPrompts, encode_prompts
 from .sampling import sample_latents
 from .session import (
@@ -37,6 +39,7 @@ from .session import (
 from .vae import decode
 
 TEACHER_STEPS = 28
+HOW = " with --with-lora"
 Report = Callable[[str], None]
 Job = tuple[tuple[int, int], Path]
 """(prompt number, seed) and where the picture goes."""
@@ -51,6 +54,7 @@ class SampleRequest:
     seeds: tuple[int, ...]
     output: Path
     lora: tuple[str, float] | None = None
+    with_loras: tuple[tuple[str, float], ...] = ()
     negative: str = ""
     steps: int | None = None
     guidance_scale: float | None = None
@@ -166,8 +170,12 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
     """Load the model, merge the LoRA, and settle what was left open."""
     lora = read_lora(Path(request.lora[0])) if request.lora else None
     recipe = lora.recipe if lora else None
-    if lora is not None:  # before gigabytes are loaded
-        check_family(lora, family(identify(Path(request.model.checkpoint)).family))
+    others = [open_merging(Path(path), strength) for path, strength in request.with_loras]
+    kind = family(identify(Path(request.model.checkpoint)).family)
+    for file in [*([lora] if lora else []), *(other.file for other in others)]:
+        check_family(file, kind)  # before gigabytes are loaded
+    for note in merged_lora_notes(recipe, [o.present() for o in others], how=HOW):
+        report(note)
     device = choose_device(request.device)
     asked = None if request.prediction == "auto" else request.prediction
     checkpoint = load_checkpoint(
@@ -178,16 +186,11 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
         zero_terminal_snr=_zero_snr(request, recipe),
         text_encoders=text_encoder_files(request.model),
         vae=Path(request.model.vae) if request.model.vae else None,
+        loras=others,
         report=report,
     )
-    used: tuple[UsedLora, ...] = ()
-    if lora is not None and request.lora is not None:
-        apply_lora(checkpoint, lora, request.lora[1])
-        if lora.text_encoder_keys:
-            count = len(lora.text_encoder_keys)
-            report(f"{count} text-encoder tensors of {lora.path.name} are not applied.")
-        autov3 = file_hashes(lora.path).autov3
-        used = (UsedLora(name=lora.path.stem, strength=request.lora[1], autov3=autov3),)
+    used = _apply(request, checkpoint, lora, report)
+    used += [other.used() for other in others]
     sizes = DistillConfig(resolution=request.resolution)
     guidance = request.guidance_scale
     if guidance is None:
@@ -198,8 +201,21 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
         guidance,
         request.clip_skip or (recipe.clip_skip if recipe else None) or 1,
         _size(sizes, recipe, checkpoint),
-        used,
+        tuple(used),
     )
+
+
+def _apply(
+    request: SampleRequest, checkpoint: LoadedCheckpoint, lora: LoraFile | None, report: Report
+) -> list[UsedLora]:
+    if lora is None or request.lora is None:
+        return []
+    apply_lora(checkpoint, lora, request.lora[1])
+    if lora.text_encoder_keys:
+        count = len(lora.text_encoder_keys)
+        report(f"{count} text-encoder tensors of {lora.path.name} are not applied.")
+    autov3 = file_hashes(lora.path).autov3
+    return [UsedLora(name=lora.path.stem, strength=request.lora[1], autov3=autov3)]
 
 
 def _zero_snr(request: SampleRequest, recipe: Recipe | None) -> bool | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,7 +14,6 @@ from torch import Tensor
 
 from ...core.errors import SettingsError
 from ...core.families import Detection, LoraTargets
-from ...core.hashes import file_sha256
 from ...core.recipe import Recipe
 from ..config import DistillConfig
 from ..home import prompt_cache
@@ -31,12 +27,15 @@ from .conditioning import Conditioning
 from .device import choose_device, choose_dtype, describe_device
 from .distiller import Distiller
 from .loop import Trainer
+from .lora_merge import MergingLora
 from .network import NetworkCall
 from .prediction_check import check_prediction_type
-from .prompt_cache import EncodedPrompts, encode_prompts, encoder_identity, estimate_cache_bytes
+from .prompt_cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
 from .prompt_expansion import PromptSource
+from .run_identity import checkpoint_identity, run_fingerprint
 from .shapes_facts import shapes_facts
 from .student_file import TeacherFacts, make_recipe, write_student
+from .teacher_loras import IncludedLoras, included_loras, merged_records, open_teacher_loras
 
 Report = Callable[[str], None]
 
@@ -44,17 +43,6 @@ Report = Callable[[str], None]
 # where float16 loses its digits.
 HALF_LOSS_SCALE = 4096.0
 ZERO_SNR = {"auto": None, "yes": True, "no": False}
-# Settings that change how a run is done but not what it computes.
-MACHINE_SETTINGS = (
-    "device",
-    "attention",
-    "gradient_checkpointing",
-    "save_every",
-    "preview_every",
-    "evaluate_every",
-    "evaluation_prompts",
-    "keep",
-)
 
 
 @dataclass
@@ -71,6 +59,7 @@ class Session:
     teacher: TeacherFacts
     encoded: EncodedPrompts
     latent_shapes: list[tuple[int, int, int]]
+    included: IncludedLoras | None = None
 
     @property
     def config(self) -> DistillConfig:
@@ -109,6 +98,7 @@ class Session:
             started_at=self.request.created_at,
             finished_at=time.time(),
             precision=str(next(self.call.network.parameters()).dtype).removeprefix("torch."),
+            included=self.included,
             file_format=self.request.file_format,
             overwrite=overwrite,
         )
@@ -129,7 +119,40 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     report(f"Device: {describe_device(device)}, {str(dtype).removeprefix('torch.')}")
-    files = request.model
+    loras = open_teacher_loras(request)
+    checkpoint = _load(request, loras, dtype, device, report)
+    resolutions = choose_resolutions(config, checkpoint.detection)
+    prompts = PromptSource(run.prompts(), config.seed)
+    encoded, negative = _encode(checkpoint, prompts, config, device, report)
+    call = checkpoint.call()
+    report(f"Attention: {use_attention(checkpoint.network, config.attention)}")
+    check_prediction_type(checkpoint, negative)
+    identity = checkpoint_identity(checkpoint.path, report)
+    sha256 = identity if checkpoint.path.is_file() else ""  # no file has a folder's
+    guidance = config.teacher_guidance or default_guidance(checkpoint)
+    including = request.include_teacher_loras
+    merged = merged_records(loras, included=including)
+    teacher = TeacherFacts(
+        model_name(checkpoint.path), sha256, checkpoint.detection, guidance, resolutions, merged
+    )
+    included = included_loras(loras, checkpoint) if including else None
+    fingerprint = run_fingerprint(config, run.prompts(), identity, checkpoint, merged)
+    roles, trainer, shapes = _prepare_training(
+        config, checkpoint, call, teacher, prompts, encoded, negative, fingerprint
+    )
+    return Session(
+        run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes, included
+    )
+
+
+def _load(
+    request: DistillRequest,
+    loras: Sequence[MergingLora],
+    dtype: torch.dtype,
+    device: torch.device,
+    report: Report,
+) -> LoadedCheckpoint:
+    files, config = request.model, request.config
     checkpoint = load_checkpoint(
         Path(files.checkpoint),
         dtype=dtype,
@@ -138,28 +161,11 @@ def open_session(run: RunDirectory, report: Report) -> Session:
         zero_terminal_snr=ZERO_SNR[config.zero_terminal_snr],
         text_encoders=text_encoder_files(files),
         vae=Path(files.vae) if files.vae else None,
+        loras=loras,
         report=report,
     )
-    report(f"{Path(files.checkpoint).name}: {checkpoint.detection.title}")
-    resolutions = choose_resolutions(config, checkpoint.detection)
-    prompts = PromptSource(run.prompts(), config.seed)
-    encoded, negative = _encode(checkpoint, prompts, config, device, report)
-    call = checkpoint.call()
-    report(f"Attention: {use_attention(checkpoint.network, config.attention)}")
-    check_prediction_type(checkpoint, negative)
-    identity = _identity(Path(files.checkpoint), report)
-    sha256 = identity if checkpoint.path.is_file() else ""  # no file has a folder's
-    guidance = config.teacher_guidance or default_guidance(checkpoint)
-    teacher = TeacherFacts(
-        model_name(checkpoint.path), sha256, checkpoint.detection, guidance, resolutions
-    )
-    fingerprint = run_fingerprint(config, run.prompts(), identity, checkpoint)
-    roles, trainer, shapes = _prepare_training(
-        config, checkpoint, call, teacher, prompts, encoded, negative, fingerprint
-    )
-    return Session(
-        run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes
-    )
+    report(f"{checkpoint.path.name}: {checkpoint.detection.title}")
+    return checkpoint
 
 
 def model_name(path: Path) -> str:
@@ -233,16 +239,6 @@ def _encode(
     return encoded, negative.zeros() if config.zero_negative else negative
 
 
-def _identity(path: Path, report: Report) -> str:
-    """SHA256 of a checkpoint file; of the names and SHA256 of all weights in a folder."""
-    report("Computing the checkpoint's SHA256 (it goes into the LoRA's metadata)")
-    if path.is_file():
-        return file_sha256(path)
-    files = sorted(path.rglob("*.safetensors"))
-    facts = [(f.relative_to(path).as_posix(), file_sha256(f)) for f in files]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
 def choose_resolutions(config: DistillConfig, detection: Detection) -> tuple[tuple[int, int], ...]:
     """(width, height) pairs to train at: those asked for, else the model's own square."""
     found = config.resolutions or ((detection.resolution, detection.resolution),)
@@ -264,18 +260,3 @@ def choose_resolutions(config: DistillConfig, detection: Detection) -> tuple[tup
 
 def _nearest(size: int, step: int) -> int:
     return max(step, round(size / step) * step)
-
-
-def run_fingerprint(
-    config: DistillConfig, prompts: list[str], checkpoint_sha256: str, checkpoint: LoadedCheckpoint
-) -> str:
-    """Hash of all that decides what a run computes; a resume must find the same one."""
-    settings = dataclasses.asdict(config)
-    for name in MACHINE_SETTINGS:
-        settings.pop(name)
-    if settings["zero_terminal_snr"] == "auto":  # runs from before that setting go on
-        settings.pop("zero_terminal_snr")
-    encoders = {name: encoder_identity(part) for name, part in checkpoint.encoders.items()}
-    facts = [settings, prompts, checkpoint_sha256, encoders, str(checkpoint.dtype)]
-    content = json.dumps(facts, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()

@@ -13,22 +13,24 @@ from ...core.families import Config, Detection, Family
 from ...core.lora_file import write_lora
 from ...core.lora_math import LoraPair
 from ...core.lora_metadata import TrainingFacts, training_metadata
-from ...core.recipe import Anchor, Recipe
+from ...core.recipe import Anchor, MergedLora, Recipe
 from ...core.schedule import FlowSchedule, Levels, Schedule
 from ..config import DistillConfig
+from .teacher_loras import IncludedLoras
 
 SOFTWARE = f"DP-DMD Studio {__version__}"
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """Which checkpoint was distilled, and under which guidance."""
+    """Which checkpoint was distilled, with which LoRAs merged, and under which guidance."""
 
     name: str
     sha256: str
     detection: Detection
     guidance_scale: float
     resolutions: tuple[tuple[int, int], ...]
+    merged_loras: tuple[MergedLora, ...] = ()
 
 
 def make_recipe(
@@ -55,6 +57,7 @@ def make_recipe(
         resolutions=teacher.resolutions,
         shift=schedule.shift if isinstance(schedule, FlowSchedule) else None,
         zero_terminal_snr=teacher.detection.zero_terminal_snr,
+        merged_loras=teacher.merged_loras,
         teacher_name=teacher.name,
         teacher_sha256=teacher.sha256,
         anchor=Anchor(
@@ -83,6 +86,7 @@ def write_student(
     started_at: float,
     finished_at: float,
     precision: str,
+    included: IncludedLoras | None = None,
     file_format: str = "kohya",
     overwrite: bool = False,
 ) -> Path:
@@ -92,10 +96,13 @@ def write_student(
         weights: adapter tensors by name, ending in .lora_A and .lora_B (`AdapterRoles.state`).
         num_updates: finished student updates.
         started_at, finished_at: Unix times.
+        included: LoRAs of the teacher that the file shall hold besides the student.
         file_format: "kohya" for hosts, "peft" for diffusers.
     """
     modules = [name.removesuffix(".lora_A") for name in weights if name.endswith(".lora_A")]
     pairs = {m: LoraPair(weights[f"{m}.lora_A"], weights[f"{m}.lora_B"]) for m in modules}
+    if included is not None:
+        pairs = included.beside(pairs)
     facts = TrainingFacts(
         title=Path(path).stem,
         description=f"{config.num_steps}-step student of {recipe.teacher_name}, {SOFTWARE}.",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import checkpoints
 import torch
 from dpdmd_studio.trainer.config import DistillConfig
 from dpdmd_studio.trainer.engine import runner
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+from dpdmd_studio.trainer.request import DistillRequest, ModelFiles, TeacherLora
 from dpdmd_studio.trainer.run_directory import RunDirectory
 from safetensors.torch import load_file
 
@@ -33,11 +34,22 @@ BUILDERS = {
 }
 
 
-def new_run(folder: Path, checkpoint: Path, **settings) -> RunDirectory:
+def new_run(
+    folder: Path,
+    checkpoint: Path,
+    *,
+    teacher_loras: Sequence[tuple[Path, float]] = (),
+    include: bool = False,
+    file_format: str = "kohya",
+    **settings,
+) -> RunDirectory:
     request = DistillRequest(
         model=ModelFiles(checkpoint=str(checkpoint)),
         config=DistillConfig.from_dict(TINY | settings),
         output=str(folder / "student.safetensors"),
+        teacher_loras=tuple(TeacherLora(path=str(p), strength=s) for p, s in teacher_loras),
+        include_teacher_loras=include,
+        file_format=file_format,  # type: ignore[arg-type]
     )
     folder.mkdir(parents=True, exist_ok=True)
     return runner.create_run(folder / "run", request, PROMPTS, overwrite=False)

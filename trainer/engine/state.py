@@ -75,8 +75,8 @@ def load_state(
         facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if facts["fingerprint"] != fingerprint:
             raise RunError(
-                f"{folder} was made with other settings, prompts or another checkpoint than the "
-                "run now has. Undo the change, or start a new run."
+                f"{folder} was made with other settings, prompts or LoRAs, or another checkpoint "
+                "than the run now has. Undo the change, or start a new run."
             )
         for role, optimizer in optimizers.items():
             roles.load_state(role, load_file(folder / f"{role}.safetensors"))

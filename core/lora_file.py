@@ -7,8 +7,8 @@ loader fails on one): the scale is in `up`, and q, k and v form one exact block-
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -24,6 +24,7 @@ from .lora_math import LoraPair, delta
 from .lora_metadata import NetworkFacts, lora_metadata
 from .lora_serialize import serialize
 from .lora_targets import Target, part_of, resolve, targets_by_name
+from .lycoris import low_rank_factors
 from .recipe import Recipe, read_recipe
 from .tensor_file import read_header
 
@@ -114,22 +115,21 @@ class LoraFile:
             text_encoder: diffusers' name of the encoder that the module is part of, if it is.
 
         Raises:
-            LoraError: the module is no plain pair, or its sizes contradict each other.
+            LoraError: a tensor is missing, or sizes contradict each other.
             NonFiniteError: a weight is NaN or infinite.
         """
         label = f"{self.path.name}: {module.name}"
-        missing = {"down", "up"} - set(module.keys)
-        if missing or "mid" in module.keys:
-            problem = f"no {missing.pop()} half" if missing else "a middle (Tucker) tensor"
-            raise LoraError(f"{label} has {problem}; plain pairs are handled here.")
-        down, up = (self.state[module.keys[half]] for half in ("down", "up"))
-        plain = LoraPair(down, up).check(label)
-        if "alpha" in module.keys:
-            alpha = _number(self.state[module.keys["alpha"]], label)
+        parts = {part: self.state[key] for part, key in module.keys.items()}
+        stated = parts.pop("alpha", None)
+        pair, rank = low_rank_factors(parts, label)
+        if rank is None:
+            return pair
+        if stated is not None:
+            alpha = _number(stated, label)
         else:
             found = adapter_alpha(self.metadata, self.path.name, text_encoder)
-            alpha = plain.rank if found is None else found
-        return LoraPair(down, up, alpha / plain.rank)
+            alpha = rank if found is None else found
+        return LoraPair(pair.down, pair.up, alpha / rank)
 
 
 def _number(alpha: Tensor, label: str) -> float:
@@ -193,7 +193,7 @@ def lora_deltas(
     config: Config,
     shapes: Mapping[str, torch.Size],
     strength: float = 1.0,
-) -> dict[str, LoraPair]:
+) -> Mapping[str, LoraPair]:
     """What the LoRA adds to each module of a network: W + scale * up @ down, strength in `scale`.
 
     Args:
@@ -212,7 +212,7 @@ def module_deltas(
     shapes: Mapping[str, torch.Size],
     strength: float,
     text_encoder: str = "",
-) -> dict[str, LoraPair]:
+) -> Mapping[str, LoraPair]:
     """What some modules of the file add to a network, by the network's module names.
 
     Args:
@@ -225,25 +225,49 @@ def module_deltas(
     """
     label = f"{lora.path.name}, {text_encoder}" if text_encoder else lora.path.name
     places = resolve(modules, targets, label)
-    found: dict[str, LoraPair] = {}
+    found = Deltas(lora, shapes, strength, text_encoder)
     for name, module in modules.items():
-        pair = lora.pair(module, text_encoder)
         for target in places[name]:
-            shape = shapes[target.module]
-            share = part_of(pair, target, shape)
-            if share.up.shape[0] * share.down[0].numel() != shape.numel():
-                raise LoraError(
-                    f"{label}: {name} has sizes {tuple(pair.down.shape)} and "
-                    f"{tuple(pair.up.shape)}, which do not fit the model's {tuple(shape)}. It was "
-                    "made for another model."
-                )
             if target.module in found:
                 raise LoraError(
                     f"{label} changes {target.module} twice, under two names. It is damaged, or "
                     "joined from two files; take the original."
                 )
-            found[target.module] = LoraPair(share.down, share.up, share.scale * strength)
+            found.places[target.module] = (module, target)
+            pair, shape = found[target.module], shapes[target.module]
+            if pair.up.shape[0] * pair.down[0].numel() != shape.numel():
+                raise LoraError(
+                    f"{label}: {name} has sizes {tuple(pair.down.shape)} and "
+                    f"{tuple(pair.up.shape)}, which do not fit the model's {tuple(shape)}. It was "
+                    "made for another model."
+                )
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Deltas(Mapping[str, LoraPair]):
+    """What a file adds, by network module; each pair is made whenever it is asked for.
+
+    Written out as pairs, a LoHa or LoKr takes many times its file's size: one module at a time.
+    """
+
+    lora: LoraFile
+    shapes: Mapping[str, torch.Size]
+    strength: float
+    text_encoder: str = ""
+    places: dict[str, tuple[LoraModule, Target]] = field(default_factory=dict)
+
+    def __getitem__(self, module: str) -> LoraPair:
+        """The module's pair, strength in `scale`."""
+        entry, target = self.places[module]
+        pair = part_of(self.lora.pair(entry, self.text_encoder), target, self.shapes[module])
+        return LoraPair(pair.down, pair.up, pair.scale * self.strength)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
 
 
 def weight_shapes(network: nn.Module) -> dict[str, torch.Size]:

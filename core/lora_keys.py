@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from .errors import LoraError
 
-# Each way to end a key, longest first, and the part of the pair it names.
+# Each way to end a key, and the part of the update it names.
 SUFFIXES = {
     ".lora_linear_layer.down.weight": "down",
     ".lora_linear_layer.up.weight": "up",
@@ -29,10 +29,11 @@ SUFFIXES = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
     ".alpha": "alpha",
+    **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
+    **{f".lokr_{part}": f"lokr_{part}" for part in ("t1", "t2")},
 }
 OTHER_KINDS = {
-    "LoHa": (".hada_w1_a", ".hada_w2_b"),
-    "LoKr": (".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w2_a"),
     "DoRA": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
     "OFT": (".oft_blocks", ".oft_diag"),
     "GLoRA": (".a1.weight", ".b1.weight"),
@@ -58,7 +59,10 @@ CONTEXT_WIDTHS = {768: "sd1", 1024: "Stable Diffusion 2", 2048: "sdxl"}
 
 @dataclass
 class LoraModule:
-    """The tensors of one module in the file, by part: "down", "up", "mid", "alpha" -> key."""
+    """The tensors of one module in the file: part -> key.
+
+    Parts: "alpha"; "down", "up" and "mid" of a LoRA; "hada_w1_a" and so on of a LoHa or LoKr.
+    """
 
     name: str
     keys: dict[str, str] = field(default_factory=dict)
@@ -155,7 +159,7 @@ def refuse_unknown(unknown: list[str], has_pairs: bool, file_name: str) -> None:
         if found:
             raise LoraError(
                 f"{file_name} is of kind {kind} ({found[0]!r}), which is not handled here. "
-                "Plain LoRA and LoCon files are."
+                "LoRA, LoCon, LoHa and LoKr files are."
             )
     if unknown and not has_pairs:
         raise LoraError(
@@ -185,11 +189,22 @@ def detect_family(modules: Mapping[str, LoraModule], shapes: Mapping[str, tuple[
     if re.search(SD3_NAMES, names, re.MULTILINE):
         return "sd3"
     for name, module in modules.items():
-        if name.endswith(("attn2_to_k", "attn2_to_v")) and "down" in module.keys:
-            width = shapes[module.keys["down"]][1]
+        if name.endswith(("attn2_to_k", "attn2_to_v")):
+            width = _input_width(module, shapes)
             if width in CONTEXT_WIDTHS:
                 return CONTEXT_WIDTHS[width]
     return _unet_by_names(names)
+
+
+def _input_width(module: LoraModule, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Inputs of a linear layer; 0 where the module's tensors do not tell."""
+
+    def columns(*parts: str) -> int:
+        sizes = [shapes[module.keys[part]] for part in parts if part in module.keys]
+        return sizes[0][1] if sizes and len(sizes[0]) > 1 else 0
+
+    kronecker = columns("lokr_w1", "lokr_w1_b") * columns("lokr_w2", "lokr_w2_b")
+    return columns("down", "hada_w1_b") or kronecker
 
 
 def _unet_by_names(names: str) -> str:

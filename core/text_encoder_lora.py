@@ -72,7 +72,7 @@ def text_encoder_deltas(
     family: Family,
     shapes: Mapping[str, torch.Size],
     strength: float = 1.0,
-) -> dict[str, LoraPair]:
+) -> Mapping[str, LoraPair]:
     """What the LoRA adds to each module of one text encoder, strength in `scale`.
 
     Args:

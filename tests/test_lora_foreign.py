@@ -37,8 +37,6 @@ PAIR = {"lora_down.weight": torch.ones(2, 4), "lora_up.weight": torch.ones(4, 2)
     ("tensors", "message"),
     [
         ({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2)}, "is not a LoRA"),
-        ({"lora_unet_x.hada_w1_a": torch.ones(2)}, "LoHa"),
-        ({"lora_unet_x.lokr_w1": torch.ones(2)}, "LoKr"),
         ({"lora_unet_x.dora_scale": torch.ones(2)}, "DoRA"),
         ({f"lora_te_x.{k}": v for k, v in PAIR.items()}, "text encoders only"),
         (

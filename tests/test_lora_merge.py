@@ -193,9 +193,9 @@ BROKEN = {
         lambda t: t | {k.replace("_te_", "_te2_"): v for k, v in t.items() if "_te_" in k},
         "text encoder that SD 1.x does not have",
     ),
-    "loha in the encoder": (
-        lambda t: t | {"lora_te_x.hada_w1_a": torch.ones(1)},
-        "LoHa",
+    "dora in the encoder": (
+        lambda t: t | {"lora_te_x.dora_scale": torch.ones(1)},
+        "DoRA",
     ),
     "a prior's encoder": (
         lambda t: t | {"lora_prior_te_x.lora_down.weight": torch.ones(1, 1)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from dpdmd_studio.core.hashes import file_hashes
 from dpdmd_studio.trainer.cli import main
@@ -104,3 +106,23 @@ def test_inspect_shows_the_merged_loras(distilled, capsys):
     assert f"Use it together with my style.safetensors at 0.7 ({digest[:10]})." in shown
     assert main(["inspect", str(distilled["inside"])]) == 0
     assert "Contains my style.safetensors at 0.7; do not add it again." in capsys.readouterr().out
+
+
+def test_compare_says_what_is_missing_and_styles_every_arm(files, distilled, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n")
+    command = ["compare", str(files["sd1"]), "--prompts", str(prompts), "--seeds", "0-1"]
+    command += ["--no-rival", "--teacher-steps", "2", "--lora", str(distilled["apart"])]
+    assert main([*command, "--output", str(tmp_path / "a")]) == 0
+    assert "student.safetensors: This LoRA was made for a checkpoint with my style" in (
+        capsys.readouterr().err
+    )
+    together = ["--with-lora", f"{distilled['style']}:0.7"]
+    assert main([*command, *together, "--output", str(tmp_path / "b")]) == 0
+    said = capsys.readouterr().err
+    assert "missing here" not in said and "Merged my style.safetensors at strength 0.7" in said
+    teachers = [
+        json.loads((tmp_path / name / "report.json").read_text())["arms"][0]["measures"]
+        for name in "ab"
+    ]
+    assert teachers[0]["sample_diversity"] != teachers[1]["sample_diversity"]

@@ -20,8 +20,8 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     """Options besides those of the model's files."""
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:STRENGTH]",
                         help="a few-step LoRA; may be given several times")  # fmt: skip
-    parser.add_argument("--with-lora", metavar="FILE[:STRENGTH]",
-                        help="a style LoRA that is on in every arm")  # fmt: skip
+    parser.add_argument("--with-lora", action="append", default=[], metavar="FILE[:STRENGTH]",
+                        help="a style LoRA that is on in every arm; may be repeated")  # fmt: skip
     parser.add_argument("--prompts", metavar="FILE",
                         help="new to training; embedded checkpoints need none")  # fmt: skip
     parser.add_argument("--training-prompts", metavar="FILE", help="leave out what stands in here")
@@ -60,7 +60,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
     request = CompareRequest(
         model=ModelFiles(**{name: getattr(arguments, name) for name in names}),
         loras=tuple(parse_lora(text) for text in arguments.lora),
-        with_lora=parse_lora(arguments.with_lora) if arguments.with_lora else None,
+        with_loras=tuple(map(parse_lora, arguments.with_lora)),
         output=Path(arguments.output),
         prompts=tuple(
             expand(protect(text), Random(number))

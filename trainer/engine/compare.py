@@ -13,6 +13,7 @@ from torch import Tensor, tensor
 from ...core.errors import OutputError, SettingsError
 from ...core.families import family, identify
 from ...core.lora_file import LoraFile, check_family, read_lora
+from ...core.merged_loras import merged_lora_notes
 from ...core.schedule import Levels, few_step_positions, trailing_positions
 from ..config import DistillConfig
 from ..home import prompt_cache
@@ -20,6 +21,7 @@ from .checkpoint import LoadedCheckpoint, load_checkpoint
 from .comparison import CompareRequest, Comparison, measures_by_arm
 from .device import choose_device, choose_dtype, is_out_of_memory
 from .evaluate import ArmSetting, EvaluationSet, Leg, Painter, evaluate, rival_arm, teacher_arms
+from .lora_merge import WITH_LORA, MergingLora, open_merging
 from .lora_switch import LoraSwitch
 from .picture_features import folder_features, layout_features
 from .picture_measures import MeasureSet, feature_measures, shapes_measures
@@ -79,27 +81,26 @@ def _compare(request: CompareRequest, report: Report) -> Comparison:
     facts = shapes_facts(Path(request.model.checkpoint))
     prompts = chosen_prompts(request, facts, report)
     loras = [(read_lora(Path(path)), strength) for path, strength in request.loras]
-    style = read_lora(Path(request.with_lora[0])) if request.with_lora else None
+    styles = [open_merging(Path(path), strength) for path, strength in request.with_loras]
     kind = family(identify(Path(request.model.checkpoint)).family)
-    for lora in [lora for lora, _ in loras] + ([style] if style else []):
+    for lora in [*(lora for lora, _ in loras), *(style.file for style in styles)]:
         check_family(lora, kind)  # before gigabytes are loaded
+    for lora, _ in loras:
+        for note in merged_lora_notes(lora.recipe, [s.present() for s in styles], how=WITH_LORA):
+            report(f"{lora.path.name}: {note}")
     device = choose_device(request.device)
     measures = feature_measures(
         folder_features(request.features, device) if request.features else layout_features()
     )
     if facts:
         measures = shapes_measures() + measures
-    checkpoint = _load(request, loras, device, report)
+    checkpoint = _load(request, loras, styles, device, report)
     students: list[Student] = []
     for lora, strength in loras:
         taken = [student.name for student in students]
         students.append(_student(request, checkpoint, lora, strength, taken))
-    always = [(style, request.with_lora[1])] if style and request.with_lora else []
-    switch = LoraSwitch(
-        checkpoint,
-        {s.name: [(s.lora, s.strength), *always] for s in students} | {"styled": always},
-    )
-    settings = arm_settings(request, checkpoint, students, facts, styled=bool(always))
+    switch = LoraSwitch(checkpoint, {s.name: [(s.lora, s.strength)] for s in students})
+    settings = arm_settings(request, checkpoint, students, facts)
     painter, material = _material(request, checkpoint, students, prompts, switch, report)
     arms = evaluate(painter, settings, material, measures, report)
     data = _report_data(request, checkpoint, students, arms, prompts, measures)
@@ -135,6 +136,7 @@ def chosen_prompts(
 def _load(
     request: CompareRequest,
     loras: list[tuple[LoraFile, float]],
+    styles: list[MergingLora],
     device: torch.device,
     report: Report,
 ) -> LoadedCheckpoint:
@@ -151,6 +153,7 @@ def _load(
         zero_terminal_snr=zero_snr,
         text_encoders=text_encoder_files(request.model),
         vae=Path(request.model.vae) if request.model.vae else None,
+        loras=styles,
         report=report,
     )
 
@@ -182,26 +185,23 @@ def arm_settings(
     checkpoint: LoadedCheckpoint,
     students: list[Student],
     facts: dict[str, Any],
-    *,
-    styled: bool,
 ) -> list[ArmSetting]:
     """Teacher, bare teacher on each grid, then each LoRA with its zero-training rival."""
     grids = [s.lora.recipe.anchor.grid for s in students if s.lora.recipe and s.lora.recipe.anchor]
     steps = request.teacher_steps or facts.get("steps") or (grids or [TEACHER_STEPS])[0]
     own = Levels.at_positions(checkpoint.schedule, trailing_positions(int(steps))).sigmas
     guidance = request.guidance_scale or default_guidance(checkpoint)
-    plain = "styled" if styled else "teacher"
     few = [s.sigmas for s in students] or [
         checkpoint.schedule.sigma_at(few_step_positions(request.steps or DEFAULT_STEPS))
     ]
     found: dict[str, ArmSetting] = {}
     for grid in few:
-        for arm in teacher_arms(own, grid, guidance, weights=plain):
+        for arm in teacher_arms(own, grid, guidance):
             found.setdefault(arm.name, arm)
     for student in students:
         if request.rival:
             name = f"{student.name}, off at step 1"
-            arm = rival_arm(student.name, student.sigmas, name, without=plain)
+            arm = rival_arm(student.name, student.sigmas, name)
             found.setdefault(arm.name, arm)
         leg = Leg(
             weights=student.name, sigmas=student.sigmas, guidance_scale=student.guidance_scale
@@ -257,8 +257,9 @@ def _report_data(
         "LoRAs": ", ".join(s.lora.path.name for s in students) or "none",
         "Compared on": f"{len(prompts)} prompts, {len(request.seeds)} seeds each",
     }
-    if request.with_lora:
-        facts["Together with"] = f"{Path(request.with_lora[0]).name} at {request.with_lora[1]:g}"
+    if request.with_loras:
+        named = [f"{Path(path).name} at {strength:g}" for path, strength in request.with_loras]
+        facts["Together with"] = ", ".join(named)
     shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
     return ReportData(
         title="DP-DMD Studio: comparison",

@@ -26,7 +26,7 @@ class CompareRequest:
     teacher_steps: int | None = None
     guidance_scale: float | None = None
     negative: str = ""
-    with_lora: tuple[str, float] | None = None
+    with_loras: tuple[tuple[str, float], ...] = ()
     rival: bool = True
     features: Path | None = None
     resolution: str = ""

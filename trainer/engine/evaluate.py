@@ -231,32 +231,29 @@ def draw_timed(
     return Drawn(pictures, seconds / (len(material.prompts) * len(material.seeds)))
 
 
-def teacher_arms(
-    own: Tensor, few: Tensor, guidance_scale: float, weights: str = "teacher"
-) -> tuple[ArmSetting, ArmSetting]:
+def teacher_arms(own: Tensor, few: Tensor, guidance_scale: float) -> tuple[ArmSetting, ArmSetting]:
     """The teacher at its own guided steps, and bare on a student's grid.
 
     Args:
         own: the teacher's noise levels, shape (steps + 1,).
         few: the student's, shape (N + 1,).
-        weights: what the painter knows it by.
     """
     guided = ArmSetting(
         name=f"Teacher, {len(own) - 1} steps, guidance {guidance_scale:g}",
         note="The checkpoint as it is meant to be used.",
-        legs=(Leg(weights=weights, sigmas=own, guidance_scale=guidance_scale),),
+        legs=(Leg(weights="teacher", sigmas=own, guidance_scale=guidance_scale),),
     )
     bare = ArmSetting(
         name=f"Bare teacher, {len(few) - 1} steps",
         note="The same checkpoint on the student's grid, without guidance: what few steps look "
         "like without distillation.",
-        legs=(Leg(weights=weights, sigmas=few),),
+        legs=(Leg(weights="teacher", sigmas=few),),
     )
     return guided, bare
 
 
-def rival_arm(weights: str, few: Tensor, name: str, without: str = "teacher") -> ArmSetting:
+def rival_arm(weights: str, few: Tensor, name: str) -> ArmSetting:
     """The rival that needs no training of ours: `weights` off at the first step, on afterwards."""
-    legs = (Leg(weights=without, sigmas=few[:2]), Leg(weights=weights, sigmas=few[1:]))
+    legs = (Leg(weights="teacher", sigmas=few[:2]), Leg(weights=weights, sigmas=few[1:]))
     note = "The checkpoint draws the first step, the LoRA the others: costs no training."
     return ArmSetting(name=name, note=note, legs=legs)

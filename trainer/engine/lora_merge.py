@@ -18,6 +18,7 @@ from .encoder_components import TITLES
 from .weights import Component
 
 SHOWN = 3
+WITH_LORA = " with --with-lora"
 
 
 @dataclass(frozen=True)

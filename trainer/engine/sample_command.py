@@ -26,7 +26,7 @@ from ..request import ModelFiles
 from .checkpoint import LoadedCheckpoint, apply_lora, load_checkpoint
 from .conditioning import Conditioning
 from .device import choose_device, choose_dtype, is_out_of_memory
-from .lora_merge import open_merging
+from .lora_merge import WITH_LORA, open_merging
 from .prompt_cache import EncodedPrompts, encode_prompts
 from .sampling import sample_latents
 from .session import (
@@ -39,7 +39,6 @@ from .session import (
 from .vae import decode
 
 TEACHER_STEPS = 28
-HOW = " with --with-lora"
 Report = Callable[[str], None]
 Job = tuple[tuple[int, int], Path]
 """(prompt number, seed) and where the picture goes."""
@@ -174,7 +173,7 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
     kind = family(identify(Path(request.model.checkpoint)).family)
     for file in [*([lora] if lora else []), *(other.file for other in others)]:
         check_family(file, kind)  # before gigabytes are loaded
-    for note in merged_lora_notes(recipe, [o.present() for o in others], how=HOW):
+    for note in merged_lora_notes(recipe, [o.present() for o in others], how=WITH_LORA):
         report(note)
     device = choose_device(request.device)
     asked = None if request.prediction == "auto" else request.prediction

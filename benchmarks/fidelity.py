@@ -52,10 +52,11 @@ def train(options: argparse.Namespace, seed: int) -> None:
     from dpdmd_studio.trainer.engine.runner import create_run, run_distillation
     from dpdmd_studio.trainer.engine.shapes import caption_sample
     from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+    from fidelity_ideas import IDEAS
 
     folder = options.folder / options.teacher / options.name / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    config = settings_of(options, seed)
+    config, adapt = settings_of(options, seed), IDEAS[options.idea]()
     request = DistillRequest(
         model=ModelFiles(checkpoint=str(ASSETS / f"shapes-{options.teacher}.safetensors")),
         config=config,
@@ -71,16 +72,17 @@ def train(options: argparse.Namespace, seed: int) -> None:
         "set": options.set,
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
-        "tuning": measured(outcome.session, options.folder, held_out=False),
+        "idea": options.idea,
+        "tuning": measured(outcome.session, options.folder, adapt, held_out=False),
     }
     if options.held_out:
-        result["held_out"] = measured(outcome.session, options.folder, held_out=True)
+        result["held_out"] = measured(outcome.session, options.folder, adapt, held_out=True)
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     say(f"{options.teacher} {options.name} seed {seed}: {summary(result)}")
 
 
-def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, float]]:
-    """Measures of all arms by name; those of the teacher alone are kept for other runs."""
+def measured(session, cache: Path, adapt, *, held_out: bool) -> dict[str, dict[str, float]]:
+    """Measures by arm; pictures of the teacher alone are kept, rivals only drawn if held out."""
     from dpdmd_studio.trainer.engine.comparison import measures_by_arm
     from dpdmd_studio.trainer.engine.evaluate import draw_timed, evaluate
     from dpdmd_studio.trainer.engine.run_evaluation import (
@@ -95,20 +97,18 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, flo
     first = HELD_OUT_SEEDS if held_out else TUNING_SEEDS
     seeds = range(first, first + SEEDS_EACH)
     material = evaluation_set(session, captions, seeds, lambda _: None)
-    painter, arms = session_painter(session), run_arms(session)
-    drawn = (session.teacher.name, held_out, session.teacher.guidance_scale, CAPTIONS)
-    kept = cache / f"{'-'.join(map(str, ('teacher', *drawn)))}.pt"
-    known = torch.load(kept, weights_only=False) if kept.exists() else None
-    if known is None:
-        known = draw_timed(painter, arms[0], material, lambda _: None)
-        torch.save(known, kept)
+    painter, arms = adapt(session_painter(session), run_arms(session), session)
+    if not held_out:
+        arms.pop(2)  # the zero-training rival
+    known = {}
+    for arm in arms[:2]:  # the teacher, guided and bare
+        facts = (session.teacher.name, held_out, session.teacher.guidance_scale, CAPTIONS)
+        kept = cache / f"{arm.name}-{'-'.join(map(str, facts))}.pt"
+        if not kept.exists():
+            torch.save(draw_timed(painter, arm, material, lambda _: None), kept)
+        known[arm.name] = torch.load(kept, weights_only=False)
     found = evaluate(
-        painter,
-        arms,
-        material,
-        measures_for(session.checkpoint),
-        lambda _: None,
-        known={arms[0].name: known},
+        painter, arms, material, measures_for(session.checkpoint), lambda _: None, known=known
     )
     return measures_by_arm(found)
 
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--idea", default="none", help="a variant of fidelity_ideas.py")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

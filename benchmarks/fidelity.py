@@ -6,7 +6,8 @@
 
 `train` distils the embedded teacher with the demo's settings and what --set changes, and measures
 teacher, bare teacher, zero-training rival and student. What is tuned is tuned on captions that
-training uses, too (the default); --held-out measures on captions and seeds that nothing has seen.
+training uses, too (the default); --held-out measures on captions and seeds that nothing has seen
+instead.
 A run that is in the folder is not made again. `table` prints the means over training seeds.
 """
 
@@ -73,10 +74,9 @@ def train(options: argparse.Namespace, seed: int) -> None:
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
         "idea": options.idea,
-        "tuning": measured(outcome.session, options.folder, adapt, held_out=False),
     }
-    if options.held_out:
-        result["held_out"] = measured(outcome.session, options.folder, adapt, held_out=True)
+    part = "held_out" if options.held_out else "tuning"
+    result[part] = measured(outcome.session, options.folder, adapt, held_out=options.held_out)
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     say(f"{options.teacher} {options.name} seed {seed}: {summary(result)}")
 

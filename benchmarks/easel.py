@@ -1,0 +1,109 @@
+"""An embedded teacher with any LoRAs on it, ready to draw and count held-out captions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mounting
+import torch
+from dpdmd_studio.core.lora_file import LoraFile
+from dpdmd_studio.core.schedule import Levels, few_step_positions, trailing_positions
+from dpdmd_studio.trainer.engine.checkpoint import LoadedCheckpoint, load_checkpoint
+from dpdmd_studio.trainer.engine.evaluate import ArmSetting, EvaluationSet, Leg, Painter, evaluate
+from dpdmd_studio.trainer.engine.lora_switch import LoraSwitch
+from dpdmd_studio.trainer.engine.picture_measures import MeasureSet
+from dpdmd_studio.trainer.engine.prompt_cache import encode_prompts
+from dpdmd_studio.trainer.engine.run_evaluation import measures_for
+from dpdmd_studio.trainer.engine.shapes_facts import shapes_facts
+from dpdmd_studio.trainer.home import prompt_cache
+from torch import Tensor
+
+ASSETS = mounting.ROOT / "trainer" / "assets"
+SEEDS = range(6_000_000, 6_000_009)
+
+
+def asset(teacher: str) -> Path:
+    """The embedded checkpoint "sd3" or "sd1"."""
+    return ASSETS / f"shapes-{teacher}.safetensors"
+
+
+def say(text: str) -> None:
+    """To stderr, so that tables can be piped."""
+    sys.stderr.write(text + "\n")
+
+
+@dataclass
+class Easel:
+    """Draws arms of one embedded teacher on fixed captions and seeds."""
+
+    checkpoint: LoadedCheckpoint
+    painter: Painter
+    material: EvaluationSet
+    guidance_scale: float
+    teacher_steps: int
+
+    @classmethod
+    def of(
+        cls,
+        teacher: str,
+        captions: Sequence[str],
+        loras: Mapping[str, Sequence[tuple[LoraFile, float]]],
+    ) -> Easel:
+        """The teacher "sd3" or "sd1"; `loras`: by name, the files on together, with strengths."""
+        checkpoint = load_checkpoint(
+            asset(teacher), dtype=torch.float32, device="cpu", report=lambda _: None
+        )
+        encoded = encode_prompts(
+            checkpoint,
+            [*captions, ""],
+            clip_skip=1,
+            cache_folder=prompt_cache(),
+            device=checkpoint.device,
+            report=lambda _: None,
+        )
+        facts, size = shapes_facts(asset(teacher)), checkpoint.detection.resolution // 8
+        painter = Painter(
+            checkpoint=checkpoint,
+            call=checkpoint.call(),
+            use=LoraSwitch(checkpoint, loras).use,
+            negative=encoded[""],
+            latent_shape=(checkpoint.detection.latent_channels, size, size),
+        )
+        conditioning = tuple(encoded[text] for text in captions)
+        material = EvaluationSet(tuple(captions), conditioning, tuple(SEEDS))
+        guidance, steps = float(facts["guidance_scale"]), int(facts["steps"])
+        return cls(checkpoint, painter, material, guidance, steps)
+
+    def few(self, steps: int) -> Tensor:
+        """The noise levels of a student with so many steps."""
+        return self.checkpoint.schedule.sigma_at(few_step_positions(steps))
+
+    def guided(self, name: str, weights: str = "teacher") -> ArmSetting:
+        """The teacher at its own steps and guidance, with whatever LoRAs go by `weights`."""
+        positions = trailing_positions(self.teacher_steps)
+        sigmas = Levels.at_positions(self.checkpoint.schedule, positions).sigmas
+        leg = Leg(weights=weights, sigmas=sigmas, guidance_scale=self.guidance_scale)
+        return ArmSetting(name=name, note="", legs=(leg,))
+
+    def arm(self, name: str, weights: str, steps: int = 4) -> ArmSetting:
+        """Few steps without guidance, with whatever LoRAs go by `weights`."""
+        return ArmSetting(name=name, note="", legs=(Leg(weights=weights, sigmas=self.few(steps)),))
+
+    def measured(
+        self, arms: Sequence[ArmSetting], more: MeasureSet | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Measures by arm; the first arm is what the others are compared with."""
+        measures = measures_for(self.checkpoint)
+        found = evaluate(
+            self.painter, arms, self.material, measures + more if more else measures, say
+        )
+        return {arm.name: arm.measures for arm in found}
+
+
+def diversity_against(measures: Mapping[str, float], teacher: Mapping[str, float]) -> list[float]:
+    """Each unsaid attribute's diversity as a share of the teacher's."""
+    names = [name for name in teacher if name.startswith("diversity_")]
+    return [measures[name] / teacher[name] for name in names]

@@ -15,8 +15,10 @@ import argparse
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import mounting  # noqa: F401  (makes dpdmd_studio importable)
 import torch
 from dpdmd_studio.core.atomic_write import write_text
 from dpdmd_studio.core.lora_file import read_lora
@@ -38,6 +40,7 @@ from safetensors.torch import save_file
 
 HUES = tuple(COLOURS)
 STRENGTH = 1.0
+UPDATES_OF_RUN = 300
 CAPTIONS, POOL, POOL_STEPS, UPDATES, BATCH, RANK, RATE = 40, 1200, 12, 600, 32, 16, 1e-3
 
 
@@ -122,23 +125,28 @@ def drawn(easel: Easel, conditioning: tuple[Conditioning, ...]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def distilled(folder: Path, teacher: str, style: Path, *, include: bool) -> Path:
-    """The student of the styled teacher, with or without the style in its file."""
-    name = f"student-{teacher}-{'included' if include else 'apart'}"
-    output = folder / f"{name}.safetensors"
-    if output.exists():
-        return output
+def distilled(folder: Path, teacher: str, style: Path) -> tuple[Path, Path]:
+    """The student of the styled teacher, without and with the style in its file: one run."""
+    apart, included = (folder / f"student-{teacher}-{how}.safetensors"
+                       for how in ("apart", "included"))  # fmt: skip
+    if apart.exists():
+        return apart, included
     request = DistillRequest(
         model=ModelFiles(checkpoint=str(asset(teacher))),
-        config=CONFIG,
-        output=str(output),
+        config=replace(CONFIG, steps=UPDATES_OF_RUN, keep="last"),
+        output=str(included),
+        overwrite=True,
         teacher_loras=(TeacherLora(path=str(style), strength=STRENGTH),),
-        include_teacher_loras=include,
+        include_teacher_loras=True,
     )
     prompts = caption_sample(held_out=False, count=TRAINING_PROMPTS, seed=0)
-    run = create_run(folder / f"{name}-run", request, prompts, overwrite=True)
-    run_distillation(run, report=lambda _: None, on_progress=lambda _: None)
-    return output
+    folder_of_run = folder / f"student-{teacher}-run"
+    run = create_run(folder_of_run, request, prompts, overwrite=True)
+    session = run_distillation(run, report=lambda _: None, on_progress=lambda _: None).session
+    merged = tuple(replace(lora, included=False) for lora in session.teacher.merged_loras)
+    bare = replace(session, included=None, teacher=replace(session.teacher, merged_loras=merged))
+    bare.write_lora(apart, overwrite=True)
+    return apart, included
 
 
 def style_measure() -> MeasureSet:
@@ -155,8 +163,7 @@ def style_measure() -> MeasureSet:
 def run(folder: Path, teacher: str, plain: Path | None) -> str:
     """Distil with the style merged and measure all ways of drawing with it; a markdown table."""
     style = read_lora(make(folder, teacher, UPDATES))
-    apart, included = (read_lora(distilled(folder, teacher, style.path, include=i))
-                       for i in (False, True))  # fmt: skip
+    apart, included = map(read_lora, distilled(folder, teacher, style.path))
     captions = [c for c in caption_sample(held_out=True, count=4 * CAPTIONS, seed=3)
                 if "colour" in parse_caption(c)][:CAPTIONS]  # fmt: skip
     ways = {

@@ -12,7 +12,14 @@ import torch
 from dpdmd_studio.core.lora_file import LoraFile
 from dpdmd_studio.core.schedule import Levels, few_step_positions, trailing_positions
 from dpdmd_studio.trainer.engine.checkpoint import LoadedCheckpoint, load_checkpoint
-from dpdmd_studio.trainer.engine.evaluate import ArmSetting, EvaluationSet, Leg, Painter, evaluate
+from dpdmd_studio.trainer.engine.evaluate import (
+    ArmSetting,
+    Drawn,
+    EvaluationSet,
+    Leg,
+    Painter,
+    evaluate,
+)
 from dpdmd_studio.trainer.engine.lora_switch import LoraSwitch
 from dpdmd_studio.trainer.engine.picture_measures import MeasureSet
 from dpdmd_studio.trainer.engine.prompt_cache import encode_prompts
@@ -93,13 +100,20 @@ class Easel:
         return ArmSetting(name=name, note="", legs=(Leg(weights=weights, sigmas=self.few(steps)),))
 
     def measured(
-        self, arms: Sequence[ArmSetting], more: MeasureSet | None = None
+        self,
+        arms: Sequence[ArmSetting],
+        more: MeasureSet | None = None,
+        known: Mapping[str, Drawn] | None = None,
     ) -> dict[str, dict[str, float]]:
-        """Measures by arm; the first arm is what the others are compared with."""
+        """Measures by arm; the first arm is what the others are compared with.
+
+        Args:
+            more: measures besides the usual ones.
+            known: what has been drawn before, by arm.
+        """
         measures = measures_for(self.checkpoint)
-        found = evaluate(
-            self.painter, arms, self.material, measures + more if more else measures, say
-        )
+        measures = measures + more if more else measures
+        found = evaluate(self.painter, arms, self.material, measures, say, known=known)
         return {arm.name: arm.measures for arm in found}
 
 

@@ -4,11 +4,11 @@
         --set num_anchored_steps=2 --set steps=600
     python benchmarks/fidelity.py table --folder F
 
-`train` distils the embedded teacher with the demo's settings and what --set changes, and measures
-teacher, bare teacher, zero-training rival and student. What is tuned is tuned on captions that
+`train` distils the embedded teacher with the settings that the search began with and what --set
+changes, and measures teacher, bare teacher and student. What is tuned is tuned on captions that
 training uses, too (the default); --held-out measures on captions and seeds that nothing has seen
-instead.
-A run that is in the folder is not made again. `table` prints the means over training seeds.
+instead, the zero-training rival as well. `measure --students FILE ...` does so for LoRA files. A
+run that is in the folder is not made again; `table` prints the means over training seeds.
 """
 
 from __future__ import annotations
@@ -115,6 +115,26 @@ def measured(session, cache: Path, adapt, *, held_out: bool) -> dict[str, dict[s
     return measures_by_arm(found)
 
 
+def measure_files(options: argparse.Namespace) -> None:
+    """The same numbers for LoRA files that are there already, on held-out captions and seeds."""
+    from dpdmd_studio.core.lora_file import read_lora
+    from dpdmd_studio.trainer.engine.shapes import caption_sample
+    from easel import Easel, asset
+
+    ways = {str(path): [(read_lora(path), 1.0)] for path in options.students}
+    captions = caption_sample(held_out=True, count=CAPTIONS, seed=7)
+    easel = Easel.of(options.teacher, captions, ways)
+    facts = (asset(options.teacher).stem, True, easel.guidance_scale, CAPTIONS)
+    teacher = easel.guided(
+        f"Teacher, {easel.teacher_steps} steps, guidance {easel.guidance_scale:g}"
+    )
+    kept = options.folder / f"{teacher.name}-{'-'.join(map(str, facts))}.pt"
+    known = {teacher.name: torch.load(kept, weights_only=False)} if kept.exists() else {}
+    arms = [teacher, *(easel.arm(name, name) for name in ways)]
+    measures = easel.measured(arms, known=known)
+    say(summary({"seconds": 0, "held_out": measures}))
+
+
 def kept_of(measures: dict[str, dict[str, float]], arm: str) -> dict[str, float]:
     """An arm's numbers against the teacher's: what the targets speak of."""
     teacher, own = next(iter(measures.values())), measures[arm]
@@ -189,7 +209,8 @@ def say(text: str) -> None:
 def main() -> None:
     """Command line; see the head of this file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("command", choices=("train", "table"))
+    parser.add_argument("command", choices=("train", "measure", "table"))
+    parser.add_argument("--students", type=Path, nargs="+", default=[], metavar="FILE")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--teacher", choices=("sd3", "sd1"), default="sd3")
     parser.add_argument("--name", default="default")
@@ -202,6 +223,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.command == "table":
         return table(options)
+    if options.command == "measure":
+        return measure_files(options)
     for seed in options.seeds:
         done = options.folder / options.teacher / options.name / f"seed-{seed}" / "result.json"
         if not done.exists():

@@ -34,8 +34,7 @@ def write_pages(
     found: Mapping[tuple[float, str], Sequence[dict]],
     chosen: Mapping[float, float],
     tuning: Mapping[float, Mapping[float, dict]],
-    changes: Mapping[str, Sequence[dict]],
-    middle: float,
+    changes: Mapping[tuple[float, str], Sequence[dict]],
     updates: int,
 ) -> None:
     """Write collapse-2d.json, .md and .svg into the folder."""
@@ -45,7 +44,7 @@ def write_pages(
         "rates": {f"{g:g}": rate for g, rate in chosen.items()},
         "tuning": {f"{g:g}": {f"{r:g}": v for r, v in t.items()} for g, t in tuning.items()},
         "runs": {f"{o} at guidance {g:g}": runs for (g, o), runs in found.items()},
-        "changes": dict(changes),
+        "changes": {f"{name} at guidance {g:g}": runs for (g, name), runs in changes.items()},
     }
     text = json.dumps(rounded(numbers))
     (folder / "collapse-2d.json").write_text(text + "\n", encoding="utf-8")
@@ -53,7 +52,7 @@ def write_pages(
     lines = [
         "# What four objectives keep of a two-dimensional mixture",
         "",
-        f"`python benchmarks/collapse/mixture.py --folder F{' --changes' if changes else ''}`, "
+        f"`python benchmarks/collapse/mixture.py --folder F{' --changes …' if changes else ''}`, "
         f"{platform.machine()} CPU, {os.cpu_count()} cores, one thread, torch "
         f"{torch.__version__.split('+')[0]}; {updates:,} student updates of 256 points a run, "
         f"{mean(r['seconds'] for runs in found.values() for r in runs):.0f} s each.",
@@ -62,37 +61,32 @@ def write_pages(
         "",
     ]
     for guidance in dict.fromkeys(g for g, _ in found):
-        lines += table(guidance, found, chosen[guidance])
-    if changes:
-        lines += changed_table(changes, found[middle, "dp_dmd"], middle)
+        changed = {name: runs for (g, name), runs in changes.items() if g == guidance}
+        lines += table(guidance, found, chosen[guidance], changed)
     lines += ["![Curves](collapse-2d.svg)", ""]
     (folder / "collapse-2d.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def table(guidance: float, found: Mapping, rate: float) -> list[str]:
-    """The four objectives at one guidance scale after the last update."""
+def table(guidance: float, found: Mapping, rate: float, changes: Mapping) -> list[str]:
+    """The objectives at one guidance scale after the last update, and DP-DMD with changes."""
     lines = [f"## Guidance {guidance:g}, learning rate {rate:g}", "", *head("objective")]
     lines.append(row("teacher", [run["teacher"] for run in found[guidance, "dmd"]]))
     for objective, name in NAMES.items():
         lines.append(row(name, [run["curve"][-1] for run in found[guidance, objective]]))
-    ends = {o: [run["curve"][-1] for run in found[guidance, o]] for o in ("dmd", "dp_dmd")}
-    own = mean(run["teacher"]["effective_modes"] for run in found[guidance, "dmd"])
-    lost = {o: own - mean(end["effective_modes"] for end in runs) for o, runs in ends.items()}
-    return [
-        *lines,
-        "",
-        f"Effective modes lost: plain DMD {lost['dmd']:.2f}, DP-DMD {lost['dp_dmd']:.2f}.",
-        "",
-    ]
-
-
-def changed_table(changes: Mapping, base: Sequence[dict], guidance: float) -> list[str]:
-    """DP-DMD with one change at a time."""
-    lines = [f"## DP-DMD at guidance {guidance:g} with one change", "", *head("change")]
-    lines.append(row("none", [run["curve"][-1] for run in base]))
     for name, runs in changes.items():
-        lines.append(row(name, [run["curve"][-1] for run in runs]))
-    return [*lines, ""]
+        lines.append(row(f"DP-DMD, {name}", [run["curve"][-1] for run in runs]))
+    arms = {"plain DMD": found[guidance, "dmd"], "DP-DMD": found[guidance, "dp_dmd"]}
+    own = mean(run["teacher"]["effective_modes"] for run in found[guidance, "dmd"])
+    lost = {
+        name: own - mean(run["curve"][-1]["effective_modes"] for run in runs)
+        for name, runs in {**arms, **changes}.items()
+    }
+    said = ", ".join(
+        f"{name} {value:.2f}"
+        + ("" if name == "plain DMD" else f" (keeps {1 - value / lost['plain DMD']:.0%} of that)")
+        for name, value in lost.items()
+    )
+    return [*lines, "", f"Effective modes lost: {said}.", ""]
 
 
 def head(first: str) -> list[str]:

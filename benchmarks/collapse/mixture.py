@@ -196,7 +196,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=mounting.ROOT / "benchmarks" / "results")
     parser.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE)
-    parser.add_argument("--changes", action="store_true", help="also one change at a time")
+    parser.add_argument("--changes", nargs="*", metavar="NAME", choices=CHANGES, default=(),
+                        help="DP-DMD with these changes as well, one at a time")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a few updates: does it run?")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -204,7 +205,7 @@ def main() -> None:
     updates, teacher_updates = (20, 20) if options.quick else (UPDATES, TEACHER_UPDATES)
     seeds, rates = (SEEDS[:1], RATES[:1]) if options.quick else (SEEDS, RATES)
     count = len(options.guidance) * (len(rates) + len(OBJECTIVES) * len(seeds))
-    count += len(CHANGES) * len(seeds) * options.changes
+    count += len(options.changes) * len(options.guidance) * len(seeds)
     runs = Runs(options.folder, updates, teacher_updates, count)
     chosen, found, tuning = {}, {}, {}
     for guidance in options.guidance:
@@ -215,12 +216,14 @@ def main() -> None:
             found[guidance, objective] = [
                 runs.get(guidance, chosen[guidance], seed, objective) for seed in seeds
             ]
-    middle = options.guidance[len(options.guidance) // 2]
     changes = {
-        name: [runs.get(middle, chosen[middle], seed, "dp_dmd", name) for seed in seeds]
-        for name in (CHANGES if options.changes else ())
+        (guidance, name): [
+            runs.get(guidance, chosen[guidance], seed, "dp_dmd", name) for seed in seeds
+        ]
+        for name in options.changes
+        for guidance in options.guidance
     }
-    write_pages(options.results, found, chosen, tuning, changes, middle, updates)
+    write_pages(options.results, found, chosen, tuning, changes, updates)
 
 
 if __name__ == "__main__":

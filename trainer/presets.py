@@ -32,6 +32,21 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# The embedded teachers: minutes on two cores.
+DEMO: dict[str, Any] = {
+    "steps": 200,
+    "batch_size": 16,
+    "num_anchored_steps": 2,
+    "gradient_steps": "last",
+    "student_rank": 32,
+    "fake_rank": 32,
+    "student_lr": 1e-3,
+    "fake_lr": 1e-3,
+    "save_every": 100,
+    "preview_every": 50,
+    "evaluate_every": 100,
+}
+
 
 def preset(family: str, memory: str) -> dict[str, Any]:
     """Settings for a family ("sd1", "sdxl", "sd3") on a card with that much memory.

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...core.errors import OutputError, RunError
 from ..config import DistillConfig
+from ..presets import DEMO
 from ..request import DistillRequest, ModelFiles
 from ..run_directory import RunDirectory
 from .comparison import measures_by_arm, measures_table
@@ -26,19 +27,7 @@ TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 40
 EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_008))
 PLAIN = "Plain DMD, 4 steps"
 PLAIN_NOTE = "Distribution matching alone (no target prediction, no detach), with the same budget."
-CONFIG = DistillConfig(
-    steps=200,
-    batch_size=16,
-    num_anchored_steps=2,
-    gradient_steps="last",
-    student_rank=32,
-    fake_rank=32,
-    student_lr=1e-3,
-    fake_lr=1e-3,
-    save_every=100,
-    preview_every=50,
-    evaluate_every=100,
-)
+CONFIG = DistillConfig(**DEMO)
 
 
 @dataclass(frozen=True)

@@ -94,3 +94,10 @@ def memory_in_use(device: torch.device) -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes of memory that an accelerator has of its own; None where it shares the computer's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return None

@@ -15,7 +15,7 @@ from ..config import DistillConfig
 from ..run_directory import RunDirectory
 from .adapters import AdapterRoles
 from .batches import BatchSource
-from .device import memory_in_use
+from .device import device_memory, memory_in_use
 from .distiller import Distiller, Metrics, Samples
 from .state import load_state, save_state
 
@@ -181,9 +181,8 @@ def train(
         started = time.perf_counter()
         metrics = trainer.update()
         seconds = time.perf_counter() - started
+        metrics |= _memory(trainer.distiller.network.device)
         line = {"step": trainer.step, "seconds": round(seconds, 4), **metrics}
-        memory = memory_in_use(trainer.distiller.network.device)
-        metrics |= {"memory_bytes": float(memory)} if memory else {}
         line["student_lr"] = learning_rate(config, "student", trainer.step)
         run.append_metrics(line)
         progress = Progress(trainer.step, config.steps, metrics, speed.after(seconds))
@@ -200,6 +199,12 @@ def train(
         if stopping and not done:
             return False
     return True
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """Peak bytes in use, and the bytes that the device has, where known."""
+    found = {"memory_bytes": memory_in_use(device), "device_memory_bytes": device_memory(device)}
+    return {name: float(value) for name, value in found.items() if value}
 
 
 class _Speed:

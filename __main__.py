@@ -12,7 +12,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "dpdmd_studio"
-LIGHT_COMMANDS = ("inspect",)  # these read files only and run on any Python
+LIGHT_COMMANDS = (
+    "inspect",
+    "runs",
+    "work",
+)  # these need no engine and run on any Python
 
 
 def mount() -> None:

@@ -31,6 +31,16 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def check_output(path: Path, overwrite: bool) -> None:
+    """Raise unless `path` may become a file: no folder, and free or to be overwritten."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the name of the .safetensors file to write.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already. Choose another name, or pass --overwrite.")
+    if not path.parent.is_dir():
+        raise OutputError(f"The folder {path.parent} does not exist; create it or name another.")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path to write to; flushed and moved to `path` if the block succeeds."""

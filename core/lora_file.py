@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .atomic_write import atomic_path
-from .errors import CheckpointError, LoraError, OutputError
+from .atomic_write import atomic_path, check_output
+from .errors import CheckpointError, LoraError
 from .families.base import Config, Family
 from .lora_keys import LoraModule, adapter_alpha, detect_family, group_keys
 from .lora_layout import Format, common_alpha, lora_tensors
@@ -64,16 +64,6 @@ def write_lora(
         for chunk in content:
             file.write(chunk)
     return path
-
-
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raise unless `path` may become a file: no folder, and free or to be overwritten."""
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give the name of the .safetensors file to write.")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already. Choose another name, or pass --overwrite.")
-    if not path.parent.is_dir():
-        raise OutputError(f"The folder {path.parent} does not exist; create it or name another.")
 
 
 def _network_facts(name: str, config: Config, weights: Mapping[str, LoraPair]) -> NetworkFacts:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import DPDMDError
 from .cli_arguments import add_config_arguments, config_values, parse_lora, parse_seeds
 from .cli_compare import add_compare
+from .cli_jobs import add_job_commands, add_queue_option, queue_distill
 from .config import DistillConfig
+from .exit_note import recorded
 from .presets import MEMORIES, preset
 from .request import DistillRequest, ModelFiles, TeacherLora
 
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"
     try:
-        return arguments.run_command(arguments)
+        return recorded(arguments.run_command, arguments)
     except DPDMDError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     comparison = commands.add_parser("compare", help="draw and measure LoRAs beside their teacher")
     _add_model_files(comparison)
     add_compare(comparison)
+    add_job_commands(commands)
     _add_inspect(commands.add_parser("inspect", help="say what a checkpoint or LoRA file is"))
     _add_demo(
         commands.add_parser("demo", help="distil the embedded checkpoint and show the result")
@@ -97,6 +100,7 @@ def _add_distill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include-teacher-loras", action="store_true",
                         help="the new LoRA holds these LoRAs, too")  # fmt: skip
     parser.add_argument("--preset", choices=MEMORIES, help="settings for a card's memory")
+    add_queue_option(parser)
     add_config_arguments(parser)
     parser.set_defaults(run_command=_distill)
 
@@ -177,6 +181,8 @@ def _distill(arguments: argparse.Namespace) -> int:
         include_teacher_loras=arguments.include_teacher_loras,
         created_at=time.time(),
     )
+    if arguments.queue:
+        return queue_distill(arguments, request, prompts.prompts)
     folder = Path(arguments.run) if arguments.run else new_run_folder(Path(arguments.output).stem)
     run = create_run(folder, request, list(prompts.prompts), overwrite=arguments.overwrite)
     _say(f"Run: {run.path}")

@@ -7,6 +7,8 @@ torch. Layout:
     prompts.txt            the prompts as given, after comments and tags were taken out
     progress.json          status, step, losses, time left: rewritten as the run goes
     evaluation-prompts.txt prompts set aside: the student is measured on them, never trained
+    unprepared             made without the engine: its checks are still to be done
+    given-prompts.txt      all prompts of such a run, from which some are to be set aside
     metrics.jsonl          one line per student update
     evaluations.jsonl      one line per measurement: diversity and distance from the teacher
     state/step-00000100/   adapters, optimizers, step: all that an exact resume needs
@@ -36,11 +38,14 @@ SETTINGS_VERSION = 1
 KEPT_STATES = 2
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 PROMPTS, EVALUATION_PROMPTS = "prompts.txt", "evaluation-prompts.txt"
+GIVEN_PROMPTS, UNPREPARED = "given-prompts.txt", "unprepared"
 # What --overwrite removes, with the folders below; other files in the folder are not ours.
 RUN_FILES = (
     "settings.json",
     PROMPTS,
     EVALUATION_PROMPTS,
+    GIVEN_PROMPTS,
+    UNPREPARED,
     "progress.json",
     METRICS,
     EVALUATIONS,
@@ -164,6 +169,10 @@ class RunDirectory:
     def evaluation_prompts(self) -> list[str]:
         """The prompts set aside for measurements; none in runs that are not measured."""
         return self._read_lines(EVALUATION_PROMPTS) if self._has(EVALUATION_PROMPTS) else []
+
+    def given_prompts(self) -> list[str]:
+        """All prompts of a run from which none have been set aside yet."""
+        return self._read_lines(GIVEN_PROMPTS)
 
     def _has(self, name: str) -> bool:
         return (self.path / name).is_file()

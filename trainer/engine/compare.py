@@ -17,6 +17,7 @@ from ...core.merged_loras import merged_lora_notes
 from ...core.schedule import Levels, few_step_positions, trailing_positions
 from ..config import DistillConfig
 from ..home import prompt_cache
+from ..resolutions import choose_resolutions
 from .checkpoint import LoadedCheckpoint, load_checkpoint
 from .comparison import CompareRequest, Comparison, measures_by_arm
 from .device import choose_device, choose_dtype, is_out_of_memory
@@ -30,7 +31,6 @@ from .report import Arm, ReportData, write_report
 from .sample_command import TEACHER_STEPS
 from .session import (
     ZERO_SNR,
-    choose_resolutions,
     default_guidance,
     model_name,
     text_encoder_files,

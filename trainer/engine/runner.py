@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core import atomic_write
-from ...core.errors import CheckpointError, OutputError, RunError
-from ...core.families import identify
-from ...core.lora_file import check_output
+from ...core.errors import CheckpointError, RunError
+from ..exit_note import queued_run
+from ..new_run import check_request
 from ..request import DistillRequest
 from ..run_directory import RunDirectory
 from .device import choose_device, is_out_of_memory
+from .device_lock import device_held
 from .loop import Progress, train
 from .monitor import Monitor
+from .preparation import prepare
 from .preview import Previews
 from .prompt_expansion import set_aside
 from .run_report import write_run_report
 from .run_status import Interrupt, Status
-from .session import Session, choose_resolutions, open_session, text_encoder_files
+from .session import Session, open_session, text_encoder_files
 from .teacher_loras import check_teacher_loras
 
 KEPT_CHECKPOINTS = 5
@@ -65,11 +65,13 @@ def run_distillation(
     Raises:
         DPDMDError: whatever is wrong with the request, its files, or the training itself.
     """
-    with run.lock(), Interrupt(report) as interrupt:
-        run.clear_requests()
+    with run.lock(), Interrupt(report) as interrupt, device_held(run, interrupt, report):
+        if not queued_run(run.path):  # the queue has forgotten them, before it began to listen
+            run.clear_requests()
         with Status(run) as status:
             status.write("loading", force=True)
             try:
+                prepare(run)
                 session = open_session(run, report)
                 if session.trainer.resume(run):
                     report(f"Resuming after update {session.trainer.step}")
@@ -214,15 +216,10 @@ def create_run(
         LoraError: a LoRA cannot be merged into this model, or not be included.
         OutputError: the LoRA or the run cannot be written where they shall go.
     """
-    request = request.absolute()
-    config = request.config.validate()
-    for name in request.files():
-        if not Path(name).exists():
-            raise CheckpointError(f"There is no file {name}. Check the spelling of the path.")
-    choose_resolutions(config, identify(Path(request.model.checkpoint)))
+    request = check_request(folder, request, overwrite=overwrite)
+    config = request.config
     choose_device(config.device)
     request = check_teacher_loras(request, text_encoder_files(request.model))
-    _check_places(Path(folder).expanduser().resolve(), request, overwrite)
     if evaluation_prompts is None:
         prompts, evaluation_prompts = set_aside(prompts, config.evaluation_prompts, config.seed)
     return RunDirectory.create(
@@ -252,18 +249,3 @@ def move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:
         request = DistillRequest.from_dict(settings)
         request = dataclasses.replace(request, model=dataclasses.replace(request.model, **files))
         run.write_json("settings.json", settings | request.absolute().to_dict())
-
-
-def _check_places(folder: Path, request: DistillRequest, overwrite: bool) -> None:
-    """Raise OutputError now for all that would else come out after hours of training."""
-    output = Path(request.output)
-    check_output(output, overwrite=overwrite)
-    if output.suffix.lower() != ".safetensors":
-        raise OutputError(f"{output.name} must end in .safetensors; hosts look for that.")
-    for name in request.files():
-        if output.exists() and Path(name).exists() and output.samefile(name):
-            raise OutputError(f"{output} is a file that this run reads. Name another --output.")
-    if output == folder:
-        raise OutputError(f"{output} is named for the LoRA and for the run's folder, too.")
-    with atomic_write.explained(output), tempfile.TemporaryFile(dir=output.parent):
-        pass

@@ -23,6 +23,7 @@ from ...core.schedule import few_step_positions
 from ..config import DistillConfig
 from ..home import prompt_cache
 from ..request import ModelFiles
+from ..resolutions import choose_resolutions
 from .checkpoint import LoadedCheckpoint, apply_lora, load_checkpoint
 from .conditioning import Conditioning
 from .device import choose_device, choose_dtype, is_out_of_memory
@@ -31,7 +32,6 @@ from .prompt_cache import EncodedPrompts, encode_prompts
 from .sampling import sample_latents
 from .session import (
     ZERO_SNR,
-    choose_resolutions,
     default_guidance,
     model_name,
     text_encoder_files,
@@ -66,6 +66,8 @@ class SampleRequest:
     device: str = "auto"
     dtype: str = "auto"
     overwrite: bool = False
+    pairs: tuple[tuple[int, int], ...] = ()
+    """(prompt number from 0, seed) of each picture; empty: every prompt with every seed."""
 
     def check(self) -> None:
         """Raise SettingsError for numbers outside their range."""
@@ -101,10 +103,8 @@ def sample_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
     Raises:
         DPDMDError: whatever is wrong with the files or the settings.
     """
-    request.check()
-    paths = _paths(request)
     try:
-        return _sample(request, paths, report)
+        return draw_pictures(request, report=report)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -114,9 +114,10 @@ def sample_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
         ) from error
 
 
-def _sample(
-    request: SampleRequest, paths: dict[tuple[int, int], Path], report: Report
-) -> list[Path]:
+def draw_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
+    """As `sample_pictures`, but a lack of memory stays the RuntimeError that it is."""
+    request.check()
+    paths = _paths(request)
     setup = _prepare(request, report)
     encoded = _encode(request, setup, report)
     model_hash = ""
@@ -150,10 +151,10 @@ def _paths(request: SampleRequest) -> dict[tuple[int, int], Path]:
         request.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"The folder {request.output} cannot be made: {error}.") from error
+    every = [(number, seed) for number in range(len(request.prompts)) for seed in request.seeds]
     paths = {
         (number, seed): request.output / f"{number + 1:03d}-{seed:08d}.png"
-        for number in range(len(request.prompts))
-        for seed in request.seeds
+        for number, seed in request.pairs or every
     }
     taken = [path for path in paths.values() if path.exists()]
     if taken and not request.overwrite:

@@ -12,12 +12,12 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from ...core.errors import SettingsError
-from ...core.families import Detection, LoraTargets
+from ...core.families import LoraTargets
 from ...core.recipe import Recipe
 from ..config import DistillConfig
 from ..home import prompt_cache
 from ..request import DistillRequest, ModelFiles
+from ..resolutions import choose_resolutions
 from ..run_directory import RunDirectory
 from .adapters import AdapterRoles
 from .attention_setup import use_attention
@@ -237,26 +237,3 @@ def _encode(
     )
     negative = encoded[config.teacher_negative]
     return encoded, negative.zeros() if config.zero_negative else negative
-
-
-def choose_resolutions(config: DistillConfig, detection: Detection) -> tuple[tuple[int, int], ...]:
-    """(width, height) pairs to train at: those asked for, else the model's own square."""
-    found = config.resolutions or ((detection.resolution, detection.resolution),)
-    step = detection.resolution_multiple
-    limit = detection.max_resolution
-    for width, height in found:
-        if limit and max(width, height) > limit:
-            raise SettingsError(
-                f"resolution {width}x{height} is too large for {detection.title}, whose positions "
-                f"reach to {limit} pixels a side."
-            )
-        if width % step or height % step:
-            raise SettingsError(
-                f"resolution {width}x{height} does not suit {detection.title}: both sides must be "
-                f"multiples of {step}, such as {_nearest(width, step)}x{_nearest(height, step)}."
-            )
-    return found
-
-
-def _nearest(size: int, step: int) -> int:
-    return max(step, round(size / step) * step)

@@ -1,0 +1,82 @@
+"""One run at a time per device, across all that share the data folder: the queue and terminals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from ...core import atomic_write
+from ...core.errors import RunError
+from ..exit_note import queued_run
+from ..home import home
+from ..request import DistillRequest
+from ..run_directory import RunDirectory
+from ..run_lock import Owner, live_owner, owned
+from .device import choose_device
+from .run_status import Interrupt
+
+PAUSE_SECONDS = 0.5
+VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a file name, such as "cuda-0": the same card has the same name everywhere."""
+    if device.type in ("cpu", "mps"):
+        return device.type
+    index = device.index or 0
+    shown = [part.strip() for part in os.environ.get(VISIBLE.get(device.type, ""), "").split(",")]
+    name = shown[index] if index < len(shown) and shown[index] else str(index)
+    return "".join(c if c.isalnum() or c in "-." else "-" for c in f"{device.type}-{name}")
+
+
+@contextlib.contextmanager
+def device_held(
+    run: RunDirectory, interrupt: Interrupt, report: Callable[[str], None]
+) -> Iterator[None]:
+    """Hold the device of the run while the block runs; a run of the queue waits for it.
+
+    Raises:
+        RunError: another run holds it, and this one was not started by the queue.
+        SettingsError: the device cannot be used.
+    """
+    device = choose_device(DistillRequest.from_dict(run.settings()).config.device)
+    path = home() / "locks" / f"{device_name(device)}.json"
+    with atomic_write.explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def refusal(owner: Owner) -> str:
+        what = owner.about or "another program"
+        return (
+            f"{device} is in use: {what} (process {owner.pid}) runs on it, and one run at a time "
+            f"does. Wait for it; or let this run follow by itself: {_how_to_queue(run)}. Another "
+            "--device is possible at the same time."
+        )
+
+    should_stop, told = interrupt.should_stop(run), False
+    with contextlib.ExitStack() as stack:
+        while True:
+            if queued_run(run.path) and (owner := live_owner(path)) is not None:
+                if not told:
+                    report(f"Waiting for {device}: {owner.about or owner.pid} runs on it")
+                told = True
+                if should_stop():
+                    raise KeyboardInterrupt
+                time.sleep(PAUSE_SECONDS)
+                continue
+            try:
+                stack.enter_context(owned(path, about=str(run.path), refusal=refusal))
+                break
+            except RunError:
+                if not queued_run(run.path):
+                    raise
+        yield
+
+
+def _how_to_queue(run: RunDirectory) -> str:
+    if run.path.resolve().parent == (home() / "runs").resolve():
+        return f"`dpdmd-studio runs start {run.path.name}` adds it to the queue"
+    return "`distill --queue` adds a run to the queue"

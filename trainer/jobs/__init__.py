@@ -1,0 +1,34 @@
+"""Jobs: distillations and other tasks of the worker, their queue, and the process that runs them.
+
+Front ends use what is named here. What they see is read from the jobs' directories each time, so
+that any number of them agree, and nothing is lost with a process that ends.
+"""
+
+from .actions import delete, duplicate, rename, restore, start, stop
+from .job import KINDS, LIVE, STATES, Job, all_jobs, get_job, log_tail
+from .queue import move
+from .spawn import ensure_worker, worker_lives
+from .submit import submit_distill, submit_task
+from .worker import work
+
+__all__ = [
+    "KINDS",
+    "LIVE",
+    "STATES",
+    "Job",
+    "all_jobs",
+    "delete",
+    "duplicate",
+    "ensure_worker",
+    "get_job",
+    "log_tail",
+    "move",
+    "rename",
+    "restore",
+    "start",
+    "stop",
+    "submit_distill",
+    "submit_task",
+    "work",
+    "worker_lives",
+]

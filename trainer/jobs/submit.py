@@ -1,0 +1,106 @@
+"""New jobs: made in a hidden folder, and there for everybody all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...core import atomic_write
+from ...core.errors import PromptError, SettingsError
+from ..new_run import check_request
+from ..request import DistillRequest
+from ..run_directory import GIVEN_PROMPTS, UNPREPARED, RunDirectory
+from . import files
+from .job import KINDS, Job, get_job
+from .queue import enqueue
+from .spawn import ensure_worker
+
+
+def submit_distill(
+    request: DistillRequest, prompts: Sequence[str], title: str, *, queue: bool = True
+) -> Job:
+    """A new distillation, queued and begun as soon as the device is free, or only made.
+
+    What needs the engine is checked when it begins; a mistake found then makes the job fail within
+    seconds, with the reason as its message.
+
+    Args:
+        title: for people; empty takes the name of the LoRA.
+
+    Raises:
+        CheckpointError: a model file is missing or no supported model.
+        SettingsError: a setting is not possible with this model.
+        PromptError: there are no prompts.
+        OutputError: the LoRA or the run cannot be written where they shall go.
+    """
+    if not prompts:
+        raise PromptError("There are no prompts. Give at least one; a few hundred are a good start")
+    if not request.created_at:
+        request = dataclasses.replace(request, created_at=time.time())
+    request = check_request(files.runs() / "new", request, overwrite=request.overwrite)
+    draft = files.draft_folder()
+    try:
+        RunDirectory.create(draft, request.to_dict(), list(prompts))
+        atomic_write.write_text(draft / GIVEN_PROMPTS, "\n".join(prompts) + "\n")
+        atomic_write.write_text(draft / UNPREPARED, "")
+        name = Path(request.output).stem
+        return publish(draft, name, files.clean_title(title) or name, queue=queue)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def submit_task(kind: str, arguments: Sequence[str], title: str) -> Job:
+    """A new task, queued and begun as soon as the device is free.
+
+    A set-up goes to the front of the queue: without it nothing else can run.
+
+    Args:
+        kind: "compare" or "package", a command of the command line; or "setup".
+        arguments: the command's arguments, its name in front or not; those of install.py for a
+            set-up. Relative paths count from the folder that this process is in now.
+        title: for people; empty takes the kind.
+
+    Raises:
+        SettingsError: there is no such kind of task, or the arguments are not texts.
+        OutputError: the job cannot be written.
+    """
+    if kind not in KINDS or kind == "distill":
+        raise SettingsError(f"{kind!r} is no kind of task; expected compare, package or setup.")
+    words = list(arguments)
+    if not all(isinstance(word, str) and "\x00" not in word for word in words):
+        raise SettingsError("The arguments of a task must be texts without NUL characters.")
+    if words[:1] == [kind]:
+        del words[0]
+    task = {
+        "version": files.TASK_VERSION,
+        "kind": kind,
+        "arguments": words if kind == "setup" else [kind, *words],
+        "folder": os.getcwd(),
+        "python": sys.executable,
+        "created_at": time.time(),
+    }
+    draft = files.draft_folder()
+    try:
+        files.write_json(draft / files.TASK, task)
+        return publish(draft, kind, files.clean_title(title) or kind, first=kind == "setup")
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def publish(draft: Path, name: str, title: str, *, queue: bool = True, first: bool = False) -> Job:
+    """The job made of a draft, in the queue if asked for, and the worker awake."""
+    note = {"version": 1, "title": title, "created_at": time.time()}
+    atomic_write.write_text(draft / files.JOB, json.dumps(note))
+    with files.jobs_guard():
+        if queue:
+            enqueue(draft, first=first)
+        folder = files.publish(draft, name)
+    if queue:
+        ensure_worker()
+    return get_job(folder.name)

@@ -1,4 +1,4 @@
-"""The command line: distill, resume, sample, compare, inspect, demo; heavy imports wait for use."""
+"""The command line: one function a command; heavy imports wait for use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,17 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DPDMDError
-from .cli_arguments import add_config_arguments, config_values, parse_lora, parse_seeds
+from .cli_arguments import (
+    add_config_arguments,
+    add_model_files,
+    add_other_files,
+    config_values,
+    parse_lora,
+    parse_seeds,
+)
 from .cli_compare import add_compare
 from .cli_jobs import add_job_commands, add_queue_option, queue_distill
+from .cli_package import add_package
 from .config import DistillConfig
 from .exit_note import recorded
 from .presets import MEMORIES, preset
@@ -62,8 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_resume(commands.add_parser("resume", help="go on with a stopped or interrupted run"))
     _add_sample(commands.add_parser("sample", help="make pictures with a checkpoint or a LoRA"))
     comparison = commands.add_parser("compare", help="draw and measure LoRAs beside their teacher")
-    _add_model_files(comparison)
+    add_model_files(comparison)
     add_compare(comparison)
+    packaging = commands.add_parser("package", help="make a folder and a zip to share a LoRA")
+    add_package(packaging)
+    add_other_files(packaging)
     add_job_commands(commands)
     _add_inspect(commands.add_parser("inspect", help="say what a checkpoint or LoRA file is"))
     _add_demo(
@@ -74,20 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".safetensors or diffusers folder")
-    _add_other_files(parser)
-
-
-def _add_other_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder")
-    parser.add_argument("--clip-g", metavar="FILE", help="CLIP-G text encoder")
-    parser.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder")
-    parser.add_argument("--vae", metavar="FILE", help="VAE for pictures (training needs none)")
-
-
 def _add_distill(parser: argparse.ArgumentParser) -> None:
-    _add_model_files(parser)
+    add_model_files(parser)
     parser.add_argument("--prompts", required=True, metavar="FILE",
                         help="one prompt a line, or a folder of your own PNGs")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="FILE", help="the LoRA to write")
@@ -108,12 +107,12 @@ def _add_distill(parser: argparse.ArgumentParser) -> None:
 def _add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--checkpoint", metavar="FILE", help="where it is now, if it was moved")
-    _add_other_files(parser)
+    add_other_files(parser)
     parser.set_defaults(run_command=_resume)
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
-    _add_model_files(parser)
+    add_model_files(parser)
     parser.add_argument("--lora", metavar="FILE[:STRENGTH]", help="without it: the teacher")
     parser.add_argument("--with-lora", action="append", default=[], metavar="FILE[:STRENGTH]",
                         help="a LoRA that is on as well; may be repeated")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Command-line options, generated from the settings class; nothing here knows a setting by name."""
+"""Command-line options that several commands share; those of the settings come from their class."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ GROUP_TITLES = {
     "training": "training",
     "machine": "the machine",
 }
+
+
+def add_model_files(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint, and the files that stand in for parts of it."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".safetensors or diffusers folder")
+    add_other_files(parser)
+
+
+def add_other_files(parser: argparse.ArgumentParser) -> None:
+    """Files that stand in for parts of a checkpoint."""
+    parser.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder")
+    parser.add_argument("--clip-g", metavar="FILE", help="CLIP-G text encoder")
+    parser.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder")
+    parser.add_argument("--vae", metavar="FILE", help="VAE for pictures (training needs none)")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,11 +7,10 @@ which grows with lost quality and with lost diversity alike: by it the best stud
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 from ...core import atomic_write
 from ...core.errors import RunError
 from ..run_directory import EVALUATIONS, RunDirectory
+from ..run_facts import clearly_nearer
 from .device import is_out_of_memory
 from .evaluate import Drawn, EvaluationSet, EvaluationStoppedError, draw_timed
 from .picture_features import layout_features
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 EVALUATION_SEEDS = tuple(range(2_000_001, 2_000_010))
 MEASURED_PROMPTS = 6
 BEST = "best.safetensors"
-# An earlier student is taken when it is nearer by this many standard errors of the difference.
-CLEARLY = 2.0
 
 
 @dataclass(frozen=True)
@@ -170,13 +168,6 @@ class Monitor:
             return None
         weights = load_file(self._run.states / BEST)
         return Best(int(first["step"]), {name: value.clone() for name, value in weights.items()})
-
-
-def clearly_nearer(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether `one` is smaller than `other`, prompt by prompt, beyond what chance explains."""
-    gains = [b - a for a, b in zip(one, other, strict=True)]
-    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    return mean(gains) > CLEARLY * error
 
 
 def _numbers(step: int, found: list[Tensor], teacher: list[Tensor]) -> dict[str, Any]:

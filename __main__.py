@@ -12,11 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "dpdmd_studio"
-LIGHT_COMMANDS = (
-    "inspect",
-    "runs",
-    "work",
-)  # these need no engine and run on any Python
+# these need no engine and run on any Python
+LIGHT_COMMANDS = ("inspect", "runs", "work")
 
 
 def mount() -> None:

@@ -50,7 +50,14 @@ WEBUI = {"modules", "modules_forge", "backend", "ldm_patched"}
 # single files that may import more than their layer
 EXCEPTIONS = {
     "core/attention.py": {"xformers"},
-    "trainer/gui.py": {"gradio"},
+    "trainer/gui/app.py": {"gradio", "uvicorn", "fastapi"},
+    "trainer/gui/compare_page.py": {"gradio"},
+    "trainer/gui/distill_page.py": {"gradio"},
+    "trainer/gui/runs_page.py": {"gradio"},
+    "trainer/gui/share_page.py": {"gradio"},
+    "trainer/gui/studio.py": {"gradio"},
+    "trainer/gui/theme.py": {"gradio"},
+    "trainer/gui/wiring.py": {"gradio"},
     "comfy_nodes/host.py": COMFYUI | {"server", "execution"},
     "webui_extension/host.py": WEBUI,
     "webui_extension/train_tab.py": {"gradio"},
@@ -63,15 +70,20 @@ WITHOUT_TORCH = (
     "core/errors.py",
     "core/families/*.py",
     "core/hashes.py",
+    "core/lora_header.py",
     "core/png_info.py",
     "core/recipe.py",
     "core/tensor_file.py",
     "trainer/__init__.py",
     "trainer/cli.py",
     "trainer/config.py",
+    "trainer/exit_note.py",
     "trainer/inspect_file.py",
+    "trainer/jobs/*.py",
+    "trainer/new_run.py",
     "trainer/prompts.py",
     "trainer/run_directory.py",
+    "trainer/share/*.py",
 )
 
 

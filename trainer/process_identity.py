@@ -18,7 +18,7 @@ def identity_of(pid: int) -> str | None:
 
     The text means nothing by itself: equal texts of equal numbers mean the same process.
     """
-    if pid <= 0:
+    if not 0 < pid < 2**32:
         return None
     if os.name == "nt":
         return _on_windows(pid)

@@ -188,7 +188,7 @@ class RunDirectory:
         """A JSON file of the run, or RunError if it is missing or damaged."""
         try:
             content = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{self.path / name} cannot be read: {error}.") from error
         if not isinstance(content, dict):
             raise RunError(f"{self.path / name} is not what this program writes: no JSON object.")

@@ -103,7 +103,9 @@ def read_owner(path: Path) -> Owner | None:
             float(facts["since"]),
             str(facts.get("about", "")),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, OverflowError, RecursionError):
+        return None
+    except (KeyError, TypeError, AttributeError):  # not what we write
         return None
 
 

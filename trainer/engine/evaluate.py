@@ -198,10 +198,10 @@ def evaluate(
         EvaluationStoppedError: `should_stop` said so.
     """
     arms: list[Arm] = []
-    for setting in settings:
+    for number, setting in enumerate(settings, 1):
         drawn = (known or {}).get(setting.name)
         if drawn is None:
-            report(f"Drawing: {setting.name}")
+            report(f"[{number}/{len(settings)}] Drawing: {setting.name}")
             drawn = draw_timed(painter, setting, material, report, should_stop)
         teacher = arms[0].pictures if arms else drawn.pictures
         arms.append(

@@ -20,7 +20,7 @@ from ..run_directory import (
 )
 from ..run_lock import live_owner
 from . import files, submit
-from .job import LIVE, Job, get_job, started_by
+from .job import KINDS, LIVE, Job, get_job, started_by
 from .queue import dequeue, enqueue
 from .spawn import end_process, ensure_worker
 
@@ -54,6 +54,10 @@ def _check_startable(folder: Path) -> None:
     """Raise RunError for a folder that no worker could run."""
     if not (folder / files.TASK).is_file():
         DistillRequest.from_dict(RunDirectory.open(folder).settings())
+        return
+    task = files.read_json(folder / files.TASK)
+    if task.get("kind") not in KINDS or not isinstance(task.get("arguments"), list):
+        raise RunError(f"{folder / files.TASK} is damaged, or of another version. Delete this job.")
 
 
 def stop(id: str) -> Job:

@@ -29,7 +29,7 @@ STATES = (
 LIVE = ("starting", "running", "stopping")
 KINDS = ("distill", "compare", "package", "setup")
 ENDED = ("finished", "stopped", "failed")
-LOG_TAIL_BYTES = 64 << 10
+LOG_TAIL_BYTES, MESSAGE_BYTES = 64 << 10, 4 << 10
 NOT_A_RUN = (
     "This folder holds no run: its settings are missing or damaged. Nothing can be done with it "
     "but to delete it."
@@ -102,12 +102,16 @@ def log_tail(id: str, lines: int = 40) -> str:
     return "\n".join(tail(folder / files.LOG)[-max(1, lines) :])
 
 
-def tail(path: Path) -> list[str]:
-    """The last lines of a text file that grows; of a line redrawn in place, the last drawing."""
+def tail(path: Path, most: int = LOG_TAIL_BYTES) -> list[str]:
+    """The last lines of a text file that grows; of a line redrawn in place, the last drawing.
+
+    Args:
+        most: bytes to look at.
+    """
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - LOG_TAIL_BYTES))
+            stream.seek(max(0, size - most))
             text = stream.read().decode("utf-8", errors="replace")
     except OSError:
         return []
@@ -195,7 +199,8 @@ def _message(folder: Path, state: str, progress: Mapping[str, Any]) -> str:
         return error
     if state == "new":
         return ""
-    return next((line for line in reversed(tail(folder / files.LOG)) if line.strip()), "")
+    lines = tail(folder / files.LOG, MESSAGE_BYTES)
+    return next((line for line in reversed(lines) if line.strip()), "")
 
 
 def _result(folder: Path, kind: str, state: str) -> dict[str, Any]:

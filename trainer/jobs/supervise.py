@@ -25,6 +25,7 @@ from .job import tail
 from .spawn import detached, end_process, variables, worker_command
 
 POLL_SECONDS = 0.2
+LOOKED_AT_BYTES = 8 << 10
 STEP = re.compile(r"^\[(\d{1,3})/(\d{1,3})\]")
 SIGNALLED = (
     "The process was ended from outside ({}). Start it again; it goes on from its last state."
@@ -36,7 +37,7 @@ def run_job(folder: Path) -> None:
     exit_note.reserve(folder)
     try:
         process = _launch(folder)
-    except OSError as error:
+    except (OSError, ValueError, TypeError) as error:  # task.json may hold anything
         exit_note.note(folder, 1, f"The job's process cannot be started: {error}.")
         return
     stopped = _watch(folder, process)
@@ -115,10 +116,12 @@ def _may_be_ended(folder: Path) -> bool:
 
 
 def _note_steps(folder: Path, seen: int) -> int:
-    """Turn "[2/4]" lines of a set-up into progress; returns the last step noted."""
-    if files.read_json(folder / files.TASK).get("kind") != "setup":
+    """Turn a task's "[2/4] ..." lines into progress; returns the last step noted."""
+    if not (folder / files.TASK).exists():
         return seen
-    found = [match for line in tail(folder / files.LOG) if (match := STEP.match(line))]
+    found = [
+        match for line in tail(folder / files.LOG, LOOKED_AT_BYTES) if (match := STEP.match(line))
+    ]
     if not found or int(found[-1][1]) == seen:
         return seen
     step, steps = int(found[-1][1]), int(found[-1][2])
@@ -132,7 +135,9 @@ def _reason(folder: Path, code: int) -> str:
     """Why a process that left no note ended, as far as its code and its log tell."""
     if code == 0:
         return ""
-    last = next((line for line in reversed(tail(folder / files.LOG)) if line.strip()), "")
+    last = next(
+        (line for line in reversed(tail(folder / files.LOG, LOOKED_AT_BYTES)) if line.strip()), ""
+    )
     if code in (1, 2) and last:
         return last.removeprefix("error: ")
     cause = f"signal {-code}" if code < 0 else f"exit code {code:#x}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from ...core.atomic_write import explained, replace, write_text
 from ...core.errors import SettingsError
 from ...core.hashes import file_hashes, file_sha256
 from ...core.lora_header import copy_with_metadata
-from ...core.lora_metadata import iso_date
 from ..share.facts import CheckpointFacts, PackageFacts, PictureFacts
 from ..share.folder import PICTURES, building, package_files, picture_file, zip_of
 from ..share.labels import chosen_label
@@ -100,7 +98,6 @@ def package(request: PackageRequest, *, report: Report) -> Package:
             hashes=file_hashes(lora),
             bytes=lora.stat().st_size,
             label=label,
-            created=iso_date(time.time()),
             trigger_words=trigger_words,
             with_loras=tuple((Path(path).name, s) for path, s in source.with_loras),
             pictures=tuple(pictures),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .names import one_line
 
 MARKDOWN = re.compile(r"([\\`*_\[\]#|~!$])")
-BLOCK_START = re.compile(r"^(\d+)([.)])|^([-+=>])")
+BLOCK_START = re.compile(r"^(\d+)([.)])(?=\s|$)|^([-+=])")
 LONGEST = 2000
 
 
@@ -93,7 +93,12 @@ def markdown_text(text: str) -> str:
     """The text on one line, so that Markdown shows it and nothing more."""
     line = html.escape(one_line(text, LONGEST), quote=False)
     line = MARKDOWN.sub(r"\\\1", line)
-    line = line.replace("://", "\\://").replace("www.", "www\\.").replace("@", "&#64;")
+    return line.replace("://", "\\://").replace("www.", "www\\.").replace("@", "&#64;")
+
+
+def _markdown_line(parts: Sequence[Part]) -> str:
+    """The parts on one line, which begins no list, heading or quotation of its own."""
+    line = "".join(map(_markdown_part, parts))
     return BLOCK_START.sub(lambda m: f"{m[1]}\\{m[2]}" if m[1] else f"\\{m[3]}", line)
 
 
@@ -124,9 +129,9 @@ def _markdown_block(block: Block) -> str:
     if isinstance(block, Heading):
         return "#" * block.level + " " + markdown_text(block.text)
     if isinstance(block, Paragraph):
-        return "".join(map(_markdown_part, block.parts))
+        return _markdown_line(block.parts)
     if isinstance(block, Bullets):
-        return "\n".join("- " + "".join(map(_markdown_part, item)) for item in block.items)
+        return "\n".join("- " + _markdown_line(item) for item in block.items)
     if isinstance(block, Program):
         return f"```{block.language}\n{block.text.strip()}\n```"
     head, *rows = [list(map(markdown_text, line)) for line in (block.head, *block.rows)]

@@ -126,6 +126,8 @@ def _origin(facts: PackageFacts) -> list[tuple[Part, ...]]:
                 f"anchored student steps: {recipe.num_anchored_steps}.",
             )
         )
+    if facts.author:
+        found.insert(0, (f"Author: {facts.author}.",))
     facts_known = [
         f"{label} {one_line(metadata[key], 60)}"
         for key, label in (

@@ -56,7 +56,6 @@ class PackageFacts:
         with_loras: (file name, strength) of the LoRAs that the pictures were drawn with as well.
         label: base model on Civitai.
         metadata: of the packaged file, of unknown origin.
-        created: date of the package, ISO 8601.
     """
 
     name: str
@@ -69,7 +68,6 @@ class PackageFacts:
     hashes: FileHashes
     bytes: int
     label: str
-    created: str
     trigger_words: tuple[str, ...] = ()
     with_loras: tuple[tuple[str, float], ...] = ()
     pictures: tuple[PictureFacts, ...] = ()
@@ -108,7 +106,8 @@ class PackageFacts:
         """Width and height that suit it best."""
         if self.recipe.resolutions:
             return self.recipe.resolutions[0]
-        return (self.checkpoint.detection.resolution,) * 2
+        side = self.checkpoint.detection.resolution
+        return side, side
 
     @property
     def tag(self) -> str:

@@ -1,0 +1,72 @@
+"""LoRAs and facts to make packages of."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import lora_networks
+import torch
+from dpdmd_studio.core.families import Detection
+from dpdmd_studio.core.hashes import FileHashes
+from dpdmd_studio.core.lora_file import write_lora
+from dpdmd_studio.core.schedule import VPSchedule, few_step_positions
+from dpdmd_studio.trainer.cli import main
+from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.share.facts import CheckpointFacts, PackageFacts, PictureFacts
+
+TITLES = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3.5 medium"}
+HOSTILE = '<script>alert(1)</script> **b** [x](http://e.example) "q" `c` | # 日本'
+
+
+def recipe(family: str, **changes):
+    """A recipe whose levels plain hosts walk."""
+    plain = lora_networks.RECIPES[family]
+    if family != "sd3":
+        sigmas = VPSchedule().sigma_at(few_step_positions(plain.num_steps)).tolist()
+        plain = dataclasses.replace(plain, sigmas=tuple(sigmas), plain_host="")
+    return dataclasses.replace(plain, **{"plain_host": "", **changes})
+
+
+def student(folder: Path, checkpoint: Path, *, name: str = "few", seed: int = 1, **changes) -> Path:
+    """A LoRA with random weights and a recipe for the SD 1.x checkpoint."""
+    plain = load_checkpoint(checkpoint, dtype=torch.float32, device="cpu", report=lambda _: None)
+    pairs = lora_networks.random_pairs(plain.network, plain.family, plain.config, seed=seed)
+    path = folder / f"{name}.safetensors"
+    contract = recipe("sd1", resolutions=((32, 32),), **changes)
+    return write_lora(path, plain.family, plain.config, pairs, recipe=contract)
+
+
+def package(*arguments) -> int:
+    return main(["package", *map(str, arguments)])
+
+
+def facts(family: str, **changes) -> PackageFacts:
+    """Facts of a package of that family, as data."""
+    size = {"sd1": 512, "sdxl": 1024, "sd3": 1024}[family]
+    detection = Detection(
+        family=family,  # type: ignore[arg-type]
+        title=TITLES[family],
+        prediction="flow" if family == "sd3" else "eps",
+        latent_channels=16 if family == "sd3" else 4,
+        denoiser_prefix="",
+        resolution=size,
+        resolution_multiple=8,
+    )
+    picture = PictureFacts(
+        file="pictures/01.png", prompt="a {red} cat", seed=7, width=size, height=size
+    )
+    values = {
+        "name": "few",
+        "title": "Few",
+        "author": "",
+        "license": "",
+        "recipe": recipe(family),
+        "checkpoint": CheckpointFacts(file="base.safetensors", name="base", detection=detection),
+        "file_format": "kohya",
+        "hashes": FileHashes("ab" * 32, "12345678", "cd" * 32),
+        "bytes": 2048,
+        "label": "Other",
+        "pictures": (picture,),
+    }
+    return PackageFacts(**(values | changes))

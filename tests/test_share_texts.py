@@ -1,0 +1,338 @@
+"""The texts of a package from its facts: every family, every host, hostile names."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+
+import pytest
+import share_readers as readers
+import torch
+import yaml
+from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from dpdmd_studio.core.errors import LoraError, RunError, SettingsError
+from dpdmd_studio.core.lora_header import copy_with_metadata
+from dpdmd_studio.core.recipe import MergedLora
+from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.request import DistillRequest, ModelFiles, TeacherLora
+from dpdmd_studio.trainer.run_directory import RunDirectory
+from dpdmd_studio.trainer.share.blocks import Bullets, Code, Paragraph, Table, to_html, to_markdown
+from dpdmd_studio.trainer.share.cards import model_card
+from dpdmd_studio.trainer.share.hosts import diffusers_program
+from dpdmd_studio.trainer.share.labels import base_model_choices, base_model_note, chosen_label
+from dpdmd_studio.trainer.share.names import safe_name, words
+from dpdmd_studio.trainer.share.request import PackageRequest, picture_pairs
+from dpdmd_studio.trainer.share.source import find_source
+from dpdmd_studio.trainer.share.texts import package_texts
+from markdown_it import MarkdownIt
+from safetensors.torch import save, save_file
+from share_packages import HOSTILE, facts, recipe, student
+
+# Widgets of ComfyUI's nodes in their order, from its nodes.py; the seed has a second one.
+WIDGETS = {
+    "CheckpointLoaderSimple": ["ckpt_name"],
+    "TripleCLIPLoader": ["clip_name1", "clip_name2", "clip_name3"],
+    "DualCLIPLoader": ["clip_name1", "clip_name2", "type"],
+    "CLIPLoader": ["clip_name", "type"],
+    "VAELoader": ["vae_name"],
+    "LoraLoader": ["lora_name", "strength_model", "strength_clip"],
+    "LoraLoaderModelOnly": ["lora_name", "strength_model"],
+    "ModelSamplingSD3": ["shift"],
+    "ModelSamplingDiscrete": ["sampling", "zsnr"],
+    "CLIPSetLastLayer": ["stop_at_clip_layer"],
+    "CLIPTextEncode": ["text"],
+    "EmptyLatentImage": ["width", "height", "batch_size"],
+    "EmptySD3LatentImage": ["width", "height", "batch_size"],
+    "KSampler": ["seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"],
+    "VAEDecode": [],
+    "SaveImage": ["filename_prefix"],
+}
+
+
+def as_prompt(text: str) -> dict[str, dict]:
+    """A canvas workflow as ComfyUI's server takes it; checks every link at both of its ends."""
+    graph = json.loads(text)
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    links = {link[0]: link for link in graph["links"]}
+    assert (graph["last_node_id"], graph["last_link_id"]) == (max(nodes), max(links))
+    for number, start, slot, end, place, kind in graph["links"]:
+        assert number in nodes[start]["outputs"][slot]["links"]
+        assert nodes[start]["outputs"][slot]["type"] == kind
+        assert nodes[end]["inputs"][place]["type"] == kind
+        assert nodes[end]["inputs"][place]["link"] == number
+    prompt = {}
+    for number, node in nodes.items():
+        if node["type"] == "Note":
+            continue
+        values = zip(WIDGETS[node["type"]], node["widgets_values"], strict=True)
+        inputs = {name: value for name, value in values if name}
+        for slot in node["inputs"]:
+            inputs[slot["name"]] = [str(links[slot["link"]][1]), links[slot["link"]][2]]
+        prompt[str(number)] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def chain(prompt: dict, node: str, name: str) -> list[str]:
+    """Node types met on the way back from an input."""
+    found = []
+    while name in prompt[node]["inputs"]:
+        node = prompt[node]["inputs"][name][0]
+        found.append(prompt[node]["class_type"])
+    return found
+
+
+def only(prompt: dict, kind: str) -> tuple[str, dict]:
+    ((number, node),) = [item for item in prompt.items() if item[1]["class_type"] == kind]
+    return number, node["inputs"]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+def test_the_workflow_samples_as_the_recipe_says(family):
+    prompt = as_prompt(package_texts(facts(family))["workflow.json"])
+    number, sampler = only(prompt, "KSampler")
+    stated = [sampler[k] for k in ("steps", "cfg", "sampler_name", "scheduler", "denoise", "seed")]
+    assert stated == [4, 1.0, "euler", "simple", 1.0, 7]
+    expected = ["LoraLoaderModelOnly", "CheckpointLoaderSimple"]
+    assert chain(prompt, number, "model") == ["ModelSamplingSD3"] * (family == "sd3") + expected
+    assert only(prompt, "LoraLoaderModelOnly")[1]["lora_name"] == "few.safetensors"
+    assert only(prompt, "LoraLoaderModelOnly")[1]["strength_model"] == 1.0
+    assert only(prompt, "CheckpointLoaderSimple")[1] == {"ckpt_name": "base.safetensors"}
+    empty = "EmptySD3LatentImage" if family == "sd3" else "EmptyLatentImage"
+    size = 512 if family == "sd1" else 1024
+    assert only(prompt, empty)[1] == {"width": size, "height": size, "batch_size": 1}
+    texts = [prompt[sampler[name][0]]["inputs"]["text"] for name in ("positive", "negative")]
+    assert texts == ["a \\{red\\} cat", ""]
+    skips = [n["inputs"] for n in prompt.values() if n["class_type"] == "CLIPSetLastLayer"]
+    assert [skip["stop_at_clip_layer"] for skip in skips] == ([-2] if family == "sd1" else [])
+
+
+def test_the_workflow_has_styles_other_files_and_other_schedules():
+    base = facts("sdxl")
+    files = ("l.safetensors", "g.safetensors")
+    checkpoint = dataclasses.replace(base.checkpoint, text_encoders=files, vae="v.safetensors")
+    other = recipe("sdxl", prediction="v", zero_terminal_snr=True)
+    styled = dataclasses.replace(
+        base, checkpoint=checkpoint, recipe=other, with_loras=(("style.safetensors", 0.8),)
+    )
+    prompt = as_prompt(package_texts(styled)["workflow.json"])
+    number, _ = only(prompt, "KSampler")
+    assert chain(prompt, number, "model") == [
+        *("ModelSamplingDiscrete", "LoraLoaderModelOnly", "LoraLoader", "CheckpointLoaderSimple"),
+    ]
+    _, scheduled = only(prompt, "ModelSamplingDiscrete")
+    assert (scheduled["sampling"], scheduled["zsnr"]) == ("v_prediction", True)
+    _, style = only(prompt, "LoraLoader")
+    assert [style[k] for k in ("lora_name", "strength_model", "strength_clip")] == [
+        *("style.safetensors", 0.8, 0.8),
+    ]
+    assert only(prompt, "DualCLIPLoader")[1]["type"] == "sdxl"
+    number, _ = only(prompt, "VAEDecode")
+    assert chain(prompt, number, "vae") == ["VAELoader"]
+    three = dataclasses.replace(facts("sd3").checkpoint, text_encoders=(*files, "t5.safetensors"))
+    prompt = as_prompt(package_texts(facts("sd3", checkpoint=three))["workflow.json"])
+    assert only(prompt, "TripleCLIPLoader")[1]["clip_name3"] == "t5.safetensors"
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
+def test_the_diffusers_program_walks_the_recipe_s_levels(family):
+    given = facts(family, file_format="peft")
+    source = diffusers_program(given)
+    tree = ast.parse(source)
+    calls = {ast.unparse(n.func): n for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    values = {k.arg: k.value for k in calls["pipe"].keywords if k.arg != "generator"}
+    options = {name: ast.literal_eval(value) for name, value in values.items()}
+    (scheduler,) = [call for name, call in calls.items() if name.endswith("from_config")]
+    settings = {k.arg: ast.literal_eval(k.value) for k in scheduler.keywords}
+    if family == "sd3":
+        made = FlowMatchEulerDiscreteScheduler(**settings)
+        made.set_timesteps(sigmas=options["sigmas"])
+    else:
+        ldm = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+        made = EulerDiscreteScheduler(**ldm, **settings)
+        made.set_timesteps(timesteps=options["timesteps"])
+    levels = torch.tensor(given.recipe.sigmas)
+    torch.testing.assert_close(made.sigmas.float(), levels, rtol=1e-4, atol=1e-5)
+    assert options["guidance_scale"] == 1.0
+    assert options.get("clip_skip", 0) == (1 if family == "sd1" else 0)  # it counts from 0
+
+
+def test_sd3_in_kohya_s_form_promises_nothing_for_diffusers():
+    card = model_card(facts("sd3"))
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert "library_name" not in front and "```python" not in card
+    assert front["base_model"] == "stabilityai/stable-diffusion-3.5-medium"
+    assert front["license_name"] == "stabilityai-ai-community"
+    assert "--format peft" in card
+    notes = package_texts(facts("sd3"))["CIVITAI.txt"]
+    assert "Hugging Face is the realistic place" in notes
+
+
+def test_what_a_recipe_adds_is_said_everywhere():
+    merged = (
+        MergedLora(name="in.safetensors", strength=0.5, included=True),
+        MergedLora(name="beside.safetensors", strength=0.8),
+    )
+    given = facts("sdxl", recipe=recipe("sdxl", merged_loras=merged, teacher_sha256="ab" * 32))
+    checkpoint = dataclasses.replace(given.checkpoint, sha256="cd" * 32)
+    texts = package_texts(dataclasses.replace(given, checkpoint=checkpoint))
+    for name in ("description.html", "few.json", "README.md", "workflow.json"):
+        text = texts[name].replace("\\", "")
+        assert "contains in.safetensors at 0.5; do not add" in text
+        assert "beside.safetensors at 0.8 merged when it was distilled" in text
+        assert "not the file that was distilled" in text
+    assert "Open RAIL++-M" in texts["description.html"]
+
+
+def test_hostile_names_stay_text_in_every_file():
+    given = facts("sd1", title=HOSTILE, author=HOSTILE, license=HOSTILE, trigger_words=(HOSTILE,))
+    merged = MergedLora(name=HOSTILE, strength=1.0)
+    given = dataclasses.replace(
+        given,
+        recipe=recipe("sd1", teacher_name=HOSTILE, merged_loras=(merged,), generator=HOSTILE),
+        metadata={"ss_steps": HOSTILE, "ss_network_dim": "\n\n# x\n```\n" + HOSTILE},
+    )
+    texts = package_texts(given)
+    tags, text = readers.read_html(texts["description.html"])
+    assert not [tag for tag, _ in tags if tag in ("script", "b", "img")] and HOSTILE in text
+    html = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(texts["description.md"])
+    tags, text = readers.read_html(html)
+    assert not [tag for tag, _ in tags if tag in ("script", "b", "img")]
+    assert [a["href"] for tag, a in tags if tag == "a"] == ["https://arxiv.org/abs/2602.03139"]
+    assert [tag for tag, _ in tags].count("h1") == 1 and HOSTILE in text
+    front = yaml.safe_load(texts["README.md"].split("\n---\n")[0].removeprefix("---\n"))
+    assert front["instance_prompt"] == HOSTILE
+    assert re.fullmatch(r"[a-z0-9._-]+", front["license_name"])
+    for name in ("few.json", "few.civitai.info", "workflow.json"):
+        json.loads(texts[name])
+
+
+def test_lines_and_tables_survive_any_text():
+    rows = (("1. a", "- b"), ("|x|", "``` c"), ("a\nb", "# d"))
+    blocks = [Paragraph(("1. not a list",)), Paragraph(("- nor this",)),
+              Bullets((("# e",), (Code("a`b"),))), Table(("+", ""), rows)]  # fmt: skip
+    html = MarkdownIt("commonmark").enable("table").render(to_markdown(blocks))
+    tags, text = readers.read_html(html)
+    kinds = [tag for tag, _ in tags]
+    assert [kinds.count(k) for k in ("ol", "ul", "li", "h1", "pre", "tr", "td")] == [
+        *(0, 1, 2, 0, 0, 4, 6),
+    ]
+    for shown in ("1. not a list", "- nor this", "# e", "a`b", "|x|", "``` c", "a b", "- b"):
+        assert shown in text
+    assert readers.read_html(to_html(blocks, "<t>"))[1].count("|x|") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("My LoRA, v1: é", "My-LoRA-v1-e"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("C:\\x\\con", "C-x-con"),
+        ("CON.x", "lora-CON.x"),
+        ("日本", "lora"),
+        ("", "lora"),
+        ("...", "lora"),
+        ("a" * 300, "a" * 80),
+        ("<lora:x:1>", "lora-x-1"),
+    ],
+)
+def test_names_fit_every_file_system_and_site(text, name):
+    assert safe_name(text) == name
+
+
+def test_trigger_words_are_split_and_limited():
+    assert words(" a b, c,,a b") == ("a b", "c")
+    with pytest.raises(SettingsError, match="too many"):
+        words(",".join(map(str, range(51))))
+
+
+def test_labels_are_those_of_the_upload_form():
+    assert base_model_choices("sd1", "SD 1.x")[0] == "SD 1.5"
+    assert base_model_choices("sd3", "SD3.5 medium") == ["Other"]
+    assert base_model_choices("sdxl", "SDXL")[:4] == ["SDXL 1.0", "Pony", "Illustrious", "NoobAI"]
+    assert base_model_choices("sdxl", "SDXL (v-prediction)")[:2] == ["SDXL 1.0", "NoobAI"]
+    assert base_model_choices("sd1", "SD 1.x", embedded=True) == ["Other"]
+    assert chosen_label("pony", "sdxl", "SDXL") == "Pony"
+    with pytest.raises(SettingsError, match="not among those"):
+        chosen_label("Pony", "sd1", "SD 1.x")
+    assert "cannot be told apart" in base_model_note("sdxl", "SDXL")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "count"), [(1, 8, 8), (3, 3, 8), (20, 1, 8), (5, 0, 9)]
+)
+def test_no_two_pictures_are_alike(prompts, seeds, count):
+    pairs = picture_pairs(prompts, range(10, 10 + seeds), count)
+    assert len(set(pairs)) == len(pairs) == count
+    assert {number for number, _ in pairs} == set(range(min(prompts, count)))
+
+
+def test_a_copy_with_other_metadata_has_true_hashes(tmp_path):
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    tensors = {f"lora_unet_{n}.lora_up.weight": torch.randn(300, 1000) for n in "ab"}
+    save_file(tensors, source, {"ss_note": "é", "x": "1", "sshs_model_hash": "wrong"})
+    copy_with_metadata(source, target, {"ss_output_name": "b", "modelspec.author": ""})
+    entries, metadata, body = readers.safetensors_parts(target)
+    assert body == readers.safetensors_parts(source)[2]
+    assert entries == readers.safetensors_parts(source)[0]
+    own = {"ss_note": "é", "ss_output_name": "b"}
+    only_ss = save(tensors, own)  # sd-scripts: the tensors saved with nothing but ss_*
+    assert metadata == {
+        **own,
+        "x": "1",
+        "sshs_model_hash": readers.sha256(body),
+        "modelspec.hash_sha256": "0x" + readers.sha256(body),
+        "sshs_legacy_hash": readers.sha256(only_ss[0x100000 : 0x100000 + 0x10000])[:8],
+    }
+    again = tmp_path / "c.safetensors"
+    copy_with_metadata(target, again, {"ss_output_name": "b"})
+    assert again.read_bytes() == target.read_bytes()
+
+
+@pytest.fixture
+def run(files, tmp_path):
+    """A run directory as a finished run leaves it, its LoRA somewhere else."""
+    lora = student(tmp_path, files["sd1"])
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(files["sd1"])),
+        config=DistillConfig(),
+        output=str(lora),
+        teacher_loras=(TeacherLora(path="style.safetensors", strength=0.8),),
+    )
+    made = RunDirectory.create(
+        tmp_path / "run", request.to_dict(), ["a {b|c}"], evaluation_prompts=["kept"]
+    )
+    made.write_json("result.json", {"lora": str(lora)})
+    return made
+
+
+def test_a_run_knows_its_checkpoint_prompts_styles_and_report(run, files, tmp_path):
+    request = PackageRequest(source=run.path, output=tmp_path / "out")
+    found = find_source(request)
+    assert (found.lora, found.file_format) == (tmp_path / "few.safetensors", "kohya")
+    assert found.model.checkpoint == str(files["sd1"])
+    assert (found.prompts, found.notes, found.report) == (("kept",), (), None)
+    assert found.with_loras == (("style.safetensors", 0.8),)
+    run.report.mkdir()
+    (run.report / "report.json").write_text("{}")
+    (run.path / "evaluation-prompts.txt").unlink()
+    found = find_source(dataclasses.replace(request, with_loras=(("x", 1.0),)))
+    assert found.report == run.report / "report.json"
+    assert (found.prompts, found.with_loras) == (("a {b|c}",), (("x", 1.0),))
+    assert "trained on" in found.notes[0]
+
+
+def test_a_run_without_a_result_is_refused(run, files, tmp_path):
+    request = PackageRequest(source=run.path, output=tmp_path / "out")
+    (tmp_path / "few.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(RunError, match="not there any more"):
+        find_source(request)
+    (run.path / "result.json").unlink()
+    with pytest.raises(RunError, match="has not written a LoRA yet"):
+        find_source(request)
+    moved = dataclasses.replace(request, source=tmp_path / "moved.safetensors")
+    with pytest.raises(LoraError, match="Name the checkpoint that it was made for"):
+        find_source(dataclasses.replace(moved, files={"checkpoint": str(files["sdxl"])}))
+    with pytest.raises(SettingsError, match="need prompts"):
+        find_source(dataclasses.replace(moved, files={"checkpoint": str(files["sd1"])}))

@@ -25,9 +25,10 @@ from .cli_arguments import (
 from .cli_compare import add_compare
 from .cli_jobs import add_job_commands, add_queue_option, queue_distill
 from .cli_package import add_package
+from .cli_settings import add_settings, add_settings_option, starting_values
 from .config import DistillConfig
 from .exit_note import recorded
-from .presets import MEMORIES, preset
+from .presets import MEMORIES
 from .request import DistillRequest, ModelFiles, TeacherLora
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add_package(packaging)
     add_other_files(packaging)
     add_job_commands(commands)
+    add_settings(commands.add_parser("settings", help="write settings to share"))
     _add_inspect(commands.add_parser("inspect", help="say what a checkpoint or LoRA file is"))
     _add_demo(
         commands.add_parser("demo", help="distil the embedded checkpoint and show the result")
@@ -99,6 +101,7 @@ def _add_distill(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include-teacher-loras", action="store_true",
                         help="the new LoRA holds these LoRAs, too")  # fmt: skip
     parser.add_argument("--preset", choices=MEMORIES, help="settings for a card's memory")
+    add_settings_option(parser)
     add_queue_option(parser)
     add_config_arguments(parser)
     parser.set_defaults(run_command=_distill)
@@ -160,9 +163,7 @@ def _distill(arguments: argparse.Namespace) -> int:
 
     # before anything is made or replaced: is that a model at all?
     detection = identify(Path(arguments.checkpoint).expanduser())
-    chosen: dict[str, Any] = {}
-    if arguments.preset:
-        chosen = preset(detection.family, arguments.preset)
+    chosen = starting_values(arguments, detection.family)
     config = DistillConfig.from_dict(chosen | config_values(arguments))
     prompts = read_prompts(Path(arguments.prompts))
     for note in prompts.notes:

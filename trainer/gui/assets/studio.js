@@ -1,0 +1,83 @@
+// What the pages need beyond gradio: asking again while runs go on, choosing a run, copying a path.
+// Plain script without dependencies; also works inside a WebUI's tab.
+(function () {
+  "use strict";
+  var BUSY_MS = 2000, IDLE_MS = 10000;
+  var last = 0, asking = false;
+
+  function find(id) { return document.getElementById(id); }
+
+  function visible(element) {
+    return element !== null && element.offsetParent !== null && !document.hidden;
+  }
+
+  function offline(text) {
+    var place = find("dpdmd-offline");
+    if (place && place.textContent !== text) { place.textContent = text; }
+  }
+
+  // The server is asked for a trifle first: while it is away, gradio would show an error each time.
+  function refresh() {
+    asking = true;
+    fetch(window.location.pathname, { method: "HEAD", cache: "no-store" })
+      .then(function (answer) {
+        if (answer.status === 401) { throw new Error("token"); }
+        offline("");
+        var button = find("dpdmd-refresh");
+        if (button) { button.click(); }
+      })
+      .catch(function () {
+        offline("The server does not answer. Runs go on without it; this page will go on, too.");
+      })
+      .finally(function () { asking = false; last = Date.now(); });
+  }
+
+  function tick() {
+    var live = find("dpdmd-live");
+    var pause = live && live.dataset.live === "1" ? BUSY_MS : IDLE_MS;
+    if (!asking && visible(find("dpdmd-runs")) && Date.now() - last >= pause) { refresh(); }
+  }
+
+  function choose(id) {
+    var field = document.querySelector("#dpdmd-selected textarea, #dpdmd-selected input");
+    if (!field) { return; }
+    var prototype = field.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
+    Object.getOwnPropertyDescriptor(prototype.prototype, "value").set.call(field, id);
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    // gradio takes the field's value over in its own time
+    window.setTimeout(function () {
+      var button = find("dpdmd-refresh");
+      if (button) { button.click(); }
+    }, 60);
+  }
+
+  function copy(button) {
+    var text = button.dataset.copy;
+    function done() {
+      button.textContent = "Copied";
+      window.setTimeout(function () { button.textContent = "Copy"; }, 1500);
+    }
+    if (navigator.clipboard && window.isSecureContext) {
+      navigator.clipboard.writeText(text).then(done);
+      return;
+    }
+    var area = document.createElement("textarea");
+    area.value = text;
+    area.style.position = "fixed";
+    document.body.appendChild(area);
+    area.select();
+    if (document.execCommand("copy")) { done(); }
+    area.remove();
+    button.focus();
+  }
+
+  document.addEventListener("click", function (event) {
+    var target = event.target instanceof Element ? event.target : null;
+    var job = target && target.closest(".dp-job");
+    if (job) { choose(job.dataset.job); return; }
+    var button = target && target.closest("[data-copy]");
+    if (button) { copy(button); }
+  });
+  document.addEventListener("visibilitychange", tick);
+  window.setInterval(tick, 500);
+})();

@@ -1,0 +1,120 @@
+"""Between handlers and gradio: names to components, and plain changes to updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from .changes import Change, Values
+from .controls import Control
+
+Components = dict[str, Any]
+"""Control name -> gradio component."""
+Handler = Callable[[Values], Values]
+JS_KEYWORD = "_js" if gr.__version__.startswith("3.") else "js"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A built page.
+
+    Attributes:
+        parts: its components by name.
+        opening: all that it shows when it is opened, by name.
+        opened: the names that `opening` gives.
+        done: the event after which another page is shown.
+    """
+
+    parts: Components
+    opening: Handler
+    opened: tuple[str, ...]
+    done: Any
+
+    def when(self, event: Any) -> Any:
+        """Have `event` show the page as it is when opened."""
+        names = [
+            name for name in self.opened if not isinstance(self.parts[name], gr.HTML | gr.File)
+        ]
+        return on(event, self.opening, self.parts, names, self.opened)
+
+
+def on(
+    event: Any,
+    handler: Handler,
+    components: Mapping[str, Any],
+    inputs: Iterable[str] = (),
+    outputs: Iterable[str] = (),
+    *,
+    javascript: str | None = None,
+) -> Any:
+    """Have `event` call the handler with the inputs' values by name; its answer changes outputs.
+
+    Args:
+        event: such as `button.click`.
+        javascript: run in the browser first; without a handler's inputs it just runs.
+    """
+    names, shown = list(inputs), list(outputs)
+
+    def call(*values: Any) -> Any:
+        found = handler(dict(zip(names, map(_plain, values), strict=True)))
+        updates = [_update(name, found) for name in shown]
+        return updates[0] if len(updates) == 1 else updates
+
+    extra = {JS_KEYWORD: javascript} if javascript else {}
+    return event(
+        call if shown else None,
+        [components[name] for name in names],
+        [components[name] for name in shown],
+        queue=False,
+        show_progress="hidden",
+        api_name=False,
+        **extra,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """An uploaded file as its path (older versions hand over an open file); the rest as it is."""
+    return getattr(value, "name", value)
+
+
+def _update(name: str, found: Values) -> Any:
+    if name not in found:
+        return gr.update()
+    value = found[name]
+    if isinstance(value, Change):
+        return gr.update(**value)
+    if name == "seen":  # a State: its value itself
+        return value
+    if name.endswith("_note") or name == "message":
+        return gr.update(value=value, visible=bool(value))
+    return gr.update(value=value)
+
+
+def component(control: Control, value: Any) -> Any:
+    """The widget of one setting."""
+    common = {"label": control.label, "info": control.info, "value": value}
+    if control.kind == "switch":
+        return gr.Checkbox(**common)
+    if control.kind == "choice":
+        return gr.Dropdown(choices=list(control.choices), **common)
+    if control.kind == "text":
+        return gr.Textbox(max_lines=1, **common)
+    return gr.Number(precision=0 if control.kind == "whole" else None, **common)
+
+
+def note() -> Any:
+    """The place for a message under a group of controls; takes no room until there is one."""
+    return gr.HTML(value="", visible=False, elem_classes=["dp", "dp-note"])
+
+
+def markup(value: str = "", *, visible: bool = True, classes: Iterable[str] = ()) -> Any:
+    """A piece of our own HTML."""
+    return gr.HTML(value=value, visible=visible, elem_classes=["dp", *classes])
+
+
+def hidden_button(elem_id: str) -> Any:
+    """A button for scripts: in the page, but neither seen nor reached by keyboard."""
+    return gr.Button("", elem_id=elem_id, elem_classes=["dp-hidden"])

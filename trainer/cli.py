@@ -23,6 +23,7 @@ from .cli_arguments import (
     parse_seeds,
 )
 from .cli_compare import add_compare
+from .cli_gui import add_gui
 from .cli_jobs import add_job_commands, add_queue_option, queue_distill
 from .cli_package import add_package
 from .cli_settings import add_settings, add_settings_option, starting_values
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add_package(packaging)
     add_other_files(packaging)
     add_job_commands(commands)
+    add_gui(commands.add_parser("gui", help="open the pages in a browser"))
     add_settings(commands.add_parser("settings", help="write settings to share"))
     _add_inspect(commands.add_parser("inspect", help="say what a checkpoint or LoRA file is"))
     _add_demo(

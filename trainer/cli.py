@@ -159,7 +159,6 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _distill(arguments: argparse.Namespace) -> int:
     from ..core.families import identify
-    from .engine.runner import create_run
     from .home import new_run_folder
     from .prompts import read_prompts
 
@@ -185,6 +184,8 @@ def _distill(arguments: argparse.Namespace) -> int:
     )
     if arguments.queue:
         return queue_distill(arguments, request, prompts.prompts)
+    from .engine.runner import create_run  # heavy, and not needed to queue
+
     folder = Path(arguments.run) if arguments.run else new_run_folder(Path(arguments.output).stem)
     run = create_run(folder, request, list(prompts.prompts), overwrite=arguments.overwrite)
     _say(f"Run: {run.path}")

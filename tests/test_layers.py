@@ -77,12 +77,17 @@ WITHOUT_TORCH = (
     "trainer/__init__.py",
     "trainer/cli.py",
     "trainer/config.py",
+    "trainer/diagnosis*.py",
     "trainer/exit_note.py",
     "trainer/inspect_file.py",
     "trainer/jobs/*.py",
+    "trainer/model_folders.py",
     "trainer/new_run.py",
+    "trainer/preferences.py",
     "trainer/prompts.py",
     "trainer/run_directory.py",
+    "trainer/run_facts.py",
+    "trainer/settings_file.py",
     "trainer/share/*.py",
 )
 

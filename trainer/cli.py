@@ -18,7 +18,6 @@ from .cli_arguments import (
     add_config_arguments,
     add_model_files,
     add_other_files,
-    config_values,
     parse_lora,
     parse_seeds,
 )
@@ -26,7 +25,7 @@ from .cli_compare import add_compare
 from .cli_gui import add_gui
 from .cli_jobs import add_job_commands, add_queue_option, queue_distill
 from .cli_package import add_package
-from .cli_settings import add_settings, add_settings_option, starting_values
+from .cli_settings import add_settings, add_settings_option, settings_values
 from .config import DistillConfig
 from .exit_note import recorded
 from .presets import MEMORIES
@@ -164,8 +163,7 @@ def _distill(arguments: argparse.Namespace) -> int:
 
     # before anything is made or replaced: is that a model at all?
     detection = identify(Path(arguments.checkpoint).expanduser())
-    chosen = starting_values(arguments, detection.family)
-    config = DistillConfig.from_dict(chosen | config_values(arguments))
+    config = DistillConfig.from_dict(settings_values(arguments, detection.family))
     prompts = read_prompts(Path(arguments.prompts))
     for note in prompts.notes:
         _say(note)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core import atomic_write
 from ..core.errors import OutputError
+from .cli_arguments import config_values
 from .presets import preset
 from .settings_file import config_text, read_settings
 
@@ -35,14 +36,15 @@ def add_settings_option(parser: argparse.ArgumentParser) -> None:
                         "by hand win")  # fmt: skip
 
 
-def starting_values(arguments: argparse.Namespace, family: str) -> dict[str, Any]:
-    """The settings of `--settings`, and over them those of `--preset`; options win over both.
+def settings_values(arguments: argparse.Namespace, family: str) -> dict[str, Any]:
+    """The settings of `--settings`, over them those of `--preset`, over both the options.
 
     Raises:
         DPDMDError: the file cannot be used, or there is no such preset for the family.
     """
     values = read_settings(Path(arguments.settings)).to_dict() if arguments.settings else {}
-    return values | (preset(family, arguments.preset) if arguments.preset else {})
+    values |= preset(family, arguments.preset) if arguments.preset else {}
+    return values | config_values(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ def safe_name(text: str) -> str:
 
 def one_line(text: object, limit: int = MAX_TEXT) -> str:
     """The text on one line, without control and formatting characters, shortened to the limit."""
-    visible = "".join(c if c.isprintable() else " " for c in str(text))
+    visible = "".join(c if c.isprintable() else " " for c in str(text)[: 8 * limit])
     line = " ".join(visible.split())
     return line if len(line) <= limit else line[: limit - 3].rstrip() + "..."
 

@@ -156,6 +156,15 @@ def test_progress_and_result_come_from_the_run(job, living):
     assert jobs.log_tail(job.id, 1) == "update 3" and jobs.log_tail(job.id) == "first\nupdate 3"
 
 
+def test_a_run_that_loads_again_shows_where_it_was(job, living):
+    for name in ("step-00000002", "step-00000003", "step-x", ".step-00000009.part"):
+        (job.path / "state" / name).mkdir()
+    own(job, "lock.json", living)
+    write(job, "progress.json", status="loading", updated_at=200.0)
+    found = jobs.get_job(job.id)
+    assert (found.state, found.step, found.steps) == ("starting", 3, 4)
+
+
 def test_a_new_job_knows_its_steps_title_and_kind(job):
     assert (job.kind, job.title, job.state) == ("distill", "A <b>title</b>", "new")
     assert (job.step, job.steps) == (0, 4) and job.place is None

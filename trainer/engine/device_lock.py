@@ -30,7 +30,7 @@ def device_name(device: torch.device) -> str:
     index = device.index or 0
     shown = [part.strip() for part in os.environ.get(VISIBLE.get(device.type, ""), "").split(",")]
     name = shown[index] if index < len(shown) and shown[index] else str(index)
-    return "".join(c if c.isalnum() or c in "-." else "-" for c in f"{device.type}-{name}")
+    return "".join(c if c.isalnum() or c == "-" else "-" for c in f"{device.type}-{name}")
 
 
 @contextlib.contextmanager

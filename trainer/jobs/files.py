@@ -37,6 +37,7 @@ MAX_ID_CHARACTERS = 150
 MAX_TITLE_CHARACTERS = 200
 MAX_JSON_BYTES = 16 << 20
 NAME_ATTEMPTS = 50
+READ_ATTEMPTS, READ_PAUSE_SECONDS = 5, 0.02
 
 
 def runs() -> Path:
@@ -102,13 +103,33 @@ def job_folders() -> list[Path]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if it is missing, damaged, or far too large."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+    for _ in range(READ_ATTEMPTS):
+        try:
+            if path.stat().st_size > MAX_JSON_BYTES:
+                return {}
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+        except PermissionError:  # Windows, while it is being replaced
+            time.sleep(READ_PAUSE_SECONDS)
+        except (OSError, ValueError, RecursionError):
             return {}
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return {}
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there; on Windows a reader may hold it for a moment.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    with atomic_write.explained(path):
+        for attempt in range(atomic_write.REPLACE_ATTEMPTS):
+            try:
+                return path.unlink(missing_ok=True)
+            except PermissionError:
+                if attempt == atomic_write.REPLACE_ATTEMPTS - 1:
+                    raise
+                time.sleep(atomic_write.REPLACE_PAUSE_SECONDS)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

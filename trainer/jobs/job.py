@@ -134,7 +134,7 @@ def read_job(folder: Path, place: int | None = None) -> Job:
         title=_title(folder, settings),
         state=state,
         place=place if state == "queued" else None,
-        step=int(files.number(progress.get("step"))),
+        step=int(files.number(progress.get("step"))) or _saved_step(folder),
         steps=int(files.number(progress.get("steps")) or _planned_steps(settings)),
         seconds_per_step=files.number(progress.get("seconds_per_step")),
         seconds_left=files.number(left) if left is not None else None,
@@ -197,8 +197,11 @@ def _message(folder: Path, state: str, progress: Mapping[str, Any]) -> str:
         return error or f"{CUT_SHORT} where its last saved state is."
     if state == "failed" and error:
         return error
-    if state == "new":
+    if state in ("new", "queued"):
         return ""
+    if state == "stopped":
+        step = int(files.number(progress.get("step"))) or _saved_step(folder)
+        return f"Stopped after {step} updates. It can go on from there." if step else "Stopped."
     lines = tail(folder / files.LOG, MESSAGE_BYTES)
     return next((line for line in reversed(lines) if line.strip()), "")
 
@@ -224,6 +227,12 @@ def _title(folder: Path, settings: Mapping[str, Any]) -> str:
 def _planned_steps(settings: Mapping[str, Any]) -> float:
     config = settings.get("config")
     return files.number(config.get("steps")) if isinstance(config, dict) else 0.0
+
+
+def _saved_step(folder: Path) -> int:
+    """The update of the last saved state: a run that is loading says no more."""
+    names = [path.name.removeprefix("step-") for path in (folder / "state").glob("step-*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _created_at(folder: Path, facts: Mapping[str, Any]) -> float:

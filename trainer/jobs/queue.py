@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...core import atomic_write
 from ...core.errors import RunError
-from .files import QUEUED, job_folder, job_folders, jobs_guard, number
+from .files import QUEUED, job_folder, job_folders, jobs_guard, number, remove
 
 LAST = 1e300  # where a damaged place counts: at the end
 
@@ -45,7 +45,7 @@ def enqueue(folder: Path, *, first: bool = False) -> None:
 
 def dequeue(folder: Path) -> None:
     """Take a job out of the queue; to be called under the guard."""
-    (folder / QUEUED).unlink(missing_ok=True)
+    remove(folder / QUEUED)
 
 
 def move(id: str, place: int) -> None:

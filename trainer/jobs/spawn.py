@@ -40,7 +40,9 @@ def ensure_worker() -> bool:
         if log.exists() and log.stat().st_size > MAX_WORKER_LOG_BYTES:
             log.unlink(missing_ok=True)
         with atomic_write.explained(log), log.open("ab") as stream:
-            process = detached(worker_command("work"), stream, stream, variables())
+            process = detached(
+                worker_command("work"), stream, stream, variables(), home().absolute()
+            )
         _started.append((process, time.monotonic()))
         return True
 
@@ -66,7 +68,8 @@ def worker_command(*arguments: str) -> list[str]:
 
 def variables() -> dict[str, str]:
     """The environment variables for it, free of what hosts put there."""
-    return WORKER.variables() | {"PYTHONUNBUFFERED": "1"}
+    place = {"DPDMD_HOME": str(home().absolute())}  # it runs in another folder
+    return WORKER.variables() | place | {"PYTHONUNBUFFERED": "1"}
 
 
 def detached(

@@ -47,8 +47,8 @@ def run_job(folder: Path) -> None:
     elif not (folder / exit_note.NAME).exists():
         exit_note.note(folder, code, _reason(folder, code))
     for name in (files.CHILD, files.STOP, exit_note.RESERVE):
-        with contextlib.suppress(OSError):
-            (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OutputError):
+            files.remove(folder / name)
 
 
 def _launch(folder: Path) -> subprocess.Popen[bytes]:
@@ -63,7 +63,7 @@ def _launch(folder: Path) -> subprocess.Popen[bytes]:
         with contextlib.suppress(OSError):
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
             log.flush()
-        cwd = place if task and place.is_dir() else None
+        cwd = place if task and place.is_dir() else folder.parent
         process = detached(_command(folder, task), printed, log, environment, cwd)
     child = Owner(
         process.pid, socket.gethostname(), identity_of(process.pid) or UNKNOWN, time.time()

@@ -66,7 +66,7 @@ def _take(job: contextlib.ExitStack) -> Path | None:
             continue
         job.enter_context(owned(folder / files.TAKEN, about="the queue"))
         for name in (exit_note.NAME, files.CHILD, files.STOP):
-            (folder / name).unlink(missing_ok=True)
+            files.remove(folder / name)
         dequeue(folder)
         return folder
     return None

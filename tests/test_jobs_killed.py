@@ -1,0 +1,28 @@
+"""Worker and job processes are killed at random moments; nothing is lost, stuck or damaged."""
+
+from __future__ import annotations
+
+import pytest
+from dpdmd_studio.core.lora_file import read_lora
+from dpdmd_studio.trainer import jobs
+from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+from killing import kill_at_random
+from tiny_runs import TINY
+
+
+@pytest.mark.usefixtures("home")
+def test_kills_at_random_moments_lose_nothing(files, tmp_path):
+    ids = []
+    for name in ("first", "second"):
+        request = DistillRequest(
+            model=ModelFiles(checkpoint=str(files["sd1"])),
+            config=DistillConfig.from_dict(TINY | {"steps": 2, "save_every": 1}),
+            output=str(tmp_path / f"{name}.safetensors"),
+        )
+        ids.append(jobs.submit_distill(request, ["a cat"], name).id)
+    report = kill_at_random(ids, tmp_path, kills=4, seed=3, pause=(0.1, 2.5), patience=120)
+    assert report.sound, report
+    assert len(report.kills) == 4 and report.loras >= 2
+    for name in ("first", "second"):
+        assert read_lora(tmp_path / f"{name}.safetensors").recipe.num_steps == 4

@@ -106,7 +106,7 @@ def test_pictures_state_what_they_were_drawn_with(packaged, files):
         assert found["Size"] == "32x32"  # the tiny VAE's own pictures are smaller
         stated = [found[key] for key in ("steps", "sampler", "Schedule type", "cfgScale")]
         assert stated == ["4", "Euler", "Simple", "1"]
-        assert (found["clipSkip"], found["negative"]) == ("2", "")
+        assert (found["clipSkip"], found["negative"], found["RNG"]) == ("2", "", "CPU")
         drawn.append((prompt, found["seed"]))
     assert len(set(drawn)) == 7
     assert {prompt for prompt, _ in drawn} == set(PROMPTS)

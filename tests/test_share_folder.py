@@ -88,7 +88,14 @@ def test_a_manifest_from_elsewhere_cannot_name_files_outside(tmp_path):
     outside.write_text("1")
     sha256 = json.loads((output / "package.json").read_text())["files"]["a.txt"]
     (output / "link").symlink_to(tmp_path)
-    names = ["../precious.txt", str(outside), "link/precious.txt", "C:\\x", "a/../../precious.txt"]
+    names = [
+        "../precious.txt",
+        str(outside),
+        "link/precious.txt",
+        "C:\\x",
+        "a/../../precious.txt",
+        "a\0b",
+    ]
     manifest = {"version": 1, "files": {"a.txt": sha256, **dict.fromkeys(names, sha256)}}
     (output / "package.json").write_text(json.dumps(manifest))
     build(output, {"b.txt": "2"}, overwrite=True)

@@ -79,6 +79,7 @@ SETTINGS = {
     "Size-2": "32",
     "Model": "sd1",
     "Clip skip": "2",
+    "RNG": "CPU",
 }
 
 

@@ -295,5 +295,6 @@ def _info(
         model_hash=model_hash,
         clip_skip=setup.clip_skip if setup.checkpoint.family.name == "sd1" else None,
         loras=setup.loras,
+        extra={"RNG": "CPU"},  # as A1111 names where the start noise comes from
         version=f"DP-DMD Studio {__version__}",
     )

@@ -26,6 +26,7 @@ from .spawn import detached, end_process, variables, worker_command
 
 POLL_SECONDS = 0.2
 LOOKED_AT_BYTES = 8 << 10
+ERROR = re.compile(r"^(?:\S+(?: \S+)?: )?error: ")
 STEP = re.compile(r"^\[(\d{1,3})/(\d{1,3})\]")
 SIGNALLED = (
     "The process was ended from outside ({}). Start it again; it goes on from its last state."
@@ -139,6 +140,6 @@ def _reason(folder: Path, code: int) -> str:
         (line for line in reversed(tail(folder / files.LOG, LOOKED_AT_BYTES)) if line.strip()), ""
     )
     if code in (1, 2) and last:
-        return last.removeprefix("error: ")
+        return ERROR.sub("", last)
     cause = f"signal {-code}" if code < 0 else f"exit code {code:#x}"
     return SIGNALLED.format(cause)

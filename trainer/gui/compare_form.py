@@ -61,7 +61,11 @@ def submit(values: Mapping[str, Any]) -> Values:
     except DPDMDError as error:
         return errors(NOTES, {_part_of(error): error})
     text = f"{job.title} is in the queue. Its progress is on the Runs page."
-    return errors(NOTES, {}) | {"start_note": note(text, "done"), "selected": job.id}
+    return errors(NOTES, {}) | {
+        "start_note": note(text, "done"),
+        "selected": job.id,
+        "tabs": Change(selected="runs"),
+    }
 
 
 def _part_of(error: DPDMDError) -> str:
@@ -169,12 +173,11 @@ def _when(seconds: float) -> str:
     return time.strftime("%d %b %H:%M", time.localtime(seconds)) if seconds else ""
 
 
-def listing(selected: object) -> Values:
-    """The comparisons to choose from, the newest chosen if nothing is."""
-    choices = finished()
-    known = {value for _, value in choices}
-    value = selected if selected in known else (choices[0][1] if choices else None)
-    return {"chosen": Change(choices=choices, value=value)}
+def listing(kind: str = "compare") -> Change:
+    """Jobs of a kind to choose from: the newest finished one is chosen, else the newest."""
+    choices = finished(kind)
+    done = [value for label, value in choices if jobs.get_job(value).state == "finished"]
+    return Change(choices=choices, value=(done or [value for _, value in choices] or [None])[0])
 
 
 def show(chosen: object, address: Address | None = None) -> Values:

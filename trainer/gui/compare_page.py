@@ -11,7 +11,7 @@ from . import sources
 from .changes import Change, Values
 from .html import heading
 from .runs_view import Address
-from .wiring import Components, Page, markup, note, on
+from .wiring import Components, Page, markup, note, on, several
 
 AFTER_START = (*(f"{name}_note" for name in form.NOTES), "selected", "tabs")
 
@@ -50,13 +50,13 @@ OPENED = ("checkpoint", "loras", "styles", "chosen", "report")
 def opening(values: Values, address: Address | None) -> Values:
     """What the page shows when it is opened: new files in the lists; what was chosen stays."""
     loras = sources.loras()
-    listed = form.listing(values.get("chosen"))
+    listed = form.listing()
     found: Values = {
         "checkpoint": Change(choices=sources.checkpoints()),
         "loras": Change(choices=loras),
         "styles": Change(choices=loras),
-        "chosen": listed["chosen"],
-    } | form.show(listed["chosen"]["value"], address)
+        "chosen": listed,
+    } | form.show(listed["value"], address)
     if not values.get("checkpoint"):
         found["checkpoint"]["value"] = found["checkpoint"]["choices"][0][1]
     if not values.get("loras"):
@@ -70,18 +70,14 @@ def _models(parts: Components, first: Values) -> None:
         parts["checkpoint"] = gr.Dropdown(
             **first["checkpoint"], label="Checkpoint file", allow_custom_value=True
         )
-        parts["loras"] = gr.Dropdown(
-            **first["loras"],
-            multiselect=True,
-            label="Few-step LoRAs to compare",
-            info="Any: yours, plain DMD ones, other people's.",
-            allow_custom_value=True,
+        parts["loras"] = several(
+            first["loras"],
+            "Few-step LoRAs to compare",
+            "Any: yours, plain DMD ones, other people's.",
         )
         parts["strengths"] = _strengths()
         with gr.Accordion("Styles that are on in every picture", open=False):
-            parts["styles"] = gr.Dropdown(
-                **first["styles"], multiselect=True, label="Style LoRAs", allow_custom_value=True
-            )
+            parts["styles"] = several(first["styles"], "Style LoRAs")
             parts["style_strengths"] = _strengths()
         parts["models_note"] = note()
 

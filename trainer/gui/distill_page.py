@@ -12,7 +12,7 @@ from . import sources
 from .changes import Values
 from .controls import PLAIN, advanced, controls
 from .html import heading
-from .wiring import Components, Page, component, markup, note, on
+from .wiring import Components, Page, component, markup, note, on, several
 
 OTHER_FILES = {
     "clip_l": "CLIP-L text encoder",
@@ -169,12 +169,7 @@ def _settings_files(parts: Components, first: Values) -> None:
 def _loras(parts: Components, first: Values) -> None:
     with gr.Column(elem_classes=["dp-section"]):
         markup(heading("LoRAs in the teacher", "Optional: styles that the student should learn."))
-        parts["teacher_loras"] = gr.Dropdown(
-            **first["teacher_loras"],
-            multiselect=True,
-            label="LoRAs merged into the checkpoint",
-            allow_custom_value=True,
-        )
+        parts["teacher_loras"] = several(first["teacher_loras"], "LoRAs merged into the checkpoint")
         with gr.Row():
             parts["strengths"] = gr.Textbox(
                 value=first["strengths"],

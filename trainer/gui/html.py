@@ -122,9 +122,7 @@ def frame(title: str, *, address: str | None, path: Path) -> str:
     head = f'<iframe class="dp-frame" title="{escape(title)}" sandbox="allow-popups"'
     if address:
         link = f'<a href="{escape(address)}" target="_blank" rel="noopener">Open in a new tab</a>'
-        return (
-            f'<p class="dp-soft">{link}</p>{head} loading="lazy" src="{escape(address)}"></iframe>'
-        )
+        return f'<p class="dp-soft">{link}</p>{head} src="{escape(address)}"></iframe>'
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

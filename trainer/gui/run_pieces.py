@@ -47,6 +47,7 @@ MORE_CURVES = (
 FIRST_CURVES, MOST_FIRST = ("diversity_kept", "teacher_distance", *MORE_CURVES[:2]), 2
 """What a run is about; until it is measured, losses stand in."""
 LOG_LINES = 60
+PROGRESS_LINE = re.compile(r"update \d+/\d+,")  # the terminal's; the bar says it already
 STEP = re.compile(r"step-(\d{1,12})\.png")
 
 
@@ -111,10 +112,19 @@ def status(job: Job) -> str:
     if job.place is not None:
         before = "next in the queue" if not job.place else f"{job.place} before it in the queue"
         parts.append(f'<p class="dp-soft">{before}</p>')
-    if job.message:
-        failed = job.state in ("failed", "interrupted")
-        parts.append(html.error_note(job.message) if failed else html.note(job.message))
+    parts.append(_said(job))
     return "".join(parts)
+
+
+def _said(job: Job) -> str:
+    """What a person should know of the state: the error, or what goes on at the moment."""
+    if job.state in ("failed", "interrupted"):
+        return html.error_note(job.message)
+    if job.state == "stopped" and job.kind == "distill":
+        return html.note("What there was is kept. Resume goes on exactly where it stopped.")
+    if job.state in ("starting", "running") and not PROGRESS_LINE.match(job.message):
+        return html.note(job.message)
+    return ""
 
 
 def how_far(job: Job) -> str:

@@ -21,7 +21,8 @@ LABELS = {
     "duplicate": "Duplicate",
     "delete": "Delete",
 }
-OUTPUTS = (*view.PIECES, *view.BUTTONS, "new_title", "selected", "seen")
+BOXES = tuple(f"{name}_box" for name in view.FOLDED)
+OUTPUTS = (*view.PIECES, *BOXES, *view.BUTTONS, "new_title", "message", "selected", "seen")
 
 
 def build(selected: Any, address: view.Address | None) -> Components:
@@ -50,14 +51,13 @@ def build(selected: Any, address: view.Address | None) -> Components:
                         size="sm",
                         min_width=90,
                         visible=False,
-                        elem_id=f"dpdmd-{name}",
+                        elem_id=f"dpdmd-run-{name}",
                     )
             parts["message"] = note()
             parts["findings"] = markup()
             parts["pictures"] = markup()
             parts["curves"] = markup()
-            with gr.Accordion("More curves", open=False):
-                parts["more"] = markup()
+            _folded(parts, "more", "More curves")
             parts["files"] = markup(classes=["dp-files"])
             _more(parts)
     parts["refresh"] = hidden_button(REFRESH)
@@ -75,11 +75,14 @@ def _trash(parts: Components) -> None:
             parts["restore"] = gr.Button("Take back", size="sm", min_width=90)
 
 
+def _folded(parts: Components, name: str, title: str) -> None:
+    with gr.Accordion(title, open=False, visible=False) as parts[f"{name}_box"]:
+        parts[name] = markup()
+
+
 def _more(parts: Components) -> None:
-    with gr.Accordion("Report", open=False):
-        parts["report"] = markup()
-    with gr.Accordion("Log", open=False):
-        parts["log"] = markup()
+    _folded(parts, "report", "Report")
+    _folded(parts, "log", "Log")
     with gr.Accordion("Rename", open=False), gr.Row(elem_classes=["dp-with-button"]):
         parts["new_title"] = gr.Textbox(
             label="Title", info="For your eyes; files keep their names.", max_lines=1, scale=5
@@ -87,11 +90,14 @@ def _more(parts: Components) -> None:
         parts["rename"] = gr.Button("Rename", scale=1, min_width=110)
 
 
-def refresh_event(event: Any, parts: Components, address: view.Address | None) -> Any:
+def refresh_event(
+    event: Any, parts: Components, address: view.Address | None, *, keep_message: bool = False
+) -> Any:
     """Have `event` bring the page up to date."""
 
     def handler(values: Values) -> Values:
-        return view.refresh(values.get("selected"), values.get("seen"), address)
+        selected, seen = values.get("selected"), values.get("seen")
+        return view.refresh(selected, seen, address, keep_message=keep_message)
 
     return on(event, handler, parts, ("selected", "seen"), OUTPUTS)
 
@@ -101,13 +107,13 @@ def _wire(parts: Components, address: view.Address | None) -> None:
     acted = ("message", "selected")
     for name in view.BUTTONS:
         event = on(parts[name].click, _action(name), parts, ("selected",), acted)
-        event = refresh_event(event.then, parts, address)
+        event = refresh_event(event.then, parts, address, keep_message=True)
         if name == "delete":
             on(event.then, _trashed, parts, (), ("trash",))
     event = on(parts["rename"].click, _action("rename"), parts, ("selected", "new_title"), acted)
-    refresh_event(event.then, parts, address)
+    refresh_event(event.then, parts, address, keep_message=True)
     event = on(parts["restore"].click, _action("restore"), parts, ("trash",), acted)
-    event = refresh_event(event.then, parts, address)
+    event = refresh_event(event.then, parts, address, keep_message=True)
     on(event.then, _trashed, parts, (), ("trash",))
     on(parts["look"].click, _trashed, parts, (), ("trash",))
 

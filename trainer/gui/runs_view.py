@@ -13,6 +13,8 @@ from .changes import Change, Values
 from .run_pieces import LIVE, STATES, pieces, report_of
 
 PIECES = ("list", "status", "findings", "pictures", "curves", "more", "files", "log", "report")
+FOLDED = ("more", "report", "log")
+"""Pieces inside a box of their own, `<name>_box`, that is there only when they are."""
 BUTTONS = ("start", "stop", "up", "down", "duplicate", "delete")
 Seen = dict[str, str]
 """Piece -> the key it had when it was last sent to this page."""
@@ -22,13 +24,18 @@ START_LABELS = {"new": "Start", "failed": "Try again"}
 
 
 def refresh(
-    selected: object, seen: Mapping[str, str] | None, address: Address | None = None
+    selected: object,
+    seen: Mapping[str, str] | None,
+    address: Address | None = None,
+    *,
+    keep_message: bool = False,
 ) -> Values:
     """What has changed since `seen`: pieces, buttons, selection. `seen` itself is the last value.
 
     Args:
         selected: the id of the job in view; the newest one if there is none of that id.
         address: where a browser finds a job's report; without it the report goes into the page.
+        keep_message: whether the last message stays although another job is in view.
     """
     before, now = dict(seen or {}), {}
     every = jobs.all_jobs()
@@ -47,6 +54,11 @@ def refresh(
         if before.get(name) != key:
             text = render()
             changed[name] = Change(value=text, visible=bool(text))
+            if name in FOLDED:
+                changed[f"{name}_box"] = Change(visible=bool(text))
+    now["id"] = job.id if job else ""
+    if not keep_message and before.get("id") not in (None, now["id"]):
+        changed["message"] = ""
     changed |= _buttons(job, every, before, now)
     return changed | {"selected": job.id if job else "", "seen": now}
 

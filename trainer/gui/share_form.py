@@ -19,7 +19,7 @@ from ..share.labels import base_model_choices, base_model_note
 from ..share.names import safe_name
 from . import html, sources
 from .changes import Change, Values, errors
-from .compare_form import finished
+from .compare_form import listing as packages
 from .run_pieces import STATES, result_path
 
 NOTES = ("source", "words", "prompts", "start")
@@ -57,15 +57,10 @@ def source_choices() -> sources.Choices:
 
 def listing(values: Mapping[str, Any]) -> Values:
     """What can be shared, and the packages made so far."""
-    choices, packages = source_choices(), finished("package")
-    known = {value for _, value in choices}
-    made = {value for _, value in packages}
-    source = values.get("source") if values.get("source") in known else None
-    chosen = values.get("chosen") if values.get("chosen") in made else None
-    return {
-        "source": Change(choices=choices, value=source or (choices[0][1] if choices else None)),
-        "chosen": Change(choices=packages, value=chosen or (packages[0][1] if packages else None)),
-    }
+    choices = source_choices()
+    known = [value for _, value in choices]
+    source = values.get("source") if values.get("source") in known else (known or [None])[0]
+    return {"source": Change(choices=choices, value=source), "chosen": packages("package")}
 
 
 def describe(values: Mapping[str, Any]) -> Values:
@@ -137,7 +132,11 @@ def submit(values: Mapping[str, Any]) -> Values:
     except DPDMDError as error:
         return errors(NOTES, {_part_of(error): error})
     text = f"{job.title} is in the queue. Its progress is on the Runs page."
-    return errors(NOTES, {}) | {"start_note": html.note(text, "done"), "selected": job.id}
+    return errors(NOTES, {}) | {
+        "start_note": html.note(text, "done"),
+        "selected": job.id,
+        "tabs": Change(selected="runs"),
+    }
 
 
 def _part_of(error: DPDMDError) -> str:

@@ -105,6 +105,16 @@ def component(control: Control, value: Any) -> Any:
     return gr.Number(precision=0 if control.kind == "whole" else None, **common)
 
 
+def several(properties: Change, label: str, info: str | None = None) -> Any:
+    """A dropdown of which several can be chosen.
+
+    It takes values that are not in its list: lists age while a page is open, and what was chosen
+    is checked anyway. gradio 3 knows that for single choices alone.
+    """
+    custom = {} if gr.__version__.startswith("3.") else {"allow_custom_value": True}
+    return gr.Dropdown(**properties, multiselect=True, label=label, info=info, **custom)
+
+
 def note() -> Any:
     """The place for a message under a group of controls; takes no room until there is one."""
     return gr.HTML(value="", visible=False, elem_classes=["dp", "dp-note"])

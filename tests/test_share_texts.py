@@ -186,6 +186,15 @@ def test_a_copy_with_other_metadata_has_true_hashes(tmp_path):
     assert again.read_bytes() == target.read_bytes()
 
 
+def test_a_hash_of_nothing_is_taken_out(tmp_path):
+    """It made sites link every small file to one and the same stranger."""
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file({"a": torch.zeros(8)}, source, {"sshs_legacy_hash": "e3b0c442"})
+    metadata = copy_with_metadata(source, target, {})
+    assert metadata == readers.safetensors_parts(target)[1]
+    assert metadata.keys() == {"sshs_model_hash", "modelspec.hash_sha256"}
+
+
 @pytest.fixture
 def run(files, tmp_path):
     """A run directory as a finished run leaves it, its LoRA somewhere else."""

@@ -219,6 +219,16 @@ def test_a_finished_run_says_which_student_was_written():
     assert titles(facts(result={"step": 300, "kept_step": 300})) == []
 
 
+def test_a_run_that_nobody_measures_says_so_once_that_is_certain():
+    title, lines = "This run is not measured", {"anchor_error": [0.3] * 40}
+    settings = {"evaluate_every": 30}
+    assert titles(facts(lines, settings=settings)) == []  # perhaps it is drawing just now
+    stopped = facts(lines, settings=settings, progress={"status": "finished"})
+    assert titles(stopped) == [title]
+    assert titles(facts(lines, settings={"evaluate_every": 0})) == [title]
+    assert titles(replace(stopped, evaluations=measured([0.9], [0.01]))) == []
+
+
 # Prompts and endings
 
 

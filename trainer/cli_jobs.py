@@ -74,7 +74,6 @@ def run_runs(arguments: argparse.Namespace) -> int:
     """Do one action with the runs and print what came of it; returns the exit code."""
     name = arguments.action or "list"
     if name == "list":
-        jobs.ensure_worker()
         found = jobs.all_jobs()
         text = _table(found) if found else f"There are no runs in {home() / 'runs'}."
         _write([_facts(job) for job in found], arguments.json, text)

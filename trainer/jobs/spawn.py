@@ -31,8 +31,10 @@ _started: list[tuple[subprocess.Popen[bytes], float]] = []
 def ensure_worker() -> bool:
     """Start the worker process if jobs are queued and none lives; True if it was started now.
 
-    Front ends call it whenever they look at the jobs: a worker that was killed comes back.
+    Called whenever somebody looks at the jobs: a worker that was killed comes back.
     """
+    if not waiting() or worker_lives():  # mostly, and it costs little
+        return False
     with jobs_guard():
         if not waiting() or worker_lives() or _is_starting():
             return False

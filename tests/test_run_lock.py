@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from dpdmd_studio.core.errors import RunError
-from dpdmd_studio.trainer import run_lock
+from dpdmd_studio.trainer import process_identity, run_lock
 from dpdmd_studio.trainer.process_identity import UNKNOWN, identity_of, lives
 from dpdmd_studio.trainer.run_lock import guard, live_owner, owned
 
@@ -54,7 +55,18 @@ def test_an_ended_process_that_nobody_collected_does_not_live():
     assert not lives(process.pid, UNKNOWN)
 
 
-@pytest.mark.parametrize("pid", [0, -1])
+@pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps")
+def test_where_there_is_no_proc_ps_says_the_same(sleeper):
+    first = process_identity._on_other_systems(sleeper.pid)
+    assert first and process_identity._on_other_systems(sleeper.pid) == first
+    sleeper.kill()
+    deadline = time.monotonic() + 20
+    while process_identity._on_other_systems(sleeper.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process_identity._on_other_systems(sleeper.pid) is None  # ended, not yet collected
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**22 + 9, 2**31, 2**40])
 def test_no_process_has_such_a_number(pid):
     assert identity_of(pid) is None
 

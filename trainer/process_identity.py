@@ -64,7 +64,7 @@ def _answers(pid: int) -> bool:
     """Whether some process has the number; never to be asked on Windows, where it would end it."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import zipfile
@@ -9,6 +10,7 @@ import zipfile
 import pytest
 from dpdmd_studio.core.errors import OutputError, RunError
 from dpdmd_studio.trainer.run_lock import owned
+from dpdmd_studio.trainer.share import folder as folder_module
 from dpdmd_studio.trainer.share.folder import building, package_files
 
 
@@ -56,6 +58,21 @@ def test_a_failure_leaves_the_earlier_package_as_it_was(tmp_path):
     before = contents(output), output.with_name("out.zip").read_bytes()
     with pytest.raises(AttributeError):
         build(output, {"new.txt": "2", "a.txt": 3}, overwrite=True)
+    assert (contents(output), output.with_name("out.zip").read_bytes()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.zip"]
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    build(output, {"a.txt": "1"})
+    before = contents(output), output.with_name("out.zip").read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder_module, "_write_zip", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        build(output, {"a.txt": "2"}, overwrite=True)
     assert (contents(output), output.with_name("out.zip").read_bytes()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.zip"]
 

@@ -78,6 +78,7 @@ WITHOUT_TORCH = (
     "trainer/cli.py",
     "trainer/config.py",
     "trainer/diagnosis*.py",
+    "trainer/estimate.py",
     "trainer/exit_note.py",
     "trainer/inspect_file.py",
     "trainer/jobs/*.py",

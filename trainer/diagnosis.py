@@ -7,23 +7,13 @@ high, with a fake score that hardly learns, and with plain DMD are named.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
+from .diagnosis_curves import CURVE_RULES
+from .diagnosis_outcome import OUTCOME_RULES
+from .findings import LEVELS, Finding
 from .run_directory import RunDirectory
 from .run_facts import RunFacts, read_facts
 
-Level = Literal["info", "warning", "problem"]
-LEVELS: tuple[Level, ...] = ("problem", "warning", "info")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing to know of a run; `text` says what was seen and what to do."""
-
-    level: Level
-    title: str
-    text: str
+__all__ = ["Finding", "diagnose", "diagnose_facts"]
 
 
 def diagnose(run: RunDirectory) -> list[Finding]:
@@ -36,8 +26,5 @@ def diagnose(run: RunDirectory) -> list[Finding]:
 
 def diagnose_facts(facts: RunFacts) -> list[Finding]:
     """The same for facts that were read already."""
-    from .diagnosis_curves import CURVE_RULES
-    from .diagnosis_outcome import OUTCOME_RULES
-
     found = [finding for rule in (*CURVE_RULES, *OUTCOME_RULES) if (finding := rule(facts))]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))

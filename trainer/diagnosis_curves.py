@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from .diagnosis import Finding, Level
+from .findings import Finding, Level
 from .run_facts import RunFacts, number, window_medians
 
 # Medians over stretches of a tenth of the run, but of at least so many updates and pictures: each

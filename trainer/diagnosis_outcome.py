@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 
-from .diagnosis import Finding
+from .findings import Finding
 from .run_facts import Line, RunFacts, clearly_nearer, distances, number
 
 # Measured on few prompts, the share of diversity kept is uncertain by about a tenth.
@@ -21,6 +21,7 @@ FEW_PROMPTS, LONG_RUN_UPDATES = 200, 500
 MANY_REPEATS = 100
 GROUP = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 WILDCARD = re.compile(r"__[^_\s].*?__")
+AT_WORK = ("loading", "running", "reporting")
 ENDED_EARLY = ("stopped", "interrupted", "failed")
 MAX_ERROR_CHARACTERS = 600
 
@@ -114,10 +115,9 @@ def not_measured(facts: RunFacts) -> Finding | None:
         return None
     if config.evaluate_every and facts.step < config.evaluate_every:
         return None  # not yet
-    if config.evaluate_every and config.evaluation_prompts and facts.progress.get("status") in (
-        "running", "loading", "reporting",
-    ):  # fmt: skip
-        return None  # perhaps at work on it
+    measures = config.evaluate_every and config.evaluation_prompts
+    if measures and facts.progress.get("status") in AT_WORK:
+        return None  # perhaps just now
     return Finding(
         "info",
         "This run is not measured",

@@ -15,8 +15,8 @@ from ..core.errors import DPDMDError
 from .config import DistillConfig
 from .run_directory import EVALUATIONS, METRICS, PROMPTS, RunDirectory
 
-# A long run's metrics are read in part: its beginning, and at least its last 10,000 updates.
-HEAD_BYTES, TAIL_BYTES = 1 << 20, 4 << 20
+# A long run's metrics are read in part: about its first and its last 3,000 updates.
+HEAD_BYTES, TAIL_BYTES = 1 << 20, 1 << 20
 MAX_PROMPT_BYTES = 64 << 20
 # An earlier student counts as better when it is nearer by this many standard errors.
 CLEARLY = 2.0

@@ -190,6 +190,14 @@ def test_a_run_that_a_terminal_goes_on_with_is_not_taken(job):
         assert worker._take(stack) is None and queue.waiting() == [task.path]
 
 
+def test_a_run_that_a_terminal_has_finished_meanwhile_leaves_the_queue(job):
+    task = job("print('x')")
+    exit_note.note(task.path, 0, "")
+    with contextlib.ExitStack() as stack:
+        assert worker._take(stack) is None and queue.waiting() == []
+    assert jobs.get_job(task.id).state == "finished"
+
+
 def test_a_worker_is_started_once_and_only_if_there_is_work(job, monkeypatch):
     started = []
 

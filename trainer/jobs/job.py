@@ -166,7 +166,7 @@ def state_of(folder: Path, kind: str, progress: Mapping[str, Any]) -> str:
         return "stopping" if status == "stopped" else "running"
     if place_number(folder) is not None:
         return "queued"
-    return _ended_state(folder, kind, progress)
+    return ended_state(folder, kind, progress)
 
 
 def _owners(folder: Path) -> list[Owner | None]:
@@ -174,7 +174,8 @@ def _owners(folder: Path) -> list[Owner | None]:
     return [live_owner(folder / name) for name in (files.TAKEN, files.CHILD, files.LOCK)]
 
 
-def _ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> str:
+def ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> str:
+    """The state of a job that no process works on, the queue left aside."""
     note = _exit_note(folder, progress)
     if note.get("stopped") is True:
         return "stopped"

@@ -14,6 +14,7 @@ from typing import IO
 from ...core import atomic_write
 from ..environment import ROOT, WORKER
 from ..home import home
+from ..process_identity import identity_of
 from ..run_lock import live_owner
 from .files import jobs_guard
 from .queue import waiting
@@ -116,12 +117,6 @@ def end_process(pid: int) -> None:
             return
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline:
-            if not _group_lives(pid):
+            if identity_of(pid) is None:
                 return
             time.sleep(0.05)
-
-
-def _group_lives(pid: int) -> bool:
-    from ..process_identity import identity_of
-
-    return identity_of(pid) is not None

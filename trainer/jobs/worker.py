@@ -13,6 +13,7 @@ from .. import exit_note
 from ..home import home
 from ..run_lock import live_owner, owned
 from . import files
+from .job import ended_state
 from .queue import dequeue, waiting
 from .spawn import WORKER_LOCK
 from .supervise import run_job
@@ -63,6 +64,10 @@ def _take(job: contextlib.ExitStack) -> Path | None:
         return None
     for folder in waiting():
         if live_owner(folder / files.LOCK):  # a terminal goes on with this very run
+            continue
+        kind = "task" if (folder / files.TASK).exists() else "distill"
+        if ended_state(folder, kind, files.read_json(folder / files.PROGRESS)) == "finished":
+            dequeue(folder)  # by a terminal, while it waited here
             continue
         job.enter_context(owned(folder / files.TAKEN, about="the queue"))
         for name in (exit_note.NAME, files.CHILD, files.STOP):

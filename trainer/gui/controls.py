@@ -6,6 +6,7 @@ Made from DistillConfig, so a new knob appears by itself, under "Advanced".
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,7 +74,12 @@ class Control:
 
 def controls() -> dict[str, Control]:
     """Every setting by name, in the order of DistillConfig."""
-    return {spec.name: _control(spec) for spec in dataclasses.fields(DistillConfig)}
+    return {item.name: item for item in _all()}
+
+
+@functools.cache
+def _all() -> tuple[Control, ...]:
+    return tuple(_control(spec) for spec in dataclasses.fields(DistillConfig))
 
 
 def advanced() -> dict[str, list[Control]]:

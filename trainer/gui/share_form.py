@@ -155,10 +155,10 @@ def _source(values: Mapping[str, Any]) -> list[str]:
     if not values.get("source"):
         raise CheckpointError("Choose a run or a LoRA to share.")
     job = _job(values["source"])
+    source = job.path if job else sources.lora_path(values["source"])
     checkpoint = str(values.get("checkpoint") or "")
     if job is None and not checkpoint:
         raise CheckpointError("Choose the checkpoint that this LoRA was made of.")
-    source = job.path if job else sources.lora_path(values["source"])
     found = [str(source)]
     if checkpoint:
         found.append(str(_checkpoint(values)))

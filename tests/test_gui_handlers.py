@@ -1,0 +1,516 @@
+"""The pages without their widgets: what handlers answer to what a person chose or typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from dpdmd_studio.core.errors import DPDMDError, SettingsError
+from dpdmd_studio.trainer import jobs, preferences
+from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.diagnosis import Finding
+from dpdmd_studio.trainer.gui import (
+    compare_form,
+    controls,
+    distill_form,
+    distill_hints,
+    html,
+    run_pieces,
+    runs_view,
+    share_form,
+    sources,
+)
+from dpdmd_studio.trainer.jobs import actions, submit
+from dpdmd_studio.trainer.presets import DEMO
+from dpdmd_studio.trainer.run_directory import RunDirectory
+from dpdmd_studio.trainer.settings_file import config_text
+
+SHAPES = str(sources.ASSETS / "shapes-sd3.safetensors")
+HOSTILE = '<img src=x onerror="alert(1)">\'"&'
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def no_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are queued in a data folder of the test's own; no process begins them."""
+    for module in (submit, actions):
+        monkeypatch.setattr(module, "ensure_worker", lambda: False)
+
+
+@pytest.fixture
+def form() -> dict:
+    return distill_form.initial()
+
+
+@pytest.fixture
+def run(form: dict) -> jobs.Job:
+    """A queued distillation of the demo."""
+    return jobs.get_job(distill_form.submit(form)["selected"])
+
+
+def task(job: jobs.Job) -> list[str]:
+    return json.loads((job.path / "task.json").read_text(encoding="utf-8"))["arguments"]
+
+
+def text_of(markup: str) -> str:
+    return re.sub(r"\s+([;.])", r"\1", re.sub(r"<[^>]+>", " ", markup))
+
+
+def tiny_lora() -> bytes:
+    """A safetensors file of one tensor that has a LoRA's name."""
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"lora_unet_x.lora_down.weight": entry}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(4)
+
+
+# Distil
+
+
+def test_a_first_visit_needs_one_click(form, home):
+    answer = distill_form.submit(form)
+    (job,) = jobs.all_jobs()
+    settings = RunDirectory(job.path).settings()
+    assert answer["selected"] == job.id and job.state == "queued"
+    assert {name: settings["config"][name] for name in DEMO} == DEMO
+    assert settings["model"]["checkpoint"] == str(Path(SHAPES).resolve())
+    assert settings["output"] == str(home.resolve() / "loras" / "shapes-4step.safetensors")
+    assert all(answer[f"{part}_note"] == "" for part in distill_form.PLACES)
+    assert "queue" in text_of(answer["start_note"])
+
+
+def test_every_setting_has_one_control_with_its_default_and_a_help_text():
+    every = controls.controls()
+    assert list(every) == [spec.name for spec in dataclasses.fields(DistillConfig)]
+    assert all(item.info for item in every.values())
+    folded = [item.name for items in controls.advanced().values() for item in items]
+    assert sorted([*controls.PLAIN, *folded]) == sorted(every)
+    values = {name: item.default for name, item in every.items()}
+    assert controls.config_of(values) == DistillConfig()
+
+
+@pytest.mark.parametrize(
+    ("changed", "part", "message"),
+    [
+        ({"checkpoint": "/etc/passwd"}, "checkpoint", "outside the folders"),
+        ({"checkpoint": "../../../etc/passwd"}, "checkpoint", "outside the folders"),
+        ({"checkpoint": r"\\server\share\model.safetensors"}, "checkpoint", "model.safetensors"),
+        ({"checkpoint": ""}, "checkpoint", "No file was named"),
+        ({"t5": "/etc/shadow"}, "checkpoint", "outside the folders"),
+        ({"prompts": " \n# nothing\n"}, "prompts", "no prompts"),
+        ({"prompts": "a cat\x00"}, "prompts", "control characters"),
+        ({"steps": 0}, "settings", "Training updates is 0"),
+        ({"steps": None}, "settings", "Training updates is empty"),
+        ({"student_lr": "fast"}, "settings", "Learning rate of the student"),
+        ({"resolution": "big"}, "settings", "not understood"),
+        ({"num_anchored_steps": 4}, "settings", "at most 3"),
+        ({"teacher_loras": ["/etc/passwd"]}, "loras", "outside the folders"),
+        ({"name": "../../evil"}, "output", "without /"),
+        ({"name": ""}, "output", "Name the LoRA"),
+        ({"output_folder": "//server/share"}, "output", "network address"),
+        ({"output_folder": "relative"}, "output", "not a whole path"),
+    ],
+)
+def test_a_mistake_is_named_at_its_control_and_nothing_typed_is_lost(form, changed, part, message):
+    answer = distill_form.submit(form | changed)
+    assert message in text_of(answer[f"{part}_note"])
+    assert 'role="alert"' in answer[f"{part}_note"]
+    assert distill_form.PLACES[part] in text_of(answer["start_note"])
+    others = [name for name in distill_form.PLACES if name != part]
+    assert [answer[f"{name}_note"] for name in others] == [""] * len(others)
+    assert set(answer) == {f"{name}_note" for name in distill_form.NOTES}
+    assert jobs.all_jobs() == []
+
+
+def test_a_link_out_of_a_folder_is_refused(form, tmp_path, files):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    try:
+        (folder / "link.safetensors").symlink_to(files["sd1"])
+    except OSError:
+        pytest.skip("no links here")
+    assert "1 checkpoints" not in distill_hints.add_folder({"new_folder": str(folder)})
+    answer = distill_form.submit(form | {"checkpoint": str(folder / "link.safetensors")})
+    assert "outside the folders" in text_of(answer["checkpoint_note"])
+
+
+def test_a_folder_that_is_added_is_listed_searched_and_remembered(files):
+    answer = distill_hints.add_folder({"new_folder": str(files["sd1"].parent)})
+    assert "Found 3 checkpoints and 0 LoRAs" in text_of(answer["folder_note"])
+    paths = [path for _, path in answer["checkpoint"]["choices"]]
+    assert paths[-1] == str(sources.ASSETS / "shapes-sd1.safetensors")  # the demos come last
+    assert {Path(path).name for path in paths[:3]} == {f"{n}.safetensors" for n in files}
+    assert preferences.load().folders == (str(files["sd1"].parent.resolve()),)
+    assert distill_hints.forget_folder({"folder": str(files["sd1"].parent.resolve())})
+    assert preferences.load().folders == ()
+    for wrong in ("", "nowhere", "/no/such/folder", "\\\\server\\share"):
+        assert 'role="alert"' in distill_hints.add_folder({"new_folder": wrong})["folder_note"]
+
+
+def test_what_was_detected_is_said_and_presets_suit_it(files):
+    preferences.remember(folders=(str(files["sd1"].parent),))
+    answer = distill_hints.describe_checkpoint({"checkpoint": str(files["sdxl"]), "memory": "8gb"})
+    assert "SDXL" in text_of(answer["detected"]) and "eps" in text_of(answer["detected"])
+    assert [value for _, value in answer["memory"]["choices"]] == ["keep", "12gb", "16gb", "24gb"]
+    assert answer["memory"]["value"] == "keep"  # there is no such preset for SDXL
+    values = {"checkpoint": str(files["sdxl"]), "memory": "12gb"}
+    settings = distill_form.apply_preset(values)
+    assert settings["student_rank"] == 32 and settings["lora_layers"] == "attention"
+    assert distill_form.apply_preset(values | {"memory": "16gb"})["student_rank"] == 64
+
+
+def test_prompts_are_counted_and_shown_as_the_model_reads_them():
+    text = "\n".join(f"a {{red|blue}} cat {number} <lora:x:1>" for number in range(40))
+    answer = distill_hints.describe_prompts({"prompts": text, "evaluation_prompts": 6})
+    assert "40 prompts; 6 of them are set aside" in text_of(answer["prompts_count"])
+    assert re.findall(r"<li>a (?:red|blue) cat \d+</li>", answer["examples"])
+    assert "LoRA tags were dropped" in answer["examples"] and "{" not in answer["examples"]
+    few = distill_hints.describe_prompts({"prompts": "a\nb", "evaluation_prompts": 6})
+    assert "none is set aside" in text_of(few["prompts_count"])
+    bad = distill_hints.describe_prompts({"prompts": "a {0::x|0::y} cat", "evaluation_prompts": 6})
+    assert 'role="alert"' in bad["prompts_note"]
+
+
+def test_prompts_with_markup_are_shown_as_text():
+    answer = distill_hints.describe_prompts({"prompts": HOSTILE, "evaluation_prompts": 6})
+    assert "<img" not in answer["examples"] and "&lt;img" in answer["examples"]
+
+
+@pytest.mark.parametrize("name", [value for _, value in sources.STARTERS])
+def test_starter_prompts_fill_the_form(name):
+    answer = distill_hints.apply_starter({"starter": name, "evaluation_prompts": 6})
+    assert len(answer["prompts"].splitlines()) >= 90
+    assert "6 of them are set aside" in text_of(answer["prompts_count"])
+
+
+def test_prompts_come_from_uploads_and_from_named_folders_alone(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\na dog\n", encoding="utf-8")
+    outside = distill_hints.read_prompt_source({"prompts_path": str(file)})
+    assert "outside the folders" in text_of(outside["prompts_note"]) and "prompts" not in outside
+    uploaded = distill_hints.read_prompt_source({"prompts_upload": str(file)})
+    assert uploaded["prompts"] == "a cat\na dog\n"
+    sources.add_folder(str(tmp_path))
+    assert distill_hints.read_prompt_source({"prompts_path": str(file)})["prompts"] == (
+        "a cat\na dog\n"
+    )
+
+
+def test_settings_travel_through_a_file(form, tmp_path):
+    answer = distill_form.export(form | {"steps": 77})
+    path = Path(answer["settings_download"]["value"])
+    text = path.read_text(encoding="utf-8")
+    assert str(Path(SHAPES).parent) not in text and "a shape" not in text
+    taken = distill_form.apply_settings({"settings_upload": str(path)})
+    assert taken["steps"] == 77 and "now in the form" in taken["import_note"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"0" * 10_000_000), "compressed"),
+        (b"{" * 300_000, "bytes"),
+        (b"[" * 1000, "settings"),
+        (b'{"kind": "dpdmd.settings", "version": 1, "config": {"steps": "<b>"}}', "steps"),
+        (config_text(DistillConfig()).replace('"seed"', '"sed"').encode(), "does not know: sed"),
+    ],
+)
+def test_hostile_settings_files_are_refused_in_the_form(tmp_path, content, message):
+    path = tmp_path / "settings.json"
+    path.write_bytes(content)
+    answer = distill_form.apply_settings({"settings_upload": str(path)})
+    assert message in text_of(answer["import_note"]) and "<b>" not in answer["import_note"]
+    assert "steps" not in answer
+
+
+def test_the_form_is_remembered_and_a_damaged_memory_is_not(form):
+    distill_form.submit(form | {"steps": 55, "name": "again", "output_folder": ""})
+    assert distill_form.initial()["steps"] == 55
+    kept = dict(preferences.load().distill)
+    preferences.remember(distill=kept | {"steps": "many"})
+    assert distill_form.initial()["steps"] == DistillConfig().steps
+
+
+def test_the_page_opens_when_remembered_files_are_gone(form):
+    distill_form.remember(form | {"checkpoint": "/gone/model.safetensors"})
+    opened = distill_hints.opening()
+    assert 'role="alert"' in opened["checkpoint_note"] and opened["detected"] == ""
+    assert opened["checkpoint"]["value"] == "/gone/model.safetensors"
+
+
+def test_an_estimate_says_what_it_rests_on(form):
+    answer = distill_hints.describe_cost(form)
+    assert "not known" in text_of(answer["estimate"]) and answer["settings_note"] == ""
+    wrong = distill_hints.describe_cost(form | {"steps": -1})
+    assert wrong["estimate"] == "" and "Training updates" in wrong["settings_note"]
+
+
+# Runs
+
+
+def finish(job: jobs.Job, **progress) -> Path:
+    """Make the job look like one that went on, without training."""
+    facts = {"status": "stopped", "step": 54, "steps": 200, "seconds_per_step": 2.0} | progress
+    (job.path / "progress.json").write_text(json.dumps(facts), encoding="utf-8")
+    (job.path / "queued").unlink(missing_ok=True)
+    lora = job.path.parents[1] / "loras" / f"{job.title}.safetensors"
+    lora.parent.mkdir(exist_ok=True)
+    lora.write_bytes(tiny_lora())
+    facts = {"lora": str(lora), "step": 54, "kept_step": 54}
+    (job.path / "result.json").write_text(json.dumps(facts), encoding="utf-8")
+    return lora
+
+
+def test_the_list_shows_every_job_what_waits_first(run, form):
+    finish(run)
+    second = jobs.get_job(distill_form.submit(form | {"name": "second"})["selected"])
+    answer = runs_view.refresh("", {})
+    listed = answer["list"]["value"]
+    assert re.findall(r'data-job="([^"]+)"', listed) == [second.id, run.id]
+    assert 'data-live="1"' in listed and "Stopped · 27%" in listed and "place 1" in listed
+    assert answer["selected"] == second.id
+
+
+def test_only_what_changed_is_sent_again(run):
+    first = runs_view.refresh(run.id, {})
+    assert set(runs_view.PIECES) <= set(first)
+    again = runs_view.refresh(run.id, first["seen"])
+    assert set(again) == {"selected", "seen"}
+    finish(run)
+    changed = runs_view.refresh(run.id, again["seen"])
+    assert "status" in changed and "start" in changed and "pictures" not in changed
+    (run.path / "previews" / "teacher.png").write_bytes(PNG)
+    assert "pictures" in runs_view.refresh(run.id, changed["seen"])
+
+
+def test_a_run_shows_progress_pictures_curves_and_its_files(run):
+    lora = finish(run, status="running")
+    for name in ("teacher", "step-00000010", "step-00000050"):
+        (run.path / "previews" / f"{name}.png").write_bytes(PNG)
+    lines = [{"step": step, "seconds": 2.0, "diversity_loss": 1 / step} for step in range(1, 51)]
+    kept = {"step": 50, "diversity_kept": 0.93, "teacher_distance": 0.02, "distances": [0.02]}
+    for name, rows in (("metrics.jsonl", lines), ("evaluations.jsonl", [kept])):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (run.path / name).write_text(text, encoding="utf-8")
+    answer = runs_view.refresh(run.id, {})
+    assert 'aria-valuenow="27"' in answer["status"]["value"]
+    assert "54 of 200 updates" in text_of(answer["status"]["value"])
+    shown = answer["pictures"]["value"]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown)
+    assert captions == ["Teacher, all its steps", "Student after update 50",
+                        "Student after update 10"]  # fmt: skip
+    assert shown.count("data:image/png;base64,iVBORw0KGgo") == 3
+    assert "93% of the teacher" in answer["findings"]["value"]
+    assert "Diversity loss" in answer["curves"]["value"] and "<svg" in answer["curves"]["value"]
+    assert str(lora) in answer["files"]["value"] and answer["more_box"]["visible"]
+
+
+def test_buttons_offer_only_what_can_be_done(run, form):
+    def offered(answer: dict) -> set[str]:
+        return {name for name in runs_view.BUTTONS if answer[name]["visible"]}
+
+    assert offered(runs_view.refresh(run.id, {})) == {"stop", "duplicate", "delete"}
+    later = jobs.get_job(distill_form.submit(form | {"name": "later"})["selected"])
+    assert "up" in offered(runs_view.refresh(later.id, {}))
+    assert "down" in offered(runs_view.refresh(run.id, {}))
+    finish(run)
+    answer = runs_view.refresh(run.id, {})
+    assert offered(answer) == {"start", "duplicate", "delete"}
+    assert answer["start"]["value"] == "Resume"
+
+
+def test_buttons_do_what_they_say(run, form):
+    later = distill_form.submit(form | {"name": "later"})["selected"]
+    runs_view.act("up", later)
+    assert jobs.get_job(later).place == 0 and jobs.get_job(run.id).place == 1
+    runs_view.act("stop", later)
+    assert jobs.get_job(later).state == "new"
+    runs_view.act("start", later)
+    assert jobs.get_job(later).state == "queued"
+    copy = runs_view.act("duplicate", run.id)["selected"]
+    assert jobs.get_job(copy).state == "new" and copy != run.id
+    runs_view.act("rename", copy, HOSTILE)
+    assert jobs.get_job(copy).title.startswith("<img")
+    runs_view.act("delete", copy)
+    assert copy not in [job.id for job in jobs.all_jobs()]
+    (name,) = runs_view.trash()
+    assert runs_view.act("restore", copy, name)["selected"] == copy
+
+
+@pytest.mark.parametrize("action", ["start", "stop", "duplicate", "rename", "delete", "restore"])
+def test_ids_that_name_no_job_are_refused_in_words(action):
+    for id in ("", "..", "../..", "/etc", "C:\\x", "a" * 200, "no-such-run", "\x00"):
+        answer = runs_view.act(action, id, id)
+        assert 'role="alert"' in answer["message"] and "selected" not in answer, id
+
+
+def test_two_tabs_at_once_are_told_what_became_of_it(run):
+    runs_view.act("delete", run.id)
+    answer = runs_view.act("stop", run.id)
+    assert 'role="alert"' in answer["message"]
+    assert runs_view.refresh(run.id, {})["selected"] == ""
+
+
+def test_names_of_strangers_are_text_and_never_markup(run):
+    jobs.rename(run.id, HOSTILE)
+    finish(run, status="failed", error=HOSTILE)
+    (run.path / "log.txt").write_text(f"{HOSTILE}\n", encoding="utf-8")
+    answer = runs_view.refresh(run.id, {})
+    for name in ("list", "status", "files", "log"):
+        assert "<img" not in answer[name]["value"], name
+    assert "&lt;img src=x onerror=&quot;" in answer["status"]["value"]
+    found = html.findings([Finding("problem", HOSTILE, HOSTILE)])
+    assert "<img" not in found and found.count("&lt;img") == 2
+    assert "<img" not in html.copyable(HOSTILE, HOSTILE) + html.facts({HOSTILE: HOSTILE})
+
+
+def test_a_damaged_folder_costs_no_page(home, run):
+    (home / "runs" / "broken").mkdir()
+    (run.path / "metrics.jsonl").write_text('7\n[]\n{"step": "x"}\n{"st', encoding="utf-8")
+    (run.path / "evaluations.jsonl").write_text('{"step": NaN}\nnull\n', encoding="utf-8")
+    assert runs_view.refresh(run.id, {})["selected"] == run.id
+    assert "Failed" in text_of(runs_view.refresh("broken", {})["status"]["value"])
+
+
+def test_the_report_is_in_the_page_or_at_an_address_without_scripts(run):
+    folder = run.path / "report"
+    folder.mkdir()
+    (folder / "report.html").write_text('<p title="x">"hello"</p>', encoding="utf-8")
+    inside = runs_view.refresh(run.id, {})["report"]["value"]
+    assert 'srcdoc="&lt;p title=&quot;x&quot;&gt;' in inside
+    assert 'sandbox="allow-popups"' in inside
+    linked = runs_view.refresh(run.id, {}, lambda job: f"/report/{job.id}")["report"]["value"]
+    assert f'src="/report/{run.id}"' in linked and "srcdoc" not in linked
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.25, "0.2 s"), (40, "40 s"), (600, "10 min"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h"),
+     (None, ""), (float("nan"), ""), (-1, "")],
+)  # fmt: skip
+def test_durations_have_units(seconds, text):
+    assert html.duration(seconds) == text
+
+
+# Compare
+
+
+def test_a_comparison_becomes_the_command_that_a_terminal_would_run(run):
+    lora = finish(run)
+    values = compare_form.initial() | {
+        "loras": [str(lora)],
+        "strengths": "0.8",
+        "seeds": "0-2",
+        "teacher_steps": "20",
+        "guidance_scale": "2.5",
+        "rival": False,
+        "prompts": "a cat\n# not this\na dog",
+        "title": HOSTILE,
+    }
+    job = jobs.get_job(compare_form.submit(values)["selected"])
+    words = task(job)
+    output = Path(words[words.index("--output") + 1])
+    assert words == [
+        "compare", SHAPES, f"--lora={lora}:0.8", "--seeds=0-2", "--teacher-steps=20",
+        "--guidance-scale=2.5", "--no-rival", f"--prompts={output / 'prompts.txt'}",
+        "--output", str(output), "--json",
+    ]  # fmt: skip
+    assert (output / "prompts.txt").read_text(encoding="utf-8") == "a cat\na dog\n"
+    assert job.title.startswith("<img")
+    assert "<img" not in compare_form.show(job.id)["report"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "part", "message"),
+    [
+        ({"loras": []}, "models", "at least one"),
+        ({"loras": ["/etc/passwd"]}, "models", "outside the folders"),
+        ({"checkpoint": "/etc/passwd"}, "models", "outside the folders"),
+        ({"strengths": "1, 2"}, "models", "2 strengths for 1 LoRAs"),
+        ({"strengths": "strong"}, "models", "numbers such as"),
+        ({"seeds": "--output=/etc"}, "settings", "not understood"),
+        ({"resolution": "x"}, "settings", "not understood"),
+        ({"teacher_steps": "-5"}, "settings", "above 0"),
+        ({"guidance_scale": "nan"}, "settings", "above 0"),
+        ({"prompts": "\x00"}, "prompts", "control characters"),
+    ],
+)
+def test_mistakes_of_a_comparison_are_named_at_their_control(run, changed, part, message):
+    lora = finish(run)
+    answer = compare_form.submit(compare_form.initial() | {"loras": [str(lora)]} | changed)
+    assert message in text_of(answer[f"{part}_note"]) and "selected" not in answer
+
+
+# Share
+
+
+def test_a_package_becomes_the_command_that_a_terminal_would_run(run, home):
+    finish(run)
+    values = share_form.initial() | share_form.describe({"source": f"run:{run.id}"})
+    values |= {"source": f"run:{run.id}", "author": "-x --y", "count": 7.0, "base_model": "Other"}
+    assert values["name"] == "shapes-4step" and values["checkpoint"] == SHAPES
+    answer = share_form.submit(values)
+    words = task(jobs.get_job(answer["selected"]))
+    assert words == [
+        "package", str(run.path), SHAPES, "--name=shapes-4step", "--author=-x --y",
+        "--base-model=Other", "--count=7", "--output", str(home / "packages" / "shapes-4step"),
+        "--json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "part", "message"),
+    [
+        ({"source": ""}, "source", "Choose a run"),
+        ({"source": "run:../.."}, "source", ""),
+        ({"source": "/etc/passwd"}, "source", "outside the folders"),
+        ({"checkpoint": "/etc/passwd"}, "source", "outside the folders"),
+        ({"name": ""}, "words", "Give it a name"),
+        ({"author": "a\nb"}, "words", "on one line"),
+        ({"count": 3}, "words", "from 6 to 24"),
+        ({"prompts": "\x01"}, "prompts", "control characters"),
+    ],
+)
+def test_mistakes_of_a_package_are_named_at_their_control(run, changed, part, message):
+    finish(run)
+    values = share_form.initial() | {"source": f"run:{run.id}", "name": "x"} | changed
+    answer = share_form.submit(values)
+    assert 'role="alert"' in answer[f"{part}_note"] and message in text_of(answer[f"{part}_note"])
+    assert "selected" not in answer
+
+
+def test_a_finished_package_shows_its_folder_zip_cover_and_description(run, home):
+    finish(run)
+    values = share_form.initial() | {"source": f"run:{run.id}", "name": "x"}
+    job = jobs.get_job(share_form.submit(values)["selected"])
+    folder = home / "packages" / "x"
+    folder.mkdir(parents=True)
+    (folder / "cover.png").write_bytes(PNG)
+    (folder / "description.html").write_text("<script>alert(1)</script>", encoding="utf-8")
+    (folder.parent / "x.zip").write_bytes(b"PK")
+    made = {"folder": str(folder), "zip": f"{folder}.zip", "cover": str(folder / "cover.png")}
+    (job.path / "output.txt").write_text(json.dumps(made) + "\n", encoding="utf-8")
+    note = {"code": 0, "at": 9e9, "message": "", "stopped": False}
+    (job.path / "exit.json").write_text(json.dumps(note), encoding="utf-8")
+    (job.path / "queued").unlink()
+    shown = share_form.show(job.id)
+    assert shown["zip"] == {"value": f"{folder}.zip", "visible": True}
+    assert str(folder) in shown["package"] and "data:image/png" in shown["package"]
+    assert "<script>" not in shown["description"]["value"]
+    assert 'sandbox="allow-popups"' in shown["description"]["value"]
+
+
+def test_usage_is_read_off_the_lora_and_a_damaged_one_shows_none(run, files):
+    lora = finish(run)
+    lora.write_bytes(files["sd1"].read_bytes()[:100])
+    assert "Draw with it" not in run_pieces.files(jobs.get_job(run.id))
+
+
+def test_paths_that_are_none_raise_no_more_than_our_errors():
+    for text in ("\x00", "a" * 10_000, "NUL" if os.name == "nt" else "\x1f"):
+        with pytest.raises((SettingsError, DPDMDError)):
+            sources.model_path(text)

@@ -5,6 +5,7 @@ Shared by a test (few kills) and by a benchmark (many).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpdmd_studio.core.errors import DPDMDError
+from dpdmd_studio.core.errors import DPDMDError, RunError
 from dpdmd_studio.core.lora_file import read_lora
 from dpdmd_studio.trainer import jobs
 from dpdmd_studio.trainer.home import home
@@ -90,17 +91,18 @@ def kill_at_random(
     """Kill `kills` times with random pauses, then let all jobs finish, and say what was found.
 
     Args:
-        ids: queued jobs.
+        ids: queued jobs, the first one a distillation; copies of it follow when all are done early.
         folder: where they write their LoRAs.
         pause: least and most seconds before a kill.
         patience: seconds within which the jobs must finish after the last kill.
     """
     began, report, rng = time.time(), Report(), random.Random(seed)
-    longest = kills * (pause[1] + 2.0)
+    ids, longest = list(ids), 2 * kills * (pause[1] + 2.0)
     words = [sys.executable, "-c", MEDDLER, str(ROOT), str(seed), str(began + longest)]
     meddler = subprocess.Popen(words)
     try:
-        for _ in range(kills):
+        while len(report.kills) < kills:
+            _keep_busy(ids)
             time.sleep(rng.uniform(*pause))
             _kill_one(rng, report)
             _check(ids, folder, report)
@@ -113,20 +115,34 @@ def kill_at_random(
     return report
 
 
+def _keep_busy(ids: list[str]) -> None:
+    """Let something wait or run: what was interrupted, or a copy of the first."""
+    states = {id: jobs.get_job(id).state for id in ids}
+    idle = [id for id, state in states.items() if state in ("interrupted", "stopped", "failed")]
+    if all(state == "finished" for state in states.values()):
+        ids.append(jobs.duplicate(ids[0]).id)
+        idle = ids[-1:]
+    if idle and not any(state == "queued" or state in jobs.LIVE for state in states.values()):
+        with contextlib.suppress(RunError):  # the other front end was quicker
+            jobs.start(idle[0])
+
+
 def _kill_one(rng: random.Random, report: Report) -> None:
-    """Kill the worker, the process of a job, or both."""
+    """Kill the worker, the process of a job, or both, if any of them lives or soon does."""
     jobs.ensure_worker()
     deadline = time.monotonic() + 30
-    while not (found := _processes()) and time.monotonic() < deadline:
+    while not (found := _processes()):
+        if time.monotonic() > deadline or not any(
+            j.live or j.place is not None for j in jobs.all_jobs()
+        ):
+            return
         time.sleep(0.02)
     state = next((job.state for job in jobs.all_jobs() if job.live), "none")
     chosen = rng.choice([["worker"], ["job"], ["worker", "job"]])
     names = [name for name in chosen if name in found] or list(found)[:1]
     for name in names:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # ended by itself at this moment
             os.kill(found[name], signal.SIGKILL)
-        except ProcessLookupError:
-            names = [*names, "(ended by itself)"]
     report.kills.append((" and ".join(names), state))
 
 
@@ -173,7 +189,8 @@ def _finish(ids: Sequence[str], report: Report, patience: float) -> None:
         for job in found:
             if job.state in ("interrupted", "stopped", "failed") and tried[job.id] < 5:
                 tried[job.id] += 1
-                jobs.start(job.id)
+                with contextlib.suppress(RunError):
+                    jobs.start(job.id)
         jobs.ensure_worker()
         time.sleep(0.1)
     for job in (jobs.get_job(id) for id in ids):

@@ -73,10 +73,6 @@ def _host_items(facts: PackageFacts) -> list[tuple[Part, ...]]:
             f"LoraLoaderModelOnly with strength 1.0, then KSampler with {graph}.{shift}",
         ),
         (
-            Strong("ComfyUI with the nodes of DP-DMD Studio"),
-            ": DP-DMD Load LoRA and DP-DMD KSampler take these settings from the file.",
-        ),
-        (
             Strong("A1111, Forge, reForge"), ": put the file into models/Lora, write ",
             Code(facts.tag),
             f" into the prompt and choose Sampling method {SAMPLER}, Schedule type {SCHEDULE}, "

@@ -235,6 +235,22 @@ def test_the_form_is_remembered_and_a_damaged_memory_is_not(form):
     assert distill_form.initial()["steps"] == DistillConfig().steps
 
 
+def test_a_name_that_is_taken_is_numbered(form, home):
+    (home / "loras").mkdir(parents=True)
+    (home / "loras" / "shapes-4step.safetensors").write_bytes(tiny_lora())
+    assert distill_form.initial()["name"] == "shapes-4step-2"
+    assert "exists" in text_of(distill_form.submit(form)["output_note"])
+
+
+def test_a_message_goes_when_the_job_has_become_another(run):
+    seen = runs_view.refresh(run.id, {})["seen"]
+    finish(run)
+    kept = runs_view.refresh(run.id, seen, keep_message=True)
+    assert "message" not in kept
+    assert runs_view.refresh(run.id, seen)["message"] == ""
+    assert "message" not in runs_view.refresh(run.id, kept["seen"])
+
+
 def test_the_page_opens_when_remembered_files_are_gone(form):
     distill_form.remember(form | {"checkpoint": "/gone/model.safetensors"})
     opened = distill_hints.opening()

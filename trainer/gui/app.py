@@ -64,7 +64,8 @@ def serve(
         )
     token = token or ("" if is_local(listen) else secrets.token_urlsafe(24))
     channel = _listen(listen, port)
-    shown = listen if is_local(listen) else socket.gethostname()
+    everywhere = listen in ("0.0.0.0", "::")
+    shown = socket.gethostname() if everywhere else f"[{listen}]" if ":" in listen else listen
     address = f"http://{shown}:{channel.getsockname()[1]}/" + (f"?token={token}" if token else "")
     application = build_app(token or None, any_host=not is_local(listen))
     sys.stderr.write(f"{TITLE} is at {address}\nStop it with Ctrl-C; runs go on without it.\n")

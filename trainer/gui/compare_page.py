@@ -87,7 +87,7 @@ def _strengths() -> Any:
         value="",
         label="Their strengths",
         max_lines=1,
-        info="Such as 0.8, 1 in the same order. Empty: 1 each.",
+        info="Such as 0.8, 1. Empty: 1 each.",
     )
 
 

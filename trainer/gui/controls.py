@@ -25,6 +25,13 @@ GROUPS = {
     "machine": "The machine",
 }
 LABELS = {
+    "teacher_steps": "Steps of the teacher",
+    "anchor_step": "Anchor step (K)",
+    "num_anchored_steps": "Anchored steps (m)",
+    "fake_updates": "Fake-score updates for each update",
+    "fake_head_start": "Fake-score head start (updates)",
+    "fake_rank": "LoRA rank of the fake score",
+    "lora_layers": "Layers with LoRA",
     "steps": "Training updates",
     "num_steps": "Steps per picture",
     "batch_size": "Pictures per update",
@@ -53,7 +60,7 @@ INFO = {
     "steps": "1,000 is a good start.",
     "num_steps": "4 is what hosts reproduce best.",
     "batch_size": "More is steadier, and needs memory.",
-    "resolution": "Such as 1024x1024. Empty: the model's own.",
+    "resolution": "Empty: the model's own. Or 1024x1024.",
     "student_rank": "Size of the LoRA; 64 suits most.",
     "seed": "Same seed and settings: same run.",
 }

@@ -23,7 +23,6 @@ from ...core.errors import (
 )
 from ...core.families import Detection, identify
 from .. import jobs, preferences
-from ..config import DistillConfig
 from ..presets import DEMO, PRESETS, preset
 from ..prompts import PromptList, parse_prompts
 from ..request import DistillRequest, ModelFiles, TeacherLora
@@ -94,6 +93,7 @@ def initial() -> Values:
     if not values["checkpoint"]:
         values["checkpoint"] = sources.checkpoints()[0][1]
         values |= _demo() if Path(values["checkpoint"]).parent == sources.ASSETS else {}
+    values["name"] = sources.free_output(values["output_folder"], str(values["name"]))
     return values
 
 
@@ -240,22 +240,20 @@ def submit(values: Mapping[str, Any]) -> Values:
     """
     try:
         request, prompts = request_of(values), prompts_of(values)
-        _check(request.config)
         job = jobs.submit_distill(request, prompts.prompts, Path(request.output).stem)
     except DPDMDError as error:
         return _failed(error)
-    remember(values)
     text = f"{job.title} is in the queue. Its progress is on the Runs page."
+    try:
+        remember(values)
+    except DPDMDError as error:  # the run itself is safe
+        text += f" This form will not be remembered: {error}"
     return errors(NOTES, {}) | {
         "start_note": note(text, "done"),
         "selected": job.id,
         "tabs": Change(selected="runs"),
         "name": sources.free_output(values.get("output_folder"), job.title),
     }
-
-
-def _check(config: DistillConfig) -> None:
-    config.validate()
 
 
 def _failed(error: DPDMDError) -> Values:

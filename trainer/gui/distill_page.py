@@ -153,10 +153,10 @@ def _settings_files(parts: Components, first: Values) -> None:
     parts["settings_lora"] = gr.Dropdown(
         **first["settings_lora"],
         label="Distil again like this LoRA",
-        info="Takes the settings that a LoRA made here carries.",
+        info="Takes the settings that a LoRA carries, if DP-DMD Studio made it.",
         allow_custom_value=True,
     )
-    parts["settings_upload"] = gr.File(label="Or a settings file (.json), or a LoRA from elsewhere")
+    parts["settings_upload"] = gr.File(label="Or a settings file (.json)")
     parts["import_note"] = note()
     with gr.Row():
         parts["use_settings"] = gr.Button("Take these settings", min_width=150)
@@ -175,7 +175,7 @@ def _loras(parts: Components, first: Values) -> None:
                 value=first["strengths"],
                 label="Their strengths",
                 max_lines=1,
-                info="Such as 0.8, 1 in the same order. Empty: 1 each.",
+                info="Such as 0.8, 1. Empty: 1 each.",
             )
             parts["include_teacher_loras"] = gr.Checkbox(
                 value=bool(first["include_teacher_loras"]),

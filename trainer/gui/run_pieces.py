@@ -47,7 +47,7 @@ MORE_CURVES = (
 FIRST_CURVES, MOST_FIRST = ("diversity_kept", "teacher_distance", *MORE_CURVES[:2]), 2
 """What a run is about; until it is measured, losses stand in."""
 LOG_LINES = 60
-PROGRESS_LINE = re.compile(r"update \d+/\d+,")  # the terminal's; the bar says it already
+PROGRESS_LINE = re.compile(r"update \d+/\d+,|---")  # the bar says it already
 STEP = re.compile(r"step-(\d{1,12})\.png")
 
 
@@ -135,7 +135,7 @@ def how_far(job: Job) -> str:
         if job.seconds_per_step:
             words.append(f"{html.duration(job.seconds_per_step)} each")
         left = html.duration(job.seconds_left)
-        if left:
+        if left and job.step < job.steps:
             words.append(f"{left} left")
     return " · ".join(words)
 
@@ -226,7 +226,7 @@ def files(job: Job) -> str:
     made = result_path(job, "folder")
     if made:
         rows.append(html.copyable("Package", str(made)))
-    rows.append(html.copyable("Run folder", str(job.path)))
+    rows.append(html.copyable("Run folder" if job.kind == "distill" else "Files", str(job.path)))
     usage = _usage(Path(lora)) if isinstance(lora, str) else ""
     return usage + "".join(rows)
 

@@ -35,7 +35,7 @@ def refresh(
     Args:
         selected: the id of the job in view; the newest one if there is none of that id.
         address: where a browser finds a job's report; without it the report goes into the page.
-        keep_message: whether the last message stays although another job is in view.
+        keep_message: whether the last message stays although the job or its state is another.
     """
     before, now = dict(seen or {}), {}
     every = jobs.all_jobs()
@@ -56,10 +56,9 @@ def refresh(
             changed[name] = Change(value=text, visible=bool(text))
             if name in FOLDED:
                 changed[f"{name}_box"] = Change(visible=bool(text))
-    now["id"] = job.id if job else ""
-    if not keep_message and before.get("id") not in (None, now["id"]):
-        changed["message"] = ""
     changed |= _buttons(job, every, before, now)
+    if not keep_message and before.get("buttons") not in (None, now["buttons"]):
+        changed["message"] = ""
     return changed | {"selected": job.id if job else "", "seen": now}
 
 
@@ -106,7 +105,8 @@ def _row(job: Job, chosen: bool) -> str:
     words = STATES.get(job.state, job.state)
     if job.state in ("running", "stopping", "stopped", "interrupted") and job.steps:
         words += f" · {job.step / job.steps:.0%}"
-    left = html.duration(job.seconds_left) if job.state == "running" else ""
+    goes_on = job.state == "running" and job.step < job.steps
+    left = html.duration(job.seconds_left) if goes_on else ""
     words += f" · {left} left" if left else ""
     if job.place is not None:
         words += f" · place {job.place + 1}"

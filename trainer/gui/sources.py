@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -159,7 +160,7 @@ def free_output(folder: object, name: str) -> str:
     """`name`, or with a number behind it the first that no file has yet."""
     place = Path(str(folder)) if folder else output_folder()
     count, free = 1, name
-    while (place / f"{free}.safetensors").exists():
+    while os.path.exists(place / f"{free}.safetensors"):
         count += 1
         free = f"{name}-{count}"
     return free

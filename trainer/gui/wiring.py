@@ -14,7 +14,6 @@ from .controls import Control
 Components = dict[str, Any]
 """Control name -> gradio component."""
 Handler = Callable[[Values], Values]
-JS_KEYWORD = "_js" if gr.__version__.startswith("3.") else "js"
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,11 @@ def on(
     components: Mapping[str, Any],
     inputs: Iterable[str] = (),
     outputs: Iterable[str] = (),
-    *,
-    javascript: str | None = None,
 ) -> Any:
     """Have `event` call the handler with the inputs' values by name; its answer changes outputs.
 
     Args:
-        event: such as `button.click`.
-        javascript: run in the browser first; without a handler's inputs it just runs.
+        event: such as `button.click`, or the `then` of another event.
     """
     names, shown = list(inputs), list(outputs)
 
@@ -63,15 +59,13 @@ def on(
         updates = [_update(name, found) for name in shown]
         return updates[0] if len(updates) == 1 else updates
 
-    extra = {JS_KEYWORD: javascript} if javascript else {}
     return event(
-        call if shown else None,
+        call,
         [components[name] for name in names],
         [components[name] for name in shown],
         queue=False,
         show_progress="hidden",
         api_name=False,
-        **extra,
     )
 
 
@@ -111,7 +105,7 @@ def several(properties: Change, label: str, info: str | None = None) -> Any:
     It takes values that are not in its list: lists age while a page is open, and what was chosen
     is checked anyway. gradio 3 knows that for single choices alone.
     """
-    custom = {} if gr.__version__.startswith("3.") else {"allow_custom_value": True}
+    custom: dict[str, Any] = {} if gr.__version__.startswith("3.") else {"allow_custom_value": True}
     return gr.Dropdown(**properties, multiselect=True, label=label, info=info, **custom)
 
 

@@ -3,7 +3,7 @@
 (function () {
   "use strict";
   var BUSY_MS = 2000, IDLE_MS = 10000;
-  var last = 0, asking = false;
+  var last = 0, asking = false, focused = "";
 
   function find(id) { return document.getElementById(id); }
 
@@ -32,7 +32,17 @@
       .finally(function () { asking = false; last = Date.now(); });
   }
 
+  // The list is drawn anew while a run goes on; whoever went there by keyboard stays there.
+  function keepFocus() {
+    if (!focused || document.activeElement !== document.body) { return; }
+    var buttons = document.querySelectorAll(".dp-job");
+    for (var i = 0; i < buttons.length; i++) {
+      if (buttons[i].dataset.job === focused) { buttons[i].focus({ preventScroll: true }); }
+    }
+  }
+
   function tick() {
+    keepFocus();
     var live = find("dpdmd-live");
     var pause = live && live.dataset.live === "1" ? BUSY_MS : IDLE_MS;
     if (!asking && visible(find("dpdmd-runs")) && Date.now() - last >= pause) { refresh(); }
@@ -78,6 +88,11 @@
     var button = target && target.closest("[data-copy]");
     if (button) { copy(button); }
   });
+  document.addEventListener("focusin", function (event) {
+    var job = event.target instanceof Element ? event.target.closest(".dp-job") : null;
+    focused = job ? job.dataset.job : "";
+  });
+  document.addEventListener("pointerdown", function () { focused = ""; });
   document.addEventListener("visibilitychange", tick);
   window.setInterval(tick, 500);
 })();

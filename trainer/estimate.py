@@ -42,9 +42,9 @@ class Cost:
     Args:
         parameters: of the denoiser.
         per_rank: parameters of a LoRA of rank 1, by `lora_layers`.
-        fixed: bytes besides activations, gradients and copies.
+        fixed: bytes besides activations, gradients and copies, without gradient checkpointing.
         per_pixel: bytes of activations for a pixel of a batch, by `lora_layers`.
-        checkpointed: the same with gradient checkpointing.
+        checkpointed: bytes of activations for a pixel with gradient checkpointing.
     """
 
     parameters: int
@@ -56,16 +56,16 @@ class Cost:
 
 COSTS = {
     "sd1": Cost(
-        859_520_964, {"attention": 423_936, "full": 1_050_816}, 0.1 * GIB,
-        {"attention": 4300.0, "full": 5020.0}, 1210.0,
+        859_520_964, {"attention": 423_936, "full": 1_050_816}, 0.13 * GIB,
+        {"attention": 4250.0, "full": 5010.0}, 1180.0,
     ),
     "sdxl": Cost(
-        2_567_463_684, {"attention": 2_659_840, "full": 3_074_240}, 0.2 * GIB,
-        {"attention": 7500.0, "full": 8150.0}, 1500.0,
+        2_567_463_684, {"attention": 2_659_840, "full": 3_074_240}, 0.32 * GIB,
+        {"attention": 7340.0, "full": 8080.0}, 820.0,
     ),
     "sd3": Cost(
-        2_469_663_936, {"attention": 1_468_416, "full": 2_033_664}, 0.2 * GIB,
-        {"attention": 7500.0, "full": 8150.0}, 1500.0,
+        2_469_663_936, {"attention": 1_468_416, "full": 2_033_664}, 0.88 * GIB,
+        {"attention": 9520.0, "full": 11120.0}, 820.0,
     ),
 }  # fmt: skip
 
@@ -117,7 +117,7 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, checkpoint_by
     parts = (
         cost.parameters * number_bytes,
         adapter * (ADAM_COPIES * sum(ranks) + GRADIENT_COPIES * max(ranks)),
-        cost.fixed,
+        0.0 if config.gradient_checkpointing else cost.fixed,
         per_pixel * number_bytes / 2 * width * height * config.batch_size * _graphs(config),
     )
     return round(scale * sum(parts))

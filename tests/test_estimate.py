@@ -1,0 +1,183 @@
+"""The estimate before a run: what it rests on, and what it refuses to guess."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from dpdmd_studio.core.families import Detection, identify
+from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.estimate import (
+    COSTS,
+    GIB,
+    SPEED_SETTINGS,
+    arithmetic_memory,
+    duration,
+    estimate,
+)
+from dpdmd_studio.trainer.presets import PRESETS
+from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+from dpdmd_studio.trainer.run_directory import RunDirectory
+
+TEACHER = Path(__file__).parents[1] / "trainer" / "assets" / "shapes-sd3.safetensors"
+FULL_SIZE = {"sd1": 2_064_293_568, "sdxl": 6_869_719_733, "sd3": 5_284_687_127}
+CONFIG = DistillConfig(steps=1000, batch_size=2)
+
+
+def detected(family: str) -> Detection:
+    flow = family == "sd3"
+    return Detection(
+        family=family,  # type: ignore[arg-type]
+        title="x",
+        prediction="flow" if flow else "eps",
+        latent_channels=16 if flow else 4,
+        denoiser_prefix="",
+        resolution=512 if family == "sd1" else 1024,
+        resolution_multiple=64,
+    )
+
+
+def earlier_run(folder: Path, config: DistillConfig, seconds: list[float], **more) -> RunDirectory:
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(TEACHER)), config=config, output="/o.safetensors"
+    )
+    run = RunDirectory.create(folder, request.to_dict(), ["a cat"])
+    for step, value in enumerate(seconds, 1):
+        run.append_metrics({"step": step, "seconds": value, **more})
+    return run
+
+
+def of_teacher(config: DistillConfig, *runs: RunDirectory):
+    return estimate(identify(TEACHER), config, TEACHER.stat().st_size, runs)
+
+
+def gib(family: str, **settings) -> float:
+    config = DistillConfig.from_dict(settings)
+    return arithmetic_memory(detected(family), config, FULL_SIZE[family]) / GIB
+
+
+# From benchmarks/results/update_memory.md: bfloat16, rank 64, all layers unless named.
+@pytest.mark.parametrize(
+    ("family", "settings", "counted"),
+    [
+        ("sd1", {}, 4.83),
+        ("sd1", {"resolution": "768x768"}, 6.36),
+        ("sd1", {"lora_layers": "attention", "student_rank": 32, "fake_rank": 32}, 3.11),
+        ("sd1", {"gradient_checkpointing": True}, 3.79),
+        ("sd1", {"gradient_checkpointing": True, "resolution": "768x768"}, 4.16),
+        ("sdxl", {}, 18.56),
+        ("sdxl", {"resolution": "768x768"}, 15.11),
+        ("sdxl", {"batch_size": 2}, 26.52),
+        ("sdxl", {"lora_layers": "attention", "student_rank": 32, "fake_rank": 32}, 14.64),
+        ("sdxl", {"gradient_checkpointing": True}, 11.10),
+        ("sdxl", {"gradient_checkpointing": True, "resolution": "768x768"}, 10.75),
+        ("sd3", {}, 19.98),
+        ("sd3", {"resolution": "768x768"}, 15.23),
+        ("sd3", {"lora_layers": "attention", "student_rank": 32, "fake_rank": 32}, 16.09),
+        ("sd3", {"gradient_checkpointing": True}, 8.93),
+        ("sd3", {"gradient_checkpointing": True, "resolution": "768x768"}, 8.58),
+    ],
+)
+def test_the_formula_comes_near_what_was_counted(family, settings, counted):
+    assert gib(family, **settings) == pytest.approx(counted, rel=0.03)
+
+
+def test_weights_and_adapters_are_exact():
+    """Twice the rank adds one more of each: three copies of both adapters, 1.5 of one."""
+    per_rank = COSTS["sdxl"].per_rank["full"]
+    found = gib("sdxl", student_rank=128, fake_rank=128) - gib("sdxl")
+    assert found * GIB == pytest.approx(4 * per_rank * 64 * (2 * 3 + 1.5))
+    assert gib("sd1", dtype="float32") > 1.9 * gib("sd1") - 1.9 * 2.2
+
+
+def test_activations_grow_with_pixels_batch_and_graphs():
+    one = gib("sd1")
+    more = gib("sd1", batch_size=2) - one
+    assert more > 0.5
+    assert gib("sd1", resolution="1024x512") - one == pytest.approx(more)
+    assert gib("sd1", resolution="64x64,1024x512") - one == pytest.approx(more)
+    assert gib("sd1", gradient_steps="all") - one == pytest.approx(2 * more)  # steps 2 to 4
+    assert gib("sd1", gradient_steps="all", objective="dmd") - one == pytest.approx(3 * more)
+    assert gib("sd1", batch_size=2, gradient_checkpointing=True) < one + more - 1
+
+
+def test_presets_fit_their_cards():
+    for family, presets in PRESETS.items():
+        for name, settings in presets.items():
+            assert gib(family, **settings) < float(name.removesuffix("gb")), (family, name)
+
+
+def test_the_embedded_teacher_takes_next_to_nothing():
+    found = of_teacher(CONFIG)
+    assert found.memory_bytes is not None and found.memory_bytes < GIB / 4
+    assert "less than 1 GB by arithmetic" in found.text
+
+
+def test_without_an_earlier_run_time_is_not_guessed():
+    found = of_teacher(CONFIG)
+    assert found.seconds is None
+    assert "not known until the first updates" in found.text
+
+
+def test_time_is_the_median_of_an_earlier_run_times_the_updates(tmp_path):
+    run = earlier_run(tmp_path / "a", CONFIG, [60.0, 2.0, 2.0, 2.5, 2.0, 9.0])
+    found = of_teacher(replace(CONFIG, steps=30, seed=9, student_lr=1e-3), run)
+    assert found.seconds == pytest.approx(2.25 * 30)
+    assert "68 s for 30 updates" in found.text
+
+
+@pytest.mark.parametrize("name", [*SPEED_SETTINGS, "resolution"])
+def test_a_run_of_other_settings_says_nothing(tmp_path, name):
+    other = {
+        "num_steps": 8, "teacher_steps": 56, "anchor_step": 5, "anchor_target": "denoised",
+        "num_anchored_steps": 2, "objective": "dmd", "gradient_steps": "all", "batch_size": 4,
+        "fake_updates": 3, "share_rollouts": False, "lora_layers": "attention", "device": "cpu",
+        "dtype": "float16", "attention": "sdpa", "gradient_checkpointing": True,
+        "resolution": "32x32",
+    }[name]  # fmt: skip
+    run = earlier_run(tmp_path / "a", replace(CONFIG, **{name: other}), [2.0] * 9)
+    assert of_teacher(CONFIG, run).seconds is None
+
+
+def test_a_resolution_that_is_the_models_own_may_be_named(tmp_path):
+    own = identify(TEACHER).resolution
+    run = earlier_run(tmp_path / "a", replace(CONFIG, resolution=f"{own}x{own}"), [2.0] * 9)
+    assert of_teacher(CONFIG, run).seconds == pytest.approx(2000)
+
+
+def test_the_newest_fitting_run_counts_and_damaged_ones_are_passed_over(tmp_path):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "settings.json").write_text('{"version": 1, "model": 3}')
+    short = earlier_run(tmp_path / "short", CONFIG, [1.0] * 4)
+    gone = earlier_run(tmp_path / "gone", CONFIG, [1.0] * 9)
+    gone.write_json("settings.json", {"model": {"checkpoint": "/none"}, "config": {}})
+    runs = [
+        RunDirectory(tmp_path / "none"), RunDirectory(damaged), short, gone,
+        earlier_run(tmp_path / "new", CONFIG, [3.0] * 9),
+        earlier_run(tmp_path / "old", CONFIG, [5.0] * 9),
+    ]  # fmt: skip
+    assert of_teacher(CONFIG, *runs).seconds == pytest.approx(3000)
+
+
+def test_the_small_teachers_speed_says_nothing_of_a_real_model(tmp_path):
+    run = earlier_run(tmp_path / "a", CONFIG, [2.0] * 9)
+    assert estimate(identify(TEACHER), CONFIG, FULL_SIZE["sd3"], [run]).seconds is None
+
+
+def test_memory_of_an_earlier_run_on_a_card_is_taken_in_place_of_arithmetic(tmp_path):
+    card = {"memory_bytes": 5.5 * GIB, "device_memory_bytes": 24.0 * GIB}
+    run = earlier_run(tmp_path / "a", CONFIG, [2.0] * 9, **card)
+    found = of_teacher(CONFIG, run)
+    assert found.memory_bytes == round(5.5 * GIB)
+    assert "about 5.5 GB, measured in an earlier run" in found.text
+    other_rank = of_teacher(replace(CONFIG, student_rank=8), run)
+    assert "by arithmetic" in other_rank.text and other_rank.seconds is not None
+    on_cpu = earlier_run(tmp_path / "b", CONFIG, [2.0] * 9, memory_bytes=9e9)
+    assert "by arithmetic" in of_teacher(CONFIG, on_cpu).text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
+def test_durations_read_as_people_say_them(seconds, text):
+    assert duration(seconds) == text

@@ -18,6 +18,12 @@ LEVELS = {
     "warning": ("Look at this", "warning"),
     "problem": ("Problem", "problem"),
 }
+PLAIN_STYLE = (
+    ":root{color-scheme:light dark}body{max-width:80ch;margin:24px 28px;"
+    "font:15px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}"
+    "h1{font-size:22px}h2{font-size:17px;margin-top:28px}"
+    "th,td{padding:4px 24px 4px 0;text-align:left}code{font-size:13px}"
+)
 DIVERSITY_SCALE = 1.25
 """Right end of the diversity meter as a share of the teacher's diversity."""
 
@@ -117,8 +123,12 @@ def picture(path: Path, description: str, caption: str) -> str:
     )
 
 
-def frame(title: str, *, address: str | None, path: Path) -> str:
-    """A report inside the page, without scripts: from an address, or with its text inside."""
+def frame(title: str, *, address: str | None, path: Path, style: str = "") -> str:
+    """A report inside the page, without scripts: from an address, or with its text inside.
+
+    Args:
+        style: a style sheet for texts that bring none.
+    """
     head = f'<iframe class="dp-frame" title="{escape(title)}" sandbox="allow-popups"'
     if address:
         link = f'<a href="{escape(address)}" target="_blank" rel="noopener">Open in a new tab</a>'
@@ -127,7 +137,8 @@ def frame(title: str, *, address: str | None, path: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         return error_note(f"{path} cannot be read: {error}.")
-    return f'{head} srcdoc="{escape(text)}"></iframe>'
+    sheet = f"<style>{style}</style>" if style else ""
+    return f'{head} srcdoc="{escape(sheet + text)}"></iframe>'
 
 
 def table_of_examples(texts: Iterable[str]) -> str:

@@ -261,4 +261,7 @@ def _description(folder: Path) -> Change:
     path = folder / "description.html"
     if not path.is_file():
         return Change(value="", visible=False)
-    return Change(value=html.frame("Description", address=None, path=path), visible=True)
+    return Change(
+        value=html.frame("Description", address=None, path=path, style=html.PLAIN_STYLE),
+        visible=True,
+    )

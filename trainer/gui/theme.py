@@ -50,6 +50,8 @@ VALUES = {
     "input_border_color_focus_dark": "*primary_400",
     "input_placeholder_color": "*neutral_500",
     "input_radius": "7px",
+    "link_text_color": "*primary_600",
+    "link_text_color_dark": "*primary_400",
     "color_accent": "*primary_600",
     "slider_color": "*primary_600",
     "slider_color_dark": "*primary_400",

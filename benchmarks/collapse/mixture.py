@@ -198,6 +198,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+", default=GUIDANCE)
     parser.add_argument("--changes", nargs="*", metavar="NAME", choices=CHANGES, default=(),
                         help="DP-DMD with these changes as well, one at a time")  # fmt: skip
+    parser.add_argument("--changes-at", type=float, nargs="+", metavar="GUIDANCE",
+                        help="only at these (default: at all)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a few updates: does it run?")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -205,7 +207,8 @@ def main() -> None:
     updates, teacher_updates = (20, 20) if options.quick else (UPDATES, TEACHER_UPDATES)
     seeds, rates = (SEEDS[:1], RATES[:1]) if options.quick else (SEEDS, RATES)
     count = len(options.guidance) * (len(rates) + len(OBJECTIVES) * len(seeds))
-    count += len(options.changes) * len(options.guidance) * len(seeds)
+    changes_at = options.changes_at or options.guidance
+    count += len(options.changes) * len(changes_at) * len(seeds)
     runs = Runs(options.folder, updates, teacher_updates, count)
     chosen, found, tuning = {}, {}, {}
     for guidance in options.guidance:
@@ -221,7 +224,7 @@ def main() -> None:
             runs.get(guidance, chosen[guidance], seed, "dp_dmd", name) for seed in seeds
         ]
         for name in options.changes
-        for guidance in options.guidance
+        for guidance in changes_at
     }
     write_pages(options.results, found, chosen, tuning, changes, updates)
 

@@ -15,7 +15,7 @@ from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.trainer.cli import main
 from dpdmd_studio.trainer.gui import distill_form, html
 from dpdmd_studio.trainer.gui.guard import COOKIE, MAX_BODY_BYTES, Guard, host_name, is_local
-from dpdmd_studio.trainer.jobs import get_job, rename, submit
+from dpdmd_studio.trainer.jobs import get_job, rename, spawn
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "</script><script>alert(1)</script>"
@@ -120,7 +120,7 @@ def app(tmp_path_factory: pytest.TempPathFactory):
 
     patch = pytest.MonkeyPatch()
     patch.setenv("DPDMD_HOME", str(tmp_path_factory.mktemp("home")))
-    patch.setattr(submit, "ensure_worker", lambda: False)
+    patch.setattr(spawn, "ensure_worker", lambda: False)
     job = get_job(distill_form.submit(distill_form.initial())["selected"])
     rename(job.id, HOSTILE)
     lora = job.path.parents[1] / "loras" / "made.safetensors"
@@ -218,8 +218,8 @@ PROCESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import conftest, json
-from dpdmd_studio.trainer.jobs import submit
-submit.ensure_worker = lambda: False
+from dpdmd_studio.trainer.jobs import spawn
+spawn.ensure_worker = lambda: False
 from dpdmd_studio.trainer.gui.app import build_app
 from dpdmd_studio.trainer.gui import compare_form, distill_form, distill_hints
 from dpdmd_studio.trainer.gui import runs_view, share_form

@@ -25,7 +25,7 @@ from dpdmd_studio.trainer.gui import (
     share_form,
     sources,
 )
-from dpdmd_studio.trainer.jobs import actions, submit
+from dpdmd_studio.trainer.jobs import spawn
 from dpdmd_studio.trainer.presets import DEMO
 from dpdmd_studio.trainer.run_directory import RunDirectory
 from dpdmd_studio.trainer.settings_file import config_text
@@ -38,8 +38,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture(autouse=True)
 def no_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs are queued in a data folder of the test's own; no process begins them."""
-    for module in (submit, actions):
-        monkeypatch.setattr(module, "ensure_worker", lambda: False)
+    monkeypatch.setattr(spawn, "ensure_worker", lambda: False)
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from ..run_directory import (
     RunDirectory,
 )
 from ..run_lock import live_owner
-from . import files, submit
+from . import files, spawn, submit
 from .job import KINDS, LIVE, Job, get_job, started_by
 from .queue import dequeue, enqueue
-from .spawn import end_process, ensure_worker
+from .spawn import end_process
 
 STARTABLE = ("new", "stopped", "interrupted", "failed")
 
@@ -46,7 +46,7 @@ def start(id: str) -> Job:
         if job.state in STARTABLE:
             _check_startable(folder)
             enqueue(folder, first=job.kind == "setup")
-    ensure_worker()
+    spawn.ensure_worker()
     return get_job(id)
 
 
@@ -168,7 +168,7 @@ def restore(id: str) -> Job:
     folder = files.job_folder(id, inside=files.trash())
     with files.jobs_guard():
         job = get_job(_move(folder, files.runs()).name)
-    ensure_worker()
+    spawn.ensure_worker()
     return job
 
 

@@ -13,9 +13,8 @@ from typing import Any
 from ...core.errors import DPDMDError
 from .. import exit_note
 from ..run_lock import Owner, live_owner, read_owner
-from . import files
+from . import files, spawn
 from .queue import place_number, waiting
-from .spawn import ensure_worker
 
 STATES = (
     "new",
@@ -86,7 +85,7 @@ def all_jobs() -> list[Job]:
     Whoever looks also wakes the worker, if jobs wait and it was killed.
     """
     with contextlib.suppress(DPDMDError, OSError):  # a full disk is no reason not to look
-        ensure_worker()
+        spawn.ensure_worker()
     order = {folder.name: place for place, folder in enumerate(waiting())}
     jobs = [read_job(folder, order.get(folder.name)) for folder in files.job_folders()]
     return sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)

@@ -16,10 +16,9 @@ from ...core.errors import PromptError, SettingsError
 from ..new_run import check_request
 from ..request import DistillRequest
 from ..run_directory import GIVEN_PROMPTS, UNPREPARED, RunDirectory
-from . import files
+from . import files, spawn
 from .job import KINDS, Job, get_job
 from .queue import enqueue
-from .spawn import ensure_worker
 
 
 def submit_distill(
@@ -102,5 +101,5 @@ def publish(draft: Path, name: str, title: str, *, queue: bool = True, first: bo
             enqueue(draft, first=first)
         folder = files.publish(draft, name)
     if queue:
-        ensure_worker()
+        spawn.ensure_worker()
     return get_job(folder.name)

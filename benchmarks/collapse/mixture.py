@@ -173,10 +173,14 @@ class Runs:
         )
         self._total, self._made, self._started = total, 0, time.perf_counter()
 
+    def path(self, guidance: float, rate: float, seed: int, objective: str, name: str = "") -> Path:
+        """Where a run's result is kept."""
+        stem = f"{objective}-g{guidance:g}-r{rate:g}-s{seed}-{self.base.steps}-{name}"
+        return self.folder / f"{stem.strip('-').replace(' ', '_')}.json"
+
     def get(self, guidance: float, rate: float, seed: int, objective: str, name: str = "") -> dict:
         """A run's result; `name` is a change of `CHANGES`."""
-        stem = f"{objective}-g{guidance:g}-r{rate:g}-s{seed}-{self.base.steps}{'-' + name * 1}"
-        path = self.folder / f"{stem.strip('-').replace(' ', '_')}.json"
+        path = self.path(guidance, rate, seed, objective, name)
         if path.exists():
             self._total -= 1
             return json.loads(path.read_text())
@@ -219,12 +223,15 @@ def main() -> None:
             found[guidance, objective] = [
                 runs.get(guidance, chosen[guidance], seed, objective) for seed in seeds
             ]
+    asked = {(guidance, name) for name in options.changes for guidance in changes_at}
     changes = {
         (guidance, name): [
             runs.get(guidance, chosen[guidance], seed, "dp_dmd", name) for seed in seeds
         ]
-        for name in options.changes
-        for guidance in changes_at
+        for guidance in options.guidance
+        for name in CHANGES
+        if (guidance, name) in asked
+        or all(runs.path(guidance, chosen[guidance], s, "dp_dmd", name).exists() for s in seeds)
     }
     write_pages(options.results, found, chosen, tuning, changes, updates)
 

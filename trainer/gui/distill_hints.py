@@ -192,7 +192,8 @@ def describe_cost(values: Mapping[str, Any]) -> Values:
 def _estimate_text(found: Estimate) -> str:
     memory = "not known"
     if found.memory_bytes:
-        memory = size_text(found.memory_bytes) if found.memory_bytes >= 1e9 else "under 1 GB"
+        gib = found.memory_bytes / 2**30  # as cards are sold and as the text beside it counts
+        memory = f"{gib:.1f} GB" if gib >= 1 else "under 1 GB"
     time = duration(found.seconds) or "not known yet"
     tiles = (
         f'<div class="dp-tiles"><div><span>Memory</span><strong>{escape(memory)}</strong></div>'

@@ -1,4 +1,4 @@
-"""Kills worker and job processes at random moments while another front end changes the queue.
+"""Kills worker, job and front-end processes at random moments while the queue is changed.
 
 Is a run lost or stuck then, does every LoRA file load, do all runs finish when started again?
 

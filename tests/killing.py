@@ -1,4 +1,4 @@
-"""Kills of worker and job processes at random moments while others change the queue.
+"""Kills of worker, job and front-end processes at random moments while the queue is changed.
 
 Shared by a test (few kills) and by a benchmark (many).
 """
@@ -25,6 +25,7 @@ from dpdmd_studio.trainer.run_lock import live_owner
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = {"worker": "worker.lock", "job": "child.json"}
+CHOICES = (("worker",), ("job",), ("worker", "job"), ("front end",))
 
 # Another front end: it knows nothing of the first one and changes what it finds.
 MEDDLER = """
@@ -79,6 +80,29 @@ class Report:
         return not (self.lost or self.stuck or self.unreadable or self.unfinished)
 
 
+class FrontEnd:
+    """The other front end; one that was killed is followed by a new one."""
+
+    def __init__(self, seed: int, until: float) -> None:
+        self._seed, self._until = seed, until
+        self._start()
+
+    def _start(self) -> None:
+        words = [sys.executable, "-c", MEDDLER, str(ROOT), str(self._seed), str(self._until)]
+        self._process = subprocess.Popen(words)
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+
+    def replace(self) -> None:
+        """Kill it and start another."""
+        self.kill()
+        self._seed += 1
+        self._start()
+
+
 def kill_at_random(
     ids: Sequence[str],
     folder: Path,
@@ -98,17 +122,15 @@ def kill_at_random(
     """
     began, report, rng = time.time(), Report(), random.Random(seed)
     ids, longest = list(ids), 2 * kills * (pause[1] + 2.0)
-    words = [sys.executable, "-c", MEDDLER, str(ROOT), str(seed), str(began + longest)]
-    meddler = subprocess.Popen(words)
+    other = FrontEnd(seed, began + longest)
     try:
         while len(report.kills) < kills:
             _keep_busy(ids)
             time.sleep(rng.uniform(*pause))
-            _kill_one(rng, report)
+            _kill_one(rng, report, other)
             _check(ids, folder, report)
     finally:
-        meddler.kill()
-        meddler.wait()
+        other.kill()
     _finish(ids, report, patience)
     _check(ids, folder, report)
     report.seconds = time.time() - began
@@ -127,8 +149,8 @@ def _keep_busy(ids: list[str]) -> None:
             jobs.start(idle[0])
 
 
-def _kill_one(rng: random.Random, report: Report) -> None:
-    """Kill the worker, the process of a job, or both, if any of them lives or soon does."""
+def _kill_one(rng: random.Random, report: Report, other: FrontEnd) -> None:
+    """Kill one of CHOICES, if the worker or a job's process lives or soon does."""
     jobs.ensure_worker()
     deadline = time.monotonic() + 30
     while not (found := _processes()):
@@ -138,7 +160,11 @@ def _kill_one(rng: random.Random, report: Report) -> None:
             return
         time.sleep(0.02)
     state = next((job.state for job in jobs.all_jobs() if job.live), "none")
-    chosen = rng.choice([["worker"], ["job"], ["worker", "job"]])
+    chosen = rng.choice(CHOICES)
+    if chosen == ("front end",):
+        other.replace()
+        report.kills.append((chosen[0], state))
+        return
     names = [name for name in chosen if name in found] or list(found)[:1]
     for name in names:
         with contextlib.suppress(ProcessLookupError):  # ended by itself at this moment

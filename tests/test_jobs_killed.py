@@ -1,4 +1,4 @@
-"""Worker and job processes are killed at random moments; nothing is lost, stuck or damaged.
+"""Worker, job and front end are killed at random moments; nothing is lost, stuck or damaged.
 
 `python benchmarks/kills.py` does the same with more runs and more kills.
 """

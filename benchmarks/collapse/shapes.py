@@ -2,7 +2,7 @@
 
     python benchmarks/collapse/shapes.py --folder F
 
-Three times the teacher's own guidance, four times the demo's updates in batches of four. Plain DMD
+Three times the teacher's own guidance, three times the demo's updates in batches of four. Plain DMD
 is trained at each learning rate of RATES; all other objectives use the one at which plain DMD ends
 nearer to its teacher on captions of training. What is reported is measured on captions and seeds
 that nothing has seen, at five points of the training. Runs in the folder are not made again.
@@ -25,7 +25,7 @@ import torch
 from collapse_pages import COLOURS, NAMES, rounded
 from easel import Easel, asset, diversity_against, say
 
-TEACHER, GUIDANCE, UPDATES, BATCH, POINTS, SEED = "sd3", 6.0, 800, 4, 5, 0
+TEACHER, GUIDANCE, UPDATES, BATCH, POINTS, SEED = "sd3", 6.0, 600, 4, 5, 0
 RATES = (3e-4, 1e-3)
 CAPTIONS = 40
 PRODUCT = "DP-DMD, two anchored steps, matching at the last"

@@ -53,7 +53,7 @@ def test_a_false_model_hash_is_noticed(lora, tmp_path):
 @pytest.mark.parametrize(
     ("tensors", "problem"),
     [
-        ({"lora_unet_x.hada_w1_a": torch.ones(2)}, "LoHa"),
+        ({"lora_unet_x.oft_blocks": torch.ones(2)}, "OFT"),
         ({"double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(2)}, "Flux"),
         ({"x": torch.ones(2)}, "no known family"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.gui import distill_form, html
+from dpdmd_studio.trainer.gui import distill_form, html, sources
 from dpdmd_studio.trainer.gui.guard import COOKIE, MAX_BODY_BYTES, Guard, host_name, is_local
 from dpdmd_studio.trainer.jobs import get_job, rename, spawn
 
@@ -118,16 +118,16 @@ def app(tmp_path_factory: pytest.TempPathFactory):
     """The whole application over a data folder with one job."""
     from dpdmd_studio.trainer.gui.app import build_app
 
-    patch = pytest.MonkeyPatch()
-    patch.setenv("DPDMD_HOME", str(tmp_path_factory.mktemp("home")))
-    patch.setattr(spawn, "ensure_worker", lambda: False)
-    job = get_job(distill_form.submit(distill_form.initial())["selected"])
-    rename(job.id, HOSTILE)
-    lora = job.path.parents[1] / "loras" / "made.safetensors"
-    lora.write_bytes(b"")
-    (job.path / "result.json").write_text(json.dumps({"lora": str(lora)}), encoding="utf-8")
-    yield build_app(), job
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPDMD_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(spawn, "ensure_worker", lambda: False)
+        patch.setattr(sources, "default_folders", list)  # whatever lies beside the checkout
+        job = get_job(distill_form.submit(distill_form.initial())["selected"])
+        rename(job.id, HOSTILE)
+        lora = job.path.parents[1] / "loras" / "made.safetensors"
+        lora.write_bytes(b"")
+        (job.path / "result.json").write_text(json.dumps({"lora": str(lora)}), encoding="utf-8")
+        yield build_app(), job
 
 
 def test_the_page_asks_nothing_of_other_servers(app):
@@ -222,7 +222,8 @@ from dpdmd_studio.trainer.jobs import spawn
 spawn.ensure_worker = lambda: False
 from dpdmd_studio.trainer.gui.app import build_app
 from dpdmd_studio.trainer.gui import compare_form, distill_form, distill_hints
-from dpdmd_studio.trainer.gui import runs_view, share_form
+from dpdmd_studio.trainer.gui import runs_view, share_form, sources
+sources.default_folders = list
 build_app()
 form = distill_form.initial()
 distill_hints.opening()

@@ -37,8 +37,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(autouse=True)
 def no_worker(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs are queued in a data folder of the test's own; no process begins them."""
+    """Jobs are queued in a data folder of the test's own, with its models; none is begun."""
     monkeypatch.setattr(spawn, "ensure_worker", lambda: False)
+    monkeypatch.setattr(sources, "default_folders", list)  # whatever lies beside the checkout
 
 
 @pytest.fixture

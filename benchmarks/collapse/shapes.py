@@ -28,11 +28,7 @@ from easel import Easel, asset, diversity_against, say
 TEACHER, GUIDANCE, UPDATES, BATCH, POINTS, SEED = "sd3", 6.0, 600, 4, 5, 0
 RATES = (3e-4, 1e-3)
 CAPTIONS = 40
-PRODUCT = "DP-DMD, two anchored steps, matching at the last"
-OBJECTIVES: dict[str, dict] = {
-    **{name: {"objective": objective} for objective, name in NAMES.items()},
-    PRODUCT: {"num_anchored_steps": 2, "gradient_steps": "last"},
-}
+OBJECTIVES: dict[str, dict] = {name: {"objective": objective} for objective, name in NAMES.items()}
 SHOWN = (
     ("diversity", "diversity kept", ".1%"),
     ("least", "least attribute", ".1%"),
@@ -135,7 +131,7 @@ def report(found: dict[str, dict], rate: float, tuning: dict[str, float], update
 def curves(found: dict[str, dict], updates: int) -> str:
     """Diversity and share of clean pictures over updates as an SVG."""
     every = [updates * (i + 1) // POINTS for i in range(POINTS)]
-    colours = dict(zip(OBJECTIVES, [*COLOURS.values(), "#7b4fa3"], strict=True))
+    colours = dict(zip(OBJECTIVES, COLOURS.values(), strict=True))
     parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 330" '
              'font-family="sans-serif" font-size="11" fill="#444">',
              '<rect width="100%" height="100%" fill="#fff"/>']  # fmt: skip

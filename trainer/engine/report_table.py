@@ -45,7 +45,7 @@ def _furthest_below(data: ReportData, own: Arm, teacher: Arm) -> str:
     name = escape(_label(data, worst))
     points = abs(100 * changes[worst])
     if points < 0.05 or changes[worst] > 0:
-        return "No measure lies below the teacher's."
+        return "No percentage lies below the teacher's."
     return f"Its largest loss against the teacher: {points:.1f} points, in {name.lower()}."
 
 

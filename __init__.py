@@ -6,6 +6,8 @@ The checkout is the package. Whoever loads it gives it a name: ComfyUI its own p
 
 __version__ = "0.1.0"
 
+WEB_DIRECTORY = "./web"  # what ComfyUI serves to the browser
+
 _COMFYUI_NAMES = ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS")
 
 

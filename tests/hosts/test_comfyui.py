@@ -6,16 +6,14 @@ Needs COMFYUI_DIR, and COMFYUI_PYTHON where that is not the folder's own `.venv`
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
-import checkpoints
 import lora_networks
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
-from dpdmd_studio.core.families import family
+from comfyui_files import TEACHER, UNETS, small_unet
+from comfyui_server import FOLDER, host_python, needs_comfyui
 from dpdmd_studio.core.lora_file import (
     lora_deltas,
     merge_lora,
@@ -27,40 +25,14 @@ from dpdmd_studio.core.prediction import to_x0
 from dpdmd_studio.core.schedule import Levels, few_step_positions
 from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.engine.conditioning import Conditioning
-from dpdmd_studio.trainer.engine.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.engine.network import NetworkCall
 from dpdmd_studio.trainer.engine.vae import decode
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 PROGRAM = Path(__file__).with_name("comfyui_program.py")
-TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "shapes-sd3.safetensors"
-FOLDER = os.environ.get("COMFYUI_DIR")
 CPU: dict = {"dtype": torch.float32, "device": "cpu"}
-pytestmark = pytest.mark.skipif(not FOLDER, reason="COMFYUI_DIR names no ComfyUI")
-# ComfyUI knows a UNet by these widths; depth and everything else may be small.
-UNETS = {
-    "sd1": {
-        **checkpoints.SD1_UNET, "block_out_channels": (320, 320), "cross_attention_dim": 768,
-        "attention_head_dim": 8,
-    },
-    "sdxl": {
-        **checkpoints.SDXL_UNET, "block_out_channels": (320, 320, 320), "layers_per_block": 2,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 5, 5),
-        "cross_attention_dim": 2048, "projection_class_embeddings_input_dim": 1280 + 6 * 256,
-    },
-}  # fmt: skip
-
-
-def host_python() -> str:
-    """The interpreter that the ComfyUI runs with."""
-    named = os.environ.get("COMFYUI_PYTHON")
-    places = [Path(str(FOLDER)) / venv / "bin" / "python" for venv in (".venv", "venv")]
-    found = named or next((str(place) for place in places if place.exists()), None)
-    if found is None:
-        pytest.skip("COMFYUI_PYTHON names no Python, and COMFYUI_DIR holds no venv")
-    return found
+pytestmark = needs_comfyui
 
 
 def in_comfyui(folder: Path, checkpoint: Path, lora: Path, inputs, decode: bool):
@@ -74,18 +46,6 @@ def in_comfyui(folder: Path, checkpoint: Path, lora: Path, inputs, decode: bool)
     assert done.returncode == 0, done.stderr[-3000:]
     with safe_open(job["outputs"], "pt") as file:
         return load_file(job["outputs"]), json.loads(file.metadata()["warnings"])
-
-
-def small_unet(name: str, folder: Path) -> tuple[NetworkCall, Path]:
-    """A random UNet that ComfyUI recognises, and its file."""
-    torch.manual_seed(0)
-    network = UNet2DConditionModel(**UNETS[name]).eval().requires_grad_(False)
-    names = checkpoints.unet_names(network)
-    path = folder / f"{name}.safetensors"
-    state = {f"model.diffusion_model.{key}": value for key, value in names.items()}
-    checkpoints.save(path, state, dtype=torch.float32)
-    kind = family(name)
-    return NetworkCall(network, kind, "eps", schedule_of(kind), "cpu"), path
 
 
 def prepared(name: str, folder: Path) -> tuple[NetworkCall, Path, dict[str, torch.Tensor]]:

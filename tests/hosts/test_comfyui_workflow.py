@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 from pathlib import Path
 
-import pytest
+from comfyui_server import FOLDER, host_python, needs_comfyui
 from dpdmd_studio.trainer.share.texts import package_texts
 from share_packages import facts, recipe
 
 PROGRAM = Path(__file__).with_name("comfyui_workflow_program.py")
-FOLDER = os.environ.get("COMFYUI_DIR")
-pytestmark = pytest.mark.skipif(not FOLDER, reason="COMFYUI_DIR names no ComfyUI")
+pytestmark = needs_comfyui
 ENCODERS = ("l.safetensors", "g.safetensors", "t5.safetensors")
-
-
-def host_python() -> str:
-    named = os.environ.get("COMFYUI_PYTHON")
-    places = [Path(str(FOLDER)) / venv / "bin" / "python" for venv in (".venv", "venv")]
-    found = named or next((str(place) for place in places if place.exists()), None)
-    if found is None:
-        pytest.skip("COMFYUI_PYTHON names no Python, and COMFYUI_DIR holds no venv")
-    return found
 
 
 def in_comfyui(folder: Path, workflows: list[str]) -> list[dict]:

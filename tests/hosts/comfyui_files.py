@@ -1,0 +1,62 @@
+"""Small files that a real ComfyUI takes for checkpoints and LoRAs of each family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkpoints
+import lora_networks
+import torch
+from diffusers import UNet2DConditionModel
+from dpdmd_studio.core.families import family
+from dpdmd_studio.core.few_step import default_recipe
+from dpdmd_studio.core.lora_file import write_lora
+from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.engine.network import NetworkCall, schedule_of
+
+TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "shapes-sd3.safetensors"
+# ComfyUI knows a UNet by these widths; depth and everything else may be small.
+UNETS = {
+    "sd1": {
+        **checkpoints.SD1_UNET, "block_out_channels": (320, 320), "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+    },
+    "sdxl": {
+        **checkpoints.SDXL_UNET, "block_out_channels": (320, 320, 320), "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 5, 5),
+        "cross_attention_dim": 2048, "projection_class_embeddings_input_dim": 1280 + 6 * 256,
+    },
+}  # fmt: skip
+CONTEXT = {"sd1": (768, 0), "sdxl": (2048, 1280), "sd3": (4096, 2048)}
+"""Widths of conditioning and of pooled conditioning; 0 is none."""
+
+
+def small_unet(name: str, folder: Path) -> tuple[NetworkCall, Path]:
+    """A random UNet that ComfyUI recognises, and its file."""
+    torch.manual_seed(0)
+    network = UNet2DConditionModel(**UNETS[name]).eval().requires_grad_(False)
+    names = checkpoints.unet_names(network)
+    path = folder / f"{name}.safetensors"
+    state = {f"model.diffusion_model.{key}": value for key, value in names.items()}
+    checkpoints.save(path, state, dtype=torch.float32)
+    kind = family(name)
+    return NetworkCall(network, kind, "eps", schedule_of(kind), "cpu"), path
+
+
+def checkpoint_and_lora(name: str, models: Path) -> tuple[str, str]:
+    """A checkpoint without a text encoder, and a LoRA with a recipe for it; their file names."""
+    if name == "sd3":
+        path = models / "checkpoints" / TEACHER.name
+        if not path.exists():
+            path.symlink_to(TEACHER)
+        call = load_checkpoint(TEACHER, dtype=torch.float32, device="cpu").call()
+    else:
+        call, path = small_unet(name, models / "checkpoints")
+    config = dict(call.network.config)
+    pairs = lora_networks.random_pairs(call.network, call.family, config)
+    recipe = default_recipe(name, call.prediction)
+    lora = models / "loras" / f"random-{name}.safetensors"
+    write_lora(lora, call.family, config, pairs, recipe=recipe, overwrite=True)
+    return path.name, lora.name

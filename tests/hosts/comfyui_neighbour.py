@@ -1,0 +1,57 @@
+"""A pack beside ours, as tests need one: a top-level `trainer`, and nodes to look at wires with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import trainer
+
+assert trainer.WHOSE == "the neighbour"  # type: ignore[attr-defined]
+
+
+class RandomConditioning:
+    """Conditioning for checkpoints without a text encoder."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "draw", ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        numbers = {name: ("INT", {"max": 10**6}) for name in ("seed", "width", "pooled")}
+        return {"required": numbers}
+
+    def draw(self, seed, width, pooled):
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        more = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
+        return ([[torch.randn(1, 77, width, generator=generator), more]],)
+
+
+class SaveTensors:
+    """Whatever latents and sigmas arrive, in a file."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "tests", "save", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        optional = {"latent": ("LATENT",), "sigmas": ("SIGMAS",), "image": ("IMAGE",)}
+        return {"required": {"path": ("STRING", {})}, "optional": optional}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def save(self, path, latent=None, sigmas=None, image=None):
+        from safetensors.torch import save_file
+
+        found = {"latent": latent and latent["samples"], "sigmas": sigmas, "image": image}
+        kept = {
+            name: value.clone().contiguous() for name, value in found.items() if value is not None
+        }
+        save_file(kept, path)
+        return {"ui": {"text": [str(trainer.WHOSE)]}}
+
+
+NODE_CLASS_MAPPINGS = {"RandomConditioning": RandomConditioning, "SaveTensors": SaveTensors}

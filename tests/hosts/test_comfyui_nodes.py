@@ -1,0 +1,177 @@
+"""In a real ComfyUI: our nodes and dropdown entries are there and draw what core nodes draw.
+
+Needs COMFYUI_DIR, and COMFYUI_PYTHON where that is not the folder's own `.venv` or `venv`.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from comfyui_files import CONTEXT, TEACHER, checkpoint_and_lora
+from comfyui_server import ROOT, ComfyUI, Graph, needs_comfyui
+from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS
+from PIL import Image
+from safetensors.torch import load_file
+
+pytestmark = needs_comfyui
+FAMILIES = ("sd3", "sd1", "sdxl")
+SAME = 2e-5
+"""Largest difference of latents that two ways to draw one picture may have, in fp32."""
+
+
+@pytest.fixture(scope="module")
+def files(comfyui: ComfyUI) -> dict[str, tuple[str, str]]:
+    """(checkpoint, LoRA) of each family, in the server's folders."""
+    return {name: checkpoint_and_lora(name, comfyui.base / "models") for name in FAMILIES}
+
+
+def graph_with(name: str, files: dict[str, tuple[str, str]], **nodes: dict) -> Graph:
+    """A graph with a model ("lora", 0), its recipe ("lora", 1), conditioning and a latent."""
+    checkpoint, lora = files[name]
+    width, pooled = CONTEXT[name]
+    channels = {"sd3": "EmptySD3LatentImage"}.get(name, "EmptyLatentImage")
+    common = {"width": width, "pooled": pooled}
+    return {
+        "model": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "lora": node("DPDMDLoadLora", model=["model", 0], lora_name=lora, strength=1.0),
+        "core": node("LoraLoaderModelOnly", model=["model", 0], lora_name=lora, strength_model=1.0),
+        "yes": node("RandomConditioning", seed=1, **common),
+        "no": node("RandomConditioning", seed=2, **common),
+        "latent": node(channels, width=64, height=64, batch_size=2),
+        **nodes,
+    }
+
+
+def node(kind: str, **inputs: object) -> dict:
+    """One node of an API prompt."""
+    return {"class_type": kind, "inputs": inputs}
+
+
+def ksampler(sampler: str, scheduler: str, model: str = "core", **changed: object) -> dict:
+    """Core's KSampler at 4 steps and cfg 1."""
+    inputs = {
+        "model": [model, 0], "positive": ["yes", 0], "negative": ["no", 0], "seed": 5, "steps": 4,
+        "latent_image": ["latent", 0], "cfg": 1.0, "denoise": 1.0,
+    }  # fmt: skip
+    inputs |= {"sampler_name": sampler, "scheduler": scheduler, **changed}
+    return node("KSampler", **inputs)
+
+
+def ours(**changed: object) -> dict:
+    """The one-node way."""
+    inputs = {
+        "model": ["lora", 0], "positive": ["yes", 0], "latent_image": ["latent", 0], "seed": 5,
+        "steps": 0, "denoise": 1.0,
+    }  # fmt: skip
+    return node("DPDMDKSampler", **(inputs | changed))
+
+
+def drawn(comfyui: ComfyUI, graph: Graph, *names: str, folder: Path) -> dict[str, torch.Tensor]:
+    """The latents at some nodes of a graph."""
+    for name in names:
+        path = str(folder / f"{name}.safetensors")
+        graph = {**graph, f"save {name}": node("SaveTensors", path=path, latent=[name, 0])}
+    comfyui.run(graph)
+    return {name: load_file(folder / f"{name}.safetensors")["latent"] for name in names}
+
+
+def test_nodes_and_dropdown_entries_are_there(comfyui):
+    known = comfyui.get("/object_info")
+    for name, kind in NODE_CLASS_MAPPINGS.items():
+        assert known[name]["display_name"] == kind.DISPLAY_NAME
+        assert known[name]["category"].startswith("DP-DMD")
+        assert known[name]["description"]
+    required = known["KSampler"]["input"]["required"]
+    for widget in ("sampler_name", "scheduler"):
+        assert required[widget][0].count("dp_dmd") == 1, widget
+    assert "IMPORT FAILED" not in comfyui.said()
+    ours = [line for line in comfyui.said().splitlines() if "dpdmd" in line.lower()]
+    assert not [line for line in ours if re.search("warn|error", line, re.IGNORECASE)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_way_to_sample_gives_one_picture(comfyui, files, name, tmp_path, capsys):
+    guider = node("BasicGuider", model=["lora", 0], conditioning=["yes", 0])
+    sampler = node("DPDMDSampler", model=["lora", 0], steps=0, denoise=1.0, recipe=["lora", 1])
+    custom = node(
+        "SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0],
+        sampler=["sampler", 0], sigmas=["sampler", 1], latent_image=["latent", 0],
+    )  # fmt: skip
+    graph = graph_with(
+        name, files, plain=ksampler("euler", "simple"), entry=ksampler("dp_dmd", "dp_dmd"),
+        one=ours(), bare=ksampler("euler", "simple", "model"), guider=guider, sampler=sampler,
+        custom=custom, noise=node("RandomNoise", noise_seed=5),
+    )  # fmt: skip
+    found = drawn(comfyui, graph, "plain", "entry", "one", "custom", "bare", folder=tmp_path)
+    differences = {
+        other: float((found[other] - found["plain"]).abs().max())
+        for other in ("entry", "one", "custom")
+    }
+    effect = float((found["bare"] - found["plain"]).abs().mean())
+    with capsys.disabled():
+        print(f"\n{name}: {differences}, the LoRA changes {effect:.3f}")  # noqa: T201
+    assert effect > 1e-2
+    assert max(differences.values()) <= SAME
+
+
+def test_partial_denoise_stays_on_the_trained_levels(comfyui, files, tmp_path):
+    def sigmas(denoise: float) -> dict:
+        return node("DPDMDSampler", model=["lora", 0], steps=0, denoise=denoise)
+
+    graph = graph_with("sd1", files, whole=sigmas(1.0), half=sigmas(0.5))
+    for name in ("whole", "half"):
+        path = str(tmp_path / f"{name}.safetensors")
+        graph[f"save {name}"] = node("SaveTensors", path=path, sigmas=[name, 1])
+    comfyui.run(graph)
+    whole, half = (load_file(tmp_path / f"{n}.safetensors")["sigmas"] for n in ("whole", "half"))
+    assert len(whole) == 5
+    assert torch.equal(half, whole[2:])
+
+
+def test_pictures_are_those_of_our_own_command(comfyui, tmp_path, capsys):
+    """A LoRA that our command distilled: ComfyUI's picture and `sample`'s, both in 8 bits."""
+    lora = comfyui.base / "models" / "loras" / "distilled.safetensors"
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\na green triangle\n")
+    steps = ("--steps", "20", "--evaluate-every", "0", "--preview-every", "0", "--device", "cpu")
+    run = ("--run", str(tmp_path / "run"), "--student-lr", "0.002")
+    prompts = ("--prompts", str(tmp_path / "prompts.txt"), "--output", str(lora))
+    command("distill", str(TEACHER), *prompts, *run, *steps)
+    options = ("--lora", str(lora), "--seeds", "7", "--output", str(tmp_path / "ours"))
+    more = ("--device", "cpu", "--dtype", "float32")
+    command("sample", str(TEACHER), *options, *more, "--prompt", "a red circle")
+    expected = np.asarray(Image.open(next((tmp_path / "ours").glob("*.png"))), dtype=np.float32)
+    text = {"clip": ["model", 1], "text": "a red circle"}
+    side = expected.shape[0]
+    links = comfyui.base / "models" / "checkpoints" / TEACHER.name
+    if not links.exists():
+        links.symlink_to(TEACHER)
+    graph: Graph = {
+        "model": node("CheckpointLoaderSimple", ckpt_name=TEACHER.name),
+        "lora": node("DPDMDLoadLora", model=["model", 0], lora_name=lora.name, strength=1.0),
+        "yes": node("CLIPTextEncode", **text),
+        "latent": node("EmptySD3LatentImage", width=side, height=side, batch_size=1),
+        "one": ours(seed=7),
+        "image": node("VAEDecode", samples=["one", 0], vae=["model", 2]),
+        "save": node("SaveTensors", path=str(tmp_path / "theirs.safetensors"), image=["image", 0]),
+    }
+    comfyui.run(graph)
+    theirs = load_file(tmp_path / "theirs.safetensors")["image"][0].numpy() * 255
+    assert theirs.shape == expected.shape
+    difference = np.abs(theirs - expected)
+    with capsys.disabled():
+        worst, mean = difference.max(), difference.mean()
+        print(f"\n8-bit levels: at most {worst:.2f}, mean {mean:.3f}")  # noqa: T201
+    assert expected.std() > 10
+    assert difference.max() <= 2.0
+
+
+def command(*arguments: str) -> None:
+    """One of our own commands."""
+    done = subprocess.run([sys.executable, str(ROOT), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

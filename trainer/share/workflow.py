@@ -1,117 +1,29 @@
 """workflow.json: a graph of ComfyUI's own nodes that draws with the LoRA as it was trained.
 
-It has the canvas's own format (https://docs.comfy.org/specs/workflow_json), so it opens by drag
-and drop in old and new versions.
+It opens by drag and drop in old and new versions.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from typing import Any
-
+from .canvas import Graph, Slot
 from .cards import settings_line
 from .describe import limits
 from .facts import LORA_STRENGTH, PackageFacts
 from .hosts import clip_skip
 
-# type -> (inputs that links end in, outputs), each as (name, type)
-SLOTS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]] = {
-    "CheckpointLoaderSimple": ((), (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"))),
-    "CLIPLoader": ((), (("CLIP", "CLIP"),)),
-    "DualCLIPLoader": ((), (("CLIP", "CLIP"),)),
-    "TripleCLIPLoader": ((), (("CLIP", "CLIP"),)),
-    "VAELoader": ((), (("VAE", "VAE"),)),
-    "LoraLoader": (
-        (("model", "MODEL"), ("clip", "CLIP")),
-        (("MODEL", "MODEL"), ("CLIP", "CLIP")),
-    ),
-    "LoraLoaderModelOnly": ((("model", "MODEL"),), (("MODEL", "MODEL"),)),
-    "ModelSamplingSD3": ((("model", "MODEL"),), (("MODEL", "MODEL"),)),
-    "ModelSamplingDiscrete": ((("model", "MODEL"),), (("MODEL", "MODEL"),)),
-    "CLIPSetLastLayer": ((("clip", "CLIP"),), (("CLIP", "CLIP"),)),
-    "CLIPTextEncode": ((("clip", "CLIP"),), (("CONDITIONING", "CONDITIONING"),)),
-    "EmptyLatentImage": ((), (("LATENT", "LATENT"),)),
-    "EmptySD3LatentImage": ((), (("LATENT", "LATENT"),)),
-    "KSampler": (
-        (
-            ("model", "MODEL"),
-            ("positive", "CONDITIONING"),
-            ("negative", "CONDITIONING"),
-            ("latent_image", "LATENT"),
-        ),
-        (("LATENT", "LATENT"),),
-    ),
-    "VAEDecode": ((("samples", "LATENT"), ("vae", "VAE")), (("IMAGE", "IMAGE"),)),
-    "SaveImage": ((("images", "IMAGE"),), ()),
-    "Note": ((), ()),
-}
-COLUMN, ROW = 400, 240
-Slot = tuple[int, int]
-"""Where a link begins: node id and number of its output."""
-
-
-@dataclass
-class _Graph:
-    """Nodes and links as they are added."""
-
-    nodes: list[dict[str, Any]]
-    links: list[list[Any]]
-
-    def add(self, kind: str, place: tuple[float, float], widgets: list[Any], **links: Slot) -> int:
-        """Add a node fed by `links`; its id. `widgets` are its values in the node's own order."""
-        inputs, outputs = SLOTS[kind]
-        node_id = len(self.nodes) + 1
-        node: dict[str, Any] = {
-            "id": node_id,
-            "type": kind,
-            "pos": [COLUMN * place[0], ROW * place[1]],
-            "size": [340, 180],
-            "flags": {},
-            "order": node_id - 1,
-            "mode": 0,
-            "inputs": [{"name": name, "type": type_, "link": None} for name, type_ in inputs],
-            "outputs": [
-                {"name": name, "type": type_, "links": [], "slot_index": number}
-                for number, (name, type_) in enumerate(outputs)
-            ],
-            "properties": {"Node name for S&R": kind},
-            "widgets_values": widgets,
-        }
-        self.nodes.append(node)
-        for number, slot in enumerate(node["inputs"]):
-            self._link(links[slot["name"]], node_id, number, slot)
-        return node_id
-
-    def _link(self, start: Slot, node_id: int, number: int, slot: dict[str, Any]) -> None:
-        link_id = len(self.links) + 1
-        self.links.append([link_id, *start, node_id, number, slot["type"]])
-        self.nodes[start[0] - 1]["outputs"][start[1]]["links"].append(link_id)
-        slot["link"] = link_id
-
 
 def workflow(facts: PackageFacts) -> str:
     """The graph as JSON."""
-    graph = _Graph([], [])
+    graph = Graph()
     model, clip, vae = _loaders(graph, facts)
     model, clip = _loras(graph, facts, model, clip)
     _sampling(graph, facts, model, clip, vae)
     text = "\n".join([f"{facts.title}: {settings_line(facts)}.", *limits(facts)])
     graph.add("Note", (0, 2), [text])
-    content = {
-        "last_node_id": len(graph.nodes),
-        "last_link_id": len(graph.links),
-        "nodes": graph.nodes,
-        "links": graph.links,
-        "groups": [],
-        "config": {},
-        "extra": {},
-        "version": 0.4,
-    }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return graph.to_json()
 
 
-def _loaders(graph: _Graph, facts: PackageFacts) -> tuple[Slot, Slot, Slot]:
+def _loaders(graph: Graph, facts: PackageFacts) -> tuple[Slot, Slot, Slot]:
     checkpoint = facts.checkpoint
     name = checkpoint.file
     if not name.lower().endswith(".safetensors"):  # a diffusers folder has no file of its own
@@ -136,7 +48,7 @@ def _clip_type(facts: PackageFacts) -> str:
     return "sdxl" if len(facts.checkpoint.text_encoders) == 2 else "stable_diffusion"
 
 
-def _loras(graph: _Graph, facts: PackageFacts, model: Slot, clip: Slot) -> tuple[Slot, Slot]:
+def _loras(graph: Graph, facts: PackageFacts, model: Slot, clip: Slot) -> tuple[Slot, Slot]:
     """Style LoRAs, the few-step LoRA, then what the recipe says of the model's schedule."""
     recipe, row = facts.recipe, 0.0
     for name, strength in facts.with_loras:
@@ -155,7 +67,7 @@ def _loras(graph: _Graph, facts: PackageFacts, model: Slot, clip: Slot) -> tuple
     return model, clip
 
 
-def _sampling(graph: _Graph, facts: PackageFacts, model: Slot, clip: Slot, vae: Slot) -> None:
+def _sampling(graph: Graph, facts: PackageFacts, model: Slot, clip: Slot, vae: Slot) -> None:
     recipe, (width, height) = facts.recipe, facts.size
     first = facts.pictures[0] if facts.pictures else None
     prompt = ", ".join(filter(None, [*facts.trigger_words, first.prompt if first else ""]))

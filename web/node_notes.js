@@ -1,0 +1,67 @@
+/** What a node of ours says (its "text" output) in a read-only box on the node. */
+
+const OURS = "DPDMD";
+const NAME = "dpdmd_note";
+const LINE = 17; // pixels, as in the style sheet
+const LETTER = 6.3; // pixels, about
+const MOST_LINES = 10;
+
+/** Lets nodes of this type show their notes. */
+export function addNotes(nodeType, nodeData) {
+  if (!nodeData.name?.startsWith(OURS)) return;
+  const before = nodeType.prototype.onExecuted;
+  nodeType.prototype.onExecuted = function (message) {
+    before?.apply(this, arguments);
+    showNote(this, message);
+  };
+}
+
+/** Shows notes again that the host has kept, for instance when a workflow is opened once more. */
+export function restoreNotes(graph, outputs) {
+  for (const [id, output] of Object.entries(outputs ?? {})) {
+    const node = graph?.getNodeById?.(id) ?? graph?.getNodeById?.(Number(id));
+    if (node?.type?.startsWith(OURS)) showNote(node, output);
+  }
+}
+
+function showNote(node, message) {
+  const texts = Array.isArray(message?.text) ? message.text : [];
+  const text = texts.filter((part) => typeof part === "string" && part).join("\n");
+  const widget = node.widgets?.find((one) => one.name === NAME) ?? (text ? addWidget(node) : null);
+  if (!widget) return;
+  widget.element.textContent = text;
+  widget.dpdmdHeight = text ? heightOf(text, node.size[0]) : 0;
+  widget.element.style.display = text ? "" : "none";
+  grow(node);
+}
+
+function addWidget(node) {
+  const box = document.createElement("div");
+  box.className = "dpdmd-note";
+  box.setAttribute("role", "note");
+  box.addEventListener("wheel", (event) => {
+    if (box.scrollHeight > box.clientHeight) event.stopPropagation();
+  });
+  const widget = node.addDOMWidget(NAME, NAME, box, {
+    serialize: false,
+    hideOnZoom: false,
+    getValue: () => box.textContent,
+    setValue: () => {},
+    getMinHeight: () => widget?.dpdmdHeight ?? 0,
+    getMaxHeight: () => widget?.dpdmdHeight ?? 0,
+  });
+  widget.serialize = false; // neither in the workflow nor in the prompt
+  return widget;
+}
+
+function heightOf(text, width) {
+  const letters = Math.max(16, (width - 40) / LETTER);
+  const lines = text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / letters)), 0);
+  return Math.min(lines, MOST_LINES) * LINE + 14;
+}
+
+function grow(node) {
+  const least = node.computeSize();
+  if (node.size[1] < least[1]) node.setSize([node.size[0], least[1]]);
+  node.setDirtyCanvas?.(true, true);
+}

@@ -1,0 +1,96 @@
+/** The buttons of a run: what its state allows, a field for its name, and a question before deleting. */
+
+import { button, make, show, write } from "./dom.js";
+import { LIVE, STARTABLE } from "./words.js";
+
+const START_LABELS = { new: "Start", failed: "Try again" };
+
+export class Actions {
+  /** @param {(action: string, body?: object) => Promise<void>} act sends an action */
+  constructor(act) {
+    this.act = act;
+    this.job = null;
+    this.start = this.make("Resume", () => act("start"), "dpdmd-main");
+    this.stop = this.make("Stop and keep", () => act("stop"));
+    this.up = this.make("Move up", () => act("move", { place: this.job.place - 1 }));
+    this.down = this.make("Move down", () => act("move", { place: this.job.place + 1 }));
+    this.duplicate = this.make("Duplicate", () => act("duplicate"));
+    this.rename = this.make("Rename", () => this.ask("rename"));
+    this.delete = this.make("Delete", () => this.ask("delete"));
+    const all = [this.start, this.stop, this.up, this.down, this.duplicate, this.rename, this.delete];
+    this.row = make("div", { class: "dpdmd-buttons" }, ...all);
+    this.element = make("div", {}, this.row, this.renaming(), this.deleting());
+  }
+
+  make(label, onclick, more = "") {
+    return button(label, onclick, { class: `dpdmd-button ${more}` });
+  }
+
+  renaming() {
+    const words = { class: "dpdmd-input", type: "text", maxlength: 200, "aria-label": "New name" };
+    this.name = make("input", { ...words, onkeydown: (event) => event.stopPropagation() });
+    const cancel = this.make("Cancel", () => this.done(this.rename));
+    const save = make("button", { type: "submit", class: "dpdmd-button dpdmd-main" }, "Save");
+    const attributes = { class: "dpdmd-ask", onsubmit: (event) => this.save(event) };
+    this.renameBox = make("form", attributes, this.name, save, cancel);
+    this.renameBox.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.done(this.rename);
+    });
+    this.renameBox.hidden = true;
+    return this.renameBox;
+  }
+
+  deleting() {
+    const words = "Move this run to the trash? A LoRA that it has written stays where it is.";
+    this.yes = this.make("Delete", () => this.sure(), "dpdmd-danger");
+    const no = this.make("Cancel", () => this.done(this.delete));
+    this.deleteBox = make("div", { class: "dpdmd-ask", role: "group" }, make("p", {}, words), this.yes, no);
+    this.deleteBox.hidden = true;
+    return this.deleteBox;
+  }
+
+  update(job, last) {
+    if (this.job?.id !== job.id) this.done(null);
+    this.job = job;
+    const { state, place } = job;
+    write(this.start, START_LABELS[state] ?? "Resume");
+    write(this.stop, state === "queued" ? "Take out of the queue" : "Stop and keep");
+    show(this.start, STARTABLE.includes(state));
+    show(this.stop, ["queued", "starting", "running"].includes(state));
+    show(this.up, typeof place === "number" && place > 0);
+    show(this.down, typeof place === "number" && place < last);
+    show(this.duplicate, job.kind === "distill");
+    show(this.delete, !LIVE.includes(state) || state === "queued");
+    if (this.delete.hidden) show(this.deleteBox, false);
+  }
+
+  ask(what) {
+    show(this.renameBox, what === "rename");
+    show(this.deleteBox, what === "delete");
+    if (what === "rename") {
+      this.name.value = this.job.title;
+      this.name.focus();
+      this.name.select();
+    } else {
+      this.yes.focus();
+    }
+  }
+
+  async save(event) {
+    event.preventDefault();
+    await this.act("rename", { title: this.name.value });
+    this.done(this.rename);
+  }
+
+  async sure() {
+    this.done(null);
+    await this.act("delete");
+  }
+
+  /** Puts the questions away; the keyboard goes back to `button`. */
+  done(target) {
+    show(this.renameBox, false);
+    show(this.deleteBox, false);
+    target?.focus();
+  }
+}

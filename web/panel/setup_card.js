@@ -1,0 +1,64 @@
+/** The card that is there while the trainer is not installed, or is older than this version. */
+
+import { button, make, mark, show, write } from "./dom.js";
+import { howFar, isLive, share, stateOf } from "./words.js";
+
+const MISSING =
+  "Sampling with a DP-DMD LoRA works already. To train one, set up the trainer: it gets an " +
+  "environment of its own, and nothing is installed into this program's. It takes some GB of disk.";
+const OUTDATED = "The trainer's environment is of an older version. Bring it up to date before you train.";
+
+export class SetupCard {
+  /** @param {() => Promise<void>} setUp starts the set-up */
+  constructor(setUp) {
+    this.title = make("h3");
+    this.words = make("p", { class: "dpdmd-soft" });
+    this.start = button("Set it up", setUp, { class: "dpdmd-button dpdmd-main" });
+    this.command = make("code", { class: "dpdmd-command", tabindex: 0 });
+    this.byHand = make("p", { class: "dpdmd-soft" }, "Or in a terminal: ", this.command);
+    this.fill = make("i");
+    const bar = { class: "dpdmd-bar", role: "progressbar", "aria-label": "Set-up" };
+    this.bar = make("div", { ...bar, "aria-valuemin": 0, "aria-valuemax": 100 }, this.fill);
+    this.said = make("p", { class: "dpdmd-said" });
+    this.log = make("pre", { class: "dpdmd-log", tabindex: 0 });
+    this.logBox = make("details", { class: "dpdmd-folded" }, make("summary", {}, "Log"), this.log);
+    const parts = [this.words, this.bar, this.said, this.start, this.byHand, this.logBox];
+    this.element = make("section", { class: "dpdmd-card", "aria-label": "Trainer" }, this.title, ...parts);
+  }
+
+  /** @param {{ready: boolean, outdated: boolean, command: string, setup: object|null}} trainer */
+  update(trainer) {
+    const job = trainer.setup;
+    const works = Boolean(job) && isLive(job);
+    show(this.element, works || !trainer.ready || trainer.outdated);
+    const missing = !trainer.ready && !trainer.outdated;
+    write(this.title, works ? "Setting up the trainer" : missing ? "Trainer not installed" : "Trainer outdated");
+    write(this.words, missing || works ? MISSING : OUTDATED);
+    show(this.words, !works);
+    write(this.start, job?.state === "failed" ? "Try again" : missing ? "Set it up" : "Update it");
+    show(this.start, !works);
+    write(this.command, trainer.command ?? "");
+    show(this.byHand, !works && Boolean(trainer.command));
+    this.progress(job, works);
+  }
+
+  progress(job, works) {
+    show(this.bar, works);
+    const done = works ? share(job) : null;
+    mark(this.bar, "data-unknown", works && done === null ? "" : null);
+    mark(this.bar, "aria-valuenow", done === null ? null : Math.round(done * 100));
+    this.fill.style.width = `${(done ?? 0) * 100}%`;
+    const failed = job && ["failed", "interrupted", "stopped"].includes(job.state);
+    const words = works ? [job.message || howFar(job) || stateOf(job.state).label] : failed ? [job.message] : [];
+    write(this.said, words.join(""));
+    mark(this.said, "data-tone", failed ? "bad" : null);
+    show(this.said, words.length > 0 && Boolean(words[0]));
+  }
+
+  /** The end of the set-up's log; null where there is none. */
+  tell(log) {
+    show(this.logBox, Boolean(log));
+    write(this.log, log ?? "");
+    this.log.scrollTop = this.log.scrollHeight;
+  }
+}

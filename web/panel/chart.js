@@ -7,6 +7,8 @@ const HEIGHT = 120;
 const EDGE = { left: 46, right: 10, top: 8, bottom: 20 };
 /** Series that span more than this factor get a logarithmic axis. */
 const LOGARITHMIC_SPAN = 30;
+/** An axis spans at least this share of its values, so that tiny changes look tiny. */
+const LEAST_SPAN = 0.05;
 
 export class Chart {
   constructor() {
@@ -72,7 +74,8 @@ export class Chart {
     for (const tick of this.up.ticks(3)) {
       const y = this.up.at(tick);
       parts.push(draw("line", { x1: EDGE.left, x2: width - EDGE.right, y1: y, y2: y }));
-      parts.push(draw("text", { x: EDGE.left - 6, y: Number(y) + 4, "text-anchor": "end" }, number(tick)));
+      const beside = { x: EDGE.left - 6, y: Number(y) + 4, "text-anchor": "end" };
+      parts.push(draw("text", beside, this.up.words(tick)));
     }
     for (const tick of this.across.ticks(width > 420 ? 6 : 4).filter(Number.isInteger)) {
       const attributes = { x: this.across.at(tick), y: HEIGHT - 5, "text-anchor": "middle" };
@@ -133,10 +136,9 @@ class Axis {
     let low = Math.min(...values);
     let high = Math.max(...values);
     this.logarithmic = mayBeLogarithmic && low > 0 && high / low > LOGARITHMIC_SPAN;
-    if (low === high) {
-      const room = mayBeLogarithmic ? Math.abs(low) * 0.1 || 1 : 1;
-      [low, high] = [low - room, high + room];
-    }
+    const least = mayBeLogarithmic ? LEAST_SPAN * Math.max(Math.abs(low), Math.abs(high)) : 0;
+    const room = Math.max(0, least - (high - low)) / 2 || (low === high ? 1 : 0);
+    [low, high] = [low - room, high + room];
     Object.assign(this, { low, high, from, to });
   }
 
@@ -146,11 +148,19 @@ class Axis {
     return (this.from + part * (this.to - this.from)).toFixed(1);
   }
 
+  /** A tick with the digits that tell it from its neighbours. */
+  words(tick) {
+    const size = Math.max(Math.abs(this.low), Math.abs(this.high));
+    if (this.logarithmic || size >= 1e5 || size < 1e-3) return number(tick);
+    return tick.toFixed(Math.max(0, -Math.floor(Math.log10(this.step) + 1e-9)));
+  }
+
   ticks(most) {
     if (this.logarithmic) return powers(this.low, this.high, most);
     const rough = (this.high - this.low) / most;
     const ten = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((factor) => factor * ten).find((size) => size >= rough);
+    this.step = step;
     const found = [];
     for (let tick = Math.ceil(this.low / step - 1e-9); tick * step <= this.high + step * 1e-6; tick++) {
       found.push(Number((tick * step).toPrecision(12)));

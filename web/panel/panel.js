@@ -42,7 +42,7 @@ export class Panel {
     this.all = make("div", { class: "dpdmd-all" }, this.setup.element, this.nothing, this.list.element);
     this.body = make("div", { class: "dpdmd-body" }, this.all, this.view.element);
     const heading = make("header", { class: "dpdmd-header" }, make("h1", {}, "DP-DMD"), this.away);
-    this.element = make("div", { class: "dpdmd dpdmd-panel" }, heading, this.message, this.body);
+    this.element = make("div", { class: "dpdmd dpdmd-panel" }, heading, this.body, this.message);
     for (const part of [this.away, this.message, this.setup.element, this.nothing, this.view.element]) {
       show(part, false);
     }
@@ -126,7 +126,7 @@ export class Panel {
     this.setup.update(state.trainer);
     if (!this.jobs.some((job) => job.id === this.selected)) this.selected = null;
     this.list.update(this.jobs, this.selected);
-    show(this.nothing, this.jobs.length === 0);
+    show(this.nothing, this.jobs.length === 0 && this.setup.element.hidden);
     show(this.list.element, this.jobs.length > 0);
     this.drawSelected();
     this.notice();

@@ -7,8 +7,7 @@ const TEACHER = "teacher";
 
 /** What a preview shows, in words. */
 function caption(preview) {
-  if (isTeacher(preview)) return "Teacher, all its steps";
-  return `Student after update ${whole(preview.step)}`;
+  return isTeacher(preview) ? "Teacher" : `Student, update ${whole(preview.step)}`;
 }
 
 const isTeacher = (preview) => preview.name.startsWith(TEACHER);
@@ -26,8 +25,7 @@ export class Pictures {
       { class: "dpdmd-section" },
       make("h3", {}, "Previews"),
       make("p", { class: "dpdmd-soft" }, note),
-      this.student.element,
-      this.teacher.element,
+      make("div", { class: "dpdmd-sheets" }, this.student.element, this.teacher.element),
     );
     this.large = new Large(address);
   }

@@ -106,7 +106,8 @@ export class RunView {
 
   /** What only the run's own page has: curves, previews, findings, settings, log. */
   detail(run) {
-    this.find(run.findings ?? []);
+    const said = this.job?.message; // it stands above already
+    this.find((run.findings ?? []).filter((finding) => finding.text !== said));
     this.plot([...(run.diversity ?? []), ...(run.loss ?? [])]);
     this.pictures.update(run.previews ?? []);
     this.set(run.settings ?? {});

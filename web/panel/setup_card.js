@@ -5,7 +5,7 @@ import { howFar, isLive, share, stateOf } from "./words.js";
 
 const MISSING =
   "Sampling with a DP-DMD LoRA works already. To train one, set up the trainer: it gets an " +
-  "environment of its own, and nothing is installed into this program's. It takes some GB of disk.";
+  "environment of its own, and this program's stays as it is. It takes some GB of disk.";
 const OUTDATED = "The trainer's environment is of an older version. Bring it up to date before you train.";
 
 export class SetupCard {
@@ -23,6 +23,7 @@ export class SetupCard {
     this.log = make("pre", { class: "dpdmd-log", tabindex: 0 });
     this.logBox = make("details", { class: "dpdmd-folded" }, make("summary", {}, "Log"), this.log);
     const parts = [this.words, this.bar, this.said, this.start, this.byHand, this.logBox];
+    this.tell("");
     this.element = make("section", { class: "dpdmd-card", "aria-label": "Trainer" }, this.title, ...parts);
   }
 

@@ -16,7 +16,9 @@ import enum
 import json
 import os
 import re
+import runpy
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -71,7 +73,13 @@ def taken_from(path: Path, names: set[str], known: dict[str, object]) -> dict[st
     found = {name for node in kept for name in defined(node)}
     assert names <= found, f"{path} lacks {names - found}"
     future = ast.parse("from __future__ import annotations").body
-    exec(compile(ast.Module([*future, *kept], []), str(path), "exec"), known)
+    text = ast.unparse(ast.Module([*future, *kept], []))
+    with tempfile.NamedTemporaryFile("w", suffix=".py", delete=False, encoding="utf-8") as file:
+        file.write(text)
+    try:
+        known.update(runpy.run_path(file.name, init_globals=known))
+    finally:
+        os.unlink(file.name)
     return known
 
 

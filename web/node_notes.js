@@ -30,7 +30,7 @@ function showNote(node, message) {
   const widget = node.widgets?.find((one) => one.name === NAME) ?? (text ? addWidget(node) : null);
   if (!widget) return;
   widget.element.textContent = text;
-  widget.dpdmdHeight = text ? heightOf(text, node.size[0]) : 0;
+  widget.dpdmdHeight = text ? heightOf(text, node.size[0]) + 2 * (widget.margin ?? 10) : 0;
   widget.element.style.display = text ? "" : "none";
   grow(node);
 }

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from dpdmd_studio.core.errors import SettingsError
+from dpdmd_studio.core.picture_diversity import sample_diversity
 from dpdmd_studio.trainer.engine.picture_features import folder_features, layout_features
 from dpdmd_studio.trainer.engine.picture_measures import (
     count_shapes,
     energy_distance,
     feature_measures,
-    sample_diversity,
     seeds_apart,
 )
 from dpdmd_studio.trainer.engine.shapes import SHAPES, Scene, draw

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from ...core import atomic_write
 from ...core.errors import RunError
+from ...core.picture_diversity import sample_diversity
 from ..run_directory import EVALUATIONS, RunDirectory
 from ..run_facts import clearly_nearer
 from .device import is_out_of_memory
 from .evaluate import Drawn, EvaluationSet, EvaluationStoppedError, draw_timed
 from .picture_features import layout_features
-from .picture_measures import energy_distance, sample_diversity
+from .picture_measures import energy_distance
 from .run_evaluation import evaluation_set, run_arms, session_painter
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...core.errors import SettingsError
+from ...core.picture_diversity import LAYOUT_TITLE, layout_vectors
 
 BATCH = 16
-LAYOUT_SIDE, COLOUR_CELLS, EDGE_CELLS, ORIENTATIONS = 64, 8, 4, 8
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 Pictures = Sequence[np.ndarray]
@@ -43,38 +43,8 @@ class PictureFeatures:
 
 
 def layout_features() -> PictureFeatures:
-    """The built-in feature: where which colours and edges are.
-
-    Half of the cosine is that of the mean colours of 8 x 8 cells less mid grey, half that of the
-    gradients of 4 x 4 cells, sorted into 8 orientations and weighed by their strength (as in
-    histograms of oriented gradients, Dalal and Triggs 2005).
-    """
-    return PictureFeatures("layout of colours and edges (built in)", _layout)
-
-
-def _layout(pictures: Pictures) -> Tensor:
-    return torch.stack([torch.from_numpy(_layout_of(picture)) for picture in pictures]).float()
-
-
-def _layout_of(picture: np.ndarray) -> np.ndarray:
-    size = (LAYOUT_SIDE, LAYOUT_SIDE)
-    small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX)) / 255.0
-    colours = _cells(small, COLOUR_CELLS).mean(axis=(1, 3)) - 0.5
-    down, right = np.gradient(small @ [0.299, 0.587, 0.114])
-    strength = np.hypot(down, right)
-    turn = np.floor(np.arctan2(down, right) % np.pi / np.pi * ORIENTATIONS) % ORIENTATIONS
-    sorted_edges = strength[..., None] * (turn[..., None] == np.arange(ORIENTATIONS))
-    edges = _cells(sorted_edges, EDGE_CELLS).sum(axis=(1, 3))
-    return np.concatenate([_unit(colours.ravel()), _unit(edges.ravel())]) / np.sqrt(2)
-
-
-def _cells(values: np.ndarray, count: int) -> np.ndarray:
-    side = len(values) // count
-    return values.reshape(count, side, count, side, -1)
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+    """The built-in feature: where which colours and edges are (`layout_vectors`)."""
+    return PictureFeatures(LAYOUT_TITLE, layout_vectors)
 
 
 def folder_features(folder: Path, device: torch.device) -> PictureFeatures:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.picture_diversity import sample_diversity
 from .picture_features import PictureFeatures
 from .shapes import ATTRIBUTES, parse_caption
 from .shapes_measure import Measurement, adherence, measure, unsaid_entropy
@@ -45,15 +46,6 @@ class MeasureSet:
         return MeasureSet(
             self.measures + other.measures, self.labels | other.labels, self.units | other.units
         )
-
-
-def sample_diversity(features: Tensor) -> float:
-    """1 - mean cosine over all pairs of R unit vectors, shape (R, D) (arXiv:2602.03139, Eq. 9)."""
-    count = len(features)
-    if count < 2:
-        raise ValueError(f"diversity needs at least 2 pictures, found {count}")
-    cosines = features.double() @ features.double().T
-    return 1.0 - float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
 
 
 def energy_distance(ours: Tensor, theirs: Tensor) -> float:

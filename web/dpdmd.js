@@ -50,10 +50,15 @@ async function openWindow() {
     floating.addEventListener("click", (event) => {
       if (event.target === floating) floating.close();
     });
+    const close = document.createElement("button");
+    close.className = "dpdmd-window-close";
+    close.textContent = "Close";
+    close.onclick = () => floating.close();
+    floating.append(document.createElement("div"), close);
     document.body.append(floating);
   }
   if (!floating.open) floating.showModal();
-  (await thePanel()).mount(floating);
+  (await thePanel()).mount(floating.firstElementChild);
 }
 
 function register() {

@@ -6,6 +6,9 @@ that contract a straight ODE step from sigma to sigma' is the same formula for V
     x' = x0 + (sigma' / sigma) * (x - x0)
 
 which is Euler's method (arXiv:2206.00364, Algorithm 2) and, on a VP schedule, DDIM with eta = 0.
+The re-noising step of consistency and DMD2 students takes x0 and adds fresh noise of level sigma':
+
+    VP: x' = x0 + sigma' * noise        flow: x' = (1 - sigma') * x0 + sigma' * noise
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch import Tensor
 from .errors import SettingsError
 
 Denoiser = Callable[..., Tensor]
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -31,6 +35,10 @@ def sample_few_step(
     extra_args: Mapping[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,
+    *,
+    solver: str = "ode",
+    noise_sampler: NoiseSampler | None = None,
+    flow: bool = False,
 ) -> Tensor:
     """The sample at the end of `sigmas`, shape (B, C, H, W): one evaluation of `model` per step.
 
@@ -44,11 +52,16 @@ def sample_few_step(
         extra_args: handed to every call of `model`.
         callback: called once a step with x, i, sigma, sigma_hat and denoised.
         disable: part of the contract (progress bars); the sampler draws none.
+        solver: "ode", or "sde" for the re-noising step.
+        noise_sampler: called as noise_sampler(sigma, sigma_next) for unit noise shaped like x; the
+            sde solver needs it, so that noise comes from the host's seed.
+        flow: whether the model is a flow; only the sde solver differs.
 
     Raises:
-        SettingsError: `sigmas` do not decrease, or go below 0.
+        SettingsError: `sigmas` do not decrease, or go below 0, or there is no such solver.
     """
     check_sigmas(sigmas)
+    _check_solver(solver, noise_sampler)
     arguments = dict(extra_args or {})
     ones = x.new_ones([x.shape[0]])
     for i in range(len(sigmas) - 1):
@@ -56,13 +69,30 @@ def sample_few_step(
         denoised = model(x, sigma * ones, **arguments)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        x = denoised + (sigma_next / sigma) * (x - denoised)
+        if noise_sampler is None or solver == "ode":
+            x = denoised + (sigma_next / sigma) * (x - denoised)
+        elif sigma_next > 0:
+            x = renoised(denoised, sigma_next, noise_sampler(sigma, sigma_next), flow)
+        else:
+            x = denoised
     return x
+
+
+def renoised(x0: Tensor, sigma: Tensor | float, noise: Tensor, flow: bool) -> Tensor:
+    """x0 with fresh noise of level sigma, in the k-diffusion convention, shape (B, C, H, W)."""
+    return (1 - sigma) * x0 + sigma * noise if flow else x0 + sigma * noise
+
+
+def _check_solver(solver: str, noise_sampler: NoiseSampler | None) -> None:
+    if solver not in ("ode", "sde"):
+        raise SettingsError(f"There is no solver {solver!r}; expected ode or sde.")
+    if solver == "sde" and noise_sampler is None:
+        raise SettingsError("The sde solver adds fresh noise and needs a noise_sampler.")
 
 
 def check_sigmas(sigmas: Tensor) -> None:
     """Raise SettingsError unless `sigmas` decrease and stay at or above 0."""
-    values = [float(sigma) for sigma in sigmas]
+    values = sigmas.tolist()  # one transfer, not one a level
     decreasing = all(high > low for high, low in pairwise(values))
     if not decreasing or not all(0 <= value < math.inf for value in values):
         raise SettingsError(

@@ -1,0 +1,289 @@
+"""Everything that touches ComfyUI. Nothing is imported from it before it is needed.
+
+So node classes can be defined, and tested, where there is no ComfyUI. What a version of it has is
+found out by looking (hasattr, signatures), from 0.3.60 on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import LoraError, SettingsError
+
+Model = Any
+"""A ComfyUI ModelPatcher."""
+Conditioning = list[Any]
+Latent = dict[str, Any]
+RECIPE_ATTACHMENT = "dpdmd_recipe"
+"""Recipe text on a MODEL; unlike `lora_metadata` it survives LoRAs that are loaded later."""
+
+
+def is_here() -> bool:
+    """Whether this process is a ComfyUI."""
+    return "comfy.samplers" in sys.modules
+
+
+# Models
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a MODEL is; `family` is empty for one that is none of ours."""
+
+    family: str
+    prediction: str
+    shift: float | None = None
+    zero_terminal_snr: bool = False
+    name: str = ""
+
+
+def model_facts(model: Model) -> ModelFacts:
+    """Family, prediction and schedule of a MODEL, from its classes; SettingsError if it has none."""
+    inner = getattr(model, "model", None)
+    if inner is None or not hasattr(model, "get_model_object"):
+        raise SettingsError(
+            f"This MODEL ({type(model).__name__}) comes from a loader that does not give ComfyUI's "
+            "own kind of model. Load the checkpoint with Load Checkpoint."
+        )
+    sampling = model.get_model_object("model_sampling")
+    kinds = {kind.__name__ for kind in type(sampling).__mro__}
+    prediction = "eps" if "EPS" in kinds else ""
+    for kind, name in (("V_PREDICTION", "v"), ("CONST", "flow"), ("X0", "x0")):
+        prediction = name if kind in kinds else prediction
+    return ModelFacts(
+        family=_family(inner),
+        prediction=prediction,
+        shift=float(sampling.shift)
+        if prediction == "flow" and hasattr(sampling, "shift")
+        else None,
+        zero_terminal_snr=bool(getattr(sampling, "zsnr", False)),
+        name=type(inner).__name__,
+    )
+
+
+def _family(inner: Any) -> str:
+    kinds = [kind.__name__ for kind in type(inner).__mro__]
+    if kinds[0] in ("SD3", "SDXL"):
+        return kinds[0].lower()
+    unet = getattr(getattr(inner, "model_config", None), "unet_config", {}) or {}
+    is_sd1 = kinds[0] == "BaseModel" and unet.get("context_dim") == 768
+    return "sd1" if is_sd1 and unet.get("adm_in_channels") is None else ""
+
+
+def attachment(model: Model, key: str) -> Any:
+    """What somebody attached to a MODEL under that key, None for nothing."""
+    found = getattr(model, "get_attachment", None)
+    return found(key) if found is not None else getattr(model, "attachments", {}).get(key)
+
+
+def attach(model: Model, key: str, value: Any) -> None:
+    """Attach something to a MODEL that is a clone of one's own."""
+    if hasattr(model, "set_attachments"):
+        model.set_attachments(key, value)
+    else:
+        model.attachments[key] = value
+
+
+# LoRA files
+
+
+def file_names(kind: str) -> list[str]:
+    """Files of a folder type ("checkpoints", "loras") as the host lists them; none outside it."""
+    if not is_here():
+        return []
+    import folder_paths
+
+    return list(folder_paths.get_filename_list(kind))
+
+
+def file_path(kind: str, name: str) -> Path:
+    """Where a listed file lies; SettingsError if it has gone."""
+    import folder_paths
+
+    found = folder_paths.get_full_path(kind, name)
+    if found is None:
+        folders = ", ".join(folder_paths.get_folder_paths(kind))
+        raise SettingsError(
+            f"{name} is not among the {kind}. It was moved or deleted, or never was in {folders}. "
+            "Press R to refresh the lists and choose another."
+        )
+    return Path(found)
+
+
+@dataclass(frozen=True)
+class LoadedLora:
+    """A MODEL with a LoRA, and how many of the LoRA's modules took hold of it."""
+
+    model: Model
+    applied: int
+
+
+def load_lora(model: Model, path: Path, strength: float) -> LoadedLora:
+    """A clone of the MODEL with the LoRA's patches, its metadata attached as core loaders do."""
+    import comfy.sd
+    import comfy.utils
+
+    try:
+        weights, metadata = comfy.utils.load_torch_file(
+            str(path), safe_load=True, return_metadata=True
+        )
+    except Exception as error:  # whatever a damaged file makes a loader raise
+        raise LoraError(
+            f"{path.name} cannot be read ({error}). It is damaged or cut off; download it again."
+        ) from error
+    before = patch_count(model)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
+    if metadata:
+        attach(patched, "lora_metadata", metadata)
+    return LoadedLora(patched, patch_count(patched) - before)
+
+
+def patch_count(model: Model) -> int:
+    """How many weight patches lie on a MODEL."""
+    return sum(len(patches) for patches in getattr(model, "patches", {}).values())
+
+
+# Sampling
+
+
+def sampler_object(function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
+    """A SAMPLER of a function with k-diffusion's call contract."""
+    import comfy.samplers
+
+    return comfy.samplers.KSAMPLER(function, dict(options))
+
+
+def noise_sampler(x: Tensor, seed: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Unit noise from the host's own seeded stream, as its samplers draw it."""
+    import comfy.k_diffusion.sampling
+
+    return comfy.k_diffusion.sampling.default_noise_sampler(x, seed=seed)
+
+
+def patcher_of(denoiser: Any) -> Model | None:
+    """The MODEL behind the callable that samplers are handed; None if it cannot be found."""
+    guider = getattr(denoiser, "inner_model", None)
+    return getattr(guider, "model_patcher", None)
+
+
+def is_flow(denoiser: Any) -> bool:
+    """Whether the model behind a sampler's callable is a flow."""
+    model = patcher_of(denoiser)
+    if model is None:
+        return False
+    kinds = type(model.get_model_object("model_sampling")).__mro__
+    return any(kind.__name__ == "CONST" for kind in kinds)
+
+
+def sample(
+    model: Model,
+    sampler: Any,
+    sigmas: Tensor,
+    guidance_scale: float,
+    positive: Conditioning,
+    negative: Conditioning | None,
+    latent: Latent,
+    seed: int,
+) -> Latent:
+    """Sample as core's KSampler does: same noise for a seed, masks, previews, interrupts.
+
+    Args:
+        negative: None where guidance is off; then it is not evaluated.
+    """
+    import comfy.model_management
+    import comfy.sample
+    import comfy.samplers
+    import comfy.utils
+    import latent_preview
+
+    start = _fitting_latent(model, latent)
+    noise = comfy.sample.prepare_noise(start, seed, latent.get("batch_index"))
+    guider = comfy.samplers.CFGGuider(model)
+    if negative is None:
+        guider.inner_set_conds({"positive": positive})
+    else:
+        guider.set_conds(positive, negative)
+    guider.set_cfg(guidance_scale)
+    samples = guider.sample(
+        noise,
+        start,
+        sampler,
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    samples = samples.to(comfy.model_management.intermediate_device())
+    kept = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
+    return kept | {"samples": samples}
+
+
+def _fitting_latent(model: Model, latent: Latent) -> Tensor:
+    """The latent with the channels of the model, if it is an empty one of another kind."""
+    import comfy.sample
+
+    fix = comfy.sample.fix_empty_latent_channels
+    ratios = (latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal"))
+    more = len(inspect.signature(fix).parameters) - 2
+    return fix(model, latent["samples"], *ratios[: max(0, more)])
+
+
+# The dropdowns of KSampler
+
+
+def register_sampler(name: str, function: Callable[..., Tensor]) -> None:
+    """Add a sampler to every sampler dropdown, or replace the function of one that is there."""
+    import comfy.k_diffusion.sampling
+    import comfy.samplers
+
+    setattr(comfy.k_diffusion.sampling, f"sample_{name}", function)
+    for names in (comfy.samplers.KSAMPLER_NAMES, comfy.samplers.SAMPLER_NAMES):
+        if name not in names:  # in place: other packs and nodes hold these very lists
+            names.append(name)
+
+
+def register_scheduler(name: str, function: Callable[[Any, int], Tensor]) -> None:
+    """Add a scheduler to every scheduler dropdown, or replace the function of one that is there."""
+    import comfy.samplers
+
+    comfy.samplers.SCHEDULER_HANDLERS[name] = comfy.samplers.SchedulerHandler(function, True)
+    if name not in comfy.samplers.SCHEDULER_NAMES:
+        comfy.samplers.SCHEDULER_NAMES.append(name)
+
+
+# Attention
+
+
+def with_attention(model: Model, function: Callable[..., Tensor]) -> Model:
+    """A clone of the MODEL whose attention is `function(original, q, k, v, heads, ...)`."""
+    patched = model.clone()
+    options = patched.model_options.setdefault("transformer_options", {})
+    patched.model_options["transformer_options"] = {
+        **options, "optimized_attention_override": function,
+    }  # fmt: skip
+    return patched
+
+
+def attention_in_force() -> str:
+    """The attention that this ComfyUI was started with, in its own word."""
+    import comfy.ldm.modules.attention as attention
+
+    return getattr(attention.optimized_attention, "__name__", "unknown").removeprefix("attention_")
+
+
+def load_device(model: Model) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype that a MODEL's network runs with."""
+    inner = model.model
+    dtype = getattr(inner, "manual_cast_dtype", None)
+    if dtype is None:
+        dtype = inner.get_dtype() if hasattr(inner, "get_dtype") else torch.float32
+    return torch.device(model.load_device), dtype

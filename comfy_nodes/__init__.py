@@ -1,6 +1,21 @@
-"""The ComfyUI nodes. There are none yet: both tables are empty and ComfyUI lists nothing."""
+"""ComfyUI nodes. ComfyUI reads the two tables through the package root."""
 
 from __future__ import annotations
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
-NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
+from typing import Any
+
+from . import attention_node, dropdown, host, lora_node, sampling
+
+_MODULES = (lora_node, sampling, attention_node)
+
+NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
+    "DPDMD" + kind.__name__.removeprefix("DPDMD"): kind
+    for module in _MODULES
+    for kind in module.NODES
+}
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
+    name: kind.DISPLAY_NAME for name, kind in NODE_CLASS_MAPPINGS.items()
+}
+
+if host.is_here():
+    dropdown.register()

@@ -46,7 +46,7 @@ class ModelFacts:
 
 
 def model_facts(model: Model) -> ModelFacts:
-    """Family, prediction and schedule of a MODEL, from its classes; SettingsError if it has none."""
+    """Family, prediction and schedule of a MODEL; SettingsError if it is no ordinary one."""
     inner = getattr(model, "model", None)
     if inner is None or not hasattr(model, "get_model_object"):
         raise SettingsError(

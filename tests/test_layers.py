@@ -45,7 +45,15 @@ LIBRARIES = {
     "webui_extension": EVERY_HOST_HAS,
     "": set(),
 }
-COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "nodes"}
+COMFYUI = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "folder_paths",
+    "latent_preview",
+    "nodes",
+}
 WEBUI = {"modules", "modules_forge", "backend", "ldm_patched"}
 # single files that may import more than their layer
 EXCEPTIONS = {

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .errors import SettingsError
+from .few_step import FAMILY_LABELS, default_recipe, schedule_of
 from .recipe import Recipe, plain_timesteps
-from .schedule import FlowSchedule, Levels, Schedule, VPSchedule
+from .schedule import Levels
 
 LCM_TEACHER_STEPS = 50
 ANY_FAMILY = ("sd1", "sdxl", "sd3")
@@ -63,50 +64,47 @@ class KnownStudent:
     source: str = ""
     hint: str = ""
 
-    def recipe(self, teacher: Recipe, num_steps: int = 0) -> Recipe:
-        """How to sample it on a model of `teacher`'s schedule; 0 steps are its own number.
-
-        Args:
-            teacher: any recipe of the model, for its family, prediction, shift and end.
+    def recipe(
+        self,
+        family: str,
+        prediction: str,
+        *,
+        shift: float | None = None,
+        zero_terminal_snr: bool = False,
+        num_steps: int = 0,
+    ) -> Recipe:
+        """How to sample it on a model of this family and schedule; 0 steps are its own number.
 
         Raises:
-            SettingsError: it does not exist for this family, or not for this number of steps.
+            SettingsError: it does not exist for this kind of model, or for this number of steps.
         """
-        self._check(teacher)
+        self._check(family, prediction)
         count = num_steps or self.num_steps
+        usual = default_recipe(
+            family, prediction, shift=shift, zero_terminal_snr=zero_terminal_snr, num_steps=count
+        )
         positions = torch.tensor([*self.grid(count), -1], dtype=torch.float64)
-        levels = Levels.at_positions(schedule_of(teacher), positions)
-        return Recipe(
-            family=teacher.family,
-            prediction=teacher.prediction,
-            num_steps=count,
+        levels = Levels.at_positions(schedule_of(usual), positions)
+        return replace(
+            usual,
             sigmas=tuple(levels.sigmas.tolist()),
             timesteps=tuple(levels.timesteps.tolist()[:-1]),
             solver=self.solver,
-            shift=teacher.shift,
-            zero_terminal_snr=teacher.zero_terminal_snr,
-            num_anchored_steps=0,
-            objective="unknown",
+            plain_host="",
         )
 
-    def _check(self, teacher: Recipe) -> None:
-        if teacher.family not in self.families:
-            found, expected = _spoken((teacher.family,)), _spoken(self.families)
-        elif self.families != ANY_FAMILY and teacher.prediction != "eps":
-            found, expected = f"of {teacher.prediction} prediction", "one of eps prediction"
+    def _check(self, family: str, prediction: str) -> None:
+        if family not in self.families:
+            found = FAMILY_LABELS.get(family, "of another family")
+            expected = " and ".join(FAMILY_LABELS[known] for known in self.families)
+        elif self.families != ANY_FAMILY and prediction != "eps":
+            found, expected = f"of {prediction} prediction", "one of eps prediction"
         else:
             return
         raise SettingsError(
             f"{self.name} was made for {expected}, and this model is {found}. Choose the settings "
             "of the LoRA that is loaded."
         )
-
-
-def schedule_of(recipe: Recipe) -> Schedule:
-    """The noise schedule a recipe's levels are on."""
-    if recipe.prediction == "flow":
-        return FlowSchedule(recipe.shift or 1.0)
-    return VPSchedule(recipe.zero_terminal_snr)
 
 
 def _lightning(num_steps: int) -> KnownStudent:
@@ -256,8 +254,3 @@ def _named_kind(title: str) -> str | None:
 
 def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text[:400].lower())
-
-
-def _spoken(families: tuple[str, ...]) -> str:
-    names = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3"}
-    return " and ".join(names.get(family, family) for family in families)

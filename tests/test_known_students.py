@@ -8,27 +8,18 @@ from dpdmd_studio.core.known_students import (
     KNOWN_STUDENTS,
     consistency_grid,
     recognise,
-    schedule_of,
     simple_grid,
 )
 from dpdmd_studio.core.recipe import Recipe
-from dpdmd_studio.core.schedule import Levels, few_step_positions
+from dpdmd_studio.core.schedule import Levels, VPSchedule, few_step_positions
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def teacher(family: str = "sdxl", **changes) -> Recipe:
-    """Any recipe of a model: only its family, prediction and schedule are looked at."""
-    flow = family == "sd3"
-    facts = {
-        "family": family,
-        "prediction": "flow" if flow else "eps",
-        "num_steps": 1,
-        "sigmas": (1.0 if flow else 14.6, 0.0),
-        "timesteps": (1000.0 if flow else 999.0,),
-        "shift": 3.0 if flow else None,
-    }
-    return Recipe(**(facts | changes))
+def recipe(name: str, family: str = "sdxl", **facts) -> Recipe:
+    """The recipe of a known kind on a model of that family."""
+    prediction = facts.pop("prediction", "flow" if family == "sd3" else "eps")
+    return KNOWN_STUDENTS[name].recipe(family, prediction, **facts)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 5, 6, 7, 8, 50])
@@ -49,50 +40,53 @@ def test_trailing_ode_kinds_have_the_grid_of_euler_and_ddim(num_steps):
         scheduler.set_timesteps(num_steps)
         expected = [float(t) for t in scheduler.timesteps]
         for kind in ("SDXL-Lightning", "Hyper-SD", "PCM"):
-            recipe = KNOWN_STUDENTS[f"{kind} {num_steps} steps"].recipe(teacher())
-            assert (recipe.solver, recipe.guidance_scale) == ("ode", 1.0)
-            assert list(recipe.timesteps) == pytest.approx(expected, abs=2e-3)
+            found = recipe(f"{kind} {num_steps} steps")
+            assert (found.solver, found.guidance_scale) == ("ode", 1.0)
+            assert list(found.timesteps) == pytest.approx(expected, abs=2e-3)
 
 
 def test_dmd2_has_the_levels_of_its_readme_and_adds_fresh_noise():
-    recipe = KNOWN_STUDENTS["DMD2 4 steps"].recipe(teacher())
-    assert recipe.solver == "sde" and recipe.num_steps == 4
-    assert list(recipe.timesteps) == pytest.approx([999, 749, 499, 249], abs=2e-3)
-    levels = Levels.at_positions(schedule_of(teacher()), few_step_positions(4))
-    assert list(recipe.sigmas) == levels.sigmas.tolist()
+    found = recipe("DMD2 4 steps")
+    assert found.solver == "sde" and found.num_steps == 4 and found.guidance_scale == 1.0
+    assert list(found.timesteps) == pytest.approx([999, 749, 499, 249], abs=2e-3)
+    levels = Levels.at_positions(VPSchedule(), few_step_positions(4))
+    assert list(found.sigmas) == levels.sigmas.tolist()
+    assert found.plain_host.startswith("none")  # a plain host would not add the noise
 
 
 def test_lcm_goes_on_its_own_grid_at_any_number_of_steps():
     for num_steps, expected in ((4, [999, 759, 499, 259]), (2, [999, 499])):
-        recipe = KNOWN_STUDENTS["LCM"].recipe(teacher("sd1"), num_steps)
-        assert list(recipe.timesteps) == pytest.approx(expected, abs=2e-3)
-        assert recipe.solver == "sde" and recipe.sigmas[-1] == 0
+        found = recipe("LCM", "sd1", num_steps=num_steps)
+        assert list(found.timesteps) == pytest.approx(expected, abs=2e-3)
+        assert found.solver == "sde" and found.sigmas[-1] == 0
     with pytest.raises(SettingsError, match=r"51 steps.*1 to 50"):
-        KNOWN_STUDENTS["LCM"].recipe(teacher("sd1"), 51)
+        recipe("LCM", "sd1", num_steps=51)
 
 
 def test_the_generic_grid_follows_the_shift_and_the_end_of_the_model():
-    flow = KNOWN_STUDENTS["simple grid, ode"].recipe(teacher("sd3"))
+    flow = recipe("simple grid, ode", "sd3")
     assert flow.sigmas == pytest.approx((1.0, 0.9, 0.75, 0.5, 0.0), abs=1e-6)
-    unshifted = KNOWN_STUDENTS["simple grid, sde"].recipe(teacher("sd3", shift=1.0))
+    unshifted = recipe("simple grid, sde", "sd3", shift=1.0)
     assert unshifted.sigmas == pytest.approx((1.0, 0.75, 0.5, 0.25, 0.0), abs=1e-6)
     assert (flow.solver, unshifted.solver) == ("ode", "sde")
-    zero_snr = teacher(zero_terminal_snr=True, prediction="v")
-    assert KNOWN_STUDENTS["simple grid, ode"].recipe(zero_snr).sigmas[0] > 4000
+    zero_snr = recipe("simple grid, ode", prediction="v", zero_terminal_snr=True)
+    assert zero_snr.sigmas[0] > 4000
 
 
 def test_every_kind_gives_a_grid_that_can_be_anchored():
     for student in KNOWN_STUDENTS.values():
-        recipe = student.recipe(teacher(student.families[0]))
-        assert recipe.num_steps >= 2 and student.source
-        assert recipe.timesteps[0] == pytest.approx(1000.0 if recipe.family == "sd3" else 999.0)
+        found = recipe(student.name, student.families[0])
+        assert found.num_steps >= 2 and student.source
+        assert found.timesteps[0] == pytest.approx(999.0)
 
 
 def test_a_kind_of_another_family_or_prediction_is_refused():
     with pytest.raises(SettingsError, match=r"SDXL-Lightning 4 steps was made for SDXL.*SD 1.x"):
-        KNOWN_STUDENTS["SDXL-Lightning 4 steps"].recipe(teacher("sd1"))
+        recipe("SDXL-Lightning 4 steps", "sd1")
     with pytest.raises(SettingsError, match=r"eps prediction.*v prediction"):
-        KNOWN_STUDENTS["DMD2 4 steps"].recipe(teacher(prediction="v"))
+        recipe("DMD2 4 steps", prediction="v")
+    with pytest.raises(SettingsError, match="this model is of another family"):
+        recipe("simple grid, ode", "")
 
 
 def test_the_simple_grid_is_the_positions_of_the_schedule():

@@ -192,17 +192,21 @@ def sample(
     negative: Conditioning | None,
     latent: Latent,
     seed: int,
+    *,
+    done: int = 0,
+    total: int = 0,
 ) -> Latent:
     """Sample as core's KSampler does: same noise for a seed, masks, previews, interrupts.
 
     Args:
         negative: None where guidance is off; then it is not evaluated.
+        done: steps that the progress bar shows as done before these.
+        total: steps of the whole progress bar; 0 for these alone.
     """
     import comfy.model_management
     import comfy.sample
     import comfy.samplers
     import comfy.utils
-    import latent_preview
 
     start = _fitting_latent(model, latent)
     noise = comfy.sample.prepare_noise(start, seed, latent.get("batch_index"))
@@ -218,13 +222,37 @@ def sample(
         sampler,
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+        callback=_preview_callback(model, done, total or len(sigmas) - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
     samples = samples.to(comfy.model_management.intermediate_device())
     kept = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}
     return kept | {"samples": samples}
+
+
+def _preview_callback(model: Model, done: int, total: int) -> Callable[..., None]:
+    """The host's progress and preview of steps that are a part of more."""
+    import latent_preview
+
+    show = latent_preview.prepare_callback(model, total)
+    return lambda step, x0, x, _: show(done + step, x0, x, total)
+
+
+def bypass_hook() -> type[Any] | None:
+    """The host's hook that adds a LoRA to a layer's output, None where it has none."""
+    import comfy.weight_adapter as adapters
+
+    return getattr(adapters, "BypassForwardHook", None)
+
+
+def core_sampling(model: Model, steps: int) -> tuple[Any, Tensor]:
+    """(SAMPLER, levels) of core's KSampler with euler and simple, for a MODEL of any family."""
+    import comfy.samplers
+
+    schedule = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(schedule, "simple", steps)
+    return comfy.samplers.sampler_object("euler"), sigmas
 
 
 def _fitting_latent(model: Model, latent: Latent) -> Tensor:

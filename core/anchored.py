@@ -21,7 +21,7 @@ the student's own first step, not before.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,6 +73,31 @@ class AnchoredPlan:
         """Network evaluations for one picture; a guided step is two."""
         base = (len(self.base_sigmas) - 1) * evaluations_per_step(self.base_guidance)
         return base + (len(self.student_sigmas) - 1) * evaluations_per_step(self.guidance_scale)
+
+    def with_note(self, note: str) -> AnchoredPlan:
+        """The same plan with a note in front of its own."""
+        return replace(self, note="\n".join(filter(None, (note, self.note))))
+
+    def describe(self) -> str:
+        """Lines for people: both parts, then the note."""
+        base, few = len(self.base_sigmas) - 1, len(self.student_sigmas) - 1
+        kind = ", re-noising" if self.solver == "sde" else ""
+        lines = (
+            f"Base model: {_steps(base)} at CFG {self.base_guidance:g}, noise levels "
+            f"{_level(self.base_sigmas[0])} to {_level(self.base_sigmas[-1])}.",
+            f"Few-step model: {_steps(few)} at CFG {self.guidance_scale:g}{kind}, noise levels "
+            f"{' '.join(map(_level, self.student_sigmas))}.",
+            f"{self.num_evaluations} network evaluations.",
+        )
+        return "\n".join(filter(None, (*lines, self.note)))
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def _level(sigma: Tensor) -> str:
+    return f"{float(sigma):.3g}"
 
 
 def evaluations_per_step(guidance_scale: float) -> int:

@@ -13,6 +13,8 @@ from dpdmd_studio.core.few_step import default_recipe
 from dpdmd_studio.core.lora_file import write_lora
 from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.engine.network import NetworkCall, schedule_of
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "shapes-sd3.safetensors"
 # ComfyUI knows a UNet by these widths; depth and everything else may be small.
@@ -48,9 +50,7 @@ def small_unet(name: str, folder: Path) -> tuple[NetworkCall, Path]:
 def checkpoint_and_lora(name: str, models: Path) -> tuple[str, str]:
     """A checkpoint without a text encoder, and a LoRA with a recipe for it; their file names."""
     if name == "sd3":
-        path = models / "checkpoints" / TEACHER.name
-        if not path.exists():
-            path.symlink_to(TEACHER)
+        path = models / "checkpoints" / teacher_in(models)
         call = load_checkpoint(TEACHER, dtype=torch.float32, device="cpu").call()
     else:
         call, path = small_unet(name, models / "checkpoints")
@@ -60,3 +60,27 @@ def checkpoint_and_lora(name: str, models: Path) -> tuple[str, str]:
     lora = models / "loras" / f"random-{name}.safetensors"
     write_lora(lora, call.family, config, pairs, recipe=recipe, overwrite=True)
     return path.name, lora.name
+
+
+def teacher_in(models: Path) -> str:
+    """The embedded flow teacher among a server's checkpoints; its file name."""
+    path = models / "checkpoints" / TEACHER.name
+    if not path.exists():
+        path.symlink_to(TEACHER)
+    return path.name
+
+
+def teacher_with_clip(models: Path) -> str:
+    """The embedded flow teacher with a random CLIP-L, for graphs that encode a prompt; its name."""
+    path = models / "checkpoints" / "shapes-with-clip.safetensors"
+    config = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+        num_attention_heads=12, projection_dim=768, eos_token_id=49407,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    encoder = CLIPTextModelWithProjection(config).half()
+    own = {key: value for key, value in load_file(TEACHER).items() if "text_encoders" not in key}
+    names = encoder.state_dict()
+    clip = {f"text_encoders.clip_l.transformer.{key}": value for key, value in names.items()}
+    save_file(own | clip, path)
+    return path.name

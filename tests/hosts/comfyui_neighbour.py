@@ -29,6 +29,23 @@ class RandomConditioning:
         return ([[torch.randn(1, 77, width, generator=generator), more]],)
 
 
+class FileConditioning:
+    """Conditioning from a file with `context` and `pooled`."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "load", ("CONDITIONING",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"path": ("STRING", {})}}
+
+    def load(self, path):
+        from safetensors.torch import load_file
+
+        found = load_file(path)
+        more = {"pooled_output": found["pooled"]} if "pooled" in found else {}
+        return ([[found["context"], more]],)
+
+
 class SaveTensors:
     """Whatever latents and sigmas arrive, in a file."""
 
@@ -54,4 +71,6 @@ class SaveTensors:
         return {"ui": {"text": [str(trainer.WHOSE)]}}
 
 
-NODE_CLASS_MAPPINGS = {"RandomConditioning": RandomConditioning, "SaveTensors": SaveTensors}
+NODE_CLASS_MAPPINGS = {
+    kind.__name__: kind for kind in (FileConditioning, RandomConditioning, SaveTensors)
+}

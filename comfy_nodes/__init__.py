@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import attention_node, dropdown, host, lora_node, sampling
+from . import anchored, attention_node, compare, dropdown, host, lora_node, sampling
 
-_MODULES = (lora_node, sampling, attention_node)
+_MODULES = (lora_node, sampling, anchored, attention_node, compare)
 
 NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "DPDMD" + kind.__name__.removeprefix("DPDMD"): kind

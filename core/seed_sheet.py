@@ -15,6 +15,7 @@ BACKGROUND, INK, FAINT = (250, 250, 250), (30, 30, 30), (110, 110, 110)
 COMFORTABLE_SIDE = 160
 # A larger sheet is shrunk: some programs and cards take no larger picture.
 MAX_SIDE = 8192
+MAX_LABEL = 300  # characters
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def seed_sheet(rows: Sequence[Row], seeds: Sequence[int]) -> Image.Image:
     label_font, facts_font = _font(text), _font(max(10, round(text * 0.8)))
     line = round(text * 1.35)
     row_height = 2 * line + height + GAP
-    size = (GAP + len(seeds) * (width + GAP), line + GAP + len(rows) * row_height)
+    size = (GAP + len(seeds) * (width + GAP), line + len(rows) * row_height)
     sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for column, seed in enumerate(seeds):
@@ -89,6 +90,7 @@ def _write(
     room: int,
 ) -> None:
     """Write one line, cut off where it would leave its room."""
+    text = " ".join(text.split())[:MAX_LABEL]
     if not isinstance(font, ImageFont.FreeTypeFont):
         text = text.encode("latin-1", "replace").decode("latin-1")  # all the old font has
     if draw.textlength(text, font=font) > room:

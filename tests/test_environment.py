@@ -15,6 +15,7 @@ from dpdmd_studio.trainer.environment import (
     handover,
     installation,
     packages,
+    readiness,
     torch_source,
     vocabularies,
 )
@@ -210,7 +211,7 @@ def test_a_borrowed_torch_that_left_sets_up_again(environment, tmp_path):
 
 
 def test_without_an_environment_the_command_says_how_to_make_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(handover, "ENGINE_LIBRARIES", ("no_such_library",))
+    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("no_such_library",))
     assert handover.hand_over(["distill"], env.Environment(tmp_path / "none")) == 2
     message = capsys.readouterr().err
     assert "no_such_library" in message
@@ -218,7 +219,7 @@ def test_without_an_environment_the_command_says_how_to_make_one(tmp_path, monke
 
 
 def test_an_interpreter_that_has_everything_is_used_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(handover, "ENGINE_LIBRARIES", ("json",))
+    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("json",))
     assert handover.hand_over(["distill"], env.Environment(tmp_path / "none")) is None
 
 

@@ -83,6 +83,7 @@ WITHOUT_TORCH = (
     "core/recipe.py",
     "core/tensor_file.py",
     "trainer/__init__.py",
+    "trainer/api/*.py",
     "trainer/cli.py",
     "trainer/config.py",
     "trainer/diagnosis*.py",

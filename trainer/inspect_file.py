@@ -23,13 +23,14 @@ SHOWN_CHARACTERS = 300
 SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d"}
 
 
-def inspect(path: Path, progress: Progress | None = None) -> Facts:
+def inspect(path: Path, progress: Progress | None = None, *, hashed: bool = True) -> Facts:
     """Facts of a model file (or diffusers folder) as plain data, ready for JSON.
 
     A file that is sound but cannot be used here has its reason under "problem".
 
     Args:
         progress: called with bytes hashed and bytes in all.
+        hashed: whether to read all of the file for its hashes; without them only its header is.
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a safetensors file.
@@ -41,7 +42,9 @@ def inspect(path: Path, progress: Progress | None = None) -> Facts:
     is_lora = any(LORA_KEY.search(key) for key in header.tensors)
     facts: Facts = {"file": str(path), "bytes": path.stat().st_size}
     facts |= _lora(header) if is_lora else _checkpoint(header)
-    facts |= _tensors(header) | {"hashes": _hashes(header, progress)}
+    facts |= _tensors(header)
+    if hashed:
+        facts["hashes"] = _hashes(header, progress)
     facts |= _recipe(header.metadata)
     facts["metadata"] = {k: v for k, v in header.metadata.items() if k != METADATA_KEY}
     return facts

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .curves import CURVES, Curve
+from ..curves import CURVES, Curve
 
 Array = NDArray[np.float64]
 

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from . import ROOT, WORKER, Environment, requirement_set
+from . import ROOT, WORKER, Environment
 from .boot import enter
-from .torch_source import FoundTorch
+from .readiness import is_outdated, lender_is_there, missing_libraries
 
 HANDED_OVER = "DPDMD_HANDED_OVER"
-ENGINE_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 _log = logging.getLogger("dpdmd_studio.environment")
 
 
 def hand_over(arguments: list[str], environment: Environment = WORKER) -> int | None:
     """Exit status of the command run in the worker's environment; None: go on right here."""
     if environment.is_ready:
-        state = environment.state()
-        lender = state.get("torch from")
-        if lender and not FoundTorch(state.get("torch lent", ""), Path(lender)).still_there():
+        if not lender_is_there(environment):
+            lender = environment.state().get("torch from")
             sys.stderr.write(
                 f"error: the PyTorch that was borrowed from {lender} has gone or changed. "
                 f'Run: {Path(sys.executable).name} "{ROOT / "install.py"}" setup\n'
@@ -36,7 +33,7 @@ def hand_over(arguments: list[str], environment: Environment = WORKER) -> int | 
             enter(environment.packages)
             return None
         return run_elsewhere(environment, arguments)
-    missing = [name for name in ENGINE_LIBRARIES if importlib.util.find_spec(name) is None]
+    missing = missing_libraries()
     if not missing:
         return None
     sys.stderr.write(
@@ -49,9 +46,7 @@ def hand_over(arguments: list[str], environment: Environment = WORKER) -> int | 
 
 def warn_when_outdated(environment: Environment) -> None:
     """Say so when an update of the project changed the pins."""
-    state = environment.state()
-    major, minor = map(int, state["version"].split("."))
-    if state.get("pins") != requirement_set((major, minor)).digest:
+    if is_outdated(environment):
         _log.warning(
             "the training environment is older than this version; `python install.py setup` "
             "brings it up to date"

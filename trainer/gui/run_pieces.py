@@ -15,6 +15,7 @@ from ...core.tensor_file import read_header
 from ..diagnosis import diagnose
 from ..jobs import Job, log_tail
 from ..run_directory import EVALUATIONS, METRICS, RunDirectory
+from ..run_previews import TEACHER, student_previews
 from . import html
 
 STATES = {
@@ -48,7 +49,6 @@ FIRST_CURVES, MOST_FIRST = ("diversity_kept", "teacher_distance", *MORE_CURVES[:
 """What a run is about; until it is measured, losses stand in."""
 LOG_LINES = 60
 PROGRESS_LINE = re.compile(r"update \d+/\d+,|---")  # the bar says it already
-STEP = re.compile(r"step-(\d{1,12})\.png")
 
 
 @dataclass(frozen=True)
@@ -153,33 +153,27 @@ def findings(job: Job) -> str:
     return meter + html.findings(diagnose(run))
 
 
-def _sheets(job: Job) -> list[tuple[int, Path]]:
-    """(update, sheet) of the student's previews, oldest first."""
-    folder = job.path / "previews"
-    found = [(STEP.fullmatch(path.name), path) for path in folder.glob("step-*.png")]
-    return sorted((int(match[1]), path) for match, path in found if match)
-
-
 def _pictures_key(job: Job) -> str:
-    return f"{job.id}/{(job.path / 'previews' / 'teacher.png').exists()}/{len(_sheets(job))}"
+    teacher = (job.path / "previews" / TEACHER).exists()
+    return f"{job.id}/{teacher}/{len(student_previews(job.path))}"
 
 
 def pictures(job: Job) -> str:
     """The teacher's and the newest student's sheet side by side, an early one before them."""
-    sheets = _sheets(job)
+    sheets = student_previews(job.path)
     teacher = html.picture(
-        job.path / "previews" / "teacher.png",
+        job.path / "previews" / TEACHER,
         "Pictures of the teacher on fixed prompts and seeds",
         "Teacher, all its steps",
     )
     chosen = [sheets[0], sheets[-1]] if len(sheets) > 1 else sheets
     students = [
         html.picture(
-            path,
-            f"The student's pictures after update {step}, same prompts and seeds",
-            f"Student after update {step:,}",
+            sheet.path,
+            f"The student's pictures after update {sheet.step}, same prompts and seeds",
+            f"Student after update {sheet.step:,}",
         )
-        for step, path in chosen
+        for sheet in chosen
     ]
     shown = [text for text in [teacher, *reversed(students)] if text]
     if not shown:

@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...core.errors import OutputError, PromptError, SettingsError
+from ...core.errors import PromptError, SettingsError
 from ...core.families import SHAPES_KEY
 from ...core.tensor_file import read_header
 from .. import preferences
 from ..home import home
 from ..jobs import all_jobs
+from ..lora_output import lora_file
 from ..model_folders import ModelFile, contained, default_folders, list_models
 from ..path_checks import check_name, is_inside, resolved
 
@@ -141,19 +142,7 @@ def chosen_output(folder: object, name: object) -> Path:
     Raises:
         SettingsError, OutputError: a name with folders in it, or no place to write.
     """
-    path = _local_folder(folder or output_folder())
-    stem = str(name or "").strip().removesuffix(".safetensors")
-    if not stem or len(stem) > 100 or set(stem) & set('/\\:*?"<>|') or stem.startswith("."):
-        raise OutputError(
-            'Name the LoRA with up to 100 characters, without / \\ : * ? " < > | and not '
-            "beginning with a dot."
-        )
-    check_name(stem)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"The folder {path} cannot be made: {error}.") from error
-    return path / f"{stem}.safetensors"
+    return lora_file(_local_folder(folder or output_folder()), name)
 
 
 def free_output(folder: object, name: str) -> str:

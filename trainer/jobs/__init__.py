@@ -4,7 +4,7 @@ Front ends use what is named here. What they see is read from the jobs' director
 that any number of them agree, and nothing is lost with a process that ends.
 """
 
-from .actions import delete, duplicate, rename, restore, start, stop
+from .actions import delete, duplicate, free_output, rename, restore, start, stop
 from .job import KINDS, LIVE, STATES, Job, all_jobs, get_job, log_tail
 from .queue import move
 from .spawn import ensure_worker, worker_lives
@@ -20,6 +20,7 @@ __all__ = [
     "delete",
     "duplicate",
     "ensure_worker",
+    "free_output",
     "get_job",
     "log_tail",
     "move",

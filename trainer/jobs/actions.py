@@ -96,7 +96,7 @@ def duplicate(id: str, title: str = "") -> Job:
         raise RunError(f"{job.title} is a {job.kind}; only distillations can be duplicated.")
     run = RunDirectory.open(job.path)
     values = DistillRequest.from_dict(run.settings()).to_dict()
-    values |= {"output": str(_free_output(Path(values["output"]))), "created_at": time.time()}
+    values |= {"output": str(free_output(Path(values["output"]))), "created_at": time.time()}
     values |= {"overwrite": False}
     draft = files.draft_folder()
     try:
@@ -115,8 +115,8 @@ def duplicate(id: str, title: str = "") -> Job:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _free_output(asked: Path) -> Path:
-    """A file name beside `asked` that neither exists nor is the aim of another job."""
+def free_output(asked: Path) -> Path:
+    """`asked`, or a name beside it, that neither exists nor is the aim of another job."""
     taken = set()
     for folder in files.job_folders():
         output = files.read_json(folder / files.SETTINGS).get("output")

@@ -1,4 +1,4 @@
-"""The metrics of a run that a report draws, and what good looks like in each."""
+"""The metrics of a run that pages and reports draw, and what good looks like in each."""
 
 from __future__ import annotations
 

@@ -1,0 +1,54 @@
+"""Whether training can start on this computer, and the command that makes it so."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from . import ROOT, WORKER, Environment, requirement_set
+from .torch_source import FoundTorch
+
+ENGINE_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+
+
+def missing_libraries() -> list[str]:
+    """What this interpreter lacks to run the engine itself."""
+    return [name for name in ENGINE_LIBRARIES if importlib.util.find_spec(name) is None]
+
+
+def is_ready(environment: Environment | None = None) -> bool:
+    """Whether a run would find all it needs, in the environment or in this interpreter."""
+    environment = environment or WORKER
+    if environment.is_ready:
+        return lender_is_there(environment)
+    return not missing_libraries()
+
+
+def lender_is_there(environment: Environment) -> bool:
+    """Whether the PyTorch that the environment borrows is still there; true if it has its own."""
+    state = environment.state()
+    lender = state.get("torch from")
+    return not lender or FoundTorch(state.get("torch lent", ""), Path(lender)).still_there()
+
+
+def is_outdated(environment: Environment | None = None) -> bool:
+    """Whether an update of the project changed the pins since the environment was made."""
+    environment = environment or WORKER
+    if not environment.is_ready:
+        return False
+    state = environment.state()
+    try:
+        major, minor = map(int, state["version"].split("."))
+    except (KeyError, ValueError):
+        return True
+    return state.get("pins") != requirement_set((major, minor)).digest
+
+
+def setup_command() -> str:
+    """The command line that sets the trainer up, for a terminal of this system."""
+    words = [sys.executable, str(ROOT / "install.py"), "setup"]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -9,6 +9,8 @@ import { isLive } from "./words.js";
 
 const SOON = 1000; // milliseconds between two looks while something runs
 const LATER = 5000;
+/** A run that was deleted elsewhere between two looks; the next list is without it. */
+const GONE = 404;
 const AWAY = "Server away, trying again …";
 /** A message of something done goes after so long; one of something refused stays. */
 const MESSAGE_STAYS = 6000;
@@ -156,14 +158,24 @@ export class Panel {
     const shown = !this.setup.element.hidden && setup ? setup : null;
     const job = this.jobs.find((one) => one.id === this.selected);
     const key = job ? `${job.id}/${job.updated_at}/${job.state}` : "";
-    if (shown) this.setup.tell((await this.client.run(shown.id)).log);
+    if (shown) this.setup.tell((await this.run(shown.id))?.log);
     if (job && key !== this.seen) {
-      const run = await this.client.run(job.id);
+      const run = await this.run(job.id);
       if (turn !== this.turn || this.selected !== job.id) return false;
-      this.view.detail(run);
+      if (run) this.view.detail(run);
       this.seen = key;
     }
     return turn === this.turn;
+  }
+
+  /** A run's own page; null if it was deleted since the last look. */
+  async run(id) {
+    try {
+      return await this.client.run(id);
+    } catch (error) {
+      if (error.status === GONE) return null;
+      throw error;
+    }
   }
 
   open(id) {

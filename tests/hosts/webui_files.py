@@ -1,0 +1,52 @@
+"""A small SD 1.x checkpoint that A1111 takes, with the settings file that says so beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkpoints
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+SETTINGS = """\
+model:
+  target: ldm.models.diffusion.ddpm.LatentDiffusion
+  params:
+    {linear_start: 0.00085, linear_end: 0.0120, num_timesteps_cond: 1, timesteps: 1000,
+     first_stage_key: jpg, cond_stage_key: txt, image_size: 64, channels: 4,
+     conditioning_key: crossattn, scale_factor: 0.18215, use_ema: false,
+     unet_config: {target: ldm.modules.diffusionmodules.openaimodel.UNetModel, params:
+       {image_size: 32, in_channels: 4, out_channels: 4, model_channels: 64,
+        attention_resolutions: [1], num_res_blocks: 1, channel_mult: [1, 2], num_heads: 8,
+        use_spatial_transformer: true, transformer_depth: 1, context_dim: 768,
+        use_checkpoint: false, legacy: false}},
+     first_stage_config: {target: ldm.models.autoencoder.AutoencoderKL, params:
+       {embed_dim: 4, lossconfig: {target: torch.nn.Identity}, ddconfig:
+         {double_z: true, z_channels: 4, resolution: 256, in_channels: 3, out_ch: 3, ch: 32,
+          ch_mult: [1, 1, 1, 1], num_res_blocks: 1, attn_resolutions: [], dropout: 0.0}}},
+     cond_stage_config: {target: ldm.modules.encoders.modules.FrozenCLIPEmbedder}}
+"""
+UNET = {
+    **checkpoints.SD1_UNET, "block_out_channels": (64, 128), "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}  # fmt: skip
+VAE = {
+    "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+
+
+def small_sd1(folder: Path) -> Path:
+    """The checkpoint's file, of random weights: a real CLIP-L, a small UNet and a small VAE."""
+    config = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+        num_attention_heads=12, projection_dim=768, eos_token_id=49407,
+    )  # fmt: skip
+    tiny = checkpoints.Tiny(
+        checkpoints.randomised(UNet2DConditionModel(**UNET)),
+        {"clip_l": checkpoints.randomised(CLIPTextModel(config), 1)},
+        checkpoints.randomised(AutoencoderKL(**VAE), 4),  # type: ignore[arg-type]
+    )
+    path = folder / "small-sd1.safetensors"
+    path.with_suffix(".yaml").write_text(SETTINGS, encoding="utf-8")
+    return checkpoints.save(path, checkpoints.file_state(tiny))

@@ -1,0 +1,251 @@
+"""Everything that touches the web UI: A1111, Forge and their relatives, told apart by looking.
+
+Nothing is imported from a host before it is needed, so the rest can be tested without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+Processing = Any
+"""The host's StableDiffusionProcessing: one generation."""
+FORGE_PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "const": "flow"}
+ZERO_SNR_SIGMA = 1000.0
+"""A VP model whose highest level is above this has zero terminal SNR; usual ones end at 14.6."""
+SKIP_NEGATIVE, SKIP_NEGATIVE_TEXT = "skip_early_cond", "Skip Early CFG"
+
+
+# The model
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the loaded checkpoint is; `family` is empty for one that is none of ours."""
+
+    family: str
+    prediction: str
+    shift: float | None = None
+    zero_terminal_snr: bool = False
+
+
+def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
+    """Facts of the loaded checkpoint; None while none is loaded.
+
+    Args:
+        sigmas: the levels of the denoiser in use, increasing.
+    """
+    from modules import shared
+
+    model = shared.sd_model
+    flags = {name: bool(getattr(model, f"is_{name}", False)) for name in ("sd1", "sdxl", "sd3")}
+    if model is None or not hasattr(model, "is_sd1"):
+        return None
+    family = next((name for name, flag in flags.items() if flag), "")
+    predictor = _predictor(model)
+    if predictor is not None:
+        prediction = FORGE_PREDICTIONS.get(str(getattr(predictor, "prediction_type", "")), "")
+        shift = getattr(predictor, "shift", None)
+    else:
+        prediction = "v" if getattr(model, "parameterization", "eps") == "v" else "eps"
+        shift = None
+    if family == "sd3":
+        prediction, shift = "flow", float(shift or 3.0)
+    else:
+        shift = None
+    zero = sigmas is not None and family != "sd3" and float(sigmas[-1]) > ZERO_SNR_SIGMA
+    return ModelFacts(family, prediction, shift, zero)
+
+
+def _predictor(model: Any) -> Any:
+    """Forge's description of the schedule; None elsewhere."""
+    unet = getattr(getattr(model, "forge_objects", None), "unet", None)
+    return getattr(getattr(unet, "model", None), "predictor", None)
+
+
+def skips_negative_itself() -> bool:
+    """Whether the host leaves the negative prompt out at CFG 1 of its own accord."""
+    from modules import shared
+
+    return hasattr(shared.sd_model, "forge_objects")
+
+
+# LoRA files
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA by the name a prompt calls it."""
+
+    name: str
+    path: Path
+    strength: float = 1.0
+
+
+def _networks() -> ModuleType | None:
+    """The built-in extension that holds the LoRAs."""
+    return sys.modules.get("networks")
+
+
+def active_loras() -> list[Lora]:
+    """The LoRAs of the generation that runs."""
+    networks = _networks()
+    found = []
+    for net in getattr(networks, "loaded_networks", []):
+        on_disk = getattr(net, "network_on_disk", None)
+        if on_disk is not None:
+            strength = float(getattr(net, "unet_multiplier", 1.0))
+            found.append(Lora(str(net.name), Path(on_disk.filename), strength))
+    return found
+
+
+def lora_path(name: str) -> Path | None:
+    """The file that `<lora:name:...>` calls; None if the host knows no such LoRA."""
+    networks = _networks()
+    if networks is None:
+        return None
+    if not networks.available_networks:
+        networks.list_available_networks()
+    forbidden = getattr(networks, "forbidden_network_aliases", {})
+    by_alias = {} if name.lower() in forbidden else networks.available_network_aliases
+    on_disk = by_alias.get(name) or networks.available_networks.get(name)
+    return Path(on_disk.filename) if on_disk is not None else None
+
+
+# Sampling
+
+
+def register_sampler(name: str, make: Callable[[Any], Any], options: dict[str, Any]) -> None:
+    """Add a sampler to the dropdowns, or replace the one of that name; keeps others' entries."""
+    from modules import sd_samplers, sd_samplers_common
+
+    data = sd_samplers_common.SamplerData(name, make, [name.lower()], options)
+    known = sd_samplers.all_samplers
+    places = [place for place, item in enumerate(known) if item.name == name]
+    if places:
+        known[places[0]] = data
+    else:
+        known.append(data)
+    sd_samplers.all_samplers_map[name] = data
+    sd_samplers.set_samplers()
+
+
+def register_scheduler(name: str, label: str, function: Callable[..., Tensor]) -> None:
+    """Add a schedule type to the dropdowns, or replace the one of that name."""
+    from modules import sd_schedulers
+
+    entry = sd_schedulers.Scheduler(name, label, function, need_inner_model=True)
+    known = sd_schedulers.schedulers
+    places = [place for place, item in enumerate(known) if item.name == name]
+    if places:
+        known[places[0]] = entry
+    else:
+        known.append(entry)
+    sd_schedulers.schedulers_map.update({name: entry, label: entry})
+
+
+def sampler_base() -> type:
+    """The host's class of k-diffusion samplers."""
+    from modules.sd_samplers_kdiffusion import KDiffusionSampler
+
+    return KDiffusionSampler
+
+
+def skipped_levels(p: Processing, steps: int | None) -> int:
+    """How many levels the host cuts off the front of a grid for image to image."""
+    from modules import sd_samplers_common
+
+    total, encoded = sd_samplers_common.setup_img2img_steps(p, steps)
+    return max(0, total - encoded - 1)
+
+
+def start_factor(sigma: Tensor, flow: bool) -> Tensor:
+    """What start noise has to be multiplied by so that a flow has it as it is, VP at unit variance.
+
+    A1111 starts at noise * sigma, or noise * sqrt(1 + sigma^2) with "SGM noise multiplier".
+    """
+    from modules import shared
+
+    one = sigma.new_ones(())
+    with_signal = (1 + sigma**2).sqrt()
+    multiplied = bool(getattr(shared.opts, "sgm_noise_multiplier", False))
+    if flow:
+        return one if skips_negative_itself() or not multiplied else sigma / with_signal
+    return one if multiplied else with_signal / sigma
+
+
+def noise_sampler(x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Unit noise from the host's seeded stream, one for each picture of a batch."""
+    import k_diffusion.sampling
+
+    return lambda *_: k_diffusion.sampling.torch.randn_like(x)
+
+
+def set_total_steps(denoiser: Any, steps: int) -> None:
+    """Tell the progress bar how many evaluations there will really be."""
+    from modules import shared
+
+    denoiser.total_steps = denoiser.steps = steps
+    shared.state.sampling_steps = steps
+
+
+@contextlib.contextmanager
+def without_negative(denoiser: Any, guidance_scale: float, conditioning: Any) -> Iterator[None]:
+    """Leave the negative prompt out while the block runs, where that changes nothing.
+
+    A1111 evaluates it at CFG 1, too. Its own switch for leaving it out is turned on meanwhile.
+    """
+    from modules import shared
+
+    data = shared.opts.data
+    known = SKIP_NEGATIVE in getattr(shared.opts, "data_labels", {})
+    if guidance_scale != 1.0 or not known or skips_negative_itself() or not _plain(conditioning):
+        yield
+        return
+    said = denoiser.p.extra_generation_params
+    was_said, had, before = (
+        SKIP_NEGATIVE_TEXT in said,
+        SKIP_NEGATIVE in data,
+        data.get(SKIP_NEGATIVE),
+    )
+    data[SKIP_NEGATIVE] = 1.0
+    try:
+        yield
+    finally:
+        if had:
+            data[SKIP_NEGATIVE] = before
+        else:
+            data.pop(SKIP_NEGATIVE, None)
+        if not was_said:
+            said.pop(SKIP_NEGATIVE_TEXT, None)
+
+
+def _plain(conditioning: Any) -> bool:
+    """Whether every picture has one prompt of weight 1; "AND" needs the negative prompt."""
+    batch = getattr(conditioning, "batch", None)
+    if batch is None:
+        return False
+    return all(len(prompts) == 1 and prompts[0].weight == 1.0 for prompts in batch)
+
+
+# Options and notes
+
+
+def option(name: str, default: Any) -> Any:
+    """The value of one of our settings."""
+    from modules import shared
+
+    return getattr(shared.opts, name, default)
+
+
+def comment(p: Processing, text: str) -> None:
+    """Show a note below the picture."""
+    if hasattr(p, "comment"):
+        p.comment(text)

@@ -54,7 +54,7 @@ COMFYUI = {
     "latent_preview",
     "nodes",
 }
-WEBUI = {"modules", "modules_forge", "backend", "ldm_patched"}
+WEBUI = {"modules", "modules_forge", "backend", "ldm_patched", "k_diffusion"}
 # single files that may import more than their layer
 EXCEPTIONS = {
     "core/attention.py": {"xformers"},
@@ -66,7 +66,7 @@ EXCEPTIONS = {
     "trainer/gui/studio.py": {"gradio"},
     "trainer/gui/theme.py": {"gradio"},
     "trainer/gui/wiring.py": {"gradio"},
-    "comfy_nodes/host.py": COMFYUI | {"server", "execution"},
+    "comfy_nodes/host.py": COMFYUI | {"server", "execution", "aiohttp"},
     "webui_extension/host.py": WEBUI,
     "webui_extension/train_tab.py": {"gradio"},
 }

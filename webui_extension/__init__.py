@@ -8,6 +8,10 @@ def register() -> None:
 
     The host calls it at start and again on every UI reload.
     """
+    from . import host
+
+    if not host.is_here():
+        return
     from . import sampler
 
     sampler.register()

@@ -23,6 +23,11 @@ ZERO_SNR_SIGMA = 1000.0
 SKIP_NEGATIVE, SKIP_NEGATIVE_TEXT = "skip_early_cond", "Skip Early CFG"
 
 
+def is_here() -> bool:
+    """Whether this process is a web UI."""
+    return "modules.sd_samplers" in sys.modules
+
+
 # The model
 
 

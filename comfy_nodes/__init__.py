@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import anchored, attention_node, compare, dropdown, host, lora_node, sampling
+from . import (
+    anchored,
+    attention_node,
+    compare,
+    distill,
+    dropdown,
+    host,
+    lora_node,
+    routes,
+    runs_node,
+    sampling,
+)
 
-_MODULES = (lora_node, sampling, anchored, attention_node, compare)
+_MODULES = (lora_node, sampling, anchored, attention_node, compare, distill, runs_node)
 
 NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "DPDMD" + kind.__name__.removeprefix("DPDMD"): kind
@@ -19,3 +30,4 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
 
 if host.is_here():
     dropdown.register()
+    routes.register()

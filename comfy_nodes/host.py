@@ -315,3 +315,183 @@ def load_device(model: Model) -> tuple[torch.device, torch.dtype]:
     if dtype is None:
         dtype = inner.get_dtype() if hasattr(inner, "get_dtype") else torch.float32
     return torch.device(model.load_device), dtype
+
+
+# Training: folders, memory, progress, interrupts
+
+MODEL_FOLDERS = ("checkpoints", "diffusion_models", "text_encoders", "vae", "loras")
+
+
+def folders(*kinds: str) -> list[Path]:
+    """Folders of those types, each once, as the host names them; types it lacks have none."""
+    import folder_paths
+
+    known = folder_paths.folder_names_and_paths
+    named = [folder_paths.get_folder_paths(kind) for kind in kinds if kind in known]
+    return [Path(path) for path in dict.fromkeys(path for paths in named for path in paths)]
+
+
+def listed_name(kind: str, path: Path) -> str:
+    """How the host's list names a file, which is looked at anew; its file name if it has none."""
+    import folder_paths
+
+    folder_paths.filename_list_cache.pop(kind, None)
+    for folder in folders(kind):
+        if path.is_relative_to(folder):
+            return str(path.relative_to(folder))
+    return path.name
+
+
+def input_folder() -> Path:
+    """Where the host looks for files that nodes read."""
+    import folder_paths
+
+    return Path(folder_paths.get_input_directory())
+
+
+def checkpoint_of(model: Model) -> Path | None:
+    """The file that a MODEL was loaded from, where the host remembers it."""
+    made_by = getattr(model, "cached_patcher_init", None)
+    first = made_by[1][0] if made_by and len(made_by) > 1 and made_by[1] else None
+    return Path(first) if isinstance(first, str) and Path(first).is_file() else None
+
+
+def changed_objects(model: Model) -> list[str]:
+    """Names of parts that somebody replaced on a MODEL, such as its sampling."""
+    return sorted(getattr(model, "object_patches", {}) or {})
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a LoRA, as core's nodes pass them on."""
+    import comfy.utils
+
+    return comfy.utils.load_torch_file(str(path), safe_load=True)
+
+
+def free_memory() -> None:
+    """Take the host's models off the device; it loads them again when it needs them."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
+def device_memory() -> int:
+    """Bytes of the graphics card; 0 where the host runs without one."""
+    import comfy.model_management
+
+    device = comfy.model_management.get_torch_device()
+    kind = getattr(device, "type", "cpu")
+    return 0 if kind in ("cpu", "mps") else int(comfy.model_management.get_total_memory(device))
+
+
+def progress_bar(total: int, node_id: str | None) -> Any:
+    """A progress bar of a node; `show_progress` moves it."""
+    import comfy.utils
+
+    takes_node = "node_id" in inspect.signature(comfy.utils.ProgressBar.__init__).parameters
+    return comfy.utils.ProgressBar(total, **({"node_id": node_id} if takes_node else {}))
+
+
+def show_progress(bar: Any, done: int, total: int, picture: Any = None) -> None:
+    """Move a progress bar, with a PIL picture to show on the node, if there is one."""
+    preview = None if picture is None else ("JPEG", picture, max(picture.size))
+    bar.update_absolute(done, max(1, total), preview)
+
+
+def notify(node_id: str | None, text: str) -> None:
+    """Write a line on a node while it runs, where the host has a place for it."""
+    import server
+
+    instance = getattr(server.PromptServer, "instance", None)
+    send = getattr(instance, "send_progress_text", None)
+    if node_id is not None and send is not None:
+        send(text, node_id)
+
+
+def check_interrupt() -> None:
+    """Raise the host's own exception if the person pressed Cancel. It is no `Exception`."""
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether that is what `check_interrupt` raises."""
+    import comfy.model_management
+
+    return isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
+def blocked() -> Any:
+    """An output that makes the host leave out what needs it; None where it has no such thing."""
+    try:
+        from comfy_execution.graph_utils import ExecutionBlocker
+    except ImportError:
+        return None
+    return ExecutionBlocker(None)
+
+
+def show_picture(picture: Any) -> dict[str, str]:
+    """A PIL picture in the host's folder for previews; what a node's "images" output names."""
+    import folder_paths
+
+    place = folder_paths.get_temp_directory()
+    full, name, count, subfolder, _ = folder_paths.get_save_image_path("dpdmd", place)
+    file = f"{name}_{count:05}_.png"
+    Path(full).mkdir(parents=True, exist_ok=True)
+    picture.save(Path(full) / file, compress_level=1)
+    return {"filename": file, "subfolder": subfolder, "type": "temp"}
+
+
+# The server
+
+ANSWER = "dpdmd_answer"
+"""Where a server keeps the function that answers; a reloaded pack puts its own there."""
+
+
+def serve(
+    prefix: str,
+    limit: int,
+    answer: Callable[[str, str, Mapping[str, str], bytes | None, Mapping[str, str]], Any],
+) -> None:
+    """Answer all requests below `prefix`, in threads. Called again, the last `answer` counts.
+
+    Args:
+        limit: bytes of a body that are read; of a larger one `answer` is handed None.
+        answer: (method, path, query, body, headers) -> an answer with status, content_type, body
+            and headers.
+    """
+    import asyncio
+
+    import server
+    from aiohttp import web
+
+    instance = getattr(server.PromptServer, "instance", None)
+    if instance is None:
+        return
+    known = hasattr(instance, ANSWER)
+    setattr(instance, ANSWER, answer)
+    if known:
+        return
+
+    async def handler(request: Any) -> Any:
+        body = await _read_body(request, limit) if request.can_read_body else b""
+        asked = (request.method, request.raw_path.partition("?")[0], dict(request.query), body)
+        current = getattr(instance, ANSWER)
+        found = await asyncio.to_thread(current, *asked, dict(request.headers))
+        headers = {**found.headers, "Content-Type": found.content_type}
+        return web.Response(status=found.status, body=found.body, headers=headers)
+
+    for register in (instance.routes.get, instance.routes.post):
+        register(prefix + "/{rest:.*}")(handler)
+
+
+async def _read_body(request: Any, limit: int) -> bytes | None:
+    """The body, or None once it is larger than `limit`."""
+    found = bytearray()
+    async for part in request.content.iter_any():
+        found += part
+        if len(found) > limit:
+            return None
+    return bytes(found)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from dpdmd_studio.trainer import jobs
-from dpdmd_studio.trainer.api import MAX_BODY_BYTES, PREFIX, Api, Response, run_detail
+from dpdmd_studio.trainer.api import MAX_BODY_BYTES, PREFIX, Response, run_detail
+from dpdmd_studio.trainer.api.handler import Api
 from dpdmd_studio.trainer.config import DistillConfig
 from dpdmd_studio.trainer.environment import Environment, readiness
 from dpdmd_studio.trainer.jobs import files as job_files

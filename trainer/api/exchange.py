@@ -16,6 +16,10 @@ NOT_HERE = (
     "There is nothing under this address. Expected one of the addresses of the DP-DMD panel; "
     "reload the page if the pack was updated."
 )
+TOO_LARGE = (
+    f"The request has more than {MAX_BODY_BYTES / 1e6:.0f} MB. Send fewer prompts, or name a "
+    "prompts file on the node."
+)
 FOREIGN = (
     "This request came from a page of another site and was refused. Open the panel under the "
     "address that this server has."
@@ -75,7 +79,7 @@ def error_response(status: int, message: str) -> Response:
 
 
 def read_request(
-    method: str, path: str, query: Mapping[str, str], body: bytes, headers: Mapping[str, str]
+    method: str, path: str, query: Mapping[str, str], body: bytes | None, headers: Mapping[str, str]
 ) -> Request:
     """The request, or RefusedError: too large, from another site, no JSON, or not below PREFIX.
 
@@ -85,23 +89,14 @@ def read_request(
     """
     lower = {name.lower(): value for name, value in headers.items()}
     check_origin(lower)
-    if len(body) > MAX_BODY_BYTES:
-        raise too_large(len(body))
-    before, prefix, rest = path.partition(PREFIX + "/")
+    if body is None or len(body) > MAX_BODY_BYTES:
+        raise RefusedError(413, TOO_LARGE)
+    _, prefix, rest = path.partition(PREFIX + "/")
     if not prefix:
         raise RefusedError(404, NOT_HERE)
     parts = tuple(unquote(part) for part in rest.split("/"))
     content = _table(body, lower) if method == "POST" else {}
     return Request(method, parts, query, content)
-
-
-def too_large(size: int) -> RefusedError:
-    """The refusal of a body of that many bytes."""
-    return RefusedError(
-        413,
-        f"The request has {size / 1e6:.0f} MB; up to {MAX_BODY_BYTES / 1e6:.0f} are taken. Send "
-        "fewer prompts, or name a prompts file on the node.",
-    )
 
 
 def check_origin(headers: Mapping[str, str]) -> None:

@@ -51,13 +51,14 @@ class Api:
         method: str,
         path: str,
         query: Mapping[str, str],
-        body: bytes,
+        body: bytes | None,
         headers: Mapping[str, str],
     ) -> Response:
         """The answer to a request; never raises. It reads files, so call it in a thread.
 
         Args:
             path: as it was sent, percent signs included; anything may stand before PREFIX.
+            body: None for one that was too large to be read.
             headers: names in any case.
         """
         try:

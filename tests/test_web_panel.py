@@ -1,0 +1,251 @@
+"""What ComfyUI's pages load from us: modules, help pages, translations, all against the nodes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+from dpdmd_studio.trainer.jobs.job import KINDS, STATES
+
+ROOT = Path(__file__).resolve().parents[1]
+WEB, LOCALES = ROOT / "web", ROOT / "locales"
+MODULES = sorted(WEB.rglob("*.js"))
+ENTRY = WEB / "dpdmd.js"
+LANGUAGES = ("en", "zh", "ja", "ko")
+IMPORT = re.compile(r"""(?:from|import)\s*\(?\s*["']([^"']+)["']""")
+ADDRESS = re.compile(r"(?:https?:)?//[\w-]+\.[\w.-]+")
+SVG_NAMESPACE = "http://www.w3.org/2000/svg"
+MARKUP = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(")
+# The host's pages compile translations; these signs mean something there.
+AFTER = "control_after_generate"  # a control that the host adds to seeds
+COMPILED = re.compile(r"[{}@|]")
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+
+
+def texts() -> list[Path]:
+    return [path for path in WEB.rglob("*") if path.suffix in (".js", ".css", ".md")]
+
+
+def run_module(code: str) -> Any:
+    """What a module prints as JSON; paths in it are relative to web/."""
+    command = ["node", "--input-type=module", "-e", code]
+    done = subprocess.run(command, cwd=WEB, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    found = [
+        (path.name, address)
+        for path in texts()
+        for address in ADDRESS.findall(path.read_text("utf-8").replace(SVG_NAMESPACE, ""))
+    ]
+    assert found == []
+
+
+def test_every_import_is_a_file_of_ours_and_the_host_is_met_in_one_place():
+    for path in MODULES:
+        for name in IMPORT.findall(path.read_text("utf-8")):
+            if name.startswith("../../scripts/"):
+                assert path == ENTRY, f"{path.name} imports the host"
+            else:
+                assert (path.parent / name).resolve() in MODULES, f"{path.name} imports {name}"
+
+
+def test_texts_never_become_markup():
+    found = [(p.name, word) for p in MODULES for word in MARKUP if word in p.read_text("utf-8")]
+    assert found == []
+
+
+@needs_node
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_modules_parse(path: Path):
+    command = ["node", "--input-type=module", "--check"]
+    done = subprocess.run(command, input=path.read_bytes(), capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@needs_node
+def test_helpers_do_nothing_when_the_host_imports_them_by_themselves():
+    names = [f"./{path.relative_to(WEB).as_posix()}" for path in MODULES if path != ENTRY]
+    before = "const before = Object.keys(globalThis).length;"
+    load = f"for (const name of {json.dumps(names)}) await import(name);"
+    assert run_module(f"{before}{load}console.log(Object.keys(globalThis).length - before)") == 0
+
+
+@needs_node
+def test_every_state_and_kind_has_words():
+    code = (
+        'import { stateOf, kindOf } from "./panel/words.js";'
+        f"const states = {json.dumps(STATES)}.filter((name) => stateOf(name).label === name);"
+        f"const kinds = {json.dumps(KINDS)}.filter((name) => kindOf(name) === name);"
+        "console.log(JSON.stringify([states, kinds]))"
+    )
+    assert run_module(code) == [[], []]
+
+
+@needs_node
+def test_times_and_numbers_read_as_in_the_pages():
+    from dpdmd_studio.trainer.gui import html
+
+    seconds = [0.42, 9.96, 42.3, 89.6, 91, 5399, 5401, 12000, 172800, 400000]
+    code = (
+        'import { duration, howFar, number } from "./panel/words.js";'
+        'const job = {kind: "distill", state: "running", step: 1054, steps: 2000,'
+        " seconds_per_step: 2.9, seconds_left: 420};"
+        f"console.log(JSON.stringify([{json.dumps(seconds)}.map(duration), howFar(job),"
+        "[0, 0.012345, 12.345, 1.23e-5, -123456, null].map(number)]))"
+    )
+    durations, far, numbers = run_module(code)
+    assert durations == [html.duration(value) for value in seconds]
+    assert far == "1,054 of 2,000 updates · 2.9 s each · 7 min left"
+    assert numbers == ["0", "0.0123", "12.3", "1.2e-5", "-1.2e5", "\u2013"]
+
+
+@needs_node
+def test_the_client_tells_refused_from_away():
+    code = """
+import { Away, Client, Refused } from "./panel/client.js";
+const sent = [];
+const answers = [
+  new Response('{"jobs": []}'),
+  new Response('{"error": "say more"}', { status: 400 }),
+  new Response("<html>", { status: 404 }),
+  new Response("", { status: 502 }),
+  new TypeError("failed to fetch"),
+];
+const send = async (path, options) => {
+  sent.push([path, options.method ?? "GET", options.body ?? null]);
+  const answer = answers.shift();
+  if (answer instanceof Error) throw answer;
+  return answer;
+};
+const client = new Client(send, (path) => `/api${path}`);
+const got = [];
+const ask = async (promise) => {
+  try { got.push(await promise); } catch (error) {
+    const kind = error instanceof Away ? "away" : error instanceof Refused ? "refused" : "bug";
+    got.push([kind, error.status ?? 0, error.message.slice(0, 8)]);
+  }
+};
+await ask(client.state());
+await ask(client.act("a/../b", "rename", { title: "x" }));
+await ask(client.state());
+await ask(client.state());
+await ask(client.run("r"));
+got.push(client.picture("a b", "step-1.png", 7));
+console.log(JSON.stringify([sent, got]));
+"""
+    sent, got = run_module(code)
+    assert sent[0] == ["/dpdmd/v1/state", "GET", None]
+    assert sent[1] == ["/dpdmd/v1/runs/a%2F..%2Fb/rename", "POST", '{"title":"x"}']
+    assert got == [
+        {"jobs": []},
+        ["refused", 400, "say more"],
+        ["refused", 404, "This ser"],
+        ["away", 0, "status 5"],
+        ["away", 0, "failed t"],
+        "/api/dpdmd/v1/runs/a%20b/previews/step-1.png?v=7",
+    ]
+
+
+def inputs_of(kind: type[Any]) -> dict[str, dict[str, Any]]:
+    """Name -> options of a node's inputs that are shown on it."""
+    groups = kind.INPUT_TYPES()
+    listed = {**groups.get("required", {}), **groups.get("optional", {})}
+    return {name: dict(spec[1]) if len(spec) > 1 else {} for name, spec in listed.items()}
+
+
+def outputs_of(kind: type[Any]) -> list[dict[str, str]]:
+    """Name and tooltip of a node's outputs."""
+    tooltips = kind.OUTPUT_TOOLTIPS
+    names = getattr(kind, "RETURN_NAMES", kind.RETURN_TYPES)
+    return [{"name": n, "tooltip": t} for n, t in zip(names, tooltips, strict=True)]
+
+
+def definitions(language: str) -> dict[str, Any]:
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))
+
+
+def test_every_node_has_one_help_page():
+    assert NODE_CLASS_MAPPINGS
+    assert {path.stem for path in (WEB / "docs").glob("*.md")} == set(NODE_CLASS_MAPPINGS)
+
+
+def rows_under(heading: str, text: str) -> list[str]:
+    """Names in the list under a heading."""
+    part = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"^- `(\w+)` [A-Z_]+ ·", part, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(NODE_CLASS_MAPPINGS))
+def test_a_help_page_names_every_input_and_output_in_order(name: str):
+    text = (WEB / "docs" / f"{name}.md").read_text("utf-8")
+    kind = NODE_CLASS_MAPPINGS[name]
+    assert rows_under("Inputs", text) == list(inputs_of(kind))
+    assert rows_under("Outputs", text) == [output["name"] for output in outputs_of(kind)]
+    assert "\n## Example\n" in text
+
+
+@pytest.mark.parametrize("name", sorted(NODE_CLASS_MAPPINGS))
+def test_the_english_texts_are_those_of_the_node(name: str):
+    kind, text = NODE_CLASS_MAPPINGS[name], definitions("en")[name]
+    assert text["display_name"] == NODE_DISPLAY_NAME_MAPPINGS[name]
+    assert text["description"] == kind.DESCRIPTION
+    tooltips = {input: options["tooltip"] for input, options in inputs_of(kind).items()}
+    entries = {input: entry for input, entry in text["inputs"].items() if input != AFTER}
+    assert {input: entry["tooltip"] for input, entry in entries.items()} == tooltips
+    seeds = [name for name, each in inputs_of(kind).items() if each.get(AFTER)]
+    assert (AFTER in text["inputs"]) == bool(seeds)
+    assert list(text["outputs"].values()) == outputs_of(kind)
+
+
+def shape(value: Any) -> Any:
+    """The keys of nested tables; True in place of a text that says something."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    return isinstance(value, str) and bool(value.strip())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_translations_are_complete_and_of_this_version(language: str):
+    english = definitions("en")
+    assert set(english) == set(NODE_CLASS_MAPPINGS)
+    assert shape(definitions(language)) == shape(english)
+
+
+def all_texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for inner in value.values() for text in all_texts(inner)]
+    return [value]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_translations_hold_nothing_that_the_pages_would_compile(language: str):
+    found = [text for text in all_texts(definitions(language)) if COMPILED.search(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("language", "script"), [("zh", "一-鿿"), ("ja", "ぁ-ヿ"), ("ko", "가-힣")]
+)
+def test_translations_are_in_their_language(language: str, script: str):
+    english, letters = definitions("en"), re.compile(f"[{script}]")
+    for name, entry in definitions(language).items():
+        tooltips = [each["tooltip"] for name, each in entry["inputs"].items() if name != AFTER]
+        for text in [entry["description"], *tooltips]:
+            assert letters.search(text), f"{language}: {name}: {text}"
+        assert shape(entry) == shape(english[name])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_our_wire_type_has_a_name(language: str):
+    words = json.loads((LOCALES / language / "main.json").read_text("utf-8"))
+    assert words["dataTypes"]["DPDMD_RECIPE"]

@@ -5,7 +5,7 @@ import torch
 from dpdmd_studio.core import schedule as s
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.prediction import to_x0
-from dpdmd_studio.core.sampler import partial_sigmas, sample_few_step, sigmas_from
+from dpdmd_studio.core.sampler import partial_sigmas, renoised, sample_few_step, sigmas_from
 
 GRID = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
 
@@ -126,3 +126,86 @@ def test_a_trajectory_may_be_drawn_in_parts():
 def test_nonsensical_strengths_are_refused(denoise):
     with pytest.raises(SettingsError, match="denoise"):
         partial_sigmas(GRID, denoise)
+
+
+# The re-noising solver
+
+
+class Drawn:
+    """A noise stream of known numbers, which remembers for which levels it was asked."""
+
+    def __init__(self, *values: float) -> None:
+        self.values, self.asked = list(values), []
+
+    def __call__(self, sigma, sigma_next):
+        self.asked.append((float(sigma), float(sigma_next)))
+        return torch.full((1, 1, 1, 1), self.values.pop(0))
+
+
+def test_the_sde_step_of_a_vp_model_by_hand():
+    """x0 = x / 4. x: 8 -> 2 + 3 * 1 = 5 -> 1.25 + 1 * -2 = -0.75 -> -0.1875."""
+    noise = Drawn(1.0, -2.0)
+    sample = sample_few_step(
+        lambda x, sigma: x / 4,
+        torch.full((1, 1, 1, 1), 8.0),
+        torch.tensor([6.0, 3.0, 1.0, 0.0]),
+        solver="sde",
+        noise_sampler=noise,
+    )
+    assert sample.item() == -0.1875
+    assert noise.asked == [(6, 3), (3, 1)]
+
+
+def test_the_sde_step_of_a_flow_by_hand():
+    """x0 = x / 4. x: 8 -> .5 * 2 + .5 * 1 = 1.5 -> .75 * .375 + .25 * -2 = -.21875 -> / 4."""
+    noise = Drawn(1.0, -2.0)
+    sample = sample_few_step(
+        lambda x, sigma: x / 4,
+        torch.full((1, 1, 1, 1), 8.0),
+        torch.tensor([1.0, 0.5, 0.25, 0.0]),
+        solver="sde",
+        noise_sampler=noise,
+        flow=True,
+    )
+    assert sample.item() == -0.0546875
+    assert noise.asked == [(1, 0.5), (0.5, 0.25)]
+
+
+def test_a_part_of_an_sde_trajectory_ends_noisy():
+    x = torch.full((1, 1, 1, 1), 8.0)
+    part = sample_few_step(
+        lambda x, sigma: x / 4,
+        x,
+        torch.tensor([6.0, 3.0]),
+        solver="sde",
+        noise_sampler=Drawn(1.0),
+    )
+    assert part.item() == 5.0
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_renoised_pictures_have_the_level_that_is_asked_for(flow, noise):
+    x0 = torch.full_like(noise, 3.0)
+    found = renoised(x0, 0.75, noise, flow)
+    torch.testing.assert_close((found - (0.75 if flow else 3.0)) / 0.75, noise)
+
+
+def test_both_solvers_agree_on_one_step_and_a_noise_sampler_alone_changes_nothing(noise):
+    def model(x, sigma):
+        return torch.tanh(x)
+
+    def stream(sigma, sigma_next):
+        raise AssertionError("no noise is needed")
+
+    one = torch.tensor([1.0, 0.0])
+    sde = sample_few_step(model, noise, one, solver="sde", noise_sampler=stream)
+    assert torch.equal(sde, torch.tanh(noise))
+    ode = sample_few_step(model, noise, GRID, noise_sampler=stream)
+    assert torch.equal(ode, sample_few_step(model, noise, GRID))
+
+
+def test_solvers_that_cannot_run_are_refused(noise):
+    with pytest.raises(SettingsError, match="no solver 'heun'; expected ode or sde"):
+        sample_few_step(lambda x, sigma: x, noise, GRID, solver="heun")
+    with pytest.raises(SettingsError, match="needs a noise_sampler"):
+        sample_few_step(lambda x, sigma: x, noise, GRID, solver="sde")

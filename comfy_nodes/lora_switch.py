@@ -84,8 +84,9 @@ def why_not_hooks(base: Any, few_step: Any, hook_type: type | None) -> str:
 def _is_linear(patch: Patch) -> bool:
     """Whether the patch adds the same amount whatever the weight is, at the weight's strength 1."""
     weights = getattr(patch[1], "weights", None)
-    plain = getattr(patch[1], "name", "") == "lora" and isinstance(weights, (tuple, list))
-    return plain and len(weights) == 6 and weights[4] is None and patch[2] == 1.0
+    if getattr(patch[1], "name", "") != "lora" or not isinstance(weights, (tuple, list)):
+        return False
+    return len(weights) == 6 and weights[4] is None and patch[2] == 1.0
 
 
 def _is_low_rank(model: Any, name: str, patch: Patch) -> bool:

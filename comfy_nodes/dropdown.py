@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.few_step import SAME_LEVEL, check_fit, trained_levels
+from ..core.few_step import SAME_LEVEL, trained_levels
 from ..core.schedule import NUM_LEVELS, few_step_positions
 from . import host
-from .recipes import recipe_of
+from .recipes import check_model, recipe_of
 from .sampling import few_step_sampler
 
 NAME = "dp_dmd"
@@ -60,8 +60,7 @@ def sample(
     recipe = recipe_of(patcher) if patcher is not None else None
     if patcher is None or recipe is None:
         return few_step_sampler(model, x, sigmas, extra_args, callback, disable)
-    facts = host.model_facts(patcher)
-    check_fit(recipe, facts.family, facts.prediction)
+    check_model(recipe, host.model_facts(patcher))
     levels = trained_levels(recipe, sigmas)
     if len(levels) != len(sigmas) or not torch.allclose(levels, sigmas, rtol=SAME_LEVEL, atol=1e-6):
         shown = " ".join(f"{sigma:.3g}" for sigma in levels.tolist())

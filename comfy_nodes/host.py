@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import LoraError, SettingsError
+from .lora_fit import Applied, applied
 
 Model = Any
 """A ComfyUI ModelPatcher."""
@@ -36,7 +37,7 @@ def is_here() -> bool:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a MODEL is; `family` is empty for one that is none of ours."""
+    """What a MODEL is; family or prediction is empty for one that is none of ours."""
 
     family: str
     prediction: str
@@ -54,10 +55,7 @@ def model_facts(model: Model) -> ModelFacts:
             "own kind of model. Load the checkpoint with Load Checkpoint."
         )
     sampling = model.get_model_object("model_sampling")
-    kinds = {kind.__name__ for kind in type(sampling).__mro__}
-    prediction = "eps" if "EPS" in kinds else ""
-    for kind, name in (("V_PREDICTION", "v"), ("CONST", "flow"), ("X0", "x0")):
-        prediction = name if kind in kinds else prediction
+    prediction = _prediction(sampling)
     return ModelFacts(
         family=_family(inner),
         prediction=prediction,
@@ -67,6 +65,18 @@ def model_facts(model: Model) -> ModelFacts:
         zero_terminal_snr=bool(getattr(sampling, "zsnr", False)),
         name=type(inner).__name__,
     )
+
+
+PREDICTIONS = (("EPS", "eps"), ("V_PREDICTION", "v"), ("CONST", "flow"), ("X0", "x0"))
+OTHER_SAMPLING = {"EDM", "LCM", "IMG_TO_IMG", "IMG_TO_IMG_FLOW", "ModelSamplingContinuousEDM"}
+"""Classes derived from those above that mean something else."""
+
+
+def _prediction(sampling: Any) -> str:
+    kinds = {kind.__name__ for kind in type(sampling).__mro__}
+    if kinds & OTHER_SAMPLING:
+        return ""
+    return next((name for kind, name in reversed(PREDICTIONS) if kind in kinds), "")
 
 
 def _family(inner: Any) -> str:
@@ -123,7 +133,7 @@ class LoadedLora:
     """A MODEL with a LoRA, and how many of the LoRA's modules took hold of it."""
 
     model: Model
-    applied: int
+    applied: Applied
 
 
 def load_lora(model: Model, path: Path, strength: float) -> LoadedLora:
@@ -139,11 +149,10 @@ def load_lora(model: Model, path: Path, strength: float) -> LoadedLora:
         raise LoraError(
             f"{path.name} cannot be read ({error}). It is damaged or cut off; download it again."
         ) from error
-    before = patch_count(model)
     patched, _ = comfy.sd.load_lora_for_models(model, None, weights, strength, 0.0)
     if metadata:
         attach(patched, "lora_metadata", metadata)
-    return LoadedLora(patched, patch_count(patched) - before)
+    return LoadedLora(patched, applied(model, patched))
 
 
 def patch_count(model: Model) -> int:

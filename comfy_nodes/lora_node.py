@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, LoraError
-from ..core.few_step import FAMILY_LABELS, check_fit
+from ..core.few_step import FAMILY_LABELS
 from ..core.lora_keys import detect_family, group_keys
-from ..core.recipe import Recipe
+from ..core.recipe import Recipe, usage_hint
 from ..core.tensor_file import TensorFile, read_header
 from . import host
+from .lora_fit import Applied
 from .recipes import (
     STRENGTH_ATTACHMENT,
+    TWO_LORAS,
+    FoundRecipe,
+    check_model,
     find_recipe,
-    has_recipe,
     recipe_text,
-    strength_note,
+    recipe_text_of,
 )
 
 
@@ -67,25 +70,37 @@ class LoadLora:
         path = host.file_path("loras", lora_name)
         file, modules, family = inspect_lora(path)
         facts = host.model_facts(model)
-        text = recipe_text(file.metadata)
+        text, before = recipe_text(file.metadata), recipe_text_of(model)
         recipe = Recipe.from_json(text) if text is not None else None
         if recipe is not None:
-            check_fit(recipe, facts.family, facts.prediction, path.name)
+            check_model(recipe, facts, path.name)
         elif family in FAMILY_LABELS and facts.family and family != facts.family:
             raise LoraError(
                 f"{path.name} was made for {FAMILY_LABELS[family]}, but the model is "
                 f"{FAMILY_LABELS[facts.family]}. A LoRA fits models of its own family only: choose "
                 "another LoRA or another checkpoint."
             )
-        notes = _notes(model, strength, recipe is not None)
         loaded = host.load_lora(model, path, strength)
-        notes += _check_applied(path, loaded.applied, modules)
+        notes = _check_applied(path, loaded.applied, modules)
         if text is not None:
             host.attach(loaded.model, host.RECIPE_ATTACHMENT, text)
             host.attach(loaded.model, STRENGTH_ATTACHMENT, float(strength))
+        elif before is not None:  # of a few-step LoRA under this one
+            host.attach(loaded.model, host.RECIPE_ATTACHMENT, before)
         found = find_recipe(loaded.model, recipe)
-        said = [f"{path.name}: {found.recipe.plain_host}"] if found.from_lora else [found.note]
-        return {"ui": {"text": ["\n".join(said + notes)]}, "result": (loaded.model, found.recipe)}
+        said = [_summary(path, found, is_own=recipe is not None), found.note, *notes]
+        if recipe is not None and before is not None:
+            said.append(TWO_LORAS)
+        text_shown = "\n".join(filter(None, said))
+        return {"ui": {"text": [text_shown]}, "result": (loaded.model, found.recipe)}
+
+
+def _summary(path: Path, found: FoundRecipe, *, is_own: bool) -> str:
+    if is_own:
+        return f"{path.name}: {usage_hint(found.recipe)}"
+    if found.from_lora:
+        return f"{path.name} is on. The recipe is that of the few-step LoRA under it."
+    return ""
 
 
 def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
@@ -113,32 +128,33 @@ def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
     return file, len(modules), detect_family(modules, shapes)
 
 
-def _notes(model: host.Model, strength: float, has_own_recipe: bool) -> list[str]:
-    notes = []
-    if has_own_recipe and has_recipe(model):
-        notes.append(
-            "There is a few-step LoRA on this MODEL already. Two of them do the same work twice: "
-            "take one off."
-        )
-    if has_own_recipe and strength != 1.0:
-        notes.append(strength_note(strength))
-    return notes
-
-
-def _check_applied(path: Path, applied: int, modules: int) -> list[str]:
+def _check_applied(path: Path, applied: Applied, modules: int) -> list[str]:
     """Notes on modules that the host did not take; LoraError if it took none."""
-    if applied == 0:
+    if applied.count == 0:
         raise LoraError(
             f"Nothing in {path.name} fits this model: no name in it is one that ComfyUI knows "
             "here. It is no LoRA, was made for another model, or is written in a form that only "
             "diffusers reads; then distil or convert it in kohya's form."
         )
-    if applied < modules:
-        return [
-            f"Only {applied} of {modules} modules of the LoRA were applied: ComfyUI does not know "
-            "the names of the others. Pictures will be wrong; convert it to kohya's form."
-        ]
-    return []
+    if applied.misfits == applied.count:
+        raise LoraError(
+            f"Nothing in {path.name} fits this model: its {applied.count} modules have the names "
+            "of this model's, and other sizes. It was made for another size of the family, such as "
+            "SD3.5 large where this is medium: choose another LoRA or another checkpoint."
+        )
+    notes = []
+    if applied.count < modules:
+        notes.append(
+            f"Only {applied.count} of {modules} modules of the LoRA were applied: ComfyUI does not "
+            "know the names of the others. Pictures will be wrong; convert it to kohya's form."
+        )
+    if applied.misfits:
+        notes.append(
+            f"{applied.misfits} of {applied.count} modules of the LoRA have another size than this "
+            "model's and are left out. That is usual for the first layer of an inpainting model; "
+            "more of them, and pictures will be wrong."
+        )
+    return notes
 
 
 NODES = (LoadLora,)

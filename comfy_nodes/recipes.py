@@ -6,16 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.errors import RecipeError, SettingsError
+from ..core.errors import SettingsError
 from ..core.few_step import FAMILY_LABELS, check_fit, default_recipe
-from ..core.recipe import METADATA_KEY, Recipe, read_recipe
+from ..core.recipe import METADATA_KEY, Recipe
 from . import host
 
 NO_RECIPE = (
     "No recipe: the LoRA on this MODEL does not say how it is sampled, so the usual {steps}-step "
-    "grid of {family} is taken. For few-step LoRAs of other makers use DP-DMD Anchored Sampler or "
-    "set the steps by hand."
+    "grid of {family} is taken. If it is a DP-DMD LoRA under another one, load it with DP-DMD Load "
+    "LoRA, or last. For few-step LoRAs of other makers use DP-DMD Anchored Sampler or set the "
+    "steps by hand."
 )
+TWO_LORAS = (
+    "There are two few-step LoRAs on this MODEL, which do the same work twice: take one off."
+)
+SAMPLING_HINT = (
+    "If it is that checkpoint, its file does not say how it predicts: put ModelSamplingDiscrete "
+    "with {kind} behind Load Checkpoint."
+)
+SAMPLING_KINDS = {"eps": "eps", "v": "v_prediction", "x0": "x0"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,13 @@ def find_recipe(model: host.Model, wired: Recipe | None = None) -> FoundRecipe:
     facts = host.model_facts(model)
     recipe = wired if wired is not None else recipe_of(model)
     if recipe is not None:
-        check_fit(recipe, facts.family, facts.prediction)
-        return FoundRecipe(recipe, True, _strength_note(model))
+        check_model(recipe, facts)
+        return FoundRecipe(recipe, True, "\n".join(_notes(model, recipe, facts)))
     family = facts.family
-    if family not in FAMILY_LABELS:
+    if family not in FAMILY_LABELS or not facts.prediction:
+        what = f"{facts.name or 'model'}{'' if facts.prediction else ' set to sample its own way'}"
         raise SettingsError(
-            f"This MODEL is a {facts.name or 'model'} that DP-DMD sampling does not know; expected "
+            f"This MODEL is a {what} that DP-DMD sampling does not know; expected "
             f"{', '.join(FAMILY_LABELS.values())}. Use core's KSampler for it."
         )
     usual = default_recipe(
@@ -56,25 +66,37 @@ def find_recipe(model: host.Model, wired: Recipe | None = None) -> FoundRecipe:
     return FoundRecipe(usual, False, note)
 
 
+def check_model(recipe: Recipe, facts: host.ModelFacts, what: str = "The LoRA") -> None:
+    """Raise LoraError, with ComfyUI's remedy, if a recipe is for another kind of MODEL."""
+    kind = SAMPLING_KINDS.get(recipe.prediction)
+    hint = SAMPLING_HINT.format(kind=kind) if kind else ""
+    check_fit(recipe, facts.family, facts.prediction, what, hint)
+
+
 def recipe_of(model: host.Model) -> Recipe | None:
     """The recipe attached to a MODEL by our loader or by the core LoRA loader; None for none.
 
     Raises:
         RecipeError: it is broken or of a newer version.
     """
+    text = recipe_text_of(model)
+    return None if text is None else Recipe.from_json(text)
+
+
+def recipe_text_of(model: host.Model) -> str | None:
+    """The text of that recipe, whatever it holds."""
     own = host.attachment(model, host.RECIPE_ATTACHMENT)
-    if isinstance(own, str):
-        return Recipe.from_json(own)
+    return own if isinstance(own, str) else _core_recipe_text(model)
+
+
+def _core_recipe_text(model: host.Model) -> str | None:
     metadata = host.attachment(model, "lora_metadata")
-    return read_recipe(metadata) if isinstance(metadata, Mapping) else None
+    return recipe_text(metadata) if isinstance(metadata, Mapping) else None
 
 
 def has_recipe(model: host.Model) -> bool:
-    """Whether a few-step LoRA of ours is on the MODEL, readable or not."""
-    try:
-        return recipe_of(model) is not None
-    except RecipeError:
-        return True
+    """Whether a few-step LoRA of ours is on the MODEL, its recipe readable or not."""
+    return recipe_text_of(model) is not None
 
 
 def recipe_text(metadata: Mapping[str, Any]) -> str | None:
@@ -83,19 +105,25 @@ def recipe_text(metadata: Mapping[str, Any]) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _strength_note(model: host.Model) -> str:
-    strength = host.attachment(model, STRENGTH_ATTACHMENT)
-    if isinstance(strength, float) and strength != 1.0:
-        return strength_note(strength)
-    return ""
-
-
 STRENGTH_ATTACHMENT = "dpdmd_strength"
 
 
-def strength_note(strength: float) -> str:
-    """What a strength other than 1 means."""
-    return (
-        f"The LoRA is at strength {strength:g}; it was trained for 1.0, where its steps and noise "
-        "levels are right."
-    )
+def _notes(model: host.Model, recipe: Recipe, facts: host.ModelFacts) -> list[str]:
+    """What may be wrong with a MODEL that is sampled by this recipe."""
+    notes = []
+    own, other = host.attachment(model, host.RECIPE_ATTACHMENT), _core_recipe_text(model)
+    if own is not None and other is not None and own != other:
+        notes.append(TWO_LORAS)
+    strength = host.attachment(model, STRENGTH_ATTACHMENT)
+    if isinstance(strength, float) and strength != 1.0:
+        notes.append(
+            f"The LoRA is at strength {strength:g}; it was trained for 1.0, where its steps and "
+            "noise levels are right."
+        )
+    if recipe.prediction != "flow" and recipe.zero_terminal_snr != facts.zero_terminal_snr:
+        trained, wanted = ("with", "on") if recipe.zero_terminal_snr else ("without", "off")
+        notes.append(
+            f"The LoRA was trained {trained} zero terminal SNR, and this MODEL is set otherwise: "
+            f"put ModelSamplingDiscrete with zsnr {wanted} behind Load Checkpoint."
+        )
+    return notes

@@ -173,12 +173,16 @@ def trained_levels(recipe: Recipe, sigmas: Tensor) -> Tensor:
     return torch.cat([ends[0], inner, ends[1]]).to(sigmas)
 
 
-def check_fit(recipe: Recipe, family: str, prediction: str, what: str = "The LoRA") -> None:
+def check_fit(
+    recipe: Recipe, family: str, prediction: str, what: str = "The LoRA", hint: str = ""
+) -> None:
     """Raise LoraError if a recipe is for another kind of model than the one at hand.
 
     Args:
         family: of the model; "" for one that is none of ours.
+        prediction: of the model; "" for one that samples in a way that is not known here.
         what: names the LoRA in the message.
+        hint: how the host is told a model's prediction, put behind a message about that.
     """
     label = FAMILY_LABELS.get(family, "of another family")
     if recipe.family != family:
@@ -187,8 +191,10 @@ def check_fit(recipe: Recipe, family: str, prediction: str, what: str = "The LoR
             "fits models of its own family only: choose another LoRA or another checkpoint."
         )
     if recipe.prediction != prediction:
+        found = f"predicts {prediction}" if prediction else "is set to sample in another way"
+        advice = "Use the checkpoint it was made for"
+        advice += f" ({recipe.teacher_name})." if recipe.teacher_name else "."
         raise LoraError(
             f"{what} was made for a model of {recipe.prediction}-prediction, but the model at hand "
-            f"predicts {prediction}. Use the checkpoint it was made for"
-            + (f" ({recipe.teacher_name})." if recipe.teacher_name else ".")
+            f"{found}. {advice}{' ' + hint if hint else ''}"
         )

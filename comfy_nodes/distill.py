@@ -40,12 +40,13 @@ class Distill:
         "folder and carries how it is sampled."
     )
     SEARCH_ALIASES = ("train lora", "distillation", "few step training", "dmd", "make lora")
-    RETURN_TYPES = ("LORA_MODEL", "LOSS_MAP", "STRING")
-    RETURN_NAMES = ("lora", "losses", "lora_name")
+    RETURN_TYPES = ("LORA_MODEL", "LOSS_MAP", "STRING", "DPDMD_RECIPE")
+    RETURN_NAMES = ("lora", "losses", "lora_name", "recipe")
     OUTPUT_TOOLTIPS = (
         "The LoRA's weights, for core's Load LoRA Model and Save LoRA Weights.",
         "The losses of every update, for core's Plot Loss Graph.",
         "The LoRA's name in the lists of loras.",
+        "How the LoRA is sampled, for the samplers of this pack.",
     )
     FUNCTION = "distill"
     OUTPUT_NODE = True
@@ -91,7 +92,7 @@ class Distill:
                 f"Run {job.id} is {job.state}. Watch it in the DP-DMD panel or with DP-DMD Runs. "
                 "Queue this node again when it is finished: then it gives the LoRA."
             )
-            return _answer([text, *notes], (host.blocked(),) * 3)
+            return _answer([text, *notes], (host.blocked(),) * len(self.RETURN_TYPES))
         job = waiting.wait(job, unique_id)
         waiting.check_ended(job)
         return _finished(job, notes)
@@ -160,6 +161,8 @@ def _optional(lists: Mapping[str, list[str]]) -> dict[str, Any]:
 def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
     """The outputs of a run that has ended, and its last picture on the node."""
     from ..core.errors import RunError
+    from ..core.recipe import read_recipe
+    from ..core.tensor_file import read_header
     from .training import lora_of
     from .waiting import latest_picture
 
@@ -174,7 +177,8 @@ def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
     if job.state == "stopped":
         said = f"Stopped after update {job.step} of {job.steps}: {name} holds what there was"
     picture = latest_picture(job.path)
-    result = (host.read_weights(path), losses(job.path), name)
+    recipe = read_recipe(read_header(path).metadata)
+    result = (host.read_weights(path), losses(job.path), name, recipe)
     return _answer([f"{said}.", *notes], result, picture)
 
 

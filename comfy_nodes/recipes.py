@@ -50,11 +50,16 @@ def find_recipe(model: host.Model, wired: Recipe | None = None) -> FoundRecipe:
         check_model(recipe, facts)
         return FoundRecipe(recipe, True, "\n".join(_notes(model, recipe, facts)))
     family = facts.family
-    if family not in FAMILY_LABELS or not facts.prediction:
-        what = f"{facts.name or 'model'}{'' if facts.prediction else ' set to sample its own way'}"
+    if family not in FAMILY_LABELS:
         raise SettingsError(
-            f"This MODEL is a {what} that DP-DMD sampling does not know; expected "
+            f"This MODEL is a {facts.name or 'model'} that DP-DMD sampling does not know; expected "
             f"{', '.join(FAMILY_LABELS.values())}. Use core's KSampler for it."
+        )
+    if not facts.prediction:
+        raise SettingsError(
+            f"This {FAMILY_LABELS[family]} MODEL is set to sample in a way that DP-DMD sampling "
+            "does not know (such as EDM or LCM). Take the node off that sets it, such as "
+            "ModelSamplingDiscrete, or use core's KSampler."
         )
     usual = default_recipe(
         family,

@@ -128,7 +128,7 @@ def test_a_lora_of_another_family_without_a_recipe_is_refused_by_its_names(loras
 
 def test_a_recipe_of_a_newer_version_or_a_broken_one_is_refused(loras):
     newer = json.dumps({**json.loads(SD1.to_json()), "version": 2})
-    with pytest.raises(RecipeError, match="version 2, and this program reads version 1. Update"):
+    with pytest.raises(RecipeError, match=r"version 2, and this program reads version 1\. Update"):
         load(write_lora(loras, "newer.safetensors", newer))
     with pytest.raises(RecipeError, match="not valid JSON"):
         load(write_lora(loras, "broken.safetensors", "{"))
@@ -152,7 +152,7 @@ def test_files_that_are_no_loras_are_refused(loras):
 def test_a_lora_that_fits_nothing_is_refused(loras):
     tensors = {"unet.nowhere.lora_A.weight": torch.ones(1, 4), "unet.nowhere.lora_B.weight":
                torch.ones(4, 1)}  # fmt: skip
-    with pytest.raises(LoraError, match="Nothing in x.safetensors fits this model: no name"):
+    with pytest.raises(LoraError, match=r"Nothing in x\.safetensors fits this model: no name"):
         load(write_lora(loras, "x.safetensors", SD1, tensors))
 
 

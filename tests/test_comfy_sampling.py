@@ -59,7 +59,7 @@ def test_without_a_recipe_the_familys_grid_is_taken_with_a_note(recipe):
 
 
 def test_a_wired_recipe_that_does_not_fit_the_model_is_refused():
-    with pytest.raises(LoraError, match="The LoRA was made for SD3, but the model is SD 1.x"):
+    with pytest.raises(LoraError, match=r"The LoRA was made for SD3, but the model is SD 1\.x"):
         make(Model(SD1), recipe=SD3)
     with pytest.raises(LoraError, match="predicts eps"):
         make(Model(default_recipe("sdxl", "eps")), recipe=SDXL_V)

@@ -152,6 +152,7 @@ def check_ended(job: Job) -> None:
     reason = job.message or "It ended without saying why."
     remedy = "Mend the cause and queue this node again"
     if job.state == "interrupted":
+        reason = reason.partition(". ")[0].rstrip(".") + "."  # what it says next is for elsewhere
         remedy = "Queue this node again: it goes on where its last saved state is"
     raise RunError(
         f"{reason} {remedy}. Its log is in the DP-DMD panel and in {job.path}. ComfyUI itself is "

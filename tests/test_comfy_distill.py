@@ -1,0 +1,595 @@
+"""The nodes that distil and that look at runs, with a stand-in for the host and its worker."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from dpdmd_studio.comfy_nodes import host, knob_inputs, routes, training, waiting
+from dpdmd_studio.comfy_nodes.distill import Distill, losses
+from dpdmd_studio.comfy_nodes.knob_inputs import GIB, Card
+from dpdmd_studio.comfy_nodes.runs_node import LATEST, Runs, run_choices
+from dpdmd_studio.core.errors import (
+    CheckpointError,
+    OutputError,
+    PromptError,
+    RunError,
+    SettingsError,
+)
+from dpdmd_studio.core.few_step import default_recipe
+from dpdmd_studio.core.recipe import METADATA_KEY
+from dpdmd_studio.trainer import exit_note, jobs
+from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.environment import readiness
+from dpdmd_studio.trainer.jobs import spawn
+from dpdmd_studio.trainer.presets import DEMO, PRESETS
+from dpdmd_studio.trainer.run_directory import RunDirectory
+from dpdmd_studio.trainer.run_lock import owned
+from PIL import Image
+from safetensors.torch import save_file
+
+RECIPE = default_recipe("sd1", "eps")
+
+
+class Cancelled(BaseException):
+    """As the host's own: no Exception."""
+
+
+class FakeHost:
+    """What the nodes told the host. `script` is what happens at each look, one after the other."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.script: list[Callable[[], None]] = []
+        self.freed = 0
+        self.progress: list[tuple[int, int, bool]] = []
+        self.said: list[str] = []
+        for name in ("checkpoints", "loras", "input"):
+            (base / name).mkdir()
+
+    def file_path(self, kind: str, name: str) -> Path:
+        path = self.base / kind / name
+        if not path.exists():
+            raise SettingsError(f"{name} is not among the {kind}.")
+        return path
+
+    def check_interrupt(self) -> None:
+        if self.script:
+            self.script.pop(0)()
+
+    def free(self) -> None:
+        self.freed += 1
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch, tmp_path, home, files) -> FakeHost:
+    found = FakeHost(tmp_path)
+    os.link(files["sd1"], tmp_path / "checkpoints" / "base.safetensors")
+    stand_ins = {
+        "folders": lambda *kinds: [tmp_path / kinds[0]],
+        "file_path": found.file_path,
+        "input_folder": lambda: tmp_path / "input",
+        "device_memory": lambda: 0,
+        "free_memory": found.free,
+        "progress_bar": lambda total, node_id: None,
+        "show_progress": lambda bar, done, total, picture=None: found.progress.append(
+            (done, total, picture is not None)
+        ),
+        "notify": lambda node_id, text: found.said.append(text),
+        "check_interrupt": found.check_interrupt,
+        "is_interrupt": lambda error: isinstance(error, Cancelled),
+        "blocked": lambda: "blocked",
+        "read_weights": lambda path: {"read": path},
+        "listed_name": lambda kind, path: path.name,
+        "show_picture": lambda picture: {"filename": f"{picture.size}"},
+    }
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(host, name, value)
+    monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(spawn, "worker_lives", lambda: True)
+    monkeypatch.setattr(readiness, "is_ready", lambda: True)
+    return found
+
+
+INPUTS = {
+    "checkpoint": "base.safetensors", "prompts": "a cat\na dog", "output_name": "mine",
+    "preset": "none", "steps": 8, "num_steps": 4, "resolution": "", "batch_size": 0,
+    "student_rank": 0, "student_lr": 0.0, "teacher_guidance": 0.0, "diversity_weight": 0.05,
+    "seed": 0,
+}  # fmt: skip
+
+
+def distil(mode: str = "wait", **changes: object) -> dict[str, Any]:
+    return Distill().distill(unique_id="7", graph={}, mode=mode, **(INPUTS | changes))
+
+
+def only_job() -> jobs.Job:
+    (job,) = jobs.all_jobs()
+    return job
+
+
+def newest_run() -> RunDirectory:
+    return RunDirectory(max(jobs.all_jobs(), key=lambda job: job.created_at).path)
+
+
+def progress(run: RunDirectory, status: str, step: int) -> None:
+    facts = {"status": status, "step": step, "steps": 8, "updated_at": time.time()}
+    run.write_json("progress.json", facts)
+
+
+def picture(run: RunDirectory, name: str, colour: str) -> None:
+    Image.new("RGB", (32, 16), colour).save(run.previews / name)
+
+
+def end(status: str, step: int, *, lora: bool = True) -> None:
+    """What the worker leaves of the newest run."""
+    run = newest_run()
+    (run.path / "queued").unlink(missing_ok=True)
+    progress(run, status, step)
+    if lora:
+        output = Path(run.settings()["output"])
+        save_file({"x": torch.ones(1)}, output, {METADATA_KEY: RECIPE.to_json()})
+        run.write_json("result.json", {"lora": str(output), "step": step})
+
+
+# Inputs
+
+
+def test_every_shown_setting_is_one_knob_with_its_bounds_and_words():
+    specs = {spec.name: spec for spec in dataclasses.fields(DistillConfig)}
+    inputs = knob_inputs.knob_inputs()
+    assert list(inputs) == list(knob_inputs.SHOWN)
+    for name, (kind, options) in inputs.items():
+        spec = specs[name]
+        assert options["tooltip"].startswith(spec.metadata["help"])
+        if kind in ("INT", "FLOAT"):
+            assert options["max"] == spec.metadata["high"]
+            assert options["default"] in (0, spec.default)
+    assert inputs["num_steps"][1]["default"] == 4
+    assert inputs["steps"][1]["default"] == 0 and "1000" in inputs["steps"][1]["tooltip"]
+    assert inputs["seed"][1]["control_after_generate"] is False
+
+
+def test_all_defaults_are_the_configs_own():
+    shown = {name: options["default"] for name, (_, options) in knob_inputs.knob_inputs().items()}
+    config, notes = knob_inputs.config_of(shown, "none", Card("sd1", False, 0), "")
+    assert config == DistillConfig() and notes == []
+
+
+def test_preset_then_input_then_json():
+    card = Card("sd3", False, 0)
+    shown = {"steps": 0, "batch_size": 3, "student_lr": 0.0, "teacher_guidance": 2}
+    config, notes = knob_inputs.config_of(shown, "demo", card, '{"fake_lr": 1, "seed": 5}')
+    assert (config.steps, config.student_lr) == (DEMO["steps"], DEMO["student_lr"])
+    assert (config.batch_size, config.teacher_guidance) == (3, 2.0)
+    assert (config.fake_lr, config.seed, config.num_anchored_steps) == (1.0, 5, 2)
+    assert notes == ["Preset: demo."]
+    config, _ = knob_inputs.config_of({"steps": 9}, "none", card, '{"steps": 11}')
+    assert config.steps == 11
+
+
+def test_a_settings_file_can_be_pasted():
+    text = json.dumps({"kind": "dpdmd.settings", "version": 1, "config": {"fake_updates": 2}})
+    assert knob_inputs.json_settings(text)["fake_updates"] == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "gib", "size", "words"),
+    [
+        ("sdxl", 23.6, "24gb", "24 GB"),
+        ("sdxl", 15.7, "16gb", "16 GB"),
+        ("sdxl", 8.0, "12gb", "may not fit"),
+        ("sd1", 11.7, "12gb", "12 GB"),
+        ("sd1", 80.0, "24gb", "80 GB"),
+    ],
+)
+def test_auto_takes_the_preset_of_the_card(family, gib, size, words):
+    values, notes = knob_inputs.preset_values("auto", Card(family, False, int(gib * GIB)))
+    assert values == PRESETS[family][size]
+    assert size in notes[0] and words in notes[0]
+
+
+def test_auto_without_a_card_changes_nothing_and_knows_the_demo():
+    assert knob_inputs.preset_values("auto", Card("sd1", False, 0))[0] == {}
+    assert knob_inputs.preset_values("auto", Card("sd1", True, 0))[0] == DEMO
+
+
+def test_the_trainer_that_is_not_installed_is_told_with_what_to_do(monkeypatch, fake):
+    monkeypatch.setattr(readiness, "is_ready", lambda: False)
+    with pytest.raises(SettingsError, match=r"DP-DMD panel.*install\.py setup"):
+        distil()
+    assert jobs.all_jobs() == [] and fake.freed == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"prompts": " \n"}, PromptError, "no prompts"),
+        ({"prompts_file": "none.txt"}, PromptError, "no prompts file"),
+        ({"prompts": "a\x01"}, PromptError, "control characters"),
+        ({"checkpoint": "gone.safetensors"}, SettingsError, "not among the checkpoints"),
+        ({"checkpoint": "broken.safetensors"}, CheckpointError, "broken"),
+        ({"teacher_lora": "gone.safetensors"}, SettingsError, "not among the loras"),
+        ({"output_name": "a/b"}, SettingsError, "Name the LoRA"),
+        ({"output_name": ""}, SettingsError, "Name the LoRA"),
+        ({"settings_json": "steps=3"}, SettingsError, "no table"),
+        ({"settings_json": '{"stepz": 3}'}, SettingsError, "stepz"),
+        ({"settings_json": '{"steps": "x"}'}, SettingsError, "expected int"),
+        ({"resolution": "wide"}, SettingsError, "not understood"),
+        ({"num_steps": 1}, SettingsError, "least allowed is 2"),
+        ({"preset": "7gb"}, SettingsError, "no preset"),
+    ],
+)
+def test_bad_inputs_are_told_and_leave_nothing(fake, changes, kind, words):
+    (fake.base / "checkpoints" / "broken.safetensors").write_bytes(b"no model at all")
+    with pytest.raises(kind, match=words):
+        distil(**changes)
+    assert jobs.all_jobs() == [] and fake.freed == 0
+    assert list((fake.base / "loras").iterdir()) == []
+
+
+def test_prompts_of_text_and_file_are_joined_each_once(fake):
+    (fake.base / "input" / "more.txt").write_text("a dog\na bird <lora:x:1>\n")
+    prompts, notes = training.prompts_of(
+        {"prompts": "a cat\na dog", "prompts_file": "more.txt"}, demo=False
+    )
+    assert prompts == ("a cat", "a dog", "a bird") and "LoRA tags" in notes[0]
+    assert len(training.prompts_of({}, demo=True)[0]) > 100
+
+
+def model(**facts: object) -> Any:
+    return SimpleNamespace(patches={}, object_patches={}, **facts)
+
+
+def test_a_model_gives_its_file_and_its_patches_are_told(fake):
+    path = fake.base / "checkpoints" / "base.safetensors"
+    patched = model(cached_patcher_init=(None, (str(path), False), 0))
+    found, notes = training.checkpoint({"model": patched}, None, "1")
+    assert found == path and len(notes) == 1
+    patched.patches = {"a": [1, 2], "b": [3]}
+    patched.object_patches = {"model_sampling": None}
+    (_, note) = training.checkpoint({"model": patched}, None, "1")[1]
+    assert "3 patched weights" in note and "model_sampling" in note and "teacher_lora" in note
+
+
+def test_a_model_of_an_older_host_is_found_in_the_graph(fake):
+    graph = {
+        "1": {"inputs": {"ckpt_name": "base.safetensors"}},
+        "2": {"inputs": {"model": ["1", 0]}},
+        "3": {"inputs": {"model": ["2", 0]}},
+        "4": {"inputs": {"model": ["4", 0]}},
+    }
+    found, _ = training.checkpoint({"model": model()}, graph, "3")
+    assert found == fake.base / "checkpoints" / "base.safetensors"
+    for node in ("4", "none"):
+        with pytest.raises(SettingsError, match="Load Checkpoint"):
+            training.checkpoint({"model": model(cached_patcher_init=None)}, graph, node)
+
+
+def test_a_teacher_lora_becomes_part_of_the_request(fake):
+    save_file({"x": torch.ones(1)}, fake.base / "loras" / "style.safetensors")
+    more = {"teacher_lora": "style.safetensors", "teacher_lora_strength": 0.5}
+    request = training.ask(INPUTS | more | {"include_teacher_lora": True}, None, None).request
+    assert request.teacher_loras[0].path.endswith("style.safetensors")
+    assert (request.teacher_loras[0].strength, request.include_teacher_loras) == (0.5, True)
+    plain = training.ask(INPUTS | {"include_teacher_lora": True}, None, None).request
+    assert plain.teacher_loras == () and plain.include_teacher_loras is False
+
+
+# Which run
+
+
+def test_the_same_request_is_the_same_run_until_something_changes(fake):
+    mark = training.ask(INPUTS, None, None).mark
+    assert training.ask(dict(INPUTS), None, "9").mark == mark
+    for change in ({"seed": 1}, {"prompts": "a cat"}, {"output_name": "other"}):
+        assert training.ask(INPUTS | change, None, None).mark != mark
+    checkpoint = fake.base / "checkpoints" / "base.safetensors"
+    os.utime(checkpoint, (1, 1))
+    assert training.ask(INPUTS, None, None).mark != mark
+
+
+def test_a_finished_run_is_taken_while_its_lora_is_there(fake):
+    job, _ = training.begin(training.ask(INPUTS, None, None))
+    end("finished", 8)
+    again, notes = training.begin(training.ask(INPUTS, None, None))
+    assert again.id == job.id and "trained before" in notes[0]
+    outcome = distil()
+    assert outcome["result"][2] == "mine.safetensors" and fake.freed == 0
+    (fake.base / "loras" / "mine.safetensors").unlink()
+    anew, _ = training.begin(training.ask(INPUTS, None, None))
+    assert anew.id != job.id and anew.state == "queued"
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_a_run_that_did_not_finish_goes_on(state):
+    job, _ = training.begin(training.ask(INPUTS, None, None))
+    end(state, 3)
+    again, notes = training.begin(training.ask(INPUTS, None, None))
+    assert (again.id, again.state) == (job.id, "queued")
+    assert "goes on after update 3" in notes[0] and state in notes[0]
+
+
+def test_a_waiting_run_is_not_queued_twice():
+    job, _ = training.begin(training.ask(INPUTS, None, None))
+    again, notes = training.begin(training.ask(INPUTS, None, None))
+    assert again.id == job.id and "queued already" in notes[0]
+    assert len(jobs.all_jobs()) == 1
+
+
+def test_a_name_that_is_taken_gets_a_number(fake):
+    (fake.base / "loras" / "mine.safetensors").write_bytes(b"theirs")
+    _, notes = training.begin(training.ask(INPUTS, None, None))
+    assert newest_run().settings()["output"].endswith("mine-2.safetensors")
+    assert "mine.safetensors is taken" in notes[0]
+    assert (fake.base / "loras" / "mine.safetensors").read_bytes() == b"theirs"
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(monkeypatch, fake):
+    def full(*_: object, **__: object) -> None:
+        raise OutputError("The disk is full. Free some room.")
+
+    monkeypatch.setattr(RunDirectory, "create", full)
+    with pytest.raises(OutputError, match="disk is full"):
+        distil()
+    assert jobs.all_jobs() == [] and list((fake.base / "loras").iterdir()) == []
+    assert not list(jobs.files.runs().glob(".new-*"))
+
+
+# Waiting
+
+
+def test_progress_and_previews_are_shown_and_the_lora_comes_out(fake):
+    held: list[Any] = []
+
+    def begin() -> None:
+        run = newest_run()
+        (run.path / "queued").unlink()
+        held.append(owned(run.path / "lock.json"))
+        held[0].__enter__()
+        progress(run, "running", 2)
+        picture(run, "teacher.png", "red")
+
+    def draw() -> None:
+        progress(newest_run(), "running", 5)
+        picture(newest_run(), "step-00000005.png", "blue")
+
+    def finish() -> None:
+        run = newest_run()
+        run.append_metrics({"step": 1, "diversity_loss": 0.5, "fake_loss": 2})
+        run.append_metrics({"step": 2, "diversity_loss": 0.25, "fake_loss": 1})
+        end("finished", 8)
+        held[0].__exit__(None, None, None)
+
+    nothing = lambda: None  # noqa: E731
+    fake.script = [nothing, begin, nothing, draw, nothing, finish]
+    outcome = distil()
+    lora, loss, name, recipe = outcome["result"]
+    assert recipe == RECIPE
+    assert lora == {"read": fake.base / "loras" / "mine.safetensors"}
+    assert name == "mine.safetensors"
+    assert loss["loss"] == [0.5, 0.25] and loss["fake_loss"] == [2.0, 1.0]
+    assert all(type(value) is float for values in loss.values() for value in values)
+    assert fake.progress == [(0, 8, False), (2, 8, True), (5, 8, True), (8, 8, False)]
+    assert any(text.startswith("Running: update 5 of 8") for text in fake.said)
+    assert "mine.safetensors is in the loras folder" in outcome["ui"]["text"][0]
+    assert "to make room" in outcome["ui"]["text"][0] and fake.freed == 1
+    assert outcome["ui"]["images"] == [{"filename": "(80, 32)"}]
+
+
+def test_the_picture_is_the_teachers_beside_the_newest_students(fake):
+    training.begin(training.ask(INPUTS, None, None))
+    run = newest_run()
+    assert waiting.latest_picture(run.path) is None
+    picture(run, "teacher.png", "red")
+    picture(run, "step-00000002.png", "lime")
+    picture(run, "step-00000010.png", "blue")
+    found = waiting.latest_picture(run.path)
+    assert found is not None and found.size == (80, 32)
+    assert found.getpixel((16, 24)) == (255, 0, 0) and found.getpixel((64, 24)) == (0, 0, 255)
+    (run.previews / "step-00000011.png").write_bytes(b"half a pict")
+    assert waiting.latest_picture(run.path).size == (32, 32), (
+        "the teacher's alone until it is whole"
+    )
+
+
+def cancel() -> None:
+    raise Cancelled
+
+
+def test_cancel_takes_a_waiting_run_out_of_the_queue(fake):
+    fake.script = [lambda: None, cancel]
+    with pytest.raises(Cancelled):
+        distil()
+    assert only_job().state == "new"
+
+
+def test_cancel_stops_a_run_and_waits_until_it_has_kept_what_it_has(fake):
+    held = []
+
+    def begin() -> None:
+        run = newest_run()
+        (run.path / "queued").unlink()
+        held.append(owned(run.path / "lock.json"))
+        held[0].__enter__()
+        progress(run, "running", 2)
+
+    def still_busy() -> None:
+        assert (newest_run().path / "stop").exists() and only_job().state == "stopping"
+
+    def stopped() -> None:
+        end("stopped", 3)
+        held[0].__exit__(None, None, None)
+        (newest_run().path / "stop").unlink()
+
+    fake.script = [begin, cancel, still_busy, still_busy, stopped]
+    with pytest.raises(Cancelled):
+        distil()
+    assert fake.script == [], "it waited to the end"
+    assert only_job().state == "stopped" and (fake.base / "loras" / "mine.safetensors").exists()
+    assert any("Cancelled" in text for text in fake.said)
+
+
+def test_a_second_cancel_does_not_wait(fake):
+    held = []
+
+    def begin() -> None:
+        run = newest_run()
+        (run.path / "queued").unlink()
+        held.append(owned(run.path / "lock.json"))
+        held[0].__enter__()
+        progress(run, "running", 2)
+
+    fake.script = [begin, cancel, lambda: None, cancel]
+    with pytest.raises(Cancelled):
+        distil()
+    assert only_job().state == "stopping"
+    held[0].__exit__(None, None, None)
+
+
+def test_another_end_of_the_host_leaves_the_run_alone(fake):
+    def closed() -> None:
+        raise KeyboardInterrupt
+
+    fake.script = [closed]
+    with pytest.raises(KeyboardInterrupt):
+        distil()
+    assert only_job().state == "queued"
+
+
+def killed() -> None:
+    end("running", 3, lora=False)
+    exit_note.note(newest_run().path, -9, "The process was ended from outside (signal 9).")
+
+
+def failed() -> None:
+    end("failed", 0, lora=False)
+    exit_note.note(newest_run().path, 2, "The device ran out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("happens", "words"),
+    [
+        (killed, "ended from outside.*goes on where its last saved state is.*not affected"),
+        (failed, "ran out of memory.*Mend the cause and queue this node again"),
+        (lambda: jobs.stop(only_job().id), "taken out of the queue"),
+        (lambda: jobs.delete(only_job().id), "no run"),
+        (lambda: end("finished", 8, lora=False), "not where it was written"),
+    ],
+    ids=["killed", "failed", "taken out", "deleted", "no LoRA"],
+)
+def test_a_run_that_gives_no_lora_is_told_with_what_to_do(fake, happens, words):
+    fake.script = [happens]
+    with pytest.raises(RunError, match=words):
+        distil()
+
+
+def test_a_run_stopped_elsewhere_gives_what_it_has(fake):
+    fake.script = [lambda: end("stopped", 3)]
+    outcome = distil()
+    assert outcome["result"][2] == "mine.safetensors"
+    assert "Stopped after update 3 of 8" in outcome["ui"]["text"][0]
+
+
+def test_what_stands_in_front_is_told(fake):
+    training.begin(training.ask(INPUTS | {"seed": 5}, None, None))
+    training.begin(training.ask(INPUTS | {"seed": 6}, None, None))
+    fake.script = [lambda: None, cancel]
+    with pytest.raises(Cancelled):
+        distil()
+    assert fake.said[0] == "Waits: 2 other runs are before it in the queue."
+
+
+def test_a_worker_that_died_while_the_run_waits_is_started_again(fake, monkeypatch):
+    woken = []
+    monkeypatch.setattr(jobs, "ensure_worker", lambda: woken.append(1))
+    monkeypatch.setattr(waiting, "WAKE_SECONDS", 0.0)
+    fake.script = [lambda: None, lambda: None, lambda: end("finished", 8)]
+    distil()
+    assert woken
+
+
+def test_in_the_background_nothing_is_waited_for(fake):
+    fake.script = [cancel]
+    outcome = distil("background")
+    assert outcome["result"] == ("blocked",) * 4 and fake.freed == 1
+    assert only_job().id in outcome["ui"]["text"][0] and only_job().state == "queued"
+    fake.script = []
+    end("finished", 8)
+    assert distil("background")["result"][2] == "mine.safetensors"
+
+
+def test_the_host_runs_the_node_again_only_when_it_must(fake):
+    assert Distill.IS_CHANGED(mode="background") != Distill.IS_CHANGED(mode="background")
+    (fake.base / "input" / "more.txt").write_text("a dog\n")
+    values = INPUTS | {"prompts_file": "more.txt", "mode": "wait"}
+    before = Distill.IS_CHANGED(**values)
+    assert Distill.IS_CHANGED(**values) == before
+    (fake.base / "input" / "more.txt").write_text("a dog\na cat\n")
+    assert Distill.IS_CHANGED(**values) != before
+
+
+def test_losses_of_plain_dmd_are_those_it_has(fake):
+    training.begin(training.ask(INPUTS, None, None))
+    run = newest_run()
+    run.append_metrics({"step": 1, "fake_loss": 3, "matching_gradient": 1})
+    assert losses(run.path) == {"loss": [1.0], "matching_gradient": [1.0], "fake_loss": [3.0]}
+
+
+# The node of runs
+
+
+def test_runs_are_listed_with_titles_and_the_newest_is_shown(fake):
+    with pytest.raises(RunError, match="no runs yet"):
+        Runs().look(LATEST, "look")
+    assert run_choices() == [LATEST]
+    training.begin(training.ask(INPUTS, None, None))
+    job = only_job()
+    assert run_choices() == [LATEST, f"{job.id} · mine"]
+    image, text, share = Runs().look(LATEST, "look")["result"]
+    assert text.startswith("mine\n") and share == 0.0
+    assert image.shape[-1] == 3 and float(image.max()) == 0.0
+    end("stopped", 2)
+    picture(newest_run(), "teacher.png", "red")
+    image, text, share = Runs().look(f"{job.id} · old title", "look")["result"]
+    assert share == 0.25 and "Stopped after 2 updates" in text
+    assert image[0, 24, 16].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_runs_can_be_stopped_and_resumed():
+    training.begin(training.ask(INPUTS, None, None))
+    name = run_choices()[1]
+    Runs().look(name, "stop")
+    assert only_job().state == "new"
+    with pytest.raises(RunError, match="nothing to stop"):
+        Runs().look(name, "stop")
+    Runs().look(name, "resume")
+    assert only_job().state == "queued"
+
+
+@pytest.mark.parametrize("run", ["gone · x", "", "../..", " · "])
+def test_a_run_that_has_gone_is_told(run):
+    assert Runs.VALIDATE_INPUTS(run) is True
+    with pytest.raises(RunError, match=r"no run|not the name of a run"):
+        Runs().look(run, "look")
+
+
+# Requests of the panel
+
+
+def test_requests_are_answered_with_the_hosts_folders(fake):
+    headers = {"Content-Type": "application/json"}
+    body = json.dumps({"checkpoint": "base.safetensors", "prompts": "a cat"}).encode()
+    found = routes.answer("POST", "/api/dpdmd/v1/runs", {}, body, headers)
+    assert found.status == 200, found.body
+    output = newest_run().settings()["output"]
+    assert Path(output).parent == fake.base / "loras"
+    assert routes.answer("POST", "/dpdmd/v1/runs", {}, None, headers).status == 413

@@ -71,6 +71,30 @@ class SaveTensors:
         return {"ui": {"text": [str(trainer.WHOSE)]}}
 
 
-NODE_CLASS_MAPPINGS = {
-    kind.__name__: kind for kind in (FileConditioning, RandomConditioning, SaveTensors)
-}
+class NoteEvaluations:
+    """Writes a line of every evaluation of the network: its level and its share of the batch."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "patch", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "path": ("STRING", {})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def patch(self, model, path):
+        def noted(network, call):
+            sigma, parts = float(call["timestep"][0]), len(call["cond_or_uncond"])
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(f"{sigma} {call['input'].shape[0]} {parts}\n")
+            return network(call["input"], call["timestep"], **call["c"])
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(noted)
+        return (model,)
+
+
+NODES = (FileConditioning, NoteEvaluations, RandomConditioning, SaveTensors)
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in NODES}

@@ -12,6 +12,8 @@ def register() -> None:
 
     if not host.is_here():
         return
-    from . import sampler
+    from . import accordion, sampler
 
     sampler.register()
+    host.watch_components()
+    accordion.register()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ FORGE_PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "const
 ZERO_SNR_SIGMA = 1000.0
 """A VP model whose highest level is above this has zero terminal SNR; usual ones end at 14.6."""
 SKIP_NEGATIVE, SKIP_NEGATIVE_TEXT = "skip_early_cond", "Skip Early CFG"
+LORA_BESIDE = "lora_functional"
 
 
 def is_here() -> bool:
@@ -240,6 +241,60 @@ def _plain(conditioning: Any) -> bool:
     return all(len(prompts) == 1 and prompts[0].weight == 1.0 for prompts in batch)
 
 
+@contextlib.contextmanager
+def loras_off(names: Collection[str]) -> Iterator[None]:
+    """Take these LoRAs off the network while the block runs; the others stay on.
+
+    Forge puts its saved weights back and merges again afterwards. A1111 would rewrite all weights
+    both ways: there the LoRAs are computed beside the layers (`lora_beside_layers`) and set to 0.
+    """
+    from modules import shared
+
+    if skips_negative_itself():
+        objects = shared.sd_model.forge_objects
+        paths = {str(lora.path) for lora in active_loras() if lora.name in names}
+        unet, without = objects.unet, objects.unet.clone()
+        kept = {key: value for key, value in unet.lora_patches.items() if key[0] not in paths}
+        without.lora_patches = kept
+        objects.unet = without
+        try:
+            without.refresh_loras()
+            yield
+        finally:
+            objects.unet = unet
+            unet.refresh_loras()
+        return
+    loaded = getattr(_networks(), "loaded_networks", [])
+    chosen = [(net, net.unet_multiplier) for net in loaded if str(net.name) in names]
+    try:
+        for net, _ in chosen:
+            net.unet_multiplier = 0.0
+        yield
+    finally:
+        for net, strength in chosen:
+            net.unet_multiplier = strength
+
+
+@contextlib.contextmanager
+def lora_beside_layers() -> Iterator[None]:
+    """A1111: compute LoRAs beside the layers instead of writing them into the weights."""
+    from modules import shared
+
+    data = shared.opts.data
+    if skips_negative_itself() or LORA_BESIDE not in getattr(shared.opts, "data_labels", {}):
+        yield
+        return
+    had, before = LORA_BESIDE in data, data.get(LORA_BESIDE)
+    data[LORA_BESIDE] = True
+    try:
+        yield
+    finally:
+        if had:
+            data[LORA_BESIDE] = before
+        else:
+            data.pop(LORA_BESIDE, None)
+
+
 # Options and notes
 
 
@@ -254,3 +309,70 @@ def comment(p: Processing, text: str) -> None:
     """Show a note below the picture."""
     if hasattr(p, "comment"):
         p.comment(text)
+
+
+# The script in txt2img and img2img
+
+
+def script_base() -> type:
+    """The host's class of scripts."""
+    from modules import scripts
+
+    return scripts.Script
+
+
+def always_visible() -> Any:
+    """The host's word for a script that is there in every generation."""
+    from modules import scripts
+
+    return scripts.AlwaysVisible
+
+
+def add_script(make: Callable[[], type]) -> None:
+    """Give the host a script; an earlier one of its name goes."""
+    from modules import scripts
+
+    kind = make()
+    path = str(Path(__file__).resolve().parents[1] / "scripts" / "dpdmd_studio.py")
+    base = str(Path(__file__).resolve().parents[1])
+    known = scripts.scripts_data
+    known[:] = [data for data in known if data.script_class.__name__ != kind.__name__]
+    known.append(scripts.ScriptClassData(kind, path, base, kind.__module__))
+
+
+def prompt_box(tab: str) -> Any:
+    """The component of a tab's prompt, None if it has not been made yet."""
+    return _components.get(f"{tab}_prompt")
+
+
+_components: dict[str, Any] = {}
+
+
+def watch_components() -> None:
+    """Note the prompt boxes while the host builds its page."""
+    from modules import script_callbacks
+
+    def note(component: Any, **options: Any) -> None:
+        name = options.get("elem_id") or ""
+        if name in ("txt2img_prompt", "img2img_prompt"):
+            _components[name] = component
+
+    script_callbacks.on_after_component(note)
+
+
+def prompts_of(p: Processing) -> list[str]:
+    """The prompts of a generation with the styles chosen for it."""
+    from modules import shared
+
+    given = p.prompt if isinstance(p.prompt, list) else [p.prompt]
+    styles = getattr(p, "styles", None) or []
+    return [shared.prompt_styles.apply_styles_to_prompt(text or "", styles) for text in given]
+
+
+def set_settings(p: Processing, sampler: str, steps: int, guidance_scale: float) -> None:
+    """Sampler with its own schedule, steps and guidance of a generation, hires pass included."""
+    p.sampler_name, p.steps, p.cfg_scale = sampler, steps, guidance_scale
+    if hasattr(p, "scheduler"):
+        p.scheduler = "Automatic"
+    if hasattr(p, "hr_cfg"):  # Forge
+        p.hr_cfg = guidance_scale

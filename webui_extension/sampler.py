@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.few_step import Plan, plan
+from ..core.anchored import divided_step, trained_anchor_steps
+from ..core.few_step import Plan, plan, schedule_of
+from ..core.recipe import Recipe
 from ..core.sampler import sample_few_step
 from . import host
+from .generation import Anchor, anchor_of, has_own_recipe, recipe_of_generation
 from .recipes import recipe_for
 
 NAME = "DP-DMD"
@@ -51,19 +54,61 @@ def few_step(
 ) -> Tensor:
     """The few-step solver as the host calls samplers: one evaluation a step at CFG 1."""
     arguments = dict(extra_args or {})
-    sampler = getattr(model, "sampler", None)
-    recipe = recipe_for(host.model_facts(model.inner_model.sigmas))
-    flow = recipe.prediction == "flow"
-    if getattr(sampler, "dpdmd_from_noise", False):
-        x = x * host.start_factor(sigmas[0], flow).to(x)
+    recipe = recipe_of_generation(model.p, model.inner_model.sigmas)
+    if getattr(getattr(model, "sampler", None), "dpdmd_from_noise", False):
+        x = x * host.start_factor(sigmas[0], recipe.prediction == "flow").to(x)
+    anchor = anchor_of(model.p)
+    if anchor is not None and len(sigmas) > 2:
+        return anchored(model, x, sigmas, recipe, anchor, arguments, callback)
     host.set_total_steps(model, len(sigmas) - 1)
+    return _student_part(model, x, sigmas, recipe, arguments, callback)
+
+
+def _student_part(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    recipe: Recipe,
+    arguments: dict[str, Any],
+    callback: Callback | None,
+) -> Tensor:
     noise = host.noise_sampler(x) if recipe.solver == "sde" else None
     scale = float(arguments.get("cond_scale", 1.0))
     with host.without_negative(model, scale, arguments.get("cond")):
         return sample_few_step(
-            model, x, sigmas, arguments, callback, disable,
-            solver=recipe.solver, noise_sampler=noise, flow=flow,
+            model, x, sigmas, arguments, callback,
+            solver=recipe.solver, noise_sampler=noise, flow=recipe.prediction == "flow",
         )  # fmt: skip
+
+
+def anchored(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    recipe: Recipe,
+    anchor: Anchor,
+    arguments: dict[str, Any],
+    callback: Callback | None,
+) -> Tensor:
+    """The first step by the base model in small guided ones, the rest by the student.
+
+    `core.anchored` says why this brings diversity back and how the state is handed over.
+    """
+    parts = anchor.steps or trained_anchor_steps(recipe, float(sigmas[1]))
+    base_sigmas = divided_step(schedule_of(recipe), sigmas[:2], parts)
+    host.set_total_steps(model, parts + len(sigmas) - 2)
+    base = {**arguments, "cond_scale": anchor.guidance}
+    student = {**arguments, "cond_scale": recipe.guidance_scale}
+
+    def later(step: dict[str, Any]) -> None:
+        if callback is not None:
+            callback({**step, "i": step["i"] + parts})
+
+    with host.lora_beside_layers():
+        plain = host.without_negative(model, anchor.guidance, arguments.get("cond"))
+        with host.loras_off(anchor.loras), plain:
+            x = sample_few_step(model, x, base_sigmas, base, callback)
+        return _student_part(model, x, sigmas[1:], recipe, student, later)
 
 
 def sampler_class() -> type:
@@ -80,6 +125,10 @@ def sampler_class() -> type:
             """The host's levels, or those of `sample_img2img`."""
             if self.dpdmd_levels is not None:
                 return self.dpdmd_levels
+            if has_own_recipe(p) and uses_own_schedule(p):
+                p.extra_generation_params["Schedule type"] = NAME
+                recipe = recipe_of_generation(p, self.model_wrap.sigmas)
+                return plan(recipe, steps=steps).sigmas
             return super().get_sigmas(p, steps)
 
         def sample(self, p: host.Processing, *inputs: Any, **options: Any) -> Any:
@@ -126,7 +175,7 @@ def uses_own_schedule(p: host.Processing) -> bool:
 def partial_plan(p: host.Processing, sigmas: Tensor, steps: int) -> Plan:
     """The levels of an image to image pass, said in the infotext."""
     exact = bool(host.option(EXACT_STRENGTH, False))
-    recipe = recipe_for(host.model_facts(sigmas))
+    recipe = recipe_of_generation(p, sigmas)
     strength = min(1.0, max(float(p.denoising_strength), 1 / steps if not exact else 1e-3))
     part = plan(recipe, steps=steps, denoise=strength, exact=exact)
     if exact:

@@ -16,9 +16,9 @@ model:
      first_stage_key: jpg, cond_stage_key: txt, image_size: 64, channels: 4,
      conditioning_key: crossattn, scale_factor: 0.18215, use_ema: false,
      unet_config: {target: ldm.modules.diffusionmodules.openaimodel.UNetModel, params:
-       {image_size: 32, in_channels: 4, out_channels: 4, model_channels: 64,
-        attention_resolutions: [1], num_res_blocks: 1, channel_mult: [1, 2], num_heads: 8,
-        use_spatial_transformer: true, transformer_depth: 1, context_dim: 768,
+       {image_size: 32, in_channels: 4, out_channels: 4, model_channels: 32,
+        attention_resolutions: [4, 2, 1], num_res_blocks: 2, channel_mult: [1, 2, 2, 2],
+        num_heads: 8, use_spatial_transformer: true, transformer_depth: 1, context_dim: 768,
         use_checkpoint: false, legacy: false}},
      first_stage_config: {target: ldm.models.autoencoder.AutoencoderKL, params:
        {embed_dim: 4, lossconfig: {target: torch.nn.Identity}, ddconfig:
@@ -26,9 +26,9 @@ model:
           ch_mult: [1, 1, 1, 1], num_res_blocks: 1, attn_resolutions: [], dropout: 0.0}}},
      cond_stage_config: {target: ldm.modules.encoders.modules.FrozenCLIPEmbedder}}
 """
-UNET = {
-    **checkpoints.SD1_UNET, "block_out_channels": (64, 128), "cross_attention_dim": 768,
-    "attention_head_dim": 8,
+UNET = {  # few channels, but the blocks of SD 1.5: A1111 knows LoRAs by the blocks' numbers
+    "sample_size": 64, "block_out_channels": (32, 64, 64, 64), "layers_per_block": 2,
+    "cross_attention_dim": 768, "attention_head_dim": 8,
 }  # fmt: skip
 VAE = {
     "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "latent_channels": 4,

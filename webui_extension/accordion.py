@@ -1,0 +1,148 @@
+"""The accordion in txt2img and img2img: few-step LoRAs set themselves up."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from ..core.anchored import MAX_ANCHOR_STEPS, usual_guidance
+from ..core.known_students import KNOWN_STUDENTS
+from . import host
+from .auto_setup import ANCHORS, GUIDED, OFF, Setup, Wishes, look
+from .generation import Anchor, tell
+from .recipes import recipe_of
+from .sampler import NAME
+
+TITLE = "DP-DMD few-step LoRAs"
+FROM_FILE = "what the LoRA says"
+AUTO_SETUP = "dpdmd_auto_setup"
+INFOTEXT, ANCHOR_TEXT = "DP-DMD", "DP-DMD anchored"
+NOTHING = "No few-step LoRA in the prompt. Sampler, steps and CFG stay as you set them."
+
+
+def register() -> None:
+    """Give the host the script; the host makes it anew on every UI reload."""
+    host.add_script(make_script)
+
+
+def make_script() -> type:
+    """The host's kind of script."""
+    base: Any = host.script_base()
+
+    class FewStepScript(base):
+        """Reads the prompt before a generation and sets what its few-step LoRA asks for."""
+
+        def title(self) -> str:
+            """The name by which the API calls it."""
+            return TITLE
+
+        def show(self, is_img2img: bool) -> Any:
+            """In both tabs, always."""
+            return host.always_visible()
+
+        def ui(self, is_img2img: bool) -> list[Any]:
+            """The controls, whose values come back to `before_process`."""
+            tab = "img2img" if is_img2img else "txt2img"
+            controls, said = build(tab)
+            prompt = host.prompt_box(tab)
+            if prompt is not None:
+                inputs = [prompt, *controls]
+                for each in (prompt, *controls):
+                    each.change(say, inputs, [said], queue=False, show_progress="hidden")
+            return controls
+
+        def before_process(self, p: host.Processing, *values: Any) -> None:
+            """Set up one generation."""
+            set_up(p, wishes_of(values))
+
+    return FewStepScript
+
+
+def build(tab: str) -> tuple[list[Any], Any]:
+    """(controls, where the findings are said)."""
+    enabled = bool(host.option(AUTO_SETUP, True))
+    with gr.Accordion(TITLE, open=False, elem_id=f"dpdmd_{tab}_accordion"):
+        said = gr.HTML(paragraph(NOTHING), elem_id=f"dpdmd_{tab}_said")
+        on = gr.Checkbox(enabled, label="Set sampler, steps and CFG from the LoRA in the prompt")
+        with gr.Row():
+            kind = gr.Dropdown(
+                [FROM_FILE, *KNOWN_STUDENTS], value=FROM_FILE, label="Kind of few-step LoRA"
+            )
+            lora = gr.Textbox(
+                "", label="Its name", placeholder="only if the prompt has several LoRAs"
+            )
+        with gr.Row():
+            anchor = gr.Dropdown(
+                list(ANCHORS), value=OFF, label="Anchored first step (LoRA off): more variety"
+            )
+            steps = gr.Slider(
+                0, MAX_ANCHOR_STEPS, value=0, step=1, label="Guided steps, 0 = as in training"
+            )
+            scale = gr.Slider(0, 30, value=0, step=0.5, label="Their CFG, 0 = as in training")
+    return [on, kind, lora, anchor, steps, scale], said
+
+
+def wishes_of(values: tuple[Any, ...]) -> Wishes:
+    """The accordion's values; what the API leaves out keeps its default."""
+    defaults = (bool(host.option(AUTO_SETUP, True)), FROM_FILE, "", OFF, 0, 0.0)
+    on, kind, lora, anchor, steps, scale = (*values, *defaults[len(values) :])[:6]
+    return Wishes(
+        enabled=bool(on),
+        kind=str(kind) if kind in KNOWN_STUDENTS else "",
+        lora=str(lora or "").strip(),
+        anchor=str(anchor) if anchor in ANCHORS else OFF,
+        anchor_steps=int(steps or 0),
+        base_guidance=float(scale or 0),
+    )
+
+
+def found_in(prompts: list[str], wishes: Wishes) -> Setup:
+    """What some prompts ask for."""
+    return look(prompts, host.model_facts(), wishes, read=recipe_of, find=host.lora_path)
+
+
+def set_up(p: host.Processing, wishes: Wishes) -> None:
+    """Set sampler, steps and guidance of a generation, and say so."""
+    tell(p, None, None)
+    if not wishes.enabled:
+        return
+    setup = found_in(host.prompts_of(p), wishes)
+    for note in setup.notes:
+        host.comment(p, f"DP-DMD: {note}")
+    if setup.recipe is None:
+        return
+    host.set_settings(p, NAME, setup.recipe.num_steps, setup.recipe.guidance_scale)
+    p.extra_generation_params[INFOTEXT] = setup.describe()
+    anchor = anchor_for(setup, wishes)
+    tell(p, setup.recipe, anchor)
+    if anchor is not None:
+        p.cfg_scale = anchor.guidance  # else Forge would prepare no negative prompt
+        p.extra_generation_params[ANCHOR_TEXT] = anchor.describe()
+
+
+def anchor_for(setup: Setup, wishes: Wishes) -> Anchor | None:
+    """The base model's part, None where the LoRA walks all the way."""
+    if wishes.anchor == OFF or setup.recipe is None:
+        return None
+    if wishes.anchor == GUIDED:
+        guidance = wishes.base_guidance or usual_guidance(setup.recipe)
+        return Anchor(setup.loras, wishes.anchor_steps, guidance)
+    return Anchor(setup.loras, 1, wishes.base_guidance or 1.0)
+
+
+def say(prompt: str, *values: Any) -> str:
+    """The findings as the accordion shows them."""
+    wishes = wishes_of(values)
+    if not wishes.enabled:
+        return paragraph("Switched off: everything stays as you set it.")
+    setup = found_in([prompt], wishes)
+    lines = [setup.describe() or NOTHING, *setup.notes]
+    return "".join(paragraph(line, warning=number > 0) for number, line in enumerate(lines))
+
+
+def paragraph(text: str, *, warning: bool = False) -> str:
+    """A line of the accordion."""
+    kind = "dpdmd-warning" if warning else "dpdmd-said"
+    return f'<p class="{kind}">{html.escape(text)}</p>'

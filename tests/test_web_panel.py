@@ -249,3 +249,10 @@ def test_translations_are_in_their_language(language: str, script: str):
 def test_our_wire_type_has_a_name(language: str):
     words = json.loads((LOCALES / language / "main.json").read_text("utf-8"))
     assert words["dataTypes"]["DPDMD_RECIPE"]
+
+
+def test_the_registry_gets_what_the_pages_load():
+    lines = (ROOT / ".comfyignore").read_text("utf-8").splitlines()
+    anywhere = {line.rstrip("/") for line in lines if line and line[0] not in "#/"}
+    served = [path for folder in (WEB, LOCALES) for path in (folder, *folder.rglob("*"))]
+    assert [path for path in served if path.name in anywhere] == []

@@ -25,7 +25,7 @@ export class Pictures {
       { class: "dpdmd-section" },
       make("h3", {}, "Previews"),
       make("p", { class: "dpdmd-soft" }, note),
-      make("div", { class: "dpdmd-sheets" }, this.student.element, this.teacher.element),
+      make("div", { class: "dpdmd-sheets" }, this.teacher.element, this.student.element),
     );
     this.large = new Large(address);
   }

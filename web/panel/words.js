@@ -58,7 +58,7 @@ export function howFar(job) {
   const words = [`${whole(job.step)} of ${whole(job.steps)} ${unit}`];
   if (isLive(job)) {
     if (job.seconds_per_step > 0) words.push(`${duration(job.seconds_per_step)} each`);
-    const left = duration(job.seconds_left);
+    const left = job.state === "running" ? duration(job.seconds_left) : "";
     if (left && job.step < job.steps) words.push(`${left} left`);
   }
   return words.join(" · ");

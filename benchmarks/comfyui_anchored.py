@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,58 +114,67 @@ def make_files(layout: dict[str, Any], folder: Path) -> tuple[str, str, int, int
     return *paths, sum(value.numel() for value in state.values()), len(lora) // 3
 
 
-def measure(name: str, layout: dict[str, Any], folder: Path, chosen: argparse.Namespace) -> str:
-    """Print the rows of one checkpoint; returns what is to be said of it."""
-    import comfy.sd
-    import comfy.utils
+Draw = Callable[[int], torch.Tensor]
+
+
+def ways_of(base: Any, few: Any, pixels: int) -> dict[str, tuple[Draw, int]]:
+    """Name -> (latent of a seed, network evaluations) of every way to draw."""
     from dpdmd_studio.comfy_nodes.anchored import AnchoredSampler
     from dpdmd_studio.comfy_nodes.sampling import KSampler
 
-    checkpoint, lora, parameters, layers = make_files(layout, folder)
-    base = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_clip=False)[0]
-    weights = comfy.utils.load_torch_file(lora, safe_load=True)
-    few = comfy.sd.load_lora_for_models(base, None, weights, 1.0, 0.0)[0]
     generator = torch.Generator().manual_seed(1)
     yes, no = ([[torch.randn(1, 77, 768, generator=generator), {}]] for _ in range(2))
-    latent = {"samples": torch.zeros(1, 4, chosen.pixels // 8, chosen.pixels // 8)}
+    latent = {"samples": torch.zeros(1, 4, pixels // 8, pixels // 8)}
     settings = {
         "settings": "simple grid, ode", "anchor_steps": 0, "base_cfg": 0.0, "solver": "auto",
         "steps": 4, "denoise": 1.0,
     }  # fmt: skip
 
-    def anchored(seed: int, anchor: str) -> torch.Tensor:
+    def hooks(anchor: str, seed: int) -> torch.Tensor:
         found = AnchoredSampler().sample(
             base, few, yes, latent, seed, negative=no, anchor=anchor, **settings
         )
         return found["result"][0]["samples"]
 
-    def patched(seed: int, anchor: str) -> torch.Tensor:
+    def patched(anchor: str, seed: int) -> torch.Tensor:
         with without_hooks():
-            return anchored(seed, anchor)
+            return hooks(anchor, seed)
 
-    def alone(seed: int, anchor: str) -> torch.Tensor:
+    def alone(seed: int) -> torch.Tensor:
         return KSampler().sample(few, yes, latent, seed, 4, 1.0)["result"][0]["samples"]
 
-    ways: dict[str, tuple[Callable[[int, str], torch.Tensor], str, int]] = {
-        "few-step LoRA alone": (alone, "", 4),
-        "one plain step, hooks": (anchored, "one plain step", 4),
-        "one plain step, patched twice": (patched, "one plain step", 4),
-        "7 guided steps, hooks": (anchored, "guided steps", 17),
-        "7 guided steps, patched twice": (patched, "guided steps", 17),
+    return {
+        "few-step LoRA alone": (alone, 4),
+        "one plain step, hooks": (partial(hooks, "one plain step"), 4),
+        "one plain step, patched twice": (partial(patched, "one plain step"), 4),
+        "7 guided steps, hooks": (partial(hooks, "guided steps"), 17),
+        "7 guided steps, patched twice": (partial(patched, "guided steps"), 17),
     }
+
+
+def measure(name: str, layout: dict[str, Any], folder: Path, chosen: argparse.Namespace) -> str:
+    """Print the rows of one checkpoint; returns what is to be said of it."""
+    import comfy.sd
+    import comfy.utils
+
+    checkpoint, lora, parameters, layers = make_files(layout, folder)
+    base = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_clip=False)[0]
+    weights = comfy.utils.load_torch_file(lora, safe_load=True)
+    few = comfy.sd.load_lora_for_models(base, None, weights, 1.0, 0.0)[0]
+    ways = ways_of(base, few, chosen.pixels)
+    title = f"{name}, {parameters / 1e6:.0f} M"
     with torch.inference_mode():
-        found = {way: draw(*ways[way][:2], -1) for way in ways}
+        found = {way: draws(0) for way, (draws, _) in ways.items()}
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for seed in range(chosen.pictures):
-            for way, (draws, anchor, _) in ways.items():
-                draw(draws, anchor, seed)  # so that the model is as a picture of this way leaves it
+            for way, (draws, _) in ways.items():
+                draws(seed)  # so that the model is as a picture of this way leaves it
                 begun = time.perf_counter()
-                draw(draws, anchor, seed)
+                draws(seed)
                 seconds[way].append(time.perf_counter() - begun)
-    median = {way: statistics.median(values) for way, values in seconds.items()}
-    title = f"{name}, {parameters / 1e6:.0f} M"
-    for way, (_, _, evaluations) in ways.items():
-        print(f"| {title} | {way} | {evaluations} | {median[way]:.3f} |", flush=True)
+    for way, (_, evaluations) in ways.items():
+        median = statistics.median(seconds[way])
+        print(f"| {title} | {way} | {evaluations} | {median:.3f} |", flush=True)
     return (
         f"- {title}, {layers} layers with a LoRA. There and back again without sampling: "
         f"{switches(base, few, chosen.pictures)}. {differences(found)}"
@@ -192,10 +202,6 @@ def switches(base: Any, few: Any, times: int) -> str:
         seconds["patched"].append(time.perf_counter() - begun)
     found = {way: 1000 * statistics.median(values) for way, values in seconds.items()}
     return f"hooks {found['hooks']:.1f} ms, patched {found['patched']:.1f} ms"
-
-
-def draw(way: Callable[[int, str], torch.Tensor], anchor: str, seed: int) -> torch.Tensor:
-    return way(max(seed, 0), anchor)
 
 
 def differences(found: dict[str, torch.Tensor]) -> str:

@@ -132,12 +132,7 @@ def anchored_plan(
     """
     _check(anchor_steps, base_guidance, solver)
     few = few_step_plan(recipe, steps=steps, denoise=denoise)
-    if len(few.sigmas) < 3:
-        raise SettingsError(
-            f"{len(few.sigmas) - 1} step is left of the few-step grid, and the base model takes "
-            "the first: nothing would be left for the few-step model. Expected 2 steps or more: "
-            "raise steps, or denoise."
-        )
+    _check_length(few.sigmas)
     parts = anchor_steps or trained_anchor_steps(recipe, float(few.sigmas[1]))
     guidance = usual_guidance(recipe) if base_guidance is None else base_guidance
     return AnchoredPlan(
@@ -163,6 +158,15 @@ def _check(anchor_steps: int, base_guidance: float | None, solver: str) -> None:
         )
     if solver not in ("auto", "ode", "sde"):
         raise SettingsError(f"The solver is {solver!r}; expected auto, ode or sde.")
+
+
+def _check_length(sigmas: Tensor) -> None:
+    if len(sigmas) < 3:
+        raise SettingsError(
+            f"{len(sigmas) - 1} step is left of the few-step grid, and the base model takes the "
+            "first: nothing would be left for the few-step model. Expected 2 steps or more: raise "
+            "steps, or denoise."
+        )
 
 
 def usual_guidance(recipe: Recipe) -> float:

@@ -146,7 +146,7 @@ class AnchoredSampler:
     DISPLAY_NAME = "DP-DMD Anchored Sampler"
     CATEGORY = "DP-DMD/sampling"
     DESCRIPTION = (
-        "Brings diversity back to a few-step LoRA, ours or not: the base model walks to the level "
+        "For more variety from a few-step LoRA, ours or not: the base model walks to the level "
         "where the LoRA's first step ends, and the LoRA goes on from there. Style LoRAs belong on "
         "both models. Where ComfyUI can, the LoRA is switched on in the loaded model without "
         "patching its weights again (measured on a CPU, 111 M weights, four evaluations: 0.80 s a "

@@ -61,7 +61,7 @@ def widgets(name: str, **chosen: Any) -> list[Any]:
             continue
         first = kind[0] if isinstance(kind, list) and kind else ""
         values.append(chosen.pop(control, options.get("default", first)))
-        if options.get("control_after_generate") or control in ("seed", "noise_seed"):
+        if options.get("control_after_generate", control in ("seed", "noise_seed")):
             values.append("randomize")
     assert not chosen, f"{name} has no controls {sorted(chosen)}"
     return values

@@ -27,7 +27,7 @@ def widget_names(known: dict[str, Any]) -> list[str]:
             options = spec[1] if len(spec) > 1 else {}
             if (isinstance(spec[0], list) or spec[0] in WIDGETS) and not options.get("forceInput"):
                 found.append(name)
-                if options.get("control_after_generate") or name in SEED_CONTROLS:
+                if options.get("control_after_generate", name in SEED_CONTROLS):
                     found.append("")
     return found
 

@@ -13,9 +13,9 @@ from . import host
 
 NO_RECIPE = (
     "No recipe: the LoRA on this MODEL does not say how it is sampled, so the usual {steps}-step "
-    "grid of {family} is taken. If it is a DP-DMD LoRA under another one, load it with DP-DMD Load "
-    "LoRA, or last. For few-step LoRAs of other makers use DP-DMD Anchored Sampler or set the "
-    "steps by hand."
+    "grid of {family} is taken. If it is a DP-DMD LoRA, load it with DP-DMD Load LoRA: the core "
+    "loader loses its recipe under other LoRAs, and in an older ComfyUI. For few-step LoRAs of "
+    "other makers use DP-DMD Anchored Sampler or set the steps by hand."
 )
 TWO_LORAS = (
     "There are two few-step LoRAs on this MODEL, which do the same work twice: take one off."

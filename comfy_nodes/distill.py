@@ -82,9 +82,10 @@ class Distill:
 
         training.check_trainer()
         asked = training.ask(values, graph, unique_id)
+        begins = not training.is_under_way(asked)
         job, notes = training.begin(asked)
         notes = [*asked.notes, *notes]
-        if job.state != "finished":
+        if begins:
             host.free_memory()
             notes.append("ComfyUI's models were taken off the device to make room.")
         if mode == BACKGROUND and job.state != "finished":
@@ -130,8 +131,8 @@ def _optional(lists: Mapping[str, list[str]]) -> dict[str, Any]:
         "on it are not seen by the trainer; name a LoRA under teacher_lora."
     )
     file = (
-        "A text file with one prompt a line, or a folder of PNGs with prompts in them: a whole "
-        "path, or one in the input folder. It is added to the prompts above."
+        "A text file with one prompt a line, or a folder of PNGs with prompts in them, in the "
+        "input or output folder. It is added to the prompts above."
     )
     lora = "A LoRA that is merged into the teacher, so that the student learns its style."
     include = "Whether the new LoRA holds the teacher's LoRA too, so that it is used alone."

@@ -358,6 +358,13 @@ def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
+def output_folder() -> Path:
+    """Where the host saves pictures."""
+    import folder_paths
+
+    return Path(folder_paths.get_output_directory())
+
+
 def checkpoint_of(model: Model) -> Path | None:
     """The file that a MODEL was loaded from, where the host remembers it."""
     made_by = getattr(model, "cached_patcher_init", None)

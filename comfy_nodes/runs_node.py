@@ -53,7 +53,7 @@ class Runs:
         run = "The run, by its name; R refreshes the list."
         action = (
             "look changes nothing. stop ends the run after the update at hand and keeps what there "
-            "is. resume lets it go on."
+            "is. resume lets it go on. Where that is so already, they change nothing."
         )
         return {
             "required": {
@@ -82,10 +82,10 @@ class Runs:
         from .waiting import latest_picture
 
         job = _find(run)
-        if action == "stop":
+        if action == "stop" and (job.live or job.state == "queued"):
             job = jobs.stop(job.id)
-        elif action == "resume":
-            job = jobs.start(job.id)
+        elif action == "resume" and not job.live and job.state not in ("queued", "finished"):
+            job = jobs.start(job.id)  # a graph is queued again and again with its action left on
         picture = latest_picture(job.path)
         text = status(job)
         ui: dict[str, Any] = {"text": [text]}

@@ -13,7 +13,7 @@ from typing import Any
 from ..core.errors import PromptError, SettingsError
 from ..core.families import SHAPES_KEY, identify
 from ..core.tensor_file import read_header
-from ..trainer import jobs
+from ..trainer import jobs, preferences
 from ..trainer.environment import readiness
 from ..trainer.gui.sources import ASSETS, EMBEDDED, SHAPES, starter
 from ..trainer.jobs import Job, files
@@ -22,6 +22,7 @@ from ..trainer.prompts import parse_prompts, read_prompts
 from ..trainer.request import DistillRequest, ModelFiles, TeacherLora
 from . import host
 from .knob_inputs import Card, config_of
+from .waiting import until_ended
 
 NOTHING = "none"
 """The choice of a list that means no file."""
@@ -164,7 +165,7 @@ def prompts_of(values: Mapping[str, Any], demo: bool) -> tuple[tuple[str, ...], 
     text, name = str(values.get("prompts") or ""), str(values.get("prompts_file") or "").strip()
     lists = [parse_prompts(text, "The prompts input")] if text.strip() else []
     if name:
-        lists.append(read_prompts(host.input_folder() / Path(name.strip('"')).expanduser()))
+        lists.append(read_prompts(prompts_path(name)))
     if not lists and demo:
         lists = [parse_prompts(starter(SHAPES), "The demo's prompts")]
         return lists[0].prompts, ["Prompts: the demo's own captions, as none were given."]
@@ -175,6 +176,25 @@ def prompts_of(values: Mapping[str, Any], demo: bool) -> tuple[tuple[str, ...], 
         )
     merged = dict.fromkeys(prompt for found in lists for prompt in found.prompts)
     return tuple(merged), [note for found in lists for note in found.notes]
+
+
+def prompts_path(name: str) -> Path:
+    """A file or folder of prompts: one in the host's input or output folder, or that the GUI knows.
+
+    Whoever may queue a graph could otherwise have any file of this machine drawn into a picture.
+
+    Raises:
+        SettingsError: it lies elsewhere.
+    """
+    path = (host.input_folder() / Path(name.strip('"')).expanduser()).resolve()
+    allowed = [host.input_folder(), host.output_folder(), *map(Path, preferences.load().folders)]
+    if not any(path.is_relative_to(folder.resolve()) for folder in allowed):
+        places = ", ".join(str(folder) for folder in allowed)
+        raise SettingsError(
+            f"{name} lies outside the folders that prompts are read from ({places}). Put it into "
+            "the input folder, or paste the prompts."
+        )
+    return path
 
 
 def _marked(request: DistillRequest, prompts: tuple[str, ...]) -> DistillRequest:
@@ -200,18 +220,32 @@ def file_stamps(values: Mapping[str, Any]) -> str:
     name, prompts = str(values.get("checkpoint")), str(values.get("prompts_file") or "").strip()
     paths = [demo_checkpoints().get(name) or host.file_path("checkpoints", name)]
     if prompts:
-        paths.append(host.input_folder() / Path(prompts.strip('"')).expanduser())
+        paths.append(prompts_path(prompts))
+    for input, kind in (*OTHER_FILES.items(), ("teacher_lora", "loras")):
+        chosen = _chosen(kind, values.get(input))
+        paths += [Path(chosen)] if chosen else []
     return repr([_stamp(path) for path in paths])
 
 
 def earlier_run(asked: Asked) -> Job | None:
-    """The newest run that was asked for in the same words and can still give its LoRA."""
+    """A run that was asked for in the same words: a finished one, else one under way, else any.
+
+    A copy made in the panel carries the words of its original; it does not hide a finished one.
+    """
+    found = []
     for job in jobs.all_jobs():
         extra = files.read_json(job.path / files.SETTINGS).get("extra")
         same = isinstance(extra, dict) and extra.get(ASKED) == asked.mark
         if same and (job.state != "finished" or lora_of(job) is not None):
-            return job
-    return None
+            found.append(job)
+    rank = {"finished": 0, "running": 1, "stopping": 1, "starting": 1, "queued": 2, "new": 4}
+    return min(found, key=lambda job: rank.get(job.state, 3), default=None)
+
+
+def is_under_way(asked: Asked) -> bool:
+    """Whether what is asked for is done, runs or waits already, so that nothing new begins."""
+    job = earlier_run(asked)
+    return job is not None and (job.live or job.state in ("queued", "finished"))
 
 
 def lora_of(job: Job) -> Path | None:
@@ -229,6 +263,7 @@ def begin(asked: Asked) -> tuple[Job, list[str]]:
     job = earlier_run(asked)
     if job is None:
         return _new(asked)
+    job = until_ended(job)  # cancelled a moment ago
     if job.state == "finished":
         return job, [f"This was trained before: the result of run {job.id} is taken."]
     if job.live or job.state == "queued":

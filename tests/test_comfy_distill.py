@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from dpdmd_studio.comfy_nodes import host, knob_inputs, routes, training, waiting
-from dpdmd_studio.comfy_nodes.distill import Distill, losses
+from dpdmd_studio.comfy_nodes.distill import BACKGROUND, Distill, losses
 from dpdmd_studio.comfy_nodes.knob_inputs import GIB, Card
 from dpdmd_studio.comfy_nodes.runs_node import LATEST, Runs, run_choices
 from dpdmd_studio.core.errors import (
@@ -77,6 +77,7 @@ def fake(monkeypatch, tmp_path, home, files) -> FakeHost:
         "folders": lambda *kinds: [tmp_path / kinds[0]],
         "file_path": found.file_path,
         "input_folder": lambda: tmp_path / "input",
+        "output_folder": lambda: tmp_path / "output",
         "device_memory": lambda: 0,
         "free_memory": found.free,
         "progress_bar": lambda total, node_id: None,
@@ -214,6 +215,8 @@ def test_the_trainer_that_is_not_installed_is_told_with_what_to_do(monkeypatch, 
     [
         ({"prompts": " \n"}, PromptError, "no prompts"),
         ({"prompts_file": "none.txt"}, PromptError, "no prompts file"),
+        ({"prompts_file": "../secret.txt"}, SettingsError, "outside the folders"),
+        ({"prompts_file": str(Path(__file__).resolve())}, SettingsError, "outside the folders"),
         ({"prompts": "a\x01"}, PromptError, "control characters"),
         ({"checkpoint": "gone.safetensors"}, SettingsError, "not among the checkpoints"),
         ({"checkpoint": "broken.safetensors"}, CheckpointError, "broken"),
@@ -307,6 +310,20 @@ def test_a_finished_run_is_taken_while_its_lora_is_there(fake):
     (fake.base / "loras" / "mine.safetensors").unlink()
     anew, _ = training.begin(training.ask(INPUTS, None, None))
     assert anew.id != job.id and anew.state == "queued"
+
+
+def test_a_copy_of_a_run_does_not_hide_the_finished_one(fake):
+    job, _ = training.begin(training.ask(INPUTS, None, None))
+    end("finished", 8)
+    copy = jobs.duplicate(job.id)
+    again, _ = training.begin(training.ask(INPUTS, None, None))
+    assert again.id == job.id and jobs.get_job(copy.id).state == "new"
+
+
+def test_memory_is_freed_once_a_run(fake):
+    distil(mode=BACKGROUND)
+    distil(mode=BACKGROUND)
+    assert fake.freed == 1 and len(jobs.all_jobs()) == 1
 
 
 @pytest.mark.parametrize("state", ["stopped", "failed"])
@@ -436,6 +453,26 @@ def test_cancel_stops_a_run_and_waits_until_it_has_kept_what_it_has(fake):
     assert fake.script == [], "it waited to the end"
     assert only_job().state == "stopped" and (fake.base / "loras" / "mine.safetensors").exists()
     assert any("Cancelled" in text for text in fake.said)
+
+
+def test_cancel_does_not_wait_for_a_process_that_has_kept_everything(fake):
+    held = []
+
+    def begin() -> None:
+        run = newest_run()
+        (run.path / "queued").unlink()
+        held.append(owned(run.path / "lock.json"))
+        held[0].__enter__()
+        progress(run, "running", 2)
+
+    fake.script = [begin, cancel, lambda: end("stopped", 3), cancel]
+    with pytest.raises(Cancelled):
+        distil()
+    assert fake.script == [cancel] and only_job().state == "stopping"
+    # queued again at once, it waits for the process to end and goes on
+    fake.script = [lambda: None, lambda: held[0].__exit__(None, None, None)]
+    job, notes = training.begin(training.ask(INPUTS, None, None))
+    assert (job.id, job.state) == (only_job().id, "queued") and "after update 3" in notes[0]
 
 
 def test_a_second_cancel_does_not_wait(fake):
@@ -569,10 +606,11 @@ def test_runs_can_be_stopped_and_resumed():
     name = run_choices()[1]
     Runs().look(name, "stop")
     assert only_job().state == "new"
-    with pytest.raises(RunError, match="nothing to stop"):
-        Runs().look(name, "stop")
-    Runs().look(name, "resume")
-    assert only_job().state == "queued"
+    Runs().look(name, "stop")  # reached already: it only looks
+    assert only_job().state == "new"
+    for _ in range(2):
+        Runs().look(name, "resume")
+        assert only_job().state == "queued"
 
 
 @pytest.mark.parametrize("run", ["gone · x", "", "../..", " · "])

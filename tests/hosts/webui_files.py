@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import checkpoints
+import lora_networks
+import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from dpdmd_studio.core.families import family
+from dpdmd_studio.core.few_step import default_recipe
+from dpdmd_studio.core.lora_file import write_lora
 from transformers import CLIPTextConfig, CLIPTextModel
 
 SETTINGS = """\
@@ -30,6 +36,14 @@ UNET = {  # few channels, but the blocks of SD 1.5: A1111 knows LoRAs by the blo
     "sample_size": 64, "block_out_channels": (32, 64, 64, 64), "layers_per_block": 2,
     "cross_attention_dim": 768, "attention_head_dim": 8,
 }  # fmt: skip
+CLIP = CLIPTextConfig(
+    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+    num_attention_heads=12, projection_dim=768, eos_token_id=49407,
+)  # fmt: skip
+FULL_UNET = {
+    "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}  # fmt: skip
 VAE = {
     "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "latent_channels": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -38,15 +52,31 @@ VAE = {
 
 def small_sd1(folder: Path) -> Path:
     """The checkpoint's file, of random weights: a real CLIP-L, a small UNet and a small VAE."""
-    config = CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-        num_attention_heads=12, projection_dim=768, eos_token_id=49407,
-    )  # fmt: skip
     tiny = checkpoints.Tiny(
         checkpoints.randomised(UNet2DConditionModel(**UNET)),
-        {"clip_l": checkpoints.randomised(CLIPTextModel(config), 1)},
+        {"clip_l": checkpoints.randomised(CLIPTextModel(CLIP), 1)},
         checkpoints.randomised(AutoencoderKL(**VAE), 4),  # type: ignore[arg-type]
     )
     path = folder / "small-sd1.safetensors"
     path.with_suffix(".yaml").write_text(SETTINGS, encoding="utf-8")
     return checkpoints.save(path, checkpoints.file_state(tiny))
+
+
+def full_sd1(folder: Path) -> Path:
+    """A checkpoint of SD 1.5's real size (2.1 GB) of random weights: Forge takes no smaller one."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(**FULL_UNET)
+    vae = AutoencoderKL(
+        **{**VAE, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+    )
+    tiny = checkpoints.Tiny(unet, {"clip_l": CLIPTextModel(CLIP)}, vae)
+    return checkpoints.save(folder / "full-sd1.safetensors", checkpoints.file_state(tiny))
+
+
+def random_lora(path: Path, unet: dict[str, Any]) -> Path:
+    """A random LoRA with a recipe for a UNet of that configuration."""
+    network = UNet2DConditionModel(**unet)
+    config = dict(network.config)
+    pairs = lora_networks.random_pairs(network, family("sd1"), config, targets="attention")
+    recipe = default_recipe("sd1", "eps")
+    return write_lora(path, family("sd1"), config, pairs, recipe=recipe, overwrite=True)

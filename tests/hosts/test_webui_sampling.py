@@ -1,0 +1,140 @@
+"""In a real A1111 and a real Forge: the sampler, the automatic set-up, the anchored first step.
+
+Needs WEBUI_DIR or FORGE_DIR; see webui_server.py.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from comfyui_server import ROOT
+from PIL import Image
+from webui_files import FULL_UNET, UNET, full_sd1, random_lora, small_sd1
+from webui_server import WebUI
+
+SCRIPT = "DP-DMD few-step LoRAs"
+FROM_FILE = "what the LoRA says"
+LORA, PROMPT = "few", "a red circle <lora:few:1>"
+SAME = 1.0
+"""Levels of 255: batches of another size are rounded otherwise."""
+
+
+@pytest.fixture(scope="module", params=["WEBUI", "FORGE"])
+def webui(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[WebUI]:
+    """A running host with a checkpoint and a LoRA."""
+    server = WebUI(request.param, tmp_path_factory.mktemp(request.param.lower()))
+    models = server.base / "models"
+    if server.kind == "WEBUI":
+        small_sd1(models / "Stable-diffusion")
+    else:
+        full_sd1(models / "Stable-diffusion")
+    unet = UNET if server.kind == "WEBUI" else FULL_UNET
+    random_lora(models / "Lora" / f"{LORA}.safetensors", unet)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def draw(webui: WebUI, prompt: str = PROMPT, *script: object, **wishes) -> tuple[np.ndarray, str]:
+    """A picture; `script` are the accordion's values, without them it is switched off."""
+    side = 128 if webui.kind == "WEBUI" else 64
+    values = list(script) or [False]
+    scripts = {SCRIPT: {"args": values}}
+    body = {"width": side, "height": side, "steps": 4, "cfg_scale": 1, **wishes}
+    return webui.draw(prompt, alwayson_scripts=scripts, **body)
+
+
+def auto(*changes: object) -> tuple[object, ...]:
+    """The accordion's values: switched on, with some changed from the front."""
+    usual = (True, FROM_FILE, "", "off", 0, 0.0)
+    return (*changes, *usual[len(changes) :])
+
+
+def test_entries_are_there_once_and_nothing_complains(webui):
+    samplers = [item["name"] for item in webui.get("/sdapi/v1/samplers")]
+    schedulers = [item["label"] for item in webui.get("/sdapi/v1/schedulers")]
+    assert samplers.count("DP-DMD") == 1 and schedulers.count("DP-DMD") == 1
+    scripts = webui.get("/sdapi/v1/scripts")
+    for tab in ("txt2img", "img2img"):
+        assert scripts[tab].count(SCRIPT.lower()) == 1
+    assert "the neighbour has its trainer" in webui.said()
+    ours = [line for line in webui.said().splitlines() if re.search("dp.?dmd", line, re.I)]
+    assert not [line for line in ours if re.search("error|warn|traceback", line, re.I)]
+
+
+def test_the_sampler_gives_the_picture_of_euler_at_the_same_grid(webui, capsys):
+    on, off = ({"sgm_noise_multiplier": value} for value in (True, False))
+    euler, _ = draw(webui, sampler_name="Euler", scheduler="Simple", override_settings=on)
+    found = {}
+    for name, options in (("on", on), ("off", off)):
+        picture, text = draw(webui, sampler_name="DP-DMD", override_settings=options)
+        found[name] = float(np.abs(picture - euler).max())
+        assert "Sampler: DP-DMD, Schedule type: DP-DMD" in text
+    bare, _ = draw(webui, "a red circle", sampler_name="DP-DMD")
+    with capsys.disabled():
+        effect = np.abs(bare - euler).mean()
+        print(f"\n{webui.kind}: differences {found}, the LoRA changes {effect:.1f}")  # noqa: T201
+    assert effect > 3
+    assert max(found.values()) <= SAME
+
+
+def test_the_accordion_sets_everything(webui):
+    by_hand, _ = draw(webui, sampler_name="DP-DMD")
+    wrong = {"sampler_name": "Euler a", "steps": 20, "cfg_scale": 7}
+    found, text = draw(webui, PROMPT, *auto(), **wrong)
+    assert np.array_equal(found, by_hand)
+    assert "Steps: 4, Sampler: DP-DMD" in text and "CFG scale: 1" in text
+    assert 'DP-DMD: "few: 4 steps, CFG 1"' in text
+    _, text = draw(webui, "a red circle", *auto(), sampler_name="Euler a", steps=3)
+    assert "Steps: 3, Sampler: Euler a" in text and "DP-DMD" not in text
+
+
+def test_image_to_image_evaluates_trained_levels_only(webui):
+    start, _ = draw(webui, sampler_name="DP-DMD")
+    for strength, steps in ((0.5, 2), (0.3, 1), (1.0, 4)):
+        _, text = draw(webui, sampler_name="DP-DMD", init_images=start, denoising_strength=strength)
+        assert f"DP-DMD image steps: {steps} of 4" in text
+
+
+def test_the_anchored_first_step_is_the_base_models_and_leaves_no_trace(webui):
+    plain, _ = draw(webui, PROMPT, *auto())
+    guided, text = draw(webui, PROMPT, *auto(True, FROM_FILE, "", "guided steps", 2, 3.0))
+    again, _ = draw(webui, PROMPT, *auto(True, FROM_FILE, "", "guided steps", 2, 3.0))
+    assert "DP-DMD anchored: 2 steps at CFG 3" in text
+    assert np.array_equal(guided, again)
+    assert np.abs(guided - plain).mean() > 1
+    after, _ = draw(webui, PROMPT, *auto())
+    assert np.array_equal(after, plain)
+
+
+def test_a_foreign_few_step_lora_is_renoised_by_the_seed(webui):
+    first, text = draw(webui, PROMPT, *auto(True, "LCM"))
+    second, _ = draw(webui, PROMPT, *auto(True, "LCM"))
+    assert "re-noising" in text and np.array_equal(first, second)
+    other, _ = draw(webui, PROMPT, *auto(True, "LCM"), seed=6)
+    assert not np.array_equal(first, other)
+
+
+def test_pictures_are_those_of_our_own_command(webui, tmp_path, capsys):
+    if webui.kind == "FORGE":
+        pytest.skip("a full-size model takes minutes here; the sampler is compared above")
+    checkpoint = webui.base / "models" / "Stable-diffusion" / "small-sd1.safetensors"
+    lora = webui.base / "models" / "Lora" / f"{LORA}.safetensors"
+    options = ("--lora", str(lora), "--prompt", "a red circle", "--seeds", "5")
+    size = ("--resolution", "128x128", "--device", "cpu", "--dtype", "float32")
+    command = [sys.executable, str(ROOT), "sample", str(checkpoint), *options, *size]
+    subprocess.run([*command, "--output", str(tmp_path)], check=True, capture_output=True)
+    ours = np.asarray(Image.open(next(tmp_path.glob("*.png"))).convert("RGB"), dtype=np.float32)
+    theirs, _ = draw(webui, PROMPT, *auto())
+    difference = np.abs(ours - theirs)
+    with capsys.disabled():
+        worst, mean = difference.max(), difference.mean()
+        print(f"\n8-bit levels: at most {worst:.1f}, mean {mean:.3f}")  # noqa: T201
+    assert difference.max() <= 4.0

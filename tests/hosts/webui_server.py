@@ -1,0 +1,146 @@
+"""A real A1111 or Forge with this checkout among its extensions, for tests.
+
+WEBUI_DIR names an A1111 1.10 and FORGE_DIR a Forge; WEBUI_PYTHON and FORGE_PYTHON their
+interpreters, where those are not `venv` in that folder. Both have to be able to start offline:
+A1111 wants the tokenizer of CLIP-L in the cache that HF_HOME names. What they write goes into a
+folder of the test.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from comfyui_server import clone_checkout
+from PIL import Image
+
+BOOT_SECONDS = 240.0
+FLAGS = (
+    "--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-python-version-check",
+    "--skip-version-check", "--no-download-sd-model", "--api",
+)  # fmt: skip
+ON_CPU = {
+    "WEBUI": ("--use-cpu", "all", "--precision", "full", "--no-half", "--disable-nan-check"),
+    "FORGE": ("--always-cpu",),
+}
+NEIGHBOUR = """\
+import sys
+import trainer
+assert trainer.WHOSE == "the neighbour", trainer
+print("the neighbour has its trainer")
+"""
+
+
+class WebUI:
+    """A server, and what a browser or a program would do with it."""
+
+    def __init__(self, kind: str, base: Path) -> None:
+        """Args:
+        kind: "WEBUI" or "FORGE", the start of its variables' names.
+        """
+        folder = os.environ.get(f"{kind}_DIR")
+        if not folder:
+            pytest.skip(f"{kind}_DIR names no web UI")
+        self.kind, self.folder, self.base = kind, Path(folder), base
+        default = self.folder / "venv" / "bin" / "python"
+        self.python = os.environ.get(f"{kind}_PYTHON") or str(default)
+        self.home, self.log = base / "dpdmd-home", base / "server.log"
+        for name in ("Stable-diffusion", "Lora", "VAE"):
+            (base / "models" / name).mkdir(parents=True, exist_ok=True)
+        self.extension = base / "extensions" / "dp-dmd.studio"
+        clone_checkout(self.extension)
+        neighbour = base / "extensions" / "a-neighbour"
+        for place, text in (("trainer/__init__.py", "WHOSE = 'the neighbour'\n"),
+                            ("scripts/neighbour.py", NEIGHBOUR)):  # fmt: skip
+            (neighbour / place).parent.mkdir(parents=True, exist_ok=True)
+            (neighbour / place).write_text(text)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.seconds_to_boot = 0.0
+
+    def start(self, *arguments: str) -> None:
+        """Boot the server and wait until it answers."""
+        models = self.base / "models"
+        command = [self.python, "launch.py", *FLAGS, *ON_CPU[self.kind], "--port", str(self.port)]
+        command += ["--data-dir", str(self.base), "--lora-dir", str(models / "Lora"), *arguments]
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+        variables = os.environ | offline | {"DPDMD_HOME": str(self.home)}
+        began = time.monotonic()
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=variables, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        while not self.answers():
+            assert self.process.poll() is None, self.said()[-3000:]
+            assert time.monotonic() - began < BOOT_SECONDS, self.said()[-3000:]
+            time.sleep(0.3)
+        self.seconds_to_boot = time.monotonic() - began
+
+    def stop(self) -> None:
+        """End the server."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def said(self) -> str:
+        """The server's log."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def answers(self) -> bool:
+        """Whether the server is up."""
+        try:
+            return self.request("/sdapi/v1/samplers")[0] in (200, 401)
+        except OSError:
+            return False
+
+    def request(self, path: str, body: object = None, **headers: str) -> tuple[int, bytes]:
+        """Status and content of one request; with a body it is a POST of JSON."""
+        data = None if body is None else json.dumps(body).encode()
+        kind = {} if data is None else {"Content-Type": "application/json"}
+        url = f"http://127.0.0.1:{self.port}{path}"
+        try:
+            request = urllib.request.Request(url, data, headers=kind | headers)
+            with urllib.request.urlopen(request, timeout=600) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path."""
+        status, content = self.request(path)
+        assert status == 200, (path, status, content[:500])
+        return json.loads(content)
+
+    def draw(self, prompt: str, **wishes: Any) -> tuple[np.ndarray, str]:
+        """(picture as float32 levels (H, W, 3), infotext) of a generation."""
+        body: dict[str, Any] = {"prompt": prompt, "seed": 5, **wishes}
+        body["override_settings"] = {"randn_source": "CPU", **wishes.get("override_settings", {})}
+        if isinstance(body.get("init_images"), np.ndarray):
+            body["init_images"] = [as_png(body["init_images"])]
+        kind = "img2img" if "init_images" in body else "txt2img"
+        status, content = self.request(f"/sdapi/v1/{kind}", body)
+        assert status == 200, (content[:500], self.said()[-3000:])
+        answer = json.loads(content)
+        picture = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).convert("RGB")
+        return np.asarray(picture, dtype=np.float32), json.loads(answer["info"])["infotexts"][0]
+
+
+def as_png(picture: np.ndarray) -> str:
+    """A picture as the API takes it."""
+    stream = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()

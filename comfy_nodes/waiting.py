@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from ..core.errors import DPDMDError, RunError
 from ..trainer import jobs
 from ..trainer.gui.html import duration
-from ..trainer.jobs import Job
+from ..trainer.jobs import Job, files
 from ..trainer.run_previews import TEACHER, Preview, previews, student_previews
 from . import host
 
@@ -57,17 +57,32 @@ def _watch(job: Job, shown: _Shown) -> Job:
 
 def _stop(id: str, shown: _Shown) -> None:
     """Stop a run and wait until it has kept what it has, or until Cancel is pressed once more."""
+    began = time.time()
     with contextlib.suppress(DPDMDError):  # it has ended, or is gone
         jobs.stop(id)
-    began = time.monotonic()
     with contextlib.suppress(DPDMDError):
-        while time.monotonic() - began < STOP_SECONDS:
+        while time.time() - began < STOP_SECONDS:
             job = jobs.get_job(id)
-            if job.state in ENDED:
+            if job.state in ENDED or _has_kept(job, began):
                 return
             shown.say("Cancelled: the run ends after this update and keeps what there is.")
             host.check_interrupt()
             time.sleep(LOOK_SECONDS / 2)
+
+
+def _has_kept(job: Job, since: float) -> bool:
+    """Whether all is written that a stopped run keeps; its process takes seconds more to end."""
+    progress = files.read_json(job.path / files.PROGRESS)
+    return progress.get("status") == "stopped" and files.number(progress.get("updated_at")) >= since
+
+
+def until_ended(job: Job) -> Job:
+    """The job when its process, which is stopping, has ended."""
+    while job.state == "stopping":
+        host.check_interrupt()
+        time.sleep(LOOK_SECONDS)
+        job = jobs.get_job(job.id)
+    return job
 
 
 class _Shown:

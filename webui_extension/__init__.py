@@ -12,8 +12,9 @@ def register() -> None:
 
     if not host.is_here():
         return
-    from . import accordion, sampler
+    from . import accordion, attention, sampler
 
     sampler.register()
     host.watch_components()
     accordion.register()
+    attention.register()

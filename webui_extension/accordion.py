@@ -9,7 +9,7 @@ import gradio as gr
 
 from ..core.anchored import MAX_ANCHOR_STEPS, usual_guidance
 from ..core.known_students import KNOWN_STUDENTS
-from . import host
+from . import attention, host
 from .auto_setup import ANCHORS, GUIDED, OFF, Setup, Wishes, look
 from .generation import Anchor, tell
 from .recipes import recipe_of
@@ -81,13 +81,14 @@ def build(tab: str) -> tuple[list[Any], Any]:
                 0, MAX_ANCHOR_STEPS, value=0, step=1, label="Guided steps, 0 = as in training"
             )
             scale = gr.Slider(0, 30, value=0, step=0.5, label="Their CFG, 0 = as in training")
-    return [on, kind, lora, anchor, steps, scale], said
+        kernel = gr.Radio(list(attention.CHOICES), value=attention.HOST, label="Attention (with the DP-DMD sampler)")
+    return [on, kind, lora, anchor, steps, scale, kernel], said
 
 
 def wishes_of(values: tuple[Any, ...]) -> Wishes:
     """The accordion's values; what the API leaves out keeps its default."""
-    defaults = (bool(host.option(AUTO_SETUP, True)), FROM_FILE, "", OFF, 0, 0.0)
-    on, kind, lora, anchor, steps, scale = (*values, *defaults[len(values) :])[:6]
+    defaults = (bool(host.option(AUTO_SETUP, True)), FROM_FILE, "", OFF, 0, 0.0, attention.HOST)
+    on, kind, lora, anchor, steps, scale, kernel = (*values, *defaults[len(values) :])[:7]
     return Wishes(
         enabled=bool(on),
         kind=str(kind) if kind in KNOWN_STUDENTS else "",
@@ -95,6 +96,7 @@ def wishes_of(values: tuple[Any, ...]) -> Wishes:
         anchor=str(anchor) if anchor in ANCHORS else OFF,
         anchor_steps=int(steps or 0),
         base_guidance=float(scale or 0),
+        attention=str(kernel) if kernel in attention.CHOICES else attention.HOST,
     )
 
 
@@ -105,7 +107,10 @@ def found_in(prompts: list[str], wishes: Wishes) -> Setup:
 
 def set_up(p: host.Processing, wishes: Wishes) -> None:
     """Set sampler, steps and guidance of a generation, and say so."""
-    tell(p, None, None)
+    tell(p, None, None, wishes.attention)
+    said = attention.note(wishes.attention)
+    if said:
+        host.comment(p, f"DP-DMD: {said}")
     if not wishes.enabled:
         return
     setup = found_in(host.prompts_of(p), wishes)
@@ -116,7 +121,7 @@ def set_up(p: host.Processing, wishes: Wishes) -> None:
     host.set_settings(p, NAME, setup.recipe.num_steps, setup.recipe.guidance_scale)
     p.extra_generation_params[INFOTEXT] = setup.describe()
     anchor = anchor_for(setup, wishes)
-    tell(p, setup.recipe, anchor)
+    tell(p, setup.recipe, anchor, wishes.attention)
     if anchor is not None:
         p.cfg_scale = anchor.guidance  # else Forge would prepare no negative prompt
         p.extra_generation_params[ANCHOR_TEXT] = anchor.describe()
@@ -138,8 +143,8 @@ def say(prompt: str, *values: Any) -> str:
     if not wishes.enabled:
         return paragraph("Switched off: everything stays as you set it.")
     setup = found_in([prompt], wishes)
-    lines = [setup.describe() or NOTHING, *setup.notes]
-    return "".join(paragraph(line, warning=number > 0) for number, line in enumerate(lines))
+    lines = [setup.describe() or NOTHING, *setup.notes, attention.note(wishes.attention)]
+    return "".join(paragraph(line, warning=number > 0) for number, line in enumerate(lines) if line)
 
 
 def paragraph(text: str, *, warning: bool = False) -> str:

@@ -40,6 +40,7 @@ class Wishes:
         anchor: who walks the first part of the trajectory: "off" is the LoRA as usual.
         anchor_steps: guided steps of the base model; 0 as in training.
         base_guidance: guidance of the base model; 0 the teacher's.
+        attention: one of `attention.CHOICES`.
     """
 
     enabled: bool = True
@@ -48,6 +49,7 @@ class Wishes:
     anchor: str = OFF
     anchor_steps: int = 0
     base_guidance: float = 0.0
+    attention: str = "the host's"
 
 
 @dataclass(frozen=True)

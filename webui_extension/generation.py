@@ -10,7 +10,7 @@ from ..core.recipe import Recipe
 from . import host
 from .recipes import recipe_for
 
-RECIPE, ANCHOR = "dpdmd_recipe", "dpdmd_anchor"
+RECIPE, ANCHOR, ATTENTION = "dpdmd_recipe", "dpdmd_anchor", "dpdmd_attention"
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,18 @@ class Anchor:
         return f"{steps} at CFG {self.guidance:g}"
 
 
-def tell(p: host.Processing, recipe: Recipe | None, anchor: Anchor | None) -> None:
+def tell(
+    p: host.Processing, recipe: Recipe | None, anchor: Anchor | None, attention: str = ""
+) -> None:
     """Note what this generation samples by."""
     setattr(p, RECIPE, recipe)
     setattr(p, ANCHOR, anchor)
+    setattr(p, ATTENTION, attention)
+
+
+def attention_of(p: host.Processing) -> str:
+    """The attention chosen for this generation, "" for none."""
+    return str(getattr(p, ATTENTION, ""))
 
 
 def has_own_recipe(p: host.Processing) -> bool:

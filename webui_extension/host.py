@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Processing = Any
@@ -293,6 +294,65 @@ def lora_beside_layers() -> Iterator[None]:
             data[LORA_BESIDE] = before
         else:
             data.pop(LORA_BESIDE, None)
+
+
+# Attention
+
+
+def _attention_classes() -> list[type]:
+    """The classes of A1111's networks that attend; none in hosts that choose at their start."""
+    places = ("ldm.modules.attention", "sgm.modules.attention")
+    loaded = [sys.modules.get(name) for name in places]
+    if "modules.sd_hijack" not in sys.modules:
+        return []
+    return [module.CrossAttention for module in loaded if hasattr(module, "CrossAttention")]
+
+
+def has_attention_classes() -> bool:
+    """Whether attention can be replaced here."""
+    return bool(_attention_classes())
+
+
+def replace_attention(forward: Callable[..., Tensor]) -> list[tuple[type, Any]]:
+    """Give the networks' classes another forward; what they had."""
+    before = [(kind, kind.__dict__["forward"]) for kind in _attention_classes()]
+    for kind, _ in before:
+        kind.forward = forward  # type: ignore[attr-defined]
+    return before
+
+
+def restore_attention(before: list[tuple[type, Any]] | None = None) -> None:
+    """Put back what `replace_attention` returned, or without it the host's plain attention."""
+    if before is None:
+        from modules.hypernetworks import hypernetwork
+
+        plain = hypernetwork.attention_CrossAttention_forward
+        before = [(kind, plain) for kind in _attention_classes()]
+    for kind, forward in before:
+        kind.forward = forward  # type: ignore[attr-defined]
+
+
+def hypernetwork_contexts(context: Tensor) -> tuple[Tensor, Tensor]:
+    """The context for keys and for values, as the loaded hypernetworks change it."""
+    from modules import shared
+    from modules.hypernetworks import hypernetwork
+
+    return hypernetwork.apply_hypernetworks(shared.loaded_hypernetworks, context)
+
+
+def add_optimizer(optimizer: Any) -> None:
+    """Put an entry into the list of attention optimizers, where the host has one and calls it."""
+    from modules import script_callbacks
+
+    if hasattr(script_callbacks, "on_list_optimizers"):
+        script_callbacks.on_list_optimizers(lambda listed: listed.append(optimizer))
+
+
+def device_and_dtype() -> tuple[torch.device, torch.dtype]:
+    """Where, and in which type, the host's networks run."""
+    from modules import devices
+
+    return torch.device(devices.device), devices.dtype
 
 
 # Options and notes

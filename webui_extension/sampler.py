@@ -12,8 +12,14 @@ from ..core.anchored import divided_step, trained_anchor_steps
 from ..core.few_step import Plan, plan, schedule_of
 from ..core.recipe import Recipe
 from ..core.sampler import sample_few_step
-from . import host
-from .generation import Anchor, anchor_of, has_own_recipe, recipe_of_generation
+from . import attention, host
+from .generation import (
+    Anchor,
+    anchor_of,
+    attention_of,
+    has_own_recipe,
+    recipe_of_generation,
+)
 from .recipes import recipe_for
 
 NAME = "DP-DMD"
@@ -58,10 +64,11 @@ def few_step(
     if getattr(getattr(model, "sampler", None), "dpdmd_from_noise", False):
         x = x * host.start_factor(sigmas[0], recipe.prediction == "flow").to(x)
     anchor = anchor_of(model.p)
-    if anchor is not None and len(sigmas) > 2:
-        return anchored(model, x, sigmas, recipe, anchor, arguments, callback)
-    host.set_total_steps(model, len(sigmas) - 1)
-    return _student_part(model, x, sigmas, recipe, arguments, callback)
+    with attention.during(attention_of(model.p)):
+        if anchor is not None and len(sigmas) > 2:
+            return anchored(model, x, sigmas, recipe, anchor, arguments, callback)
+        host.set_total_steps(model, len(sigmas) - 1)
+        return _student_part(model, x, sigmas, recipe, arguments, callback)
 
 
 def _student_part(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from dpdmd_studio.core.few_step import schedule_of
 from dpdmd_studio.core.recipe import METADATA_KEY, Recipe
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 KINDS = {"eps": ("EPS",), "v": ("V_PREDICTION", "EPS"), "flow": ("CONST",), "x0": ("X0", "EPS")}
@@ -153,8 +154,8 @@ def install(monkeypatch: pytest.MonkeyPatch, loras: Path) -> Samplers:
     vars(sampling_module)["default_noise_sampler"] = default_noise_sampler
 
     def load_torch_file(path: str, *, safe_load: bool, return_metadata: bool) -> tuple:
-        with Path(path).open("rb"):
-            return load_file(path), None
+        with safe_open(path, "pt") as file:
+            return load_file(path), file.metadata()
 
     def full_path(kind: str, name: str) -> str | None:
         return str(loras / name) if (loras / name).is_file() else None

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as functional
 from comfy_host import Model
-from dpdmd_studio.comfy_nodes import attention_node, host
+from dpdmd_studio.comfy_nodes import attention_node
 from dpdmd_studio.comfy_nodes.attention_node import pytorch_override, xformers_override
 from dpdmd_studio.core import attention as kernels
 from dpdmd_studio.core.few_step import default_recipe
@@ -202,7 +202,10 @@ def test_without_xformers_the_model_passes_through_with_the_reason(model, backen
 
 
 def test_the_probe_asks_for_the_networks_own_device_and_dtype(model, monkeypatch):
-    model.model.manual_cast_dtype = torch.bfloat16
-    assert host.load_device(model) == (torch.device("cpu"), torch.bfloat16)
-    model.model.manual_cast_dtype = None
-    assert host.load_device(model) == (torch.device("cpu"), torch.float32)
+    asked: list[tuple] = []
+    missing = kernels.Backend(kernels.SDPA, "xformers is not usable")
+    monkeypatch.setattr(kernels, "choose", lambda *what: asked.append(what) or missing)
+    for cast, dtype in ((torch.bfloat16, torch.bfloat16), (None, torch.float32)):
+        model.model.manual_cast_dtype = cast
+        patched(model, "auto")
+        assert asked[-1] == (torch.device("cpu"), dtype)

@@ -1,0 +1,228 @@
+"""The web UI's sampler on stand-ins of the host: levels, starts, the first step, attention."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from dpdmd_studio.core.errors import LoraError, SettingsError
+from dpdmd_studio.core.few_step import default_recipe
+from dpdmd_studio.core.schedule import VPSchedule, few_step_positions
+from dpdmd_studio.webui_extension import attention, generation, host, recipes, sampler
+from torch import nn
+
+TABLE = VPSchedule().sigma_at(torch.arange(1000, dtype=torch.float64))
+SD1 = host.ModelFacts("sd1", "eps")
+
+
+class Denoiser:
+    """CFGDenoiser's face: x0 is half of x, or a tenth while the LoRA is off."""
+
+    def __init__(self, p: Any, from_noise: bool = False) -> None:
+        self.p, self.inner_model = p, SimpleNamespace(sigmas=TABLE)
+        self.sampler = SimpleNamespace(dpdmd_from_noise=from_noise)
+        self.calls: list[tuple[float, float, bool, bool]] = []
+        self.off = self.without = False
+
+    def __call__(self, x, sigma, cond_scale=1.0, cond=None):
+        self.calls.append((round(float(sigma[0]), 3), cond_scale, self.off, self.without))
+        return x * (0.1 if self.off else 0.5)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A host that notes what it is told."""
+    told = SimpleNamespace(steps=0, denoiser=None, loras=[])
+
+    @contextlib.contextmanager
+    def loras_off(names):
+        told.loras.append(tuple(names))
+        told.denoiser.off = True
+        yield
+        told.denoiser.off = False
+
+    @contextlib.contextmanager
+    def without_negative(denoiser, scale, conditioning):
+        denoiser.without = scale == 1.0
+        yield
+        denoiser.without = False
+
+    replaced: dict[str, Any] = {
+        "model_facts": lambda sigmas=None: SD1,
+        "active_loras": list,
+        "set_total_steps": lambda denoiser, steps: setattr(told, "steps", steps),
+        "start_factor": lambda sigma, flow: torch.tensor(2.0),
+        "noise_sampler": lambda x: lambda *_: torch.ones_like(x),
+        "loras_off": loras_off,
+        "without_negative": without_negative,
+        "lora_beside_layers": contextlib.nullcontext,
+        "option": lambda name, default: default,
+    }
+    for name, value in replaced.items():
+        monkeypatch.setattr(host, name, value)
+    return told
+
+
+def test_the_schedule_is_the_familys_grid(stage):
+    found = sampler.schedule(4, 0.03, 14.6, SimpleNamespace(sigmas=TABLE))
+    expected = VPSchedule().sigma_at(few_step_positions(4))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_no_checkpoint_and_foreign_families_are_told(monkeypatch, stage):
+    monkeypatch.setattr(host, "model_facts", lambda sigmas=None: None)
+    with pytest.raises(SettingsError, match="No checkpoint"):
+        recipes.recipe_for(host.model_facts())
+    with pytest.raises(SettingsError, match="does not know"):
+        recipes.recipe_for(host.ModelFacts("", "eps"))
+
+
+def test_an_active_lora_of_another_family_is_refused(monkeypatch, stage):
+    monkeypatch.setattr(recipes, "active_recipe", lambda: default_recipe("sdxl", "eps"))
+    with pytest.raises(LoraError, match=r"made for SDXL, but the model is SD 1\.x"):
+        recipes.recipe_for(SD1)
+
+
+def run(stage: SimpleNamespace, p: Any, *, from_noise: bool = False, **arguments: Any):
+    denoiser = stage.denoiser = Denoiser(p, from_noise)
+    sigmas = torch.tensor(default_recipe("sd1", "eps").sigmas)
+    steps: list[int] = []
+    x = sampler.few_step(
+        denoiser, torch.ones(1, 1, 2, 2), sigmas, {"cond_scale": 1.0, **arguments},
+        lambda step: steps.append(step["i"]),
+    )  # fmt: skip
+    return denoiser, x, steps
+
+
+def test_one_evaluation_a_step_without_the_negative(stage):
+    denoiser, x, steps = run(stage, SimpleNamespace())
+    assert [call[0] for call in denoiser.calls] == [14.615, 4.082, 1.613, 0.693]
+    assert all(without for *_, without in denoiser.calls)
+    assert steps == [0, 1, 2, 3] and stage.steps == 4
+    assert torch.isfinite(x).all()
+
+
+def test_text_to_image_starts_at_unit_variance(stage):
+    _, plain, _ = run(stage, SimpleNamespace())
+    _, scaled, _ = run(stage, SimpleNamespace(), from_noise=True)
+    torch.testing.assert_close(scaled, 2 * plain)
+
+
+def test_the_anchored_step_is_the_base_models_in_small_guided_ones(stage):
+    p = SimpleNamespace()
+    recipe = default_recipe("sd1", "eps")
+    generation.tell(p, recipe, generation.Anchor(("few",), 3, 4.5))
+    denoiser, _, steps = run(stage, p, cond_scale=4.5)
+    base, student = denoiser.calls[:3], denoiser.calls[3:]
+    assert [call[1:] for call in base] == [(4.5, True, False)] * 3
+    assert [call[1:] for call in student] == [(1.0, False, True)] * 3
+    levels = [call[0] for call in denoiser.calls]
+    assert levels == sorted(levels, reverse=True) and levels[0] == 14.615 and levels[3] == 4.082
+    assert steps == list(range(6)) and stage.steps == 6
+    assert stage.loras == [("few",)]
+
+
+def test_a_renoising_recipe_takes_the_hosts_noise(stage):
+    p = SimpleNamespace()
+    recipe = default_recipe("sd1", "eps")
+    object.__setattr__(recipe, "solver", "sde")
+    generation.tell(p, recipe, None)
+    _, x, _ = run(stage, p)
+    # the last step returns x0, half of x0 + sigma * 1 before it
+    expected = 1.0
+    for sigma in (*recipe.sigmas[1:-1], 0.0):
+        expected = 0.5 * expected + sigma
+    torch.testing.assert_close(x, torch.full_like(x, expected))
+
+
+@pytest.mark.parametrize(
+    ("strength", "exact", "first", "count"),
+    [
+        (0.5, False, 1.613, 2),
+        (0.3, False, 0.693, 1),
+        (0.01, False, 0.693, 1),
+        (1.0, False, 14.615, 4),
+    ],
+)
+def test_image_to_image_starts_at_a_trained_level(stage, strength, exact, first, count):
+    p = SimpleNamespace(denoising_strength=strength, extra_generation_params={})
+    part = sampler.partial_plan(p, TABLE, 4)
+    assert round(float(part.sigmas[0]), 3) == first and part.num_steps == count
+    assert p.extra_generation_params == {"DP-DMD image steps": f"{count} of 4"}
+
+
+def test_exact_strength_starts_there_and_goes_on_at_trained_levels(monkeypatch, stage):
+    monkeypatch.setattr(host, "option", lambda name, default: name == sampler.EXACT_STRENGTH)
+    p = SimpleNamespace(denoising_strength=0.6, extra_generation_params={})
+    part = sampler.partial_plan(p, TABLE, 4)
+    expected = VPSchedule().sigma_at(torch.tensor([599.0, 499, 249, -1], dtype=torch.float64))
+    torch.testing.assert_close(part.sigmas, expected, rtol=1e-4, atol=1e-6)
+    assert p.extra_generation_params["DP-DMD exact strength"] is True
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "hires", "is_hires", "own"),
+    [
+        ("Automatic", None, False, True),
+        ("DP-DMD", None, False, True),
+        ("Karras", None, False, False),
+        ("Karras", "DP-DMD", True, True),
+        ("Automatic", "Karras", True, False),
+        (None, "Use same scheduler", True, True),
+    ],
+)
+def test_another_schedule_type_is_the_users_choice(scheduler, hires, is_hires, own):
+    p = SimpleNamespace(scheduler=scheduler, hr_scheduler=hires, is_hr_pass=is_hires)
+    assert sampler.uses_own_schedule(p) is own
+
+
+# Attention
+
+
+class Attention(nn.Module):
+    """CrossAttention of the host's networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = 2
+        self.to_q, self.to_k, self.to_v = nn.Linear(8, 8), nn.Linear(6, 8), nn.Linear(6, 8)
+        self.to_out = nn.Linear(8, 8)
+
+
+def test_the_attention_entry_computes_attention_with_hypernetworks(monkeypatch):
+    monkeypatch.setattr(host, "option", lambda name, default: default)
+    monkeypatch.setattr(host, "hypernetwork_contexts", lambda c: (c + 1, c - 1))
+    module, x, context = Attention(), torch.randn(2, 5, 8), torch.randn(2, 3, 6)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    with torch.no_grad():
+        found = attention.forward(module, x, context, mask=mask)
+        q, k, v = module.to_q(x), module.to_k(context + 1), module.to_v(context - 1)
+        parts = []
+        for head in (slice(0, 4), slice(4, 8)):
+            scores = q[..., head] @ k[..., head].transpose(1, 2) / 2.0
+            scores = scores.masked_fill(~mask[:, None], float("-inf"))
+            parts.append(scores.softmax(-1) @ v[..., head])
+        expected = module.to_out(torch.cat(parts, -1))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_where_xformers_cannot_run_the_hosts_attention_stays_and_says_so(monkeypatch):
+    monkeypatch.setattr(host, "has_attention_classes", lambda: True)
+    monkeypatch.setattr(host, "device_and_dtype", lambda: (torch.device("cpu"), torch.float32))
+    assert attention.note(attention.HOST) == ""
+    assert "host's attention is used" in attention.note(attention.XFORMERS)
+    assert not attention.Optimizer().is_available()
+    replaced: list[object] = []
+    monkeypatch.setattr(host, "replace_attention", replaced.append)
+    with attention.during(attention.XFORMERS):
+        pass
+    assert replaced == []
+
+
+def test_hosts_that_choose_at_their_start_are_left_alone(monkeypatch):
+    monkeypatch.setattr(host, "has_attention_classes", lambda: False)
+    assert "when it starts" in attention.note(attention.XFORMERS)

@@ -1,0 +1,117 @@
+"""What the web UI's accordion makes of a prompt, without a web UI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dpdmd_studio.core.errors import RecipeError
+from dpdmd_studio.core.few_step import default_recipe
+from dpdmd_studio.webui_extension import generation, host
+from dpdmd_studio.webui_extension.auto_setup import Setup, Tag, Wishes, look, tags
+from dpdmd_studio.webui_extension.generation import Anchor
+
+SD1 = host.ModelFacts("sd1", "eps")
+FILES = {name: Path(f"/loras/{name}.safetensors") for name in ("few", "other", "style", "broken")}
+RECIPES = {
+    FILES["few"]: default_recipe("sd1", "eps"),
+    FILES["other"]: default_recipe("sd1", "eps", num_steps=8),
+}
+
+
+def read(path: Path):
+    if path == FILES["broken"]:
+        raise RecipeError("The sampling recipe has version 99.")
+    return RECIPES.get(path)
+
+
+def found(*prompts: str, facts: host.ModelFacts | None = SD1, **wishes: Any) -> Setup:
+    return look(prompts, facts, Wishes(**wishes), read=read, find=FILES.get)
+
+
+@pytest.mark.parametrize(
+    ("text", "strength"),
+    [
+        ("<lora:few:1>", 1.0),
+        ("<lora:few>", 1.0),
+        ("<LORA:few:.5>", 0.5),
+        ("<lora:few:1:0.25>", 0.25),
+        ("<lora:few:te=1:unet=.75>", 0.75),
+        ("<lora:few:te=.5>", 0.5),
+        ("<lora:few:soft>", 1.0),
+    ],
+)
+def test_the_strength_of_a_tag_is_that_of_the_denoiser(text, strength):
+    assert tags(f"a cat {text}, blue") == [Tag("few", strength)]
+
+
+def test_a_prompt_without_a_few_step_lora_changes_nothing():
+    assert found("a cat") == found("a cat <lora:style:1> <lora:unknown:1>") == Setup()
+    assert Setup().describe() == ""
+
+
+def test_the_recipe_of_the_prompts_lora_is_taken():
+    setup = found("a cat <lora:style:.8> <lora:few:1>", "another")
+    assert setup == Setup(RECIPES[FILES["few"]], ("few",))
+    assert setup.describe() == "few: 4 steps, CFG 1"
+
+
+def test_two_few_step_loras_and_strengths_are_told():
+    setup = found("<lora:few:.7> <lora:other:1>")
+    assert setup.recipe == RECIPES[FILES["few"]] and setup.loras == ("few", "other")
+    twice, weak = setup.notes
+    assert "few and other are both few-step LoRAs" in twice
+    assert "few is at strength 0.7" in weak
+
+
+@pytest.mark.parametrize("facts", [host.ModelFacts("sdxl", "eps"), host.ModelFacts("", "eps")])
+def test_a_lora_of_another_family_sets_nothing_and_says_so(facts):
+    setup = found("<lora:few:1>", facts=facts)
+    assert setup.recipe is None and "few was made for SD 1.x" in setup.notes[0]
+
+
+def test_a_newer_recipe_sets_nothing_and_says_so():
+    setup = found("<lora:broken:1>")
+    assert setup.recipe is None and setup.notes == ("broken: The sampling recipe has version 99.",)
+
+
+def test_before_a_checkpoint_is_loaded_the_recipe_is_taken_as_it_is():
+    assert found("<lora:few:1>", facts=None).recipe == RECIPES[FILES["few"]]
+
+
+def test_a_kind_of_another_maker_needs_to_know_which_lora_it_is():
+    alone = found("<lora:style:1>", kind="LCM")
+    assert alone.recipe is not None and alone.recipe.solver == "sde"
+    assert alone.describe() == "style: 4 steps, CFG 1, re-noising"
+    several = found("<lora:style:1> <lora:few:1>", kind="LCM")
+    assert several.recipe is None and "found: style, few" in several.notes[0]
+    named = found("<lora:style:1> <lora:few:1>", kind="LCM", lora="style")
+    assert named.loras == ("style",) and named.recipe == alone.recipe
+    assert "found: none" in found("a cat", kind="LCM").notes[0]
+    assert "No checkpoint" in found("<lora:style:1>", kind="LCM", facts=None).notes[0]
+
+
+def test_a_kind_for_another_family_is_told():
+    setup = found("<lora:style:1>", kind="DMD2 4 steps")
+    assert setup.recipe is None and "DMD2 4 steps was made for SDXL" in setup.notes[0]
+
+
+def test_what_the_script_says_reaches_the_sampler_but_no_anchor_the_second_pass():
+    p = SimpleNamespace(is_hr_pass=False)
+    anchor = Anchor(("few",), 7, 4.5)
+    assert not generation.has_own_recipe(p) and generation.anchor_of(p) is None
+    generation.tell(p, RECIPES[FILES["few"]], anchor, "xformers")
+    assert generation.has_own_recipe(p) and generation.anchor_of(p) == anchor
+    assert generation.attention_of(p) == "xformers"
+    p.is_hr_pass = True
+    assert generation.anchor_of(p) is None
+    generation.tell(p, None, None)
+    assert not generation.has_own_recipe(p)
+
+
+def test_anchors_are_named_in_words():
+    assert Anchor((), 0, 4.5).describe() == "trained steps at CFG 4.5"
+    assert Anchor((), 1, 1.0).describe() == "1 step at CFG 1"
+    assert Anchor((), 7, 3.0).describe() == "7 steps at CFG 3"

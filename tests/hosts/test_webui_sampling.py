@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from comfyui_server import ROOT
 from PIL import Image
-from webui_files import FULL_UNET, UNET, full_sd1, random_lora, small_sd1
+from webui_files import UNET, WIDE_UNET, random_lora, small_sd1, wide_sd1
 from webui_server import WebUI
 
 SCRIPT = "DP-DMD few-step LoRAs"
 FROM_FILE = "what the LoRA says"
 LORA, PROMPT = "few", "a red circle <lora:few:1>"
+SIDE = 128
 SAME = 1.0
 """Levels of 255: batches of another size are rounded otherwise."""
 
@@ -32,8 +33,8 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[WebUI]:
     if server.kind == "WEBUI":
         small_sd1(models / "Stable-diffusion")
     else:
-        full_sd1(models / "Stable-diffusion")
-    unet = UNET if server.kind == "WEBUI" else FULL_UNET
+        wide_sd1(models / "Stable-diffusion")
+    unet = UNET if server.kind == "WEBUI" else WIDE_UNET
     random_lora(models / "Lora" / f"{LORA}.safetensors", unet)
     try:
         server.start()
@@ -44,10 +45,9 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[WebUI]:
 
 def draw(webui: WebUI, prompt: str = PROMPT, *script: object, **wishes) -> tuple[np.ndarray, str]:
     """A picture; `script` are the accordion's values, without them it is switched off."""
-    side = 128 if webui.kind == "WEBUI" else 64
     values = list(script) or [False]
     scripts = {SCRIPT: {"args": values}}
-    body = {"width": side, "height": side, "steps": 4, "cfg_scale": 1, **wishes}
+    body = {"width": SIDE, "height": SIDE, "steps": 4, "cfg_scale": 1, **wishes}
     return webui.draw(prompt, alwayson_scripts=scripts, **body)
 
 
@@ -123,9 +123,12 @@ def test_a_foreign_few_step_lora_is_renoised_by_the_seed(webui):
 
 
 def test_pictures_are_those_of_our_own_command(webui, tmp_path, capsys):
-    if webui.kind == "FORGE":
-        pytest.skip("a full-size model takes minutes here; the sampler is compared above")
-    checkpoint = webui.base / "models" / "Stable-diffusion" / "small-sd1.safetensors"
+    checkpoint = (
+        webui.base
+        / "models"
+        / "Stable-diffusion"
+        / ("small-sd1.safetensors" if webui.kind == "WEBUI" else "wide-sd1.safetensors")
+    )
     lora = webui.base / "models" / "Lora" / f"{LORA}.safetensors"
     options = ("--lora", str(lora), "--prompt", "a red circle", "--seeds", "5")
     size = ("--resolution", "128x128", "--device", "cpu", "--dtype", "float32")

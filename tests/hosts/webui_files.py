@@ -40,8 +40,8 @@ CLIP = CLIPTextConfig(
     vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
     num_attention_heads=12, projection_dim=768, eos_token_id=49407,
 )  # fmt: skip
-FULL_UNET = {
-    "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768,
+WIDE_UNET = {  # Forge knows SD 1.5 by this width
+    **checkpoints.SD1_UNET, "block_out_channels": (320, 320), "cross_attention_dim": 768,
     "attention_head_dim": 8,
 }  # fmt: skip
 VAE = {
@@ -62,15 +62,15 @@ def small_sd1(folder: Path) -> Path:
     return checkpoints.save(path, checkpoints.file_state(tiny))
 
 
-def full_sd1(folder: Path) -> Path:
-    """A checkpoint of SD 1.5's real size (2.1 GB) of random weights: Forge takes no smaller one."""
+def wide_sd1(folder: Path) -> Path:
+    """A checkpoint of random weights for Forge: VAE and CLIP-L of real size, a small UNet."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(**FULL_UNET)
     vae = AutoencoderKL(
         **{**VAE, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
     )
+    unet = UNet2DConditionModel(**WIDE_UNET)
     tiny = checkpoints.Tiny(unet, {"clip_l": CLIPTextModel(CLIP)}, vae)
-    return checkpoints.save(folder / "full-sd1.safetensors", checkpoints.file_state(tiny))
+    return checkpoints.save(folder / "wide-sd1.safetensors", checkpoints.file_state(tiny))
 
 
 def random_lora(path: Path, unet: dict[str, Any]) -> Path:

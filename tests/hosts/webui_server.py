@@ -101,7 +101,9 @@ class WebUI:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def answers(self) -> bool:
-        """Whether the server is up."""
+        """Whether the server is up; Forge's routes answer before its scripts are ready."""
+        if "Startup time:" not in self.said():
+            return False
         try:
             return self.request("/sdapi/v1/samplers")[0] in (200, 401)
         except OSError:

@@ -131,14 +131,15 @@ def app(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_the_page_asks_nothing_of_other_servers(app):
+    from dpdmd_studio.trainer.gui.app import SCRIPT, STYLES
+
     status, headers, body = ask(app[0])
     assert status == 200 and "DP-DMD Studio" in body
     loaded = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']?([^\"' >]+)", body)
     assert loaded and not [address for address in loaded if address.startswith(("http", "//"))]
     assert "default-src 'self'" in headers["content-security-policy"]
-    assets = ROOT / "trainer" / "gui" / "assets"
-    own = [path.read_text(encoding="utf-8") for path in assets.iterdir()]
-    assert len(own) == 2 and not any("//" in text.replace("// ", "") for text in own)
+    own = [path.read_text(encoding="utf-8") for path in (*STYLES, SCRIPT)]
+    assert len(own) == 3 and not any("//" in text.replace("// ", "") for text in own)
     assert ask(app[0], host="evil.example")[0] == 421
 
 

@@ -27,7 +27,9 @@ from .html import escape
 from .run_pieces import report_of
 from .theme import theme
 
-ASSETS = Path(__file__).parent / "assets"
+ROOT = Path(__file__).parents[2]
+STYLES = (ROOT / "style.css", Path(__file__).parent / "assets" / "page.css")
+SCRIPT = ROOT / "javascript" / "dpdmd_studio.js"
 LOCAL = "127.0.0.1"
 FIRST_PORT, PORTS = 7868, 20
 SHORTEST_TOKEN = 12
@@ -111,8 +113,8 @@ def build_app(token: str | None = None, *, any_host: bool = False) -> Applicatio
         ssr_mode=False,
         footer_links=[],
         theme=theme(),
-        css=(ASSETS / "studio.css").read_text(encoding="utf-8"),
-        head=f"<script>{(ASSETS / 'studio.js').read_text(encoding='utf-8')}</script>",
+        css="\n".join(path.read_text(encoding="utf-8") for path in STYLES),
+        head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
     )
     return Guard(app, token, any_host=any_host)
 

@@ -21,6 +21,7 @@ from .distill_form import strengths_of
 from .html import empty, escape, frame, note
 from .run_pieces import STATES, report_of
 from .runs_view import Address
+from .trainer_form import TrainerMissingError, before_start
 
 NOTES = ("models", "prompts", "settings", "start")
 FORM = (
@@ -55,6 +56,7 @@ def submit(values: Mapping[str, Any]) -> Values:
         settings = _settings(values)
         folder = new_folder("comparisons")
         prompts = _prompts(values, folder)
+        before_start()
         job = jobs.submit_task(
             "compare", [*models, *settings, *prompts, "--output", str(folder), "--json"], title
         )
@@ -73,7 +75,7 @@ def _part_of(error: DPDMDError) -> str:
         return "prompts"
     if isinstance(error, _SettingError):
         return "settings"
-    return "start" if isinstance(error, OutputError) else "models"
+    return "start" if isinstance(error, OutputError | TrainerMissingError) else "models"
 
 
 class _SettingError(SettingsError):

@@ -41,7 +41,7 @@ def build(selected: Any, tabs: Any, address: Address | None) -> Page:
         ("report",),
     )
     done = on(parts["start"].click, form.submit, parts, form.FORM, AFTER_START)
-    return Page(parts, lambda values: opening(values, address), OPENED, done)
+    return Page(parts, lambda values: opening(values, address), OPENED, (done,))
 
 
 OPENED = ("checkpoint", "loras", "styles", "chosen", "report")

@@ -27,10 +27,11 @@ from ..presets import DEMO, PRESETS, preset
 from ..prompts import PromptList, parse_prompts
 from ..request import DistillRequest, ModelFiles, TeacherLora
 from ..settings_file import config_text, read_settings
-from . import sources
+from . import sources, surroundings
 from .changes import Change, Values, errors
 from .controls import config_of, controls
 from .html import note
+from .trainer_form import before_start
 
 KEEP, DEMO_PRESET = "keep", "demo"
 NOTES = ("checkpoint", "prompts", "settings", "loras", "output", "start")
@@ -90,6 +91,9 @@ def initial() -> Values:
         config_of(values)
     except DPDMDError:  # of another version
         values |= _defaults()
+    loaded = surroundings.current.checkpoint()
+    if loaded is not None:
+        values["checkpoint"] = str(loaded)
     if not values["checkpoint"]:
         values["checkpoint"] = sources.checkpoints()[0][1]
         values |= _demo() if Path(values["checkpoint"]).parent == sources.ASSETS else {}
@@ -240,6 +244,7 @@ def submit(values: Mapping[str, Any]) -> Values:
     """
     try:
         request, prompts = request_of(values), prompts_of(values)
+        before_start()
         job = jobs.submit_distill(request, prompts.prompts, Path(request.output).stem)
     except DPDMDError as error:
         return _failed(error)

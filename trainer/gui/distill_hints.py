@@ -40,7 +40,9 @@ def opening() -> Values:
     found["teacher_loras"] = Change(choices=loras, value=chosen)
     found["settings_lora"] = Change(choices=loras, value=None)
     demo = Path(values["checkpoint"]).parent == sources.ASSETS
-    found["starter"] = sources.SHAPES if demo else sources.STARTERS[0][1]
+    starters = sources.starters()
+    proposed = sources.SHAPES if demo else starters[0][1]
+    found["starter"] = Change(choices=starters, value=proposed)
     return found
 
 

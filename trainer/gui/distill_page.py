@@ -8,7 +8,7 @@ import gradio as gr
 
 from . import distill_form as form
 from . import distill_hints as hints
-from . import sources
+from . import trainer_form
 from .changes import Values
 from .controls import PLAIN, advanced, controls
 from .html import heading
@@ -23,6 +23,7 @@ OTHER_FILES = {
 
 COST = ("checkpoint", "memory", *controls())
 FOLDERS = ("checkpoint", "teacher_loras", "settings_lora", "folder", "new_folder", "folder_note")
+LISTS = (*FOLDERS, "trainer_box", "trainer")
 AFTER_START = (*(f"{name}_note" for name in form.NOTES), "selected", "name", "tabs")
 
 
@@ -33,7 +34,7 @@ def build(selected: Any, tabs: Any) -> Page:
         selected: the text field that holds the id of the job in view on the Runs page.
         tabs: the pages' tabs; a start shows the Runs page.
     """
-    first = hints.opening()
+    first = opening()
     parts: Components = {"selected": selected, "tabs": tabs}
     with gr.Row(elem_classes=["dp-columns"]):
         with gr.Column(scale=7, min_width=320, elem_classes=["dp-form"]):
@@ -44,12 +45,17 @@ def build(selected: Any, tabs: Any) -> Page:
             _output(parts, first)
         with gr.Column(scale=4, min_width=280, elem_classes=["dp-aside"]):
             _start(parts, first)
-    return Page(parts, lambda values: hints.opening(), tuple(first), _wire(parts))
+    return Page(parts, lambda values: opening(), tuple(first), _wire(parts))
+
+
+def opening() -> Values:
+    """Everything that the page shows when it is opened."""
+    return hints.opening() | trainer_form.look()
 
 
 def relist(event: Any, page: Page) -> Any:
     """Have `event` take new files into the lists; nothing that was chosen or typed changes."""
-    return on(event, lambda values: hints.lists(), page.parts, (), FOLDERS)
+    return on(event, lambda values: hints.lists() | trainer_form.look(), page.parts, (), LISTS)
 
 
 def _checkpoint(parts: Components, first: Values) -> None:
@@ -95,9 +101,7 @@ def _prompts(parts: Components, first: Values) -> None:
     with gr.Column(elem_classes=["dp-section"]):
         markup(heading("Prompts", "What you will draw with it. A few hundred are a good start."))
         with gr.Row(elem_classes=["dp-with-button"]):
-            parts["starter"] = gr.Dropdown(
-                choices=sources.STARTERS, value=first["starter"], label="Starter prompts", scale=5
-            )
+            parts["starter"] = gr.Dropdown(**first["starter"], label="Starter prompts", scale=5)
             parts["use_starter"] = gr.Button("Use these", scale=1, min_width=110)
         parts["prompts"] = gr.Textbox(
             value=first["prompts"],
@@ -207,6 +211,10 @@ def _output(parts: Components, first: Values) -> None:
 
 
 def _start(parts: Components, first: Values) -> None:
+    with gr.Column(elem_classes=["dp-card"], **first["trainer_box"]) as parts["trainer_box"]:
+        parts["trainer"] = markup(first["trainer"])
+        parts["set_up"] = gr.Button("Set up the trainer", variant="primary", elem_id="dpdmd-set-up")
+        parts["trainer_note"] = note()
     with gr.Column(elem_classes=["dp-card"]):
         markup(heading("Before you start"))
         parts["estimate"] = markup(first["estimate"])
@@ -250,4 +258,7 @@ def _wire(parts: Components) -> Any:
     on(parts["add_folder"].click, hints.add_folder, parts, ("new_folder",), FOLDERS)
     on(parts["forget"].click, hints.forget_folder, parts, ("folder",), FOLDERS)
     on(parts["rescan"].click, lambda values: hints.lists(), parts, (), FOLDERS)
-    return on(parts["start"].click, form.submit, parts, form.names(), AFTER_START)
+    shown = ("trainer_note", "selected", "tabs")
+    set_up = on(parts["set_up"].click, trainer_form.set_up, parts, (), shown)
+    started = on(parts["start"].click, form.submit, parts, form.names(), AFTER_START)
+    return started, set_up

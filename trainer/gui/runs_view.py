@@ -11,6 +11,7 @@ from ..jobs import Job
 from . import html
 from .changes import Change, Values
 from .run_pieces import LIVE, STATES, pieces, report_of
+from .trainer_form import before_start
 
 PIECES = ("list", "status", "findings", "pictures", "curves", "more", "files", "log", "report")
 FOLDED = ("more", "report", "log")
@@ -153,6 +154,8 @@ def _act(action: str, id: str, text: str) -> Values:
         job = jobs.restore(text)
         return {"message": html.note("It is back.", "done"), "selected": _id(job, text)}
     if action == "start":
+        if jobs.get_job(id).kind != "setup":
+            before_start()
         jobs.start(id)
         return _said("It is in the queue.")
     if action == "stop":

@@ -21,6 +21,7 @@ from . import html, sources
 from .changes import Change, Values, errors
 from .compare_form import listing as packages
 from .run_pieces import STATES, result_path
+from .trainer_form import TrainerMissingError, before_start
 
 NOTES = ("source", "words", "prompts", "start")
 FORM = (
@@ -126,6 +127,7 @@ def submit(values: Mapping[str, Any]) -> Values:
         arguments += _words(values)
         output = _new_package(name)
         arguments += _prompts(values, output)
+        before_start()
         job = jobs.submit_task(
             "package", [*arguments, "--output", str(output), "--json"], f"Package {name}"
         )
@@ -144,7 +146,7 @@ def _part_of(error: DPDMDError) -> str:
         return "words"
     if isinstance(error, PromptError):
         return "prompts"
-    return "start" if isinstance(error, OutputError) else "source"
+    return "start" if isinstance(error, OutputError | TrainerMissingError) else "source"
 
 
 class _WordError(SettingsError):

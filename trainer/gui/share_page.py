@@ -47,7 +47,7 @@ def build(selected: Any, tabs: Any) -> Page:
     on(parts["checkpoint"].input, form.labels, parts, ("checkpoint",), labelled)
     on(parts["chosen"].input, lambda values: form.show(values["chosen"]), parts, ("chosen",), SHOWN)
     done = on(parts["start"].click, form.submit, parts, form.FORM, AFTER_START)
-    return Page(parts, opening, OPENED, done)
+    return Page(parts, opening, OPENED, (done,))
 
 
 def opening(values: Values) -> Values:

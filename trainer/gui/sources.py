@@ -15,6 +15,7 @@ from ..jobs import all_jobs
 from ..lora_output import lora_file
 from ..model_folders import ModelFile, contained, default_folders, list_models
 from ..path_checks import check_name, is_inside, resolved
+from . import surroundings
 
 Choices = list[tuple[str, str]]
 """(what people read, the value) of a dropdown."""
@@ -24,6 +25,8 @@ ASSETS = PACKAGE / "assets"
 TEMPLATES = PACKAGE / "prompt_templates"
 SHAPES = "shapes"
 SHAPES_PROMPTS = 400
+HOSTS = "host:"
+"""Before the name of a list of prompts that a host holds."""
 EMBEDDED = {
     "shapes-sd3.safetensors": "Shapes demo, flow (SD3 layout, 16 MB)",
     "shapes-sd1.safetensors": "Shapes demo, eps (SD1 layout, 7 MB)",
@@ -39,13 +42,17 @@ STARTERS: Choices = [
 def folders() -> list[Path]:
     """Folders that models may be chosen from: the person's, those of hosts nearby, our own."""
     named = [Path(folder) for folder in preferences.load().folders]
+    found = [*surroundings.current.folders(), *default_folders()]
     loras = [output_folder(), home() / "loras"]
-    every = [*named, *default_folders(), *loras, ASSETS]
+    every = [*named, *found, *loras, ASSETS]
     return [folder for folder in dict.fromkeys(every) if folder.is_dir()]
 
 
 def output_folder() -> Path:
-    """Where new LoRAs go unless another folder is named."""
+    """Where new LoRAs go unless another folder is named: a host's own folder comes first."""
+    hosts = surroundings.current.lora_folder()
+    if hosts is not None:
+        return hosts
     chosen = preferences.load().output_folder
     return Path(chosen) if chosen else home() / "loras"
 
@@ -155,8 +162,15 @@ def free_output(folder: object, name: str) -> str:
     return free
 
 
+def starters() -> Choices:
+    """Starter templates, then lists of prompts that a host holds."""
+    return STARTERS + [(name, HOSTS + name) for name in surroundings.current.prompt_lists()]
+
+
 def starter(name: object) -> str:
-    """The text of a starter template."""
+    """The text of a starter template, or of a host's list."""
+    if isinstance(name, str) and name.startswith(HOSTS):
+        return surroundings.current.read_prompts(name.removeprefix(HOSTS))
     if name not in {value for _, value in STARTERS}:
         raise PromptError(f"There are no starter prompts named {name}.")
     if name != SHAPES:

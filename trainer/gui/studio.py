@@ -37,5 +37,6 @@ def build(address: Address | None = None) -> list[Any]:
     compare.when(compare_tab.select)
     share.when(share_tab.select)
     for page in (distil, compare, share):
-        show_runs(page.done.then)
+        for event in page.done:
+            show_runs(event.then)
     return [distil.when, show_runs]

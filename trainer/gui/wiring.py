@@ -14,6 +14,7 @@ from .controls import Control
 Components = dict[str, Any]
 """Control name -> gradio component."""
 Handler = Callable[[Values], Values]
+NO_INPUTS = (gr.HTML, gr.File, gr.Column)
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,17 @@ class Page:
         parts: its components by name.
         opening: all that it shows when it is opened, by name.
         opened: the names that `opening` gives.
-        done: the event after which another page is shown.
+        done: the events after which another page is shown.
     """
 
     parts: Components
     opening: Handler
     opened: tuple[str, ...]
-    done: Any
+    done: tuple[Any, ...]
 
     def when(self, event: Any) -> Any:
         """Have `event` show the page as it is when opened."""
-        names = [
-            name for name in self.opened if not isinstance(self.parts[name], gr.HTML | gr.File)
-        ]
+        names = [name for name in self.opened if not isinstance(self.parts[name], NO_INPUTS)]
         return on(event, self.opening, self.parts, names, self.opened)
 
 

@@ -1,0 +1,47 @@
+"""What the program around the pages knows: nothing where they stand alone, more inside a host.
+
+A host sets `current` once; the pages ask it. Everything has a default that means "not known".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a host tells the pages; each is asked anew whenever it is needed.
+
+    Attributes:
+        name: what people call the program; empty where the pages stand alone.
+        folders: where its models lie, beside those that are found without it.
+        lora_folder: where new LoRAs go; None leaves that to the person.
+        checkpoint: the file that it has loaded; None for none.
+        prompt_lists: names of lists of prompts that it holds.
+        read_prompts: the text of one of them, one prompt a line.
+        before_start: called before a run is queued, such as to free memory.
+    """
+
+    name: str = ""
+    folders: Callable[[], Sequence[Path]] = tuple
+    lora_folder: Callable[[], Path | None] = _nothing
+    checkpoint: Callable[[], Path | None] = _nothing
+    prompt_lists: Callable[[], Sequence[str]] = tuple
+    read_prompts: Callable[[str], str] = str
+    before_start: Callable[[], None] = _nothing
+
+
+ALONE = Surroundings()
+current = ALONE
+
+
+def use(surroundings: Surroundings) -> None:
+    """Tell the pages what is around them."""
+    global current
+    current = surroundings

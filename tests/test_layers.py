@@ -68,7 +68,7 @@ EXCEPTIONS = {
     "trainer/gui/wiring.py": {"gradio"},
     "comfy_nodes/host.py": COMFYUI | {"server", "execution", "aiohttp"},
     "webui_extension/accordion.py": {"gradio"},
-    "webui_extension/host.py": WEBUI,
+    "webui_extension/host.py": WEBUI | {"gradio", "starlette"},
     "webui_extension/train_tab.py": {"gradio"},
 }
 

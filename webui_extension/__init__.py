@@ -12,9 +12,13 @@ def register() -> None:
 
     if not host.is_here():
         return
-    from . import accordion, attention, sampler
+    from . import accordion, api_routes, attention, memory, sampler, settings, train_tab
 
     sampler.register()
     host.watch_components()
     accordion.register()
     attention.register()
+    settings.register()
+    train_tab.register()
+    api_routes.register()
+    memory.register()

@@ -81,7 +81,11 @@ def build(tab: str) -> tuple[list[Any], Any]:
                 0, MAX_ANCHOR_STEPS, value=0, step=1, label="Guided steps, 0 = as in training"
             )
             scale = gr.Slider(0, 30, value=0, step=0.5, label="Their CFG, 0 = as in training")
-        kernel = gr.Radio(list(attention.CHOICES), value=attention.HOST, label="Attention (with the DP-DMD sampler)")
+        kernel = gr.Radio(
+            list(attention.CHOICES),
+            value=attention.HOST,
+            label="Attention (with the DP-DMD sampler)",
+        )
     return [on, kind, lora, anchor, steps, scale, kernel], said
 
 

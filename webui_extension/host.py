@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ ZERO_SNR_SIGMA = 1000.0
 """A VP model whose highest level is above this has zero terminal SNR; usual ones end at 14.6."""
 SKIP_NEGATIVE, SKIP_NEGATIVE_TEXT = "skip_early_cond", "Skip Early CFG"
 LORA_BESIDE = "lora_functional"
+FOLDER_OPTIONS = ("ckpt_dir", "lora_dir", "vae_dir", "text_encoder_dir")
 
 
 def is_here() -> bool:
@@ -436,3 +437,175 @@ def set_settings(p: Processing, sampler: str, steps: int, guidance_scale: float)
         p.scheduler = "Automatic"
     if hasattr(p, "hr_cfg"):  # Forge
         p.hr_cfg = guidance_scale
+
+
+# Training: model files, settings, the tab, requests, memory
+
+
+def model_folders() -> list[Path]:
+    """Folders in which the host looks for checkpoints, LoRAs, VAEs and text encoders."""
+    from modules import paths, sd_models, shared
+
+    named = [getattr(shared.cmd_opts, name, None) for name in FOLDER_OPTIONS]
+    several = getattr(shared.cmd_opts, "ckpt_dirs", None) or []  # of forks
+    models = Path(paths.models_path)
+    usual = [sd_models.model_path, *(models / name for name in ("VAE", "text_encoder", "Lora"))]
+    every = [Path(folder) for folder in (*named, *several, *usual) if folder]
+    return list({folder.resolve(): folder for folder in every if folder.is_dir()}.values())
+
+
+def lora_folder() -> Path:
+    """Where the host looks for LoRAs."""
+    from modules import paths, shared
+
+    return Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(paths.models_path) / "Lora")
+
+
+def chosen_checkpoint() -> Path | None:
+    """The file of the checkpoint that is chosen in the host; None for none, or another format."""
+    from modules import sd_models, shared
+
+    title = getattr(shared.opts, "sd_model_checkpoint", None)
+    find = getattr(sd_models, "get_closet_checkpoint_match", None)
+    info = find(title) if title and find is not None else None
+    path = Path(info.filename) if info is not None else None
+    return path if path is not None and path.suffix == ".safetensors" and path.is_file() else None
+
+
+def style_prompts() -> list[str]:
+    """The prompts of the styles that the user saved."""
+    from modules import shared
+
+    styles = getattr(getattr(shared, "prompt_styles", None), "styles", {})
+    return [str(style.prompt or "") for style in styles.values()]
+
+
+def extension_folders() -> list[tuple[str, Path]]:
+    """(name, folder) of the extensions that are switched on."""
+    from modules import extensions
+
+    return [(str(found.name), Path(found.path)) for found in extensions.active()]
+
+
+def add_setting(section: tuple[str, str], setting: Mapping[str, Any]) -> None:
+    """Put a setting on the host's page.
+
+    Args:
+        setting: name, default, label and info; "private" keeps it from the host's own API.
+    """
+    import gradio as gr
+    from modules import shared
+
+    kind = gr.Checkbox if isinstance(setting["default"], bool) else gr.Textbox
+    info = shared.OptionInfo(setting["default"], setting["label"], kind, section=section)
+    info.restrict_api = bool(setting.get("private"))
+    shared.opts.add_option(setting["name"], info.info(setting["info"]))
+
+
+def on_settings(function: Callable[[], None]) -> None:
+    """Call the function when the host collects settings."""
+    from modules import script_callbacks
+
+    script_callbacks.on_ui_settings(function)
+
+
+def on_tabs(function: Callable[[], list[tuple[Any, str, str]]]) -> None:
+    """Call the function when the host collects tabs: (gradio blocks, title, id) each."""
+    from modules import script_callbacks
+
+    script_callbacks.on_ui_tabs(function)
+
+
+def on_started(function: Callable[[Any], None]) -> None:
+    """Call the function with the web application once it is there, after each UI reload again."""
+    from modules import script_callbacks
+
+    script_callbacks.on_app_started(lambda _, app: function(app))
+
+
+def serve(app: Any, prefix: str, limit: int, answer: Callable[..., Any]) -> None:
+    """Have a function answer all requests below a prefix.
+
+    Args:
+        limit: bytes of a body; a larger one is not read.
+        answer: (method, path, query, body, headers) -> a response; it runs in a thread.
+    """
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    async def endpoint(request: Any) -> Response:
+        body: bytes | None = b""
+        async for chunk in request.stream():
+            body = body + chunk if body is not None and len(body) + len(chunk) <= limit else None
+        raw = request.scope.get("raw_path") or request.url.path.encode()
+        path, query = raw.decode("latin-1").partition("?")[0], dict(request.query_params)
+        found = await run_in_threadpool(
+            answer, request.method, path, query, body, dict(request.headers)
+        )
+        headers = {**found.headers, "Content-Type": found.content_type}
+        return Response(found.body, found.status, headers)
+
+    route = Route(f"{prefix}/{{rest:path}}", endpoint, methods=["GET", "POST"])
+    app.router.routes.insert(0, route)
+
+
+def credentials() -> list[tuple[str, str]]:
+    """(user, password) pairs that the host was started with, for its API and for its page."""
+    from modules import initialize_util, shared
+
+    pairs = (getattr(shared.cmd_opts, "api_auth", None) or "").split(",")
+    found = [(user, word) for user, colon, word in (p.partition(":") for p in pairs) if colon]
+    of_page = getattr(initialize_util, "get_gradio_auth_creds", None)
+    pages = list(of_page()) if of_page is not None else []
+    return found + [(pair[0], pair[1]) for pair in pages if len(pair) == 2]
+
+
+def is_public() -> bool:
+    """Whether the host was started for other computers to connect."""
+    from modules import shared
+
+    address = getattr(shared.cmd_opts, "server_name", None) or "localhost"
+    named = any(getattr(shared.cmd_opts, name, None) for name in ("listen", "share", "ngrok"))
+    return named or not address.startswith(("127.", "localhost", "::1"))
+
+
+def generating() -> contextlib.AbstractContextManager[Any]:
+    """The host's lock around everything that uses its model; taken in turn."""
+    from modules import call_queue
+
+    return call_queue.queue_lock
+
+
+def has_model() -> bool:
+    """Whether a checkpoint is in memory; asking loads none."""
+    from modules import sd_models
+
+    return hasattr(sd_models.model_data.sd_model, "is_sd1")
+
+
+def unload_model() -> None:
+    """Give the graphics card's memory free; call it with the lock of `generating` held."""
+    from modules import sd_models
+
+    sd_models.unload_model_weights()
+
+
+def reload_model() -> None:
+    """Bring back what `unload_model` took, where the host does not do so itself."""
+    from modules import sd_models, shared
+
+    if hasattr(shared.sd_model, "forge_objects"):
+        return
+    back = getattr(sd_models, "load_model_to_device", None)  # reForge
+    if back is not None:
+        back()
+    elif hasattr(sd_models, "send_model_to_device"):
+        sd_models.send_model_to_device(shared.sd_model)
+
+
+def relist_loras() -> None:
+    """Have the host look for LoRA files."""
+    networks = _networks()
+    if networks is not None:
+        networks.list_available_networks()

@@ -84,14 +84,15 @@ def initial() -> Values:
     values |= {"memory": KEEP, "teacher_loras": [], "include_teacher_loras": False}
     values |= {"file_format": "kohya", "name": "my-4step"}
     values |= _defaults()
-    remembered = preferences.load().distill
+    listed = surroundings.current.listed
+    remembered = preferences.load().distill if listed else {}
     values |= {name: value for name, value in remembered.items() if name in values}
     values["output_folder"] = str(sources.output_folder())
     try:
         config_of(values)
     except DPDMDError:  # of another version
         values |= _defaults()
-    loaded = surroundings.current.checkpoint()
+    loaded = surroundings.current.checkpoint() if listed else None
     if loaded is not None:
         values["checkpoint"] = str(loaded)
     if not values["checkpoint"]:

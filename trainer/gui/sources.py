@@ -41,6 +41,8 @@ STARTERS: Choices = [
 
 def folders() -> list[Path]:
     """Folders that models may be chosen from: the person's, those of hosts nearby, our own."""
+    if not surroundings.current.listed:
+        return [ASSETS]
     named = [Path(folder) for folder in preferences.load().folders]
     found = [*surroundings.current.folders(), *default_folders()]
     loras = [output_folder(), home() / "loras"]

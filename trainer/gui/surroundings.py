@@ -19,7 +19,7 @@ class Surroundings:
     """What a host tells the pages; each is asked anew whenever it is needed.
 
     Attributes:
-        name: what people call the program; empty where the pages stand alone.
+        listed: whether files are looked for; a page that is being built does not wait.
         folders: where its models lie, beside those that are found without it.
         lora_folder: where new LoRAs go; None leaves that to the person.
         checkpoint: the file that it has loaded; None for none.
@@ -28,7 +28,7 @@ class Surroundings:
         before_start: called before a run is queued, such as to free memory.
     """
 
-    name: str = ""
+    listed: bool = True
     folders: Callable[[], Sequence[Path]] = tuple
     lora_folder: Callable[[], Path | None] = _nothing
     checkpoint: Callable[[], Path | None] = _nothing

@@ -1,6 +1,7 @@
 """Everything that touches ComfyUI. Nothing is imported from it before it is needed.
 
-So node classes can be defined, and tested, where there is no ComfyUI. What a version of it has is
+It is one long module so that one place shows all we ask of the host. Node classes can be defined,
+and tested, where there is no ComfyUI. What a version of it has is
 found out by looking (hasattr, signatures), from 0.3.60 on.
 """
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfyui_server import ROOT, ComfyUI, Graph, Listener, error_of, needs_comfyui
+from comfyui_files import teacher_in
+from comfyui_server import ComfyUI, Graph, Listener, error_of, needs_comfyui
 from safetensors.torch import load_file
 
 pytestmark = needs_comfyui
@@ -31,7 +31,7 @@ CANCEL_SECONDS = 5.0
 @pytest.fixture(scope="module", autouse=True)
 def teacher(comfyui: ComfyUI) -> None:
     """The embedded teacher among the host's checkpoints."""
-    shutil.copy2(ROOT / "trainer" / "assets" / TEACHER, comfyui.base / "models" / "checkpoints")
+    teacher_in(comfyui.base / "models")
 
 
 @pytest.fixture

@@ -70,13 +70,15 @@ def _host_items(facts: PackageFacts) -> list[tuple[Part, ...]]:
         (
             Strong("ComfyUI"), ": put ", Code(facts.file),
             " into models/loras and drag workflow.json onto the canvas. By hand: "
-            f"LoraLoaderModelOnly with strength 1.0, then KSampler with {graph}.{shift}",
+            f"LoraLoaderModelOnly with strength 1.0, then KSampler with {graph}.{shift} With the "
+            "nodes of DP-DMD Studio: DP-DMD Load LoRA, then DP-DMD KSampler, which set themselves.",
         ),
         (
             Strong("A1111, Forge, reForge"), ": put the file into models/Lora, write ",
             Code(facts.tag),
             f" into the prompt and choose Sampling method {SAMPLER}, Schedule type {SCHEDULE}, "
-            f"Sampling steps {steps}, CFG Scale {scale}{clip}.{_webui_limits(facts)}",
+            f"Sampling steps {steps}, CFG Scale {scale}{clip}.{_webui_limits(facts)} With the "
+            "extension DP-DMD Studio these settings are made by themselves.",
         ),
     ]  # fmt: skip
 

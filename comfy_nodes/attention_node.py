@@ -78,7 +78,7 @@ def xformers_override(
     Args:
         q: (batch, tokens, heads * width), or (batch, heads, tokens, width) with `skip_reshape`.
     """
-    if positional or not _known(options) or options.get("enable_gqa"):
+    if positional or not _known(options) or len(q) > LARGEST_BATCH:
         return original(q, k, v, heads, mask, *positional, **options)
     split = _split(q, k, v, heads, bool(options.get("skip_reshape")))
     fitting = None if mask is None else _fitting_mask(mask, split[0], split[1])
@@ -99,7 +99,7 @@ def pytorch_override(
     **options: Any,
 ) -> Tensor:
     """ComfyUI's attention call by PyTorch; what it does not know goes to the original."""
-    if positional or not _known(options) or options.get("enable_gqa"):
+    if positional or not _known(options) or len(q) > LARGEST_BATCH:
         return original(q, k, v, heads, mask, *positional, **options)
     split = _split(q, k, v, heads, bool(options.get("skip_reshape")))
     fitting = None if mask is None else _fitting_mask(mask, split[0], split[1])
@@ -111,6 +111,8 @@ def pytorch_override(
     return _merged(output, bool(options.get("skip_output_reshape")))
 
 
+LARGEST_BATCH = 2**15
+"""Kernels of both kinds fail on larger ones on NVIDIA cards; ComfyUI's own code splits them."""
 KNOWN_OPTIONS = {
     "attn_precision",
     "skip_reshape",
@@ -123,9 +125,10 @@ KNOWN_OPTIONS = {
 
 
 def _known(options: dict[str, Any]) -> bool:
-    """Whether every option is one whose meaning is known here, and no other precision is asked."""
+    """Whether every option is one that is handled here, and no other precision is asked."""
     asked = options.get("attn_precision")
-    return set(options) <= KNOWN_OPTIONS and asked in (None, torch.float16, torch.bfloat16)
+    handled = set(options) <= KNOWN_OPTIONS and not options.get("enable_gqa")
+    return handled and asked in (None, torch.float16, torch.bfloat16)
 
 
 def _split(

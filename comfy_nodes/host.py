@@ -156,6 +156,15 @@ def load_lora(model: Model, path: Path, strength: float) -> LoadedLora:
     return LoadedLora(patched, applied(model, patched))
 
 
+def only_strength(model: Model) -> float | None:
+    """Strength of the one LoRA whose patches lie on a MODEL; None if there may be several."""
+    lists = getattr(model, "patches", {}).values()
+    if any(len(patches) != 1 for patches in lists):
+        return None
+    strengths = {float(patch[0]) for (patch,) in lists}
+    return strengths.pop() if len(strengths) == 1 else None
+
+
 def patch_count(model: Model) -> int:
     """How many weight patches lie on a MODEL."""
     return sum(len(patches) for patches in getattr(model, "patches", {}).values())

@@ -120,6 +120,8 @@ def _notes(model: host.Model, recipe: Recipe, facts: host.ModelFacts) -> list[st
     if own is not None and other is not None and own != other:
         notes.append(TWO_LORAS)
     strength = host.attachment(model, STRENGTH_ATTACHMENT)
+    if own is None and other is not None:  # from the core loader, which notes no strength
+        strength = host.only_strength(model)
     if isinstance(strength, float) and strength != 1.0:
         notes.append(
             f"The LoRA is at strength {strength:g}; it was trained for 1.0, where its steps and "

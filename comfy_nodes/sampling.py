@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.errors import SettingsError
@@ -184,11 +183,6 @@ def check_negative(guidance_scale: float, negative: host.Conditioning | None) ->
             f"This samples with CFG {guidance_scale:g}, and no negative prompt is connected. "
             "Connect one (it may be empty) to the negative input."
         )
-
-
-def as_levels(sigmas: Any) -> Tensor:
-    """Levels from a wire as a float32 tensor on the CPU."""
-    return torch.as_tensor(sigmas, dtype=torch.float32).cpu()
 
 
 NODES = (Sampler, KSampler)

@@ -155,6 +155,15 @@ def test_positional_arguments_go_on_in_their_order(override, original, qkv):
     assert original.asked[0][0][5:] == (None, True)
 
 
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_batches_too_large_for_kernels_go_to_the_original(override, original):
+    largest = torch.ones(2**15, 1, 2)
+    torch.testing.assert_close(override(original, *[largest] * 3, 1), largest)
+    assert original.asked == []
+    larger = torch.ones(2**15 + 1, 1, 2)
+    assert override(original, *[larger] * 3, 1) is OWN
+
+
 def test_a_call_that_xformers_declines_is_drawn_by_pytorch(original, qkv, monkeypatch):
     def kernel(*_: object, **__: object) -> None:
         raise NotImplementedError("no operator for this mask")

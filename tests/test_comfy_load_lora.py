@@ -88,6 +88,26 @@ def test_another_strength_than_the_trained_one_is_said_at_loading_and_at_samplin
     assert find_recipe(again).note == ""
 
 
+def test_the_strength_at_the_core_loader_is_said_where_one_lora_lies_on_the_model(loras):
+    model = Model(SD1).with_recipe(SD1)
+    first, last = ("first.weight", (0.6, None)), ("last.weight", (0.6, None))
+    cases = [
+        ([first, last], True),
+        ([("first.weight", (1.0, None)), ("last.weight", (1.0, None))], False),
+        ([first, ("last.weight", (0.3, None))], False),  # two LoRAs on different weights
+        ([first, first], False),  # one above the other: which is the style?
+        ([], False),
+    ]
+    for patches, is_said in cases:
+        model.patches = {}
+        for key, patch in patches:
+            model.patches.setdefault(key, []).append(patch)
+        assert ("at strength 0.6" in find_recipe(model).note) is is_said, patches
+    style = Model(SD1)
+    style.patches = {first[0]: [first[1]]}
+    assert find_recipe(style, SD1).note == ""  # the recipe came by wire
+
+
 def test_two_few_step_loras_on_a_model_are_said_whoever_loaded_them(loras):
     few = write_lora(loras, "few.safetensors", SD1)
     for before in (load(few)[0], Model(SD1).with_recipe(SD1)):

@@ -71,7 +71,7 @@ class ComfyUI:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         self.process: subprocess.Popen[bytes] | None = None
-        self.seconds_to_boot = 0.0
+        self.seconds_to_boot, self.said_at_boot = 0.0, ""
 
     # The process
 
@@ -91,7 +91,7 @@ class ComfyUI:
             assert self.process.poll() is None, self.said()[-3000:]
             assert time.monotonic() - began < BOOT_SECONDS, self.said()[-3000:]
             time.sleep(0.2)
-        self.seconds_to_boot = time.monotonic() - began
+        self.seconds_to_boot, self.said_at_boot = time.monotonic() - began, self.said()
 
     def stop(self) -> None:
         """End the server."""

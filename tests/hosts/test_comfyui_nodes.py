@@ -43,8 +43,8 @@ def test_nodes_and_dropdown_entries_are_there(comfyui):
     required = known["KSampler"]["input"]["required"]
     for widget in ("sampler_name", "scheduler"):
         assert required[widget][0].count("dp_dmd") == 1, widget
-    assert "IMPORT FAILED" not in comfyui.said()
-    ours = [line for line in comfyui.said().splitlines() if "dpdmd" in line.lower()]
+    assert "IMPORT FAILED" not in comfyui.said_at_boot
+    ours = [line for line in comfyui.said_at_boot.splitlines() if "dpdmd" in line.lower()]
     assert not [line for line in ours if re.search("warn|error", line, re.IGNORECASE)]
 
 

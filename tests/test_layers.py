@@ -61,6 +61,7 @@ EXCEPTIONS = {
     "trainer/gui/app.py": {"gradio", "uvicorn", "fastapi"},
     "trainer/gui/compare_page.py": {"gradio"},
     "trainer/gui/distill_page.py": {"gradio"},
+    "trainer/gui/dropdown.py": {"gradio"},
     "trainer/gui/runs_page.py": {"gradio"},
     "trainer/gui/share_page.py": {"gradio"},
     "trainer/gui/studio.py": {"gradio"},

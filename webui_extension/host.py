@@ -472,6 +472,14 @@ def chosen_checkpoint() -> Path | None:
     return path if path is not None and path.suffix == ".safetensors" and path.is_file() else None
 
 
+def checkpoints() -> list[Path]:
+    """The files of the host's list that could be trained on."""
+    from modules import sd_models
+
+    paths = [Path(info.filename) for info in sd_models.checkpoints_list.values()]
+    return [path for path in paths if path.suffix == ".safetensors"]
+
+
 def style_prompts() -> list[str]:
     """The prompts of the styles that the user saved."""
     from modules import shared

@@ -25,6 +25,7 @@ def around(*, listed: bool = True) -> Surroundings:
     return Surroundings(
         listed=listed,
         folders=lambda: [*host.model_folders(), settings.lora_folder()],
+        checkpoints=host.checkpoints,
         lora_folder=settings.lora_folder,
         checkpoint=host.chosen_checkpoint,
         prompt_lists=prompt_lists.names,

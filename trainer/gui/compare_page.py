@@ -9,6 +9,7 @@ import gradio as gr
 from . import compare_form as form
 from . import sources
 from .changes import Change, Values
+from .dropdown import dropdown
 from .html import heading
 from .runs_view import Address
 from .wiring import Components, Page, markup, note, on, several
@@ -29,9 +30,7 @@ def build(selected: Any, tabs: Any, address: Address | None) -> Page:
             _start(parts, first)
     with gr.Column(elem_classes=["dp-section", "dp-wide"]):
         markup(heading("Finished comparisons"))
-        parts["chosen"] = gr.Dropdown(
-            **first["chosen"], label="Comparison", allow_custom_value=True
-        )
+        parts["chosen"] = dropdown(**first["chosen"], label="Comparison", allow_custom_value=True)
         parts["report"] = markup(first["report"])
     on(
         parts["chosen"].input,
@@ -67,7 +66,7 @@ def opening(values: Values, address: Address | None) -> Values:
 def _models(parts: Components, first: Values) -> None:
     with gr.Column(elem_classes=["dp-section"]):
         markup(heading("Models", "The checkpoint at full steps is what all are held against."))
-        parts["checkpoint"] = gr.Dropdown(
+        parts["checkpoint"] = dropdown(
             **first["checkpoint"], label="Checkpoint file", allow_custom_value=True
         )
         parts["loras"] = several(

@@ -11,6 +11,7 @@ from . import distill_hints as hints
 from . import trainer_form
 from .changes import Values
 from .controls import PLAIN, advanced, controls
+from .dropdown import dropdown
 from .html import heading
 from .wiring import Components, Page, component, markup, note, on, several
 
@@ -61,7 +62,7 @@ def relist(event: Any, page: Page) -> Any:
 def _checkpoint(parts: Components, first: Values) -> None:
     with gr.Column(elem_classes=["dp-section"]):
         markup(heading("Checkpoint", "The model that is distilled. It is only read."))
-        parts["checkpoint"] = gr.Dropdown(
+        parts["checkpoint"] = dropdown(
             **first["checkpoint"],
             label="Checkpoint file",
             info="From your folders and those of a ComfyUI or WebUI beside this program.",
@@ -85,7 +86,7 @@ def _folders(parts: Components, first: Values) -> None:
         parts["add_folder"] = gr.Button("Add folder", scale=1, min_width=110)
     parts["folder_note"] = note()
     with gr.Row(elem_classes=["dp-with-button"]):
-        parts["folder"] = gr.Dropdown(**first["folder"], label="Folders you named", scale=5)
+        parts["folder"] = dropdown(**first["folder"], label="Folders you named", scale=5)
         parts["forget"] = gr.Button("Forget it", scale=1, min_width=110)
     for name, label in OTHER_FILES.items():
         parts[name] = gr.Textbox(
@@ -101,7 +102,7 @@ def _prompts(parts: Components, first: Values) -> None:
     with gr.Column(elem_classes=["dp-section"]):
         markup(heading("Prompts", "What you will draw with it. A few hundred are a good start."))
         with gr.Row(elem_classes=["dp-with-button"]):
-            parts["starter"] = gr.Dropdown(**first["starter"], label="Starter prompts", scale=5)
+            parts["starter"] = dropdown(**first["starter"], label="Starter prompts", scale=5)
             parts["use_starter"] = gr.Button("Use these", scale=1, min_width=110)
         parts["prompts"] = gr.Textbox(
             value=first["prompts"],
@@ -131,7 +132,7 @@ def _settings(parts: Components, first: Values) -> None:
     known = controls()
     with gr.Column(elem_classes=["dp-section"]):
         markup(heading("Settings", "The defaults are a good start."))
-        parts["memory"] = gr.Dropdown(
+        parts["memory"] = dropdown(
             **first["memory"],
             label="Memory of your graphics card",
             info="Fills in what fits. Chosen by arithmetic, not measured on every card.",
@@ -154,7 +155,7 @@ def _settings(parts: Components, first: Values) -> None:
 
 
 def _settings_files(parts: Components, first: Values) -> None:
-    parts["settings_lora"] = gr.Dropdown(
+    parts["settings_lora"] = dropdown(
         **first["settings_lora"],
         label="Distil again like this LoRA",
         info="Takes the settings that a LoRA carries, if DP-DMD Studio made it.",
@@ -196,7 +197,7 @@ def _output(parts: Components, first: Values) -> None:
             parts["name"] = gr.Textbox(
                 value=first["name"], label="Name of the LoRA", max_lines=1, elem_id="dpdmd-name"
             )
-            parts["file_format"] = gr.Dropdown(
+            parts["file_format"] = dropdown(
                 choices=[("ComfyUI, A1111, Forge", "kohya"), ("diffusers (PEFT)", "peft")],
                 value=first["file_format"],
                 label="File format for",

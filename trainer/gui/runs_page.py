@@ -8,6 +8,7 @@ import gradio as gr
 
 from . import runs_view as view
 from .changes import Change, Values
+from .dropdown import dropdown
 from .html import heading
 from .wiring import Components, hidden_button, markup, note, on
 
@@ -67,7 +68,7 @@ def build(selected: Any, address: view.Address | None) -> Components:
 
 def _trash(parts: Components) -> None:
     with gr.Accordion("Trash", open=False):
-        parts["trash"] = gr.Dropdown(
+        parts["trash"] = dropdown(
             choices=[], value=None, label="Deleted runs", allow_custom_value=True
         )
         with gr.Row():

@@ -9,6 +9,7 @@ import gradio as gr
 from . import share_form as form
 from . import sources
 from .changes import Change, Values
+from .dropdown import dropdown
 from .html import heading
 from .wiring import Components, Page, markup, note, on
 
@@ -72,10 +73,8 @@ def _first() -> Values:
 def _source(parts: Components, first: Values) -> None:
     with gr.Column(elem_classes=["dp-section"]):
         markup(heading("What to share", "A run, or a LoRA that was made here."))
-        parts["source"] = gr.Dropdown(
-            **first["source"], label="Run or LoRA", allow_custom_value=True
-        )
-        parts["checkpoint"] = gr.Dropdown(
+        parts["source"] = dropdown(**first["source"], label="Run or LoRA", allow_custom_value=True)
+        parts["checkpoint"] = dropdown(
             **first["checkpoint"],
             label="Its checkpoint",
             info="Draws the previews. A run knows its own.",
@@ -100,7 +99,7 @@ def _words(parts: Components, first: Values) -> None:
             parts["trigger_words"] = gr.Textbox(
                 value="", label="Trigger words", max_lines=1, info="A few-step LoRA needs none."
             )
-        parts["base_model"] = gr.Dropdown(
+        parts["base_model"] = dropdown(
             **first["base_model"], label="Base model on Civitai", allow_custom_value=True
         )
         parts["label_note"] = gr.HTML(
@@ -137,7 +136,7 @@ def _start(parts: Components) -> None:
 
 def _packages(parts: Components, first: Values) -> None:
     markup(heading("Finished packages"))
-    parts["chosen"] = gr.Dropdown(**first["chosen"], label="Package", allow_custom_value=True)
+    parts["chosen"] = dropdown(**first["chosen"], label="Package", allow_custom_value=True)
     parts["package"] = markup(first["package"])
     parts["zip"] = gr.File(**first["zip"], label="The whole package", interactive=False)
     parts["description"] = gr.HTML(**first["description"], elem_classes=["dp"])

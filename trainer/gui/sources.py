@@ -62,7 +62,14 @@ def output_folder() -> Path:
 def checkpoints() -> Choices:
     """Checkpoints of all folders; the embedded demo ones come last."""
     listed = list_models([folder for folder in folders() if folder != ASSETS], "checkpoint")
-    return _choices(listed) + [(label, str(ASSETS / name)) for name, label in EMBEDDED.items()]
+    known = {str(model.path) for model in listed}
+    linked = [path for path in _hosts_files() if str(path) not in known]
+    linked = [(f"{path.name} (linked)", str(path)) for path in linked]
+    return (
+        _choices(listed)
+        + linked
+        + [(label, str(ASSETS / name)) for name, label in EMBEDDED.items()]
+    )
 
 
 def loras() -> Choices:
@@ -80,8 +87,18 @@ def _choices(models: Iterable[ModelFile]) -> Choices:
     return [(model.label, str(model.path)) for model in models]
 
 
+def _hosts_files() -> list[Path]:
+    """Checkpoints that the host lists though they are links that leave its folders."""
+    if not surroundings.current.listed:
+        return []
+    return [path for path in surroundings.current.checkpoints() if path.is_symlink()]
+
+
 def model_path(text: object) -> Path:
     """The model file a person chose or typed, or SettingsError if it is outside the folders."""
+    linked = next((path for path in _hosts_files() if str(path) == text), None)
+    if linked is not None and linked.is_file():
+        return linked.resolve()
     return contained(str(text or ""), folders())
 
 

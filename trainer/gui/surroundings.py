@@ -21,6 +21,7 @@ class Surroundings:
     Attributes:
         listed: whether files are looked for; a page that is being built does not wait.
         folders: where its models lie, beside those that are found without it.
+        checkpoints: the files that it lists, which may be links to anywhere.
         lora_folder: where new LoRAs go; None leaves that to the person.
         checkpoint: the file that it has loaded; None for none.
         prompt_lists: names of lists of prompts that it holds.
@@ -30,6 +31,7 @@ class Surroundings:
 
     listed: bool = True
     folders: Callable[[], Sequence[Path]] = tuple
+    checkpoints: Callable[[], Sequence[Path]] = tuple
     lora_folder: Callable[[], Path | None] = _nothing
     checkpoint: Callable[[], Path | None] = _nothing
     prompt_lists: Callable[[], Sequence[str]] = tuple

@@ -10,6 +10,7 @@ import gradio as gr
 
 from .changes import Change, Values
 from .controls import Control
+from .dropdown import OLD, Labels, dropdown, labels_of
 
 Components = dict[str, Any]
 """Control name -> gradio component."""
@@ -52,10 +53,13 @@ def on(
         event: such as `button.click`, or the `then` of another event.
     """
     names, shown = list(inputs), list(outputs)
+    given = [(name, labels_of(components[name])) for name in names]
+    taking = [(name, labels_of(components[name])) for name in shown]
 
     def call(*values: Any) -> Any:
-        found = handler(dict(zip(names, map(_plain, values), strict=True)))
-        updates = [_update(name, found) for name in shown]
+        pairs = zip(given, values, strict=True)
+        found = handler({name: _plain(value, labels) for (name, labels), value in pairs})
+        updates = [_update(name, found, labels) for name, labels in taking]
         return updates[0] if len(updates) == 1 else updates
 
     return event(
@@ -68,15 +72,18 @@ def on(
     )
 
 
-def _plain(value: Any) -> Any:
-    """An uploaded file as its path (older versions hand over an open file); the rest as it is."""
-    return getattr(value, "name", value)
+def _plain(value: Any, labels: Labels | None) -> Any:
+    """An uploaded file as its path (older versions hand over an open file), a label's value."""
+    return labels.value(value) if labels else getattr(value, "name", value)
 
 
-def _update(name: str, found: Values) -> Any:
+def _update(name: str, found: Values, labels: Labels | None = None) -> Any:
     if name not in found:
         return gr.update()
     value = found[name]
+    if labels is not None:
+        change = value if isinstance(value, Change) else {"value": value}
+        return gr.update(**labels.shown(change))
     if isinstance(value, Change):
         return gr.update(**value)
     if name == "seen":  # a State: its value itself
@@ -92,7 +99,7 @@ def component(control: Control, value: Any) -> Any:
     if control.kind == "switch":
         return gr.Checkbox(**common)
     if control.kind == "choice":
-        return gr.Dropdown(choices=list(control.choices), **common)
+        return dropdown(choices=list(control.choices), **common)
     if control.kind == "text":
         return gr.Textbox(max_lines=1, **common)
     return gr.Number(precision=0 if control.kind == "whole" else None, **common)
@@ -104,8 +111,8 @@ def several(properties: Change, label: str, info: str | None = None) -> Any:
     It takes values that are not in its list: lists age while a page is open, and what was chosen
     is checked anyway. gradio 3 knows that for single choices alone.
     """
-    custom: dict[str, Any] = {} if gr.__version__.startswith("3.") else {"allow_custom_value": True}
-    return gr.Dropdown(**properties, multiselect=True, label=label, info=info, **custom)
+    custom: dict[str, Any] = {} if OLD else {"allow_custom_value": True}
+    return dropdown(**properties, multiselect=True, label=label, info=info, **custom)
 
 
 def note() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -104,9 +105,10 @@ def wishes_of(values: tuple[Any, ...]) -> Wishes:
     )
 
 
-def found_in(prompts: list[str], wishes: Wishes) -> Setup:
-    """What some prompts ask for."""
-    return look(prompts, host.model_facts(), wishes, read=recipe_of, find=host.lora_path)
+def found_in(prompts: list[str], wishes: Wishes, *, fresh: bool = False) -> Setup:
+    """What some prompts ask for; `fresh` finds LoRAs that came after the host's start, too."""
+    find = partial(host.lora_path, fresh=fresh)
+    return look(prompts, host.model_facts(), wishes, read=recipe_of, find=find)
 
 
 def set_up(p: host.Processing, wishes: Wishes) -> None:
@@ -117,7 +119,7 @@ def set_up(p: host.Processing, wishes: Wishes) -> None:
         host.comment(p, f"DP-DMD: {said}")
     if not wishes.enabled:
         return
-    setup = found_in(host.prompts_of(p), wishes)
+    setup = found_in(host.prompts_of(p), wishes, fresh=True)
     for note in setup.notes:
         host.comment(p, f"DP-DMD: {note}")
     if setup.recipe is None:

@@ -114,13 +114,23 @@ def active_loras() -> list[Lora]:
     return found
 
 
-def lora_path(name: str) -> Path | None:
-    """The file that `<lora:name:...>` calls; None if the host knows no such LoRA."""
+def lora_path(name: str, *, fresh: bool = False) -> Path | None:
+    """The file that `<lora:name:...>` calls; None if the host knows no such LoRA.
+
+    Args:
+        fresh: look into the folder again for a name that is not known, as the host itself does.
+    """
     networks = _networks()
     if networks is None:
         return None
-    if not networks.available_networks:
+    found = _listed_lora(networks, name)
+    if found is None and (fresh or not networks.available_networks):
         networks.list_available_networks()
+        found = _listed_lora(networks, name)
+    return found
+
+
+def _listed_lora(networks: ModuleType, name: str) -> Path | None:
     forbidden = getattr(networks, "forbidden_network_aliases", {})
     by_alias = {} if name.lower() in forbidden else networks.available_network_aliases
     on_disk = by_alias.get(name) or networks.available_networks.get(name)

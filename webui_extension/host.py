@@ -1,5 +1,7 @@
 """Everything that touches the web UI: A1111, Forge and their relatives, told apart by looking.
 
+It is one long module so that one place shows all we ask of the hosts.
+
 Nothing is imported from a host before it is needed, so the rest can be tested without one.
 """
 
@@ -316,7 +318,8 @@ def _attention_classes() -> list[type]:
     loaded = [sys.modules.get(name) for name in places]
     if "modules.sd_hijack" not in sys.modules:
         return []
-    return [module.CrossAttention for module in loaded if hasattr(module, "CrossAttention")]
+    found = [getattr(module, "CrossAttention", None) for module in loaded]
+    return [kind for kind in found if kind is not None]
 
 
 def has_attention_classes() -> bool:

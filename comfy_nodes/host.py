@@ -5,6 +5,8 @@ and tested, where there is no ComfyUI. What a version of it has is
 found out by looking (hasattr, signatures), from 0.3.60 on.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import inspect

@@ -5,6 +5,8 @@ It is one long module so that one place shows all we ask of the hosts.
 Nothing is imported from a host before it is needed, so the rest can be tested without one.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import contextlib
@@ -443,11 +445,48 @@ def prompts_of(p: Processing) -> list[str]:
     return [shared.prompt_styles.apply_styles_to_prompt(text or "", styles) for text in given]
 
 
-def set_settings(p: Processing, sampler: str, steps: int, guidance_scale: float) -> None:
-    """Sampler with its own schedule, steps and guidance of a generation, hires pass included."""
-    p.sampler_name, p.steps, p.cfg_scale = sampler, steps, guidance_scale
-    if hasattr(p, "scheduler"):
-        p.scheduler = "Automatic"
+def on_pasted(function: Callable[[str, dict[str, Any]], None]) -> None:
+    """Call the function with an infotext and its parts, which it may add to, when one is pasted."""
+    from modules import script_callbacks
+
+    script_callbacks.on_infotext_pasted(function)
+
+
+def plotted_axes(p: Processing) -> set[str]:
+    """What the host's X/Y/Z plot around this generation varies, by the names of its axes."""
+    values = list(getattr(p, "script_args", None) or [0])
+    scripts = getattr(getattr(p, "scripts", None), "selectable_scripts", None) or []
+    chosen = values[0] if isinstance(values[0], int) else 0
+    script = scripts[chosen - 1] if 1 <= chosen <= len(scripts) else None
+    axes = getattr(script, "current_axis_options", None)
+    if axes is None:
+        return set()
+    kinds = values[script.args_from : script.args_to][:9:3]
+    return {axes[kind].label for kind in kinds if isinstance(kind, int) and 0 <= kind < len(axes)}
+
+
+def set_settings(
+    p: Processing,
+    sampler: str,
+    steps: int,
+    guidance_scale: float,
+    plotted: Collection[str] = (),
+) -> None:
+    """Sampler with its own schedule, steps and guidance of a generation, hires pass included.
+
+    Args:
+        plotted: axes of an X/Y/Z plot, whose values stay; other samplers get our schedule then.
+    """
+    if "Steps" not in plotted:
+        p.steps = steps
+    if "CFG Scale" not in plotted:
+        p.cfg_scale = guidance_scale
+    if hasattr(p, "scheduler") and "Schedule type" not in plotted:
+        p.scheduler = sampler if "Sampler" in plotted else "Automatic"
+    if "Sampler" not in plotted:
+        p.sampler_name = sampler
+    if hasattr(p, "hr_second_pass_steps") and "Hires steps" not in plotted:
+        p.hr_second_pass_steps = 0  # those of the first pass
     if hasattr(p, "hr_cfg"):  # Forge
         p.hr_cfg = guidance_scale
 

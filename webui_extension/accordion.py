@@ -10,22 +10,23 @@ import gradio as gr
 
 from ..core.anchored import MAX_ANCHOR_STEPS, usual_guidance
 from ..core.known_students import KNOWN_STUDENTS
-from . import attention, host
-from .auto_setup import ANCHORS, GUIDED, OFF, Setup, Wishes, look
+from . import attention, host, infotext
+from .auto_setup import ANCHORS, FROM_FILE, GUIDED, OFF, Setup, Wishes, look
 from .generation import Anchor, tell
 from .recipes import recipe_of
 from .sampler import NAME
 
 TITLE = "DP-DMD few-step LoRAs"
-FROM_FILE = "what the LoRA says"
 AUTO_SETUP = "dpdmd_auto_setup"
-INFOTEXT, ANCHOR_TEXT = "DP-DMD", "DP-DMD anchored"
+GUIDANCE = "CFG Scale"
+"""The host's name of an X/Y/Z plot's axis."""
 NOTHING = "No few-step LoRA in the prompt. Sampler, steps and CFG stay as you set them."
 
 
 def register() -> None:
     """Give the host the script; the host makes it anew on every UI reload."""
     host.add_script(make_script)
+    host.on_pasted(infotext.paste)
 
 
 def make_script() -> type:
@@ -47,6 +48,8 @@ def make_script() -> type:
             """The controls, whose values come back to `before_process`."""
             tab = "img2img" if is_img2img else "txt2img"
             controls, said = build(tab)
+            self.infotext_fields = list(zip(controls, infotext.CONTROLS, strict=False))
+            self.paste_field_names = list(infotext.CONTROLS)
             prompt = host.prompt_box(tab)
             if prompt is not None:
                 inputs = [prompt, *controls]
@@ -117,30 +120,37 @@ def set_up(p: host.Processing, wishes: Wishes) -> None:
     said = attention.note(wishes.attention)
     if said:
         host.comment(p, f"DP-DMD: {said}")
-    if not wishes.enabled:
-        return
     setup = found_in(host.prompts_of(p), wishes, fresh=True)
+    if not wishes.enabled:
+        unused = infotext.SWITCHED_OFF if setup.recipe is not None else ""
+        p.extra_generation_params.update(infotext.written(wishes, unused, ""))
+        return
     for note in setup.notes:
         host.comment(p, f"DP-DMD: {note}")
     if setup.recipe is None:
         return
-    host.set_settings(p, NAME, setup.recipe.num_steps, setup.recipe.guidance_scale)
-    p.extra_generation_params[INFOTEXT] = setup.describe()
-    anchor = anchor_for(setup, wishes)
+    plotted = host.plotted_axes(p)
+    host.set_settings(p, NAME, setup.recipe.num_steps, setup.recipe.guidance_scale, plotted)
+    anchor = anchor_for(setup, wishes, float(p.cfg_scale) if GUIDANCE in plotted else 0.0)
     tell(p, setup.recipe, anchor, wishes.attention)
     if anchor is not None:
         p.cfg_scale = anchor.guidance  # else Forge would prepare no negative prompt
-        p.extra_generation_params[ANCHOR_TEXT] = anchor.describe()
+    anchored = anchor.describe() if anchor is not None else ""
+    p.extra_generation_params.update(infotext.written(wishes, setup.describe(), anchored))
 
 
-def anchor_for(setup: Setup, wishes: Wishes) -> Anchor | None:
-    """The base model's part, None where the LoRA walks all the way."""
+def anchor_for(setup: Setup, wishes: Wishes, plotted: float = 0.0) -> Anchor | None:
+    """The base model's part, None where the LoRA walks all the way.
+
+    Args:
+        plotted: guidance that an X/Y/Z plot sets; 0 for none.
+    """
     if wishes.anchor == OFF or setup.recipe is None:
         return None
     if wishes.anchor == GUIDED:
-        guidance = wishes.base_guidance or usual_guidance(setup.recipe)
+        guidance = plotted or wishes.base_guidance or usual_guidance(setup.recipe)
         return Anchor(setup.loras, wishes.anchor_steps, guidance)
-    return Anchor(setup.loras, 1, wishes.base_guidance or 1.0)
+    return Anchor(setup.loras, 1, plotted or wishes.base_guidance or 1.0)
 
 
 def say(prompt: str, *values: Any) -> str:

@@ -14,6 +14,7 @@ from ..core.recipe import Recipe
 from . import host
 
 TAG = re.compile(r"<lora:([^:>]+)((?::[^>]*)?)>", re.IGNORECASE)
+FROM_FILE = "what the LoRA says"
 OFF = "off"
 GUIDED, ONE_PLAIN = "guided steps", "one plain step"
 ANCHORS = (OFF, GUIDED, ONE_PLAIN)

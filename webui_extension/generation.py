@@ -56,6 +56,11 @@ def recipe_of_generation(p: host.Processing, sigmas: Tensor) -> Recipe:
     return told if told is not None else recipe_for(host.model_facts(sigmas))
 
 
+def is_anchored(p: host.Processing) -> bool:
+    """Whether the base model walks first, so that the guidance set is its own."""
+    return getattr(p, ANCHOR, None) is not None
+
+
 def anchor_of(p: host.Processing) -> Anchor | None:
     """The base model's part; none in the second pass of hires fix, where the layout is settled."""
     return None if getattr(p, "is_hr_pass", False) else getattr(p, ANCHOR, None)

@@ -457,10 +457,10 @@ def plotted_axes(p: Processing) -> set[str]:
     values = list(getattr(p, "script_args", None) or [0])
     scripts = getattr(getattr(p, "scripts", None), "selectable_scripts", None) or []
     chosen = values[0] if isinstance(values[0], int) else 0
-    script = scripts[chosen - 1] if 1 <= chosen <= len(scripts) else None
-    axes = getattr(script, "current_axis_options", None)
-    if axes is None:
+    if not 1 <= chosen <= len(scripts):
         return set()
+    script = scripts[chosen - 1]
+    axes = getattr(script, "current_axis_options", [])
     kinds = values[script.args_from : script.args_to][:9:3]
     return {axes[kind].label for kind in kinds if isinstance(kind, int) and 0 <= kind < len(axes)}
 

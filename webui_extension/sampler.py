@@ -18,6 +18,7 @@ from .generation import (
     anchor_of,
     attention_of,
     has_own_recipe,
+    is_anchored,
     recipe_of_generation,
 )
 from .recipes import recipe_for
@@ -67,6 +68,8 @@ def few_step(
     with attention.during(attention_of(model.p)):
         if anchor is not None and len(sigmas) > 2:
             return anchored(model, x, sigmas, recipe, anchor, arguments, callback)
+        if is_anchored(model.p):  # nothing left to it here
+            arguments["cond_scale"] = recipe.guidance_scale
         host.set_total_steps(model, len(sigmas) - 1)
         return _student_part(model, x, sigmas, recipe, arguments, callback)
 

@@ -458,6 +458,7 @@ def test_a_teacher_with_guidance_needs_a_negative_prompt_before_anything_is_draw
 
 
 def test_a_note_of_an_arm_is_in_the_report(comfy, base, student):
+    student.attachments["dpdmd_recipe"] = student.attachments["lora_metadata"]["dpdmd.recipe"]
     student.attachments["dpdmd_strength"] = 0.5
     _, text = compared(base, student)
     assert "B: few: The LoRA is at strength 0.5" in text

@@ -125,6 +125,13 @@ def test_the_anchored_step_is_the_base_models_in_small_guided_ones(stage):
     assert stage.loras == [("few",)]
 
 
+def test_where_nothing_is_left_to_the_base_model_its_guidance_goes_too(stage):
+    p = SimpleNamespace(is_hr_pass=True)
+    generation.tell(p, default_recipe("sd1", "eps"), generation.Anchor(("few",), 3, 4.5))
+    denoiser, _, _ = run(stage, p, cond_scale=4.5)
+    assert [call[1:] for call in denoiser.calls] == [(1.0, False, True)] * 4
+
+
 def test_a_renoising_recipe_takes_the_hosts_noise(stage):
     p = SimpleNamespace()
     recipe = default_recipe("sd1", "eps")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from dpdmd_studio.core.errors import RecipeError
 from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.webui_extension import generation, host
-from dpdmd_studio.webui_extension.auto_setup import Setup, Tag, Wishes, look, tags
+from dpdmd_studio.webui_extension import generation, host, infotext
+from dpdmd_studio.webui_extension.auto_setup import FROM_FILE, Setup, Tag, Wishes, look, tags
 from dpdmd_studio.webui_extension.generation import Anchor
 
 SD1 = host.ModelFacts("sd1", "eps")
@@ -115,3 +115,71 @@ def test_anchors_are_named_in_words():
     assert Anchor((), 0, 4.5).describe() == "trained steps at CFG 4.5"
     assert Anchor((), 1, 1.0).describe() == "1 step at CFG 1"
     assert Anchor((), 7, 3.0).describe() == "7 steps at CFG 3"
+
+
+# Infotext
+
+
+@pytest.mark.parametrize(
+    ("wishes", "anchor", "expected"),
+    [
+        (Wishes(), None, (True, FROM_FILE, "", "off", 0, 0.0)),
+        (Wishes(enabled=False), None, (False, FROM_FILE, "", "off", 0, 0.0)),
+        (
+            Wishes(kind="LCM", lora="style"),
+            Anchor((), 7, 3.5),
+            (True, "LCM", "style", "guided steps", 7, 3.5),
+        ),
+        (Wishes(), Anchor((), 0, 4.0), (True, FROM_FILE, "", "guided steps", 0, 4.0)),
+        (Wishes(), Anchor((), 1, 1.0), (True, FROM_FILE, "", "one plain step", 0, 1.0)),
+    ],
+)
+def test_a_pasted_infotext_restores_the_accordion(wishes, anchor, expected):
+    found = "few: 4 steps, CFG 1" if wishes.enabled else infotext.SWITCHED_OFF
+    said = infotext.written(wishes, found, anchor.describe() if anchor is not None else "")
+    pasted = {"Steps": "4", **said}
+    infotext.paste("", pasted)
+    assert tuple(pasted[name] for name in infotext.CONTROLS) == expected
+
+
+def test_a_picture_that_says_nothing_of_ours_leaves_the_accordion_alone():
+    assert infotext.written(Wishes(kind="LCM", lora="style"), "", "") == {}
+    assert infotext.read({"Steps": "20", "DP-DMD kind": "LCM"}) == {}
+
+
+# An X/Y/Z plot
+
+
+def plotted(*kinds: int) -> SimpleNamespace:
+    labels = ("Nothing", "Seed", "Steps", "CFG Scale", "Sampler", "Schedule type")
+    axes = [SimpleNamespace(label=label) for label in labels]
+    other = SimpleNamespace(args_from=1, args_to=2)
+    plot = SimpleNamespace(args_from=2, args_to=14, current_axis_options=axes)
+    values = [value for kind in kinds for value in (kind, "1,2", [])]
+    p = SimpleNamespace(
+        scripts=SimpleNamespace(selectable_scripts=[other, plot]),
+        script_args=[2, "other's", *values, True, True, False],
+        sampler_name="Euler", steps=20, cfg_scale=7.0, scheduler="Karras", hr_second_pass_steps=9,
+    )  # fmt: skip
+    return p
+
+
+def test_the_axes_of_a_plot_are_found_only_where_it_runs():
+    p = plotted(2, 4, 0)
+    assert host.plotted_axes(p) == {"Steps", "Sampler", "Nothing"}
+    p.script_args[0] = 1
+    assert host.plotted_axes(p) == set()
+    assert host.plotted_axes(SimpleNamespace(script_args={}, scripts=None)) == set()
+
+
+def test_what_a_plot_varies_stays_and_other_samplers_walk_our_levels():
+    p = plotted(2, 4, 0)
+    host.set_settings(p, "DP-DMD", 4, 1.0, host.plotted_axes(p))
+    assert (p.sampler_name, p.steps, p.cfg_scale, p.scheduler) == ("Euler", 20, 1.0, "DP-DMD")
+    p = plotted(3, 5, 0)
+    host.set_settings(p, "DP-DMD", 4, 1.0, host.plotted_axes(p))
+    assert (p.sampler_name, p.steps, p.cfg_scale, p.scheduler) == ("DP-DMD", 4, 7.0, "Karras")
+    assert p.hr_second_pass_steps == 0
+    p = plotted(1, 0, 0)
+    host.set_settings(p, "DP-DMD", 4, 1.0, host.plotted_axes(p))
+    assert (p.sampler_name, p.steps, p.cfg_scale, p.scheduler) == ("DP-DMD", 4, 1.0, "Automatic")

@@ -20,7 +20,8 @@ TITLE = "DP-DMD few-step LoRAs"
 AUTO_SETUP = "dpdmd_auto_setup"
 GUIDANCE = "CFG Scale"
 """The host's name of an X/Y/Z plot's axis."""
-NOTHING = "No few-step LoRA in the prompt. Sampler, steps and CFG stay as you set them."
+NOTHING = "No few-step LoRA in the prompt."
+UNTOUCHED = "Sampler, steps and CFG stay as you set them."
 
 
 def register() -> None:
@@ -45,7 +46,7 @@ def make_script() -> type:
             return host.always_visible()
 
         def ui(self, is_img2img: bool) -> list[Any]:
-            """The controls, whose values come back to `before_process`."""
+            """The controls, whose values come back to `process`."""
             tab = "img2img" if is_img2img else "txt2img"
             controls, said = build(tab)
             self.infotext_fields = list(zip(controls, infotext.CONTROLS, strict=False))
@@ -57,8 +58,8 @@ def make_script() -> type:
                     each.change(say, inputs, [said], queue=False, show_progress="hidden")
             return controls
 
-        def before_process(self, p: host.Processing, *values: Any) -> None:
-            """Set up one generation."""
+        def process(self, p: host.Processing, *values: Any) -> None:
+            """Set up one generation: here its checkpoint is loaded, and its own options hold."""
             set_up(p, wishes_of(values))
 
     return FewStepScript
@@ -68,7 +69,7 @@ def build(tab: str) -> tuple[list[Any], Any]:
     """(controls, where the findings are said)."""
     enabled = bool(host.option(AUTO_SETUP, True))
     with gr.Accordion(TITLE, open=False, elem_id=f"dpdmd_{tab}_accordion"):
-        said = gr.HTML(paragraph(NOTHING), elem_id=f"dpdmd_{tab}_said")
+        said = gr.HTML(paragraph(f"{NOTHING} {UNTOUCHED}"), elem_id=f"dpdmd_{tab}_said")
         on = gr.Checkbox(enabled, label="Set sampler, steps and CFG from the LoRA in the prompt")
         with gr.Row():
             kind = gr.Dropdown(
@@ -78,13 +79,11 @@ def build(tab: str) -> tuple[list[Any], Any]:
                 "", label="Its name", placeholder="only if the prompt has several LoRAs"
             )
         with gr.Row():
-            anchor = gr.Dropdown(
-                list(ANCHORS), value=OFF, label="Anchored first step (LoRA off): more variety"
-            )
+            anchor = gr.Dropdown(list(ANCHORS), value=OFF, label="Anchored first step: LoRA off")
             steps = gr.Slider(
-                0, MAX_ANCHOR_STEPS, value=0, step=1, label="Guided steps, 0 = as in training"
+                0, MAX_ANCHOR_STEPS, value=0, step=1, label="Guided steps (0: as trained)"
             )
-            scale = gr.Slider(0, 30, value=0, step=0.5, label="Their CFG, 0 = as in training")
+            scale = gr.Slider(0, 30, value=0, step=0.5, label="Their CFG (0: as trained)")
         kernel = gr.Radio(
             list(attention.CHOICES),
             value=attention.HOST,
@@ -159,7 +158,11 @@ def say(prompt: str, *values: Any) -> str:
     if not wishes.enabled:
         return paragraph("Switched off: everything stays as you set it.")
     setup = found_in([prompt], wishes)
-    lines = [setup.describe() or NOTHING, *setup.notes, attention.note(wishes.attention)]
+    if setup.recipe is not None:
+        first = f"Will be set for {setup.names()}: sampler {NAME}, {setup.settings()}."
+    else:
+        first = UNTOUCHED if setup.notes else f"{NOTHING} {UNTOUCHED}"
+    lines = [first, *setup.notes, attention.note(wishes.attention)]
     return "".join(paragraph(line, warning=number > 0) for number, line in enumerate(lines) if line)
 
 

@@ -67,14 +67,20 @@ class Setup:
     loras: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def describe(self) -> str:
-        """One line for the infotext; empty where nothing was set."""
+    def names(self) -> str:
+        """The few-step LoRAs in one phrase."""
+        return " and ".join(self.loras)
+
+    def settings(self) -> str:
+        """What is set beside the sampler; empty where nothing is."""
         if self.recipe is None:
             return ""
         kind = ", re-noising" if self.recipe.solver == "sde" else ""
-        names = " and ".join(self.loras)
-        steps, scale = self.recipe.num_steps, self.recipe.guidance_scale
-        return f"{names}: {steps} steps, CFG {scale:g}{kind}"
+        return f"{self.recipe.num_steps} steps, CFG {self.recipe.guidance_scale:g}{kind}"
+
+    def describe(self) -> str:
+        """One line for the infotext; empty where nothing was set."""
+        return f"{self.names()}: {self.settings()}" if self.recipe is not None else ""
 
 
 def tags(prompt: str) -> list[Tag]:

@@ -56,7 +56,7 @@ def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
     """
     from modules import shared
 
-    model = shared.sd_model
+    model = None if _awaits_model() else shared.sd_model
     flags = {name: bool(getattr(model, f"is_{name}", False)) for name in ("sd1", "sdxl", "sd3")}
     if model is None or not hasattr(model, "is_sd1"):
         return None
@@ -74,6 +74,15 @@ def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
         shift = None
     zero = sigmas is not None and family != "sd3" and float(sigmas[-1]) > ZERO_SNR_SIGMA
     return ModelFacts(family, prediction, shift, zero)
+
+
+def _awaits_model() -> bool:
+    """Whether another checkpoint is chosen than is loaded: Forge loads when it generates."""
+    from modules import sd_models
+
+    data = sd_models.model_data
+    chosen = getattr(data, "forge_loading_parameters", None)
+    return chosen is not None and str(chosen) != getattr(data, "forge_hash", None)
 
 
 def _predictor(model: Any) -> Any:
@@ -437,9 +446,11 @@ def watch_components() -> None:
 
 
 def prompts_of(p: Processing) -> list[str]:
-    """The prompts of a generation with the styles chosen for it."""
+    """The prompts of a generation with the styles chosen for it, each once."""
     from modules import shared
 
+    if getattr(p, "all_prompts", None):
+        return list(dict.fromkeys(p.all_prompts))
     given = p.prompt if isinstance(p.prompt, list) else [p.prompt]
     styles = getattr(p, "styles", None) or []
     return [shared.prompt_styles.apply_styles_to_prompt(text or "", styles) for text in given]

@@ -5,6 +5,7 @@ Needs WEBUI_DIR or FORGE_DIR; see webui_server.py.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from comfyui_server import ROOT
 from PIL import Image
 from webui_files import UNET, WIDE_UNET, random_lora, small_sd1, wide_sd1
-from webui_server import WebUI
+from webui_server import WebUI, as_levels
 
 SCRIPT = "DP-DMD few-step LoRAs"
 FROM_FILE = "what the LoRA says"
@@ -92,6 +93,8 @@ def test_the_accordion_sets_everything(webui):
     assert np.array_equal(found, by_hand)
     assert "Steps: 4, Sampler: DP-DMD" in text and "CFG scale: 1" in text
     assert 'DP-DMD: "few: 4 steps, CFG 1"' in text
+    by_itself, text = draw(webui, **wrong)
+    assert "DP-DMD: off" in text and not np.array_equal(by_itself, found)
     _, text = draw(webui, "a red circle", *auto(), sampler_name="Euler a", steps=3)
     assert "Steps: 3, Sampler: Euler a" in text and "DP-DMD" not in text
 
@@ -112,6 +115,59 @@ def test_the_anchored_first_step_is_the_base_models_and_leaves_no_trace(webui):
     assert np.abs(guided - plain).mean() > 1
     after, _ = draw(webui, PROMPT, *auto())
     assert np.array_equal(after, plain)
+
+
+def test_a_batch_is_its_single_pictures(webui):
+    for script in (auto(), auto(True, "LCM")):
+        scripts = {SCRIPT: {"args": list(script)}}
+        body = {"prompt": PROMPT, "seed": 5, "width": 64, "height": 64, "batch_size": 2}
+        body |= {"alwayson_scripts": scripts, "override_settings": {"randn_source": "CPU"}}
+        status, content = webui.request("/sdapi/v1/txt2img", body)
+        assert status == 200, content[:500]
+        images = [as_levels(text) for text in json.loads(content)["images"]][-2:]
+        for number, image in enumerate(images):
+            single, _ = draw(webui, PROMPT, *script, seed=5 + number, width=64, height=64)
+            assert np.abs(image - single).max() <= SAME
+        assert np.abs(images[0] - images[1]).mean() > 3
+
+
+def test_a_plot_varies_what_it_is_asked_to(webui):
+    info = webui.get("/sdapi/v1/script-info")
+    plot = next(each for each in info if each["name"] == "x/y/z plot" and not each["is_img2img"])
+    labels = plot["args"][0]["choices"]
+    axes = [
+        labels.index("Steps"),
+        "2,4",
+        [],
+        labels.index("Sampler"),
+        "DP-DMD,Euler",
+        [],
+        0,
+        "",
+        [],
+    ]
+    switches = [False, True, False, False, False, False, False, 0, True]
+    wishes = {"script_name": "x/y/z plot", "script_args": [*axes, *switches]}
+    values = {SCRIPT: {"args": list(auto())}}
+    body = {"prompt": PROMPT, "seed": 5, "width": 64, "height": 64, "alwayson_scripts": values}
+    status, content = webui.request("/sdapi/v1/txt2img", body | wishes)
+    assert status == 200, content[:500]
+    texts = json.loads(json.loads(content)["info"])["infotexts"][1:]
+    found = [re.search(r"Steps: (\d), Sampler: ([^,]*), Schedule type: ([^,]*)", t) for t in texts]
+    assert [match.groups() for match in found if match] == [
+        (steps, name, "DP-DMD") for name in ("DP-DMD", "Euler") for steps in "24"
+    ]
+
+
+def test_hires_fix_anchors_the_first_pass_alone(webui):
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.5}
+    hires |= {"hr_second_pass_steps": 9, "width": 64, "height": 64}
+    if webui.kind == "FORGE":  # its API has no default
+        hires["hr_additional_modules"] = ["Use same choices"]
+    anchored = auto(True, FROM_FILE, "", "guided steps", 2, 6.0)
+    picture, text = draw(webui, PROMPT, *anchored, **hires)
+    assert picture.shape == (128, 128, 3)
+    assert "DP-DMD image steps: 2 of 4" in text and "DP-DMD anchored: 2 steps at CFG 6" in text
 
 
 def test_a_foreign_few_step_lora_is_renoised_by_the_seed(webui):

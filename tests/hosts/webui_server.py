@@ -137,8 +137,7 @@ class WebUI:
         status, content = self.request(f"/sdapi/v1/{kind}", body)
         assert status == 200, (content[:500], self.said()[-3000:])
         answer = json.loads(content)
-        picture = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).convert("RGB")
-        return np.asarray(picture, dtype=np.float32), json.loads(answer["info"])["infotexts"][0]
+        return as_levels(answer["images"][0]), json.loads(answer["info"])["infotexts"][0]
 
 
 def as_png(picture: np.ndarray) -> str:
@@ -146,3 +145,9 @@ def as_png(picture: np.ndarray) -> str:
     stream = io.BytesIO()
     Image.fromarray(picture.astype(np.uint8)).save(stream, "PNG")
     return base64.b64encode(stream.getvalue()).decode()
+
+
+def as_levels(text: str) -> np.ndarray:
+    """A picture that the API gave, as float32 levels of shape (H, W, 3)."""
+    picture = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
+    return np.asarray(picture, dtype=np.float32)

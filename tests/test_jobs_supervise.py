@@ -221,3 +221,10 @@ def test_signals_of_a_terminal_do_not_reach_the_worker():
     process = spawn.detached([sys.executable, "-c", program], subprocess.PIPE, subprocess.PIPE, {})
     assert process.communicate()[0].strip() == b"True"
     assert process.returncode == 0
+
+
+def test_a_set_up_says_so_even_below_a_host(tmp_path):
+    """Without the word, install.py in a host's folder only says how to go on."""
+    task = {"kind": "setup", "arguments": ["--no-xformers"], "python": "py"}
+    command = supervise._command(tmp_path, task)
+    assert command[0] == "py" and command[-2:] == ["setup", "--no-xformers"]

@@ -88,7 +88,8 @@ def _command(folder: Path, task: dict[str, Any]) -> list[str]:
     words = [str(word) for word in task.get("arguments") or []]
     if task.get("kind") == "setup":
         python = str(task.get("python") or sys.executable)
-        return [python, "-u", str(ROOT / "install.py"), *words]
+        # the word is needed: without it, below a host, install.py only says how to go on
+        return [python, "-u", str(ROOT / "install.py"), "setup", *words]
     return worker_command(*words, *([] if "--json" in words else ["--json"]))
 
 

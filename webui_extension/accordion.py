@@ -20,6 +20,10 @@ TITLE = "DP-DMD few-step LoRAs"
 AUTO_SETUP = "dpdmd_auto_setup"
 GUIDANCE = "CFG Scale"
 """The host's name of an X/Y/Z plot's axis."""
+NO_ANCHOR = (
+    "This web UI cannot take one LoRA off alone, so the first step was not anchored. A1111 and "
+    "Forge can."
+)
 NOTHING = "No few-step LoRA in the prompt."
 UNTOUCHED = "Sampler, steps and CFG stay as you set them."
 
@@ -131,6 +135,9 @@ def set_up(p: host.Processing, wishes: Wishes) -> None:
     plotted = host.plotted_axes(p)
     host.set_settings(p, NAME, setup.recipe.num_steps, setup.recipe.guidance_scale, plotted)
     anchor = anchor_for(setup, wishes, float(p.cfg_scale) if GUIDANCE in plotted else 0.0)
+    if anchor is not None and not host.can_take_loras_off():
+        host.comment(p, f"DP-DMD: {NO_ANCHOR}")
+        anchor = None
     tell(p, setup.recipe, anchor, wishes.attention)
     if anchor is not None:
         p.cfg_scale = anchor.guidance  # else Forge would prepare no negative prompt

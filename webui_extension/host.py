@@ -266,6 +266,14 @@ def _plain(conditioning: Any) -> bool:
     return all(len(prompts) == 1 and prompts[0].weight == 1.0 for prompts in batch)
 
 
+def can_take_loras_off() -> bool:
+    """Whether the host keeps LoRAs so that one can be taken off alone; early Forge forks do not."""
+    from modules import shared
+
+    objects = getattr(shared.sd_model, "forge_objects", None)
+    return objects is None or hasattr(objects.unet, "lora_patches")
+
+
 @contextlib.contextmanager
 def loras_off(names: Collection[str]) -> Iterator[None]:
     """Take these LoRAs off the network while the block runs; the others stay on.

@@ -24,6 +24,10 @@ NO_ANCHOR = (
     "This web UI cannot take one LoRA off alone, so the first step was not anchored. A1111 and "
     "Forge can."
 )
+ANCHOR_HELP = (
+    "Anchored: the base model walks the first part without the LoRA, which brings back variety; 0 "
+    "is as in training. Taking the LoRA off and on again costs time in every picture."
+)
 NOTHING = "No few-step LoRA in the prompt."
 UNTOUCHED = "Sampler, steps and CFG stay as you set them."
 
@@ -83,11 +87,10 @@ def build(tab: str) -> tuple[list[Any], Any]:
                 "", label="Its name", placeholder="only if the prompt has several LoRAs"
             )
         with gr.Row():
-            anchor = gr.Dropdown(list(ANCHORS), value=OFF, label="Anchored first step: LoRA off")
-            steps = gr.Slider(
-                0, MAX_ANCHOR_STEPS, value=0, step=1, label="Guided steps (0: as trained)"
-            )
-            scale = gr.Slider(0, 30, value=0, step=0.5, label="Their CFG (0: as trained)")
+            anchor = gr.Dropdown(list(ANCHORS), value=OFF, label="Anchored first step")
+            steps = gr.Slider(0, MAX_ANCHOR_STEPS, value=0, step=1, label="Guided steps")
+            scale = gr.Slider(0, 30, value=0, step=0.5, label="Their CFG")
+        gr.HTML(paragraph(ANCHOR_HELP))
         kernel = gr.Radio(
             list(attention.CHOICES),
             value=attention.HOST,

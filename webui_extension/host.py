@@ -279,7 +279,7 @@ def loras_off(names: Collection[str]) -> Iterator[None]:
     """Take these LoRAs off the network while the block runs; the others stay on.
 
     Forge puts its saved weights back and merges again afterwards. A1111 would rewrite all weights
-    both ways: there the LoRAs are computed beside the layers (`lora_beside_layers`) and set to 0.
+    both ways: there LoRAs are computed beside the layers (`lora_beside_layers`), these not at all.
     """
     from modules import shared
 
@@ -298,14 +298,14 @@ def loras_off(names: Collection[str]) -> Iterator[None]:
             unet.refresh_loras()
         return
     loaded = getattr(_networks(), "loaded_networks", [])
-    chosen = [(net, net.unet_multiplier) for net in loaded if str(net.name) in names]
+    chosen = [(n, n.unet_multiplier, n.modules) for n in loaded if str(n.name) in names]
     try:
-        for net, _ in chosen:
-            net.unet_multiplier = 0.0
+        for net, *_ in chosen:
+            net.unet_multiplier, net.modules = 0.0, {}  # not even computed
         yield
     finally:
-        for net, strength in chosen:
-            net.unet_multiplier = strength
+        for net, strength, layers in chosen:
+            net.unet_multiplier, net.modules = strength, layers
 
 
 @contextlib.contextmanager
@@ -570,7 +570,8 @@ def add_setting(section: tuple[str, str], setting: Mapping[str, Any]) -> None:
     """Put a setting on the host's page.
 
     Args:
-        setting: name, default, label and info; "private" keeps it from the host's own API.
+        setting: name, default, label and info; "private" keeps it from the host's own API,
+            "infotext" is its name in pictures, from which it can be pasted.
     """
     import gradio as gr
     from modules import shared
@@ -578,6 +579,7 @@ def add_setting(section: tuple[str, str], setting: Mapping[str, Any]) -> None:
     kind = gr.Checkbox if isinstance(setting["default"], bool) else gr.Textbox
     info = shared.OptionInfo(setting["default"], setting["label"], kind, section=section)
     info.restrict_api = bool(setting.get("private"))
+    info.infotext = setting.get("infotext")
     shared.opts.add_option(setting["name"], info.info(setting["info"]))
 
 

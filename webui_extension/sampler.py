@@ -25,7 +25,7 @@ from .recipes import recipe_for
 
 NAME = "DP-DMD"
 SCHEDULER = "dp_dmd"
-EXACT_STRENGTH = "dpdmd_exact_strength"
+EXACT_STRENGTH, EXACT_STRENGTH_TEXT = "dpdmd_exact_strength", "DP-DMD exact strength"
 Callback = Callable[[dict[str, Any]], None]
 
 
@@ -189,6 +189,6 @@ def partial_plan(p: host.Processing, sigmas: Tensor, steps: int) -> Plan:
     strength = min(1.0, max(float(p.denoising_strength), 1 / steps if not exact else 1e-3))
     part = plan(recipe, steps=steps, denoise=strength, exact=exact)
     if exact:
-        p.extra_generation_params["DP-DMD exact strength"] = True
+        p.extra_generation_params[EXACT_STRENGTH_TEXT] = True
     p.extra_generation_params["DP-DMD image steps"] = f"{part.num_steps} of {steps}"
     return part

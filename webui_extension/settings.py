@@ -6,7 +6,7 @@ from pathlib import Path
 
 from . import host
 from .accordion import AUTO_SETUP
-from .sampler import EXACT_STRENGTH
+from .sampler import EXACT_STRENGTH, EXACT_STRENGTH_TEXT
 
 SECTION = ("dpdmd", "DP-DMD")
 FREE_MEMORY, LORA_FOLDER = "dpdmd_free_memory", "dpdmd_lora_folder"
@@ -22,6 +22,7 @@ SETTINGS = (
         "default": False,
         "label": "Image to image starts exactly at the asked denoising strength",
         "info": "otherwise at the trained noise level nearest to it, where pictures are best",
+        "infotext": EXACT_STRENGTH_TEXT,
     },
     {
         "name": FREE_MEMORY,

@@ -26,9 +26,9 @@ from dpdmd_studio.trainer.engine.adapters import AdapterRoles
 from dpdmd_studio.trainer.engine.batches import stream_generator
 from dpdmd_studio.trainer.engine.conditioning import Conditioning
 from dpdmd_studio.trainer.engine.distiller import Batch, Distiller
+from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
 from dpdmd_studio.trainer.engine.loop import Trainer
 from dpdmd_studio.trainer.engine.network import NetworkCall
-from live_bytes import LiveBytes
 from three_copies import ThreeCopies
 
 WIDTHS, CONTEXT = (112, 224, 448, 448), 768

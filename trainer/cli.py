@@ -22,6 +22,7 @@ from .cli_arguments import (
     parse_seeds,
 )
 from .cli_compare import add_compare
+from .cli_estimate import add_estimate
 from .cli_gui import add_gui
 from .cli_jobs import add_job_commands, add_queue_option, queue_distill
 from .cli_package import add_package
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_distill(commands.add_parser("distill", help="make a few-step LoRA of a checkpoint"))
+    add_estimate(commands.add_parser("estimate", help="say what a run will need, before it starts"))
     _add_resume(commands.add_parser("resume", help="go on with a stopped or interrupted run"))
     _add_sample(commands.add_parser("sample", help="make pictures with a checkpoint or a LoRA"))
     comparison = commands.add_parser("compare", help="draw and measure LoRAs beside their teacher")
@@ -80,9 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     add_gui(commands.add_parser("gui", help="open the pages in a browser"))
     add_settings(commands.add_parser("settings", help="write settings to share"))
     _add_inspect(commands.add_parser("inspect", help="say what a checkpoint or LoRA file is"))
-    _add_demo(
-        commands.add_parser("demo", help="distil the embedded checkpoint and show the result")
-    )
+    _add_demo(commands.add_parser("demo", help="distil the embedded checkpoint, show the result"))
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

@@ -177,6 +177,14 @@ class DistillConfig:
         "Recompute activations in the backward pass: less memory, about a third slower.",
         group="machine",
     )
+    micro_batch_size: int = knob(
+        0,
+        "Pictures per forward and backward pass, their gradients summed: less memory for a large "
+        "batch; 0 takes the whole batch at once.",
+        group="machine",
+        low=0,
+        high=1024,
+    )
     save_every: int = knob(
         100, "Student updates between saved states.", group="machine", low=1, high=1_000_000
     )

@@ -16,6 +16,7 @@ from statistics import median
 from ..core.errors import DPDMDError
 from ..core.families import Detection, identify
 from .config import DistillConfig
+from .home import home
 from .run_directory import RunDirectory
 from .run_facts import RunFacts, number, read_facts
 
@@ -31,6 +32,7 @@ SPEED_SETTINGS = (
     "num_steps", "teacher_steps", "anchor_step", "anchor_target", "num_anchored_steps",
     "objective", "gradient_steps", "batch_size", "fake_updates", "share_rollouts", "lora_layers",
     "device", "dtype", "attention", "gradient_checkpointing",
+    "micro_batch_size",
 )  # fmt: skip
 MEMORY_SETTINGS = (*SPEED_SETTINGS, "student_rank", "fake_rank")
 
@@ -100,6 +102,18 @@ def estimate(
     return Estimate(memory, seconds and seconds * config.steps, " ".join(texts))
 
 
+def time_of_earlier_runs(
+    path: Path, detection: Detection, config: DistillConfig
+) -> tuple[float | None, str]:
+    """(seconds of all updates, the same in words), from this machine's runs with these settings."""
+    folder = home() / "runs"
+    folders = sorted((p for p in folder.glob("*") if p.is_dir()), reverse=True)
+    runs = (RunDirectory(found) for found in folders)
+    like = _like(detection, config, _size(path), runs)
+    seconds = next((s for run in like if (s := _seconds_per_update(run))), None)
+    return seconds and seconds * config.steps, _time_text(seconds, config.steps)
+
+
 def arithmetic_memory(detection: Detection, config: DistillConfig, checkpoint_bytes: int) -> int:
     """Bytes of weights, adapters, optimizer and activations; a model that is smaller takes less."""
     cost = COSTS[detection.family]
@@ -118,9 +132,14 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, checkpoint_by
         cost.parameters * number_bytes,
         adapter * (ADAM_COPIES * sum(ranks) + GRADIENT_COPIES * max(ranks)),
         0.0 if config.gradient_checkpointing else cost.fixed,
-        per_pixel * number_bytes / 2 * width * height * config.batch_size * _graphs(config),
+        per_pixel * number_bytes / 2 * width * height * _pictures(config) * _graphs(config),
     )
     return round(scale * sum(parts))
+
+
+def _pictures(config: DistillConfig) -> int:
+    """How many pictures go through the network at once, guidance aside."""
+    return min(config.micro_batch_size or config.batch_size, config.batch_size)
 
 
 def _graphs(config: DistillConfig) -> int:

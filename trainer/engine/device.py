@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 
@@ -44,6 +45,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = ("out of memory", "not enough memory", "can't allocate memory")
     named = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return named or isinstance(error, torch.OutOfMemoryError)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give memory that the allocator keeps for later back to the device."""
+    gc.collect()
+    backend = getattr(torch, device.type, None)
+    if device.type != "cpu" and hasattr(backend, "empty_cache"):
+        backend.empty_cache()
 
 
 def _unusable(name: str) -> str | None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,9 +16,12 @@ from ..config import DistillConfig
 from ..run_directory import RunDirectory
 from .adapters import AdapterRoles
 from .batches import BatchSource
-from .device import device_memory, memory_in_use
+from .device import device_memory, is_out_of_memory, memory_in_use, release_memory
 from .distiller import Distiller, Metrics, Samples
+from .memory_ladder import MemoryLadder
 from .state import load_state, save_state
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Trainer:
         self.distiller, self.roles, self.batches, self.config = distiller, roles, batches, config
         self.fingerprint = fingerprint
         self.step = 0
+        self.ladder: MemoryLadder | None = None
         self.optimizers = {
             role: torch.optim.AdamW(roles.parameters(role), lr=0.0, weight_decay=0.0)
             for role in ("student", "fake")
@@ -75,8 +80,12 @@ class Trainer:
         """
         step = self.step + 1
         batch = self.batches.batch("student", step)
-        generator = self.batches.generator("student-levels", step)
-        metrics, samples = self.distiller.student_update(batch, generator)
+
+        def work() -> tuple[Metrics, Samples]:
+            generator = self.batches.generator("student-levels", step)
+            return self.distiller.student_update(batch, generator)
+
+        metrics, samples = self._within_memory("student", work)
         metrics["student_grad_norm"] = self._apply("student", step, metrics)
         self._update_average(step)
         for index in range(self.config.fake_updates):
@@ -89,15 +98,38 @@ class Trainer:
 
     def _fresh_samples(self, step: int, index: int) -> Samples:
         batch = self.batches.batch("fake", step, index)
-        return self.distiller.draw_samples(
-            batch, self.batches.generator("fake-samples", step, index)
-        )
+
+        def work() -> Samples:
+            generator = self.batches.generator("fake-samples", step, index)
+            return self.distiller.draw_samples(batch, generator)
+
+        return self._within_memory("fake", work)
 
     def _fake_update(self, samples: Samples, step: int, index: int) -> Metrics:
-        generator = self.batches.generator("fake-levels", step, index)
-        metrics = self.distiller.fake_update(samples, generator)
+        def work() -> Metrics:
+            generator = self.batches.generator("fake-levels", step, index)
+            return self.distiller.fake_update(samples, generator)
+
+        metrics = self._within_memory("fake", work)
         metrics["fake_grad_norm"] = self._apply("fake", step, metrics)
         return metrics
+
+    def _within_memory(self, role: str, work: Callable[[], T]) -> T:
+        """The result of `work`, done again a rung lower whenever the device runs out of memory.
+
+        The adapters are as they were before it and its draws are made anew, so nothing is skipped.
+        """
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.ladder is None:
+                    raise
+                if not self.ladder.step_down(self.step + 1):
+                    raise
+            # the error is gone here, and with it the frames that held the activations
+            self.optimizers[role].zero_grad(set_to_none=True)
+            release_memory(self.distiller.network.device)
 
     def _apply(self, role: str, step: int, metrics: Metrics) -> Tensor:
         """Clip, check and apply one role's gradients; returns their norm before clipping."""

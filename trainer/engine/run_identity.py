@@ -21,6 +21,7 @@ MACHINE_SETTINGS = (
     "device",
     "attention",
     "gradient_checkpointing",
+    "micro_batch_size",
     "save_every",
     "preview_every",
     "evaluate_every",

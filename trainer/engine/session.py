@@ -25,9 +25,10 @@ from .batches import BatchSource, prompts_per_step
 from .checkpoint import LoadedCheckpoint, load_checkpoint
 from .conditioning import Conditioning
 from .device import choose_device, choose_dtype, describe_device
-from .distiller import Distiller
 from .loop import Trainer
 from .lora_merge import MergingLora
+from .memory_ladder import MemoryLadder
+from .micro_batches import MicroBatchDistiller
 from .network import NetworkCall
 from .prediction_check import check_prediction_type
 from .prompt_cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
@@ -140,6 +141,8 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     roles, trainer, shapes = _prepare_training(
         config, checkpoint, call, teacher, prompts, encoded, negative, fingerprint
     )
+    trainer.ladder = MemoryLadder(trainer.distiller, checkpoint.network, run, report)
+    trainer.ladder.restore()
     return Session(
         run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes, included
     )
@@ -206,7 +209,7 @@ def _prepare_training(
     if config.gradient_checkpointing:
         cast(ModelMixin, checkpoint.network).enable_gradient_checkpointing()
     scale = HALF_LOSS_SCALE if checkpoint.dtype == torch.float16 else 1.0
-    distiller = Distiller(call, roles, config, teacher.guidance_scale, scale)
+    distiller = MicroBatchDistiller(call, roles, config, teacher.guidance_scale, scale)
     channels = checkpoint.detection.latent_channels
     shapes = [(channels, height // 8, width // 8) for width, height in teacher.resolutions]
     batches = BatchSource(

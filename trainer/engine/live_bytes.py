@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,10 +16,13 @@ class LiveBytes(TorchDispatchMode):
 
     The exact live sum is taken whenever the sum without frees would pass the peak so far, so the
     peak is exact at the granularity of operations, and cheap. What a kernel allocates inside
-    itself is not seen.
+    itself is not seen. Fake tensors count as if they had their numbers.
     """
 
-    def __init__(self, resident: list[torch.Tensor]) -> None:
+    def __init__(self, resident: Iterable[torch.Tensor]) -> None:
+        """Args:
+        resident: tensors that are there already; views of them count nothing more.
+        """
         super().__init__()
         self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
         self._bound = 0

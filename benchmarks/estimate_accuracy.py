@@ -1,0 +1,144 @@
+"""The counted memory of an update against the live bytes of a real one, on the CPU.
+
+    python benchmarks/estimate_accuracy.py [--size 32] [--skip-large]
+
+The embedded teachers, and a random SD1-layout network of about 100 M parameters; float32. Real
+updates run first once, so that Adam's moments are there; then the peak is taken over one student
+update with its fake updates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from pathlib import Path
+from typing import Any
+
+import mounting  # noqa: F401
+import torch
+from diffusers import UNet2DConditionModel
+from dpdmd_studio.core.families import Family, family, identify
+from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.engine.adapters import AdapterRoles
+from dpdmd_studio.trainer.engine.batches import stream_generator
+from dpdmd_studio.trainer.engine.checkpoint import find_components
+from dpdmd_studio.trainer.engine.conditioning import Conditioning
+from dpdmd_studio.trainer.engine.distiller import Batch
+from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
+from dpdmd_studio.trainer.engine.loop import Trainer
+from dpdmd_studio.trainer.engine.micro_batches import MicroBatchDistiller
+from dpdmd_studio.trainer.engine.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.engine.update_memory import update_memory
+
+ASSETS = Path(__file__).resolve().parents[1] / "trainer" / "assets"
+LARGE = {
+    "sample_size": 64, "block_out_channels": (112, 224, 448, 448), "cross_attention_dim": 768,
+    "attention_head_dim": 8, "norm_num_groups": 16,
+}  # fmt: skip
+Latent = tuple[int, int, int]
+
+
+class Batches:
+    """Random inputs of the family's sizes, drawn as a run draws them."""
+
+    def __init__(self, layout: Any, latent: Latent, size: int, tokens: int) -> None:
+        self._shape, self._tokens = (size, *latent), tokens
+        self._width = layout.get("joint_attention_dim") or layout["cross_attention_dim"]
+        self._pooled = layout.get("pooled_projection_dim")
+
+    def generator(self, stream: str, step: int, index: int = 0) -> torch.Generator:
+        """The random draws of one use."""
+        return stream_generator(0, stream, step, index)
+
+    def _prompts(self, generator: torch.Generator) -> Conditioning:
+        size = self._shape[0]
+        context = torch.randn(size, self._tokens, self._width, generator=generator)
+        pooled = torch.randn(size, self._pooled, generator=generator) if self._pooled else None
+        return Conditioning(context, pooled)
+
+    def batch(self, stream: str, step: int, index: int = 0) -> Batch:
+        """One update's inputs."""
+        generator = self.generator(stream, step, index)
+        noise = torch.randn(self._shape, generator=generator)
+        return Batch(noise, self._prompts(generator), self._prompts(generator))
+
+
+def measured(network: Any, facts: Family, config: DistillConfig, latent: Latent, tokens: int):
+    """Peak live bytes of a real update with everything that is resident."""
+    layout = dict(network.config)
+    layers = "full" if config.lora_layers == "full" else "attention"
+    ranks = {"student_rank": config.student_rank, "fake_rank": config.fake_rank}
+    roles = AdapterRoles(network, facts.lora_modules(layout, layers), **ranks, seed=0)
+    if config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    call = NetworkCall(network, facts, facts.predictions[0], schedule_of(facts), "cpu")
+    distiller = MicroBatchDistiller(call, roles, config, facts.guidance_scale)
+    batches = Batches(layout, latent, config.batch_size, tokens)
+    trainer = Trainer(distiller, roles, batches, config, "")  # type: ignore[arg-type]
+    trainer.update()
+    gc.collect()
+    resident = [*network.parameters(), *network.buffers()]
+    for optimizer in trainer.optimizers.values():
+        resident += [value for state in optimizer.state.values() for value in state.values()]
+    with LiveBytes(resident) as counter:
+        trainer.update()
+    return counter.peak
+
+
+def embedded(name: str, config: DistillConfig) -> tuple[int, int]:
+    """(counted, measured) bytes of an embedded teacher."""
+    path = ASSETS / f"shapes-{name}.safetensors"
+    detection, facts = identify(path), family(name)
+    parts, used = find_components(path, {}, [])
+    tokens = used["dpdmd"].config["max_position_embeddings"]
+    side = detection.resolution // 8
+    latent = (detection.latent_channels, side, side)
+    real = measured(parts.denoiser.load(torch.float32, "cpu"), facts, config, latent, tokens)
+    with torch.device("meta"):
+        empty = parts.denoiser.factory()
+    counted = update_memory(empty, facts, config, latent, torch.float32, tokens=tokens)
+    return counted.peak, real
+
+
+def large(size: int, config: DistillConfig) -> tuple[int, int]:
+    """(counted, measured) bytes of the random network at a latent side of `size`."""
+    latent, facts = (4, size, size), family("sd1")
+    network = UNet2DConditionModel(**LARGE).eval().requires_grad_(False)
+    real = measured(network, facts, config, latent, 77)
+    del network
+    with torch.device("meta"):
+        empty = UNet2DConditionModel(**LARGE)
+    return update_memory(empty, facts, config, latent, torch.float32).peak, real
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=32, help="latent side of the large network")
+    parser.add_argument("--skip-large", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    common = {"fake_updates": 1, "warmup_steps": 0}
+    print("| network | settings | counted MiB | measured MiB | counted / measured |")
+    print("|---|---|---|---|---|")
+    many = [{"batch_size": 8}, {"batch_size": 8, "gradient_checkpointing": True},
+            {"batch_size": 8, "micro_batch_size": 2},
+            {"batch_size": 4, "gradient_steps": "all"},
+            {"batch_size": 8, "student_rank": 16, "fake_rank": 16, "lora_layers": "attention"},
+            ]  # fmt: skip
+    few = [{"student_rank": 16, "fake_rank": 16},
+           {"student_rank": 16, "fake_rank": 16, "gradient_checkpointing": True}]  # fmt: skip
+    rows = [(f"shapes-{name}", values, lambda c, n=name: embedded(n, c))
+            for name in ("sd1", "sd3") for values in many]  # fmt: skip
+    if not options.skip_large:
+        name = f"random SD1 layout, latent side {options.size}"
+        rows += [(name, values, lambda c: large(options.size, c)) for values in few]
+    for name, values, work in rows:
+        counted, real = work(DistillConfig.from_dict(common | values))
+        words = ", ".join(f"{key} {value}" for key, value in values.items())
+        print(f"| {name} | {words} | {counted / 2**20:.1f} | {real / 2**20:.1f} "
+              f"| {counted / real:.3f} |", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

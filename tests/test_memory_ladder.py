@@ -1,0 +1,143 @@
+"""Less memory, same gradients: micro-batches, and the way down when memory runs out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from dpdmd_studio.core.errors import RunError
+from dpdmd_studio.trainer.engine import distiller as distiller_module
+from dpdmd_studio.trainer.engine import runner
+from dpdmd_studio.trainer.engine.network import NetworkCall
+from dpdmd_studio.trainer.engine.session import open_session
+from tiny_runs import distil, final_state, metrics_of, new_run
+
+
+def limited(monkeypatch, fits) -> list[int]:
+    """The network runs out of memory in calls with gradients unless `fits(call, pictures)`."""
+    refused: list[int] = []
+    original = NetworkCall.__call__
+
+    def call(self, x_t, timesteps, conditioning):
+        if torch.is_grad_enabled() and not fits(self, len(x_t)):
+            refused.append(len(x_t))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, x_t, timesteps, conditioning)
+
+    monkeypatch.setattr(NetworkCall, "__call__", call)
+    return refused
+
+
+def assert_same_states(one, other) -> None:
+    ours, theirs = final_state(one), final_state(other)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("objective", ["dp_dmd", "no_detach"])
+def test_parts_of_a_batch_give_its_gradients(size, objective, files, tmp_path):
+    run = new_run(tmp_path, files["sd1"], batch_size=3, objective=objective)
+    trainer = open_session(run, lambda text: None).trainer
+    for parameter in trainer.roles.parameters("student"):  # both roles away from zero
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for parts in (0, size):
+        trainer.distiller.micro_batch_size = parts
+        batch = trainer.batches.batch("student", 1)
+        _, samples = trainer.distiller.student_update(batch, trainer.batches.generator("s", 1))
+        trainer.distiller.fake_update(samples, trainer.batches.generator("f", 1))
+        gradients = []
+        for role in ("student", "fake"):
+            for parameter in trainer.roles.parameters(role):
+                gradients.append(parameter.grad.clone())
+                parameter.grad = None
+        drawn = trainer.distiller.draw_samples(batch, trainer.batches.generator("d", 1))
+        found[parts] = (gradients, samples.x0, drawn.x0)
+    largest = max(float(gradient.norm()) for gradient in found[0][0])
+    assert largest > 1e-3
+    for whole, split in zip(found[0][0], found[size][0], strict=True):
+        assert (split - whole).norm() <= 1e-3 * whole.norm() + 1e-5 * largest
+    torch.testing.assert_close(found[size][1:], found[0][1:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_comes_down_the_ladder_and_learns_the_same(files, tmp_path, monkeypatch):
+    plain = new_run(tmp_path / "a", files["sd1"], batch_size=2)
+    distil(plain)
+    limited(monkeypatch, lambda call, n: call.network.is_gradient_checkpointing and n == 1)
+    said: list[str] = []
+    run = new_run(tmp_path / "b", files["sd1"], batch_size=2)
+    outcome = runner.run_distillation(run, report=said.append, on_progress=lambda progress: None)
+    assert outcome.step == 4 and outcome.finished
+    downs = [text for text in said if "ran out of memory in update 1" in text]
+    assert ["--gradient-checkpointing" in downs[0], "--micro-batch-size" in downs[1]] == [True] * 2
+    assert len(downs) == 2
+    assert run.read_json("memory.json")["micro_batch_size"] == 1
+    # Adam turns rounding of a gradient that is zero into steps, so losses are compared
+    ours, theirs = metrics_of(run), metrics_of(plain)
+    assert [line["step"] for line in ours] == [1, 2, 3, 4]
+    for line, other in zip(ours, theirs, strict=True):
+        for name in ("diversity_loss", "matching_gradient", "fake_loss"):
+            assert line[name] == pytest.approx(other[name], rel=1e-2)
+
+
+def test_memory_that_runs_out_amid_an_update_loses_nothing(files, tmp_path, monkeypatch):
+    plain = new_run(tmp_path / "a", files["sd1"], batch_size=2)
+    distil(plain)
+    calls = {"fake": 0}
+    original = distiller_module.Distiller.fake_update
+
+    def fake_update(self, samples, generator):
+        calls["fake"] += 1
+        metrics = original(self, samples, generator)  # gradients are there already
+        if calls["fake"] == 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return metrics
+
+    monkeypatch.setattr(distiller_module.Distiller, "fake_update", fake_update)
+    run = new_run(tmp_path / "b", files["sd1"], batch_size=2)
+    distil(run)
+    assert calls["fake"] == 4 * 2 + 1
+    assert_same_states(plain, run)
+
+
+def test_the_last_rung_changes_the_objective_and_says_so(files, tmp_path, monkeypatch):
+    graphs = {"open": 0}
+    original = distiller_module.Distiller._student_x0
+
+    def student_x0(self, *arguments, with_gradient):
+        if with_gradient and self.config.gradient_steps == "all":
+            graphs["open"] += 1
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, *arguments, with_gradient=with_gradient)
+
+    monkeypatch.setattr(distiller_module.Distiller, "_student_x0", student_x0)
+    said: list[str] = []
+    run = new_run(tmp_path, files["sd1"], batch_size=1, steps=1, gradient_steps="all")
+    runner.run_distillation(run, report=said.append, on_progress=lambda progress: None)
+    assert graphs["open"] == 2  # without and with checkpointing
+    assert any("changes what is learned" in text for text in said)
+    assert open_session(run, said.append).trainer.distiller.config.gradient_steps == "random"
+
+
+def test_below_the_ladder_the_run_stops_with_advice(files, tmp_path, monkeypatch):
+    refused = limited(monkeypatch, lambda call, n: False)
+    run = new_run(tmp_path, files["sd1"], batch_size=2, steps=1)
+    with pytest.raises(RunError, match=r"ran out of memory.*--resolution"):
+        distil(run)
+    assert refused == [2, 2, 1]
+    assert run.metrics() == []
+
+
+def test_a_resume_begins_where_the_run_came_down_to(files, tmp_path):
+    run = new_run(tmp_path, files["sd1"], batch_size=2)
+    rungs = {"gradient_checkpointing": True, "micro_batch_size": 1, "gradient_steps": "random"}
+    run.write_json("memory.json", rungs)
+    session = open_session(run, lambda text: None)
+    assert session.trainer.distiller.micro_batch_size == 1
+    assert session.checkpoint.network.is_gradient_checkpointing
+    (run.path / "memory.json").write_text(json.dumps(rungs | {"micro_batch_size": "one"}))
+    with pytest.raises(RunError, match="micro_batch_size is 'one'"):
+        open_session(run, lambda text: None)

@@ -1,0 +1,90 @@
+"""The `estimate` command: memory and time of a run before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.errors import SettingsError
+from .cli_arguments import add_config_arguments, add_model_files
+from .cli_settings import add_settings_option, settings_values
+from .config import DistillConfig
+from .presets import MEMORIES
+
+if TYPE_CHECKING:
+    from .engine.estimate_command import MemoryEstimate
+
+GIB = 2**30
+PARTS = ("base", "adapters", "moments", "gradients", "activations", "peak")
+ENCODERS = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5xxl"}
+
+
+def add_estimate(parser: argparse.ArgumentParser) -> None:
+    """Options of the `estimate` command: those of `distill` that decide memory and time."""
+    add_model_files(parser)
+    parser.add_argument("--memory", metavar="SIZE", help="the card's memory, such as 12gb")
+    parser.add_argument("--preset", choices=MEMORIES, help="settings for a card's memory")
+    add_settings_option(parser)
+    add_config_arguments(parser)
+    parser.set_defaults(run_command=_estimate)
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of "12gb", "12 GB" or "7.5" (GiB, as cards are sold).
+
+    Raises:
+        SettingsError: it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:gi?b?)?\s*", text, re.IGNORECASE)
+    if not match or not 0 < float(match[1]) <= 4096:
+        raise SettingsError(f"--memory is {text!r}; expected a card's size such as 12gb.")
+    return round(float(match[1]) * GIB)
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    from ..core.families import identify
+    from .estimate import time_of_earlier_runs
+
+    path = Path(arguments.checkpoint).expanduser()
+    memory = parse_memory(arguments.memory) if arguments.memory else None
+    detection = identify(path)
+    config = DistillConfig.from_dict(settings_values(arguments, detection.family))
+    files = {kind: getattr(arguments, name) for name, kind in ENCODERS.items()}
+    from .engine.estimate_command import estimate_memory  # heavy
+
+    found = estimate_memory(
+        path,
+        detection,
+        config,
+        memory,
+        {kind: Path(file) for kind, file in files.items() if file},
+        lambda text: sys.stderr.write(text + "\n"),
+    )
+    seconds, text = time_of_earlier_runs(path, detection, config)
+    if arguments.json:
+        sys.stdout.write(json.dumps(found.to_dict() | {"seconds": seconds}) + "\n")
+    else:
+        sys.stdout.write(f"{detection.title}, {found.dtype}\n{memory_text(found)}\n{text}\n")
+    return 0
+
+
+def memory_text(found: MemoryEstimate) -> str:
+    """The counted parts as a table in GiB, and what fits."""
+    lines = ["GiB at the worst moment".ljust(30) + "".join(f"{part:>13}" for part in PARTS)]
+    for name, row in found.rows.items():
+        lines.append(
+            name.ljust(30) + "".join(f"{getattr(row, part) / GIB:13.2f}" for part in PARTS)
+        )
+    lines.append("Counted, not measured; a driver and an allocator take some more.")
+    if found.memory is not None:
+        card = f"A card with {found.memory / GIB:g} GB"
+        if found.fits is None:
+            lines.append(f"{card}: neither these settings nor any preset fit. Lower --resolution.")
+        else:
+            name, counted = found.fits
+            lines.append(f"{card}: fits with {name} ({counted.peak / GIB:.2f} GiB counted).")
+    return "\n".join(lines)

@@ -1,0 +1,209 @@
+"""Memory of one update of a given network and settings, counted without computing it.
+
+The network has its real layout, its tensors are fake (shape and format, no numbers): the very
+updates of `distiller` run on them, and every tensor alive at once is counted. An allocator's
+rounding and a driver's own memory come on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ...core.families import Detection, Family, LoraTargets, family
+from ..config import DistillConfig
+from .adapters import AdapterRoles
+from .checkpoint import find_components
+from .conditioning import Conditioning
+from .distiller import Batch, Distiller
+from .live_bytes import LiveBytes
+from .network import NetworkCall, schedule_of
+
+MOMENTS = 2  # Adam's
+T5_TOKENS, CLIP_TOKENS = 256, 77
+SIZE_NUMBERS = 6  # SDXL: original size, crop and target size
+
+
+@dataclass(frozen=True)
+class UpdateMemory:
+    """Bytes alive at the worst moment of a student update, a fake update or an optimizer's step.
+
+    Attributes:
+        base: the frozen network.
+        adapters: both LoRAs, float32.
+        moments: Adam's, of both.
+        gradients: of the adapter that is trained at that moment.
+        activations: all else: activations, intermediate results, the optimizer's temporary copy.
+    """
+
+    base: int
+    adapters: int
+    moments: int
+    gradients: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes in all."""
+        return self.base + self.adapters + self.moments + self.gradients + self.activations
+
+
+def checkpoint_memory(
+    path: Path,
+    detection: Detection,
+    config: DistillConfig,
+    dtype: torch.dtype,
+    encoders: dict[str, Path] | None = None,
+) -> UpdateMemory:
+    """The memory of an update of the network in a checkpoint; only its header is read.
+
+    Args:
+        dtype: number format of the network.
+        encoders: text-encoder files, where the checkpoint lacks some.
+
+    Raises:
+        CheckpointError: missing, damaged or incomplete files.
+    """
+    parts, used = find_components(path, encoders or {}, [])
+    parts.denoiser.check()
+    with torch.device("meta"):
+        network = parts.denoiser.factory()
+    sizes = config.resolutions or ((detection.resolution, detection.resolution),)
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    latent = (detection.latent_channels, height // 8, width // 8)
+    tokens = T5_TOKENS if "t5xxl" in used else 0
+    clip = [part.config for kind, part in used.items() if kind != "t5xxl"]
+    tokens += clip[0]["max_position_embeddings"] if clip else CLIP_TOKENS
+    return update_memory(network, family(detection.family), config, latent, dtype, tokens=tokens)
+
+
+def update_memory(
+    network: nn.Module,
+    facts: Family,
+    config: DistillConfig,
+    latent: tuple[int, int, int],
+    dtype: torch.dtype,
+    *,
+    tokens: int = CLIP_TOKENS,
+) -> UpdateMemory:
+    """The memory of an update of `network`, which is filled with fake tensors for that.
+
+    Args:
+        network: on the meta device, without adapters.
+        latent: (C, h, w) of one picture.
+        dtype: number format of the frozen network.
+        tokens: of an encoded prompt.
+    """
+    nn.Module.to(network, dtype).requires_grad_(False).eval()
+    layers: LoraTargets = "full" if config.lora_layers == "full" else "attention"
+    layout: dict[str, Any] = dict(network.config)  # type: ignore[arg-type]
+    base = _bytes([*network.parameters(), *network.buffers()])
+    with torch.device("meta"):
+        roles = AdapterRoles(
+            network,
+            facts.lora_modules(layout, layers),
+            student_rank=config.student_rank,
+            fake_rank=config.fake_rank,
+            seed=0,
+        )
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        _fill(network)
+    if config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()  # type: ignore[operator]
+    call = NetworkCall(network, facts, facts.predictions[0], schedule_of(facts), "cpu")
+    distiller = Distiller(call, roles, _shortened(config), facts.guidance_scale)
+    size = config.micro_batch_size or config.batch_size
+    with fake:
+        batch = _batch(min(size, config.batch_size), latent, layout, dtype, tokens)
+    peaks = _peaks(network, roles, distiller, batch, fake)
+    sizes = {role: _bytes(roles.parameters(role)) for role in ("student", "fake")}
+    adapters = sum(sizes.values())
+    # the optimizer's step: the gradients, and a temporary copy of the adapter
+    rests = [(peaks[role] - base - adapters, sizes[role]) for role in sizes]
+    rests += [(2 * size, size) for size in sizes.values()]
+    rest, gradients = max(rests)
+    return UpdateMemory(base, adapters, MOMENTS * adapters, gradients, rest - gradients)
+
+
+def _peaks(
+    network: nn.Module,
+    roles: AdapterRoles,
+    distiller: Distiller,
+    batch: Batch,
+    fake: FakeTensorMode,
+) -> dict[str, int]:
+    """Most bytes alive in a student update and in a fake update, the network's included."""
+    generator = torch.Generator().manual_seed(0)
+    peaks = {}
+    with fake, LiveBytes([*network.parameters(), *network.buffers()]) as counted:
+        _, samples = distiller.student_update(batch, generator)
+        peaks["student"] = counted.peak
+    for parameter in roles.parameters("student"):
+        parameter.grad = None
+    with fake, LiveBytes([*network.parameters(), *network.buffers()]) as counted:
+        distiller.fake_update(samples, generator)
+        peaks["fake"] = counted.peak
+    return peaks
+
+
+def _shortened(config: DistillConfig) -> DistillConfig:
+    """Settings with fewer network calls and the same peak: what needs no graph leaves nothing."""
+    short = replace(config, micro_batch_size=0, teacher_steps=config.num_steps, anchor_step=1)
+    if config.gradient_steps == "all":
+        return short
+    anchored = config.num_anchored_steps > 1
+    steps = 3 if anchored else 2
+    return replace(
+        short, gradient_steps="last", num_steps=steps, teacher_steps=steps,
+        num_anchored_steps=2 if anchored else 1,
+    )  # fmt: skip
+
+
+def _batch(
+    size: int,
+    latent: tuple[int, int, int],
+    layout: dict[str, Any],
+    dtype: torch.dtype,
+    tokens: int,
+) -> Batch:
+    """Inputs of one update, of the family's sizes."""
+    width = layout.get("joint_attention_dim") or layout["cross_attention_dim"]
+    pooled = layout.get("pooled_projection_dim") or 0
+    if layout.get("addition_embed_type") == "text_time":
+        sizes = SIZE_NUMBERS * layout["addition_time_embed_dim"]
+        pooled = layout["projection_class_embeddings_input_dim"] - sizes
+
+    def prompts() -> Conditioning:
+        return Conditioning(
+            torch.zeros(size, tokens, width, dtype=dtype),
+            torch.zeros(size, pooled, dtype=dtype) if pooled else None,
+        )
+
+    return Batch(torch.zeros(size, *latent), prompts(), prompts())
+
+
+def _fill(network: nn.Module) -> None:
+    """Put fake tensors of the CPU in the place of those without a device."""
+    for module in network.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                fresh = torch.empty(value.shape, dtype=value.dtype)
+                module._parameters[name] = nn.Parameter(fresh, value.requires_grad)
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
+
+
+def _bytes(tensors: list[Any]) -> int:
+    """Bytes of tensors."""
+    total: int = 0
+    for tensor in tensors:
+        assert isinstance(tensor, Tensor)
+        total += tensor.numel() * tensor.element_size()
+    return total

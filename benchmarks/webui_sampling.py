@@ -77,7 +77,7 @@ Draw = Callable[[int], Picture]
 
 def main() -> None:
     """Boot, measure, print tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("host", choices=("WEBUI", "FORGE"))
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--pixels", type=int, default=512, help="side of the pictures")
@@ -192,10 +192,10 @@ def report_starts(folder: Path, chosen: argparse.Namespace) -> None:
             inside, outside = (host.extension, away) if there else (away, host.extension)
             if outside.exists():
                 outside.rename(inside)
+            seconds = one_start(host)
+            print(f"pair {turn}, {'with' if there else 'without'}: {seconds}", flush=True)
             if turn >= 0:
-                found[there].append(one_start(host))
-            else:
-                one_start(host)
+                found[there].append(seconds)
     for name, place in (("wall clock", 0), ("processor", 1)):
         with_it, without = ([pair[place] for pair in found[there]] for there in (True, False))
         apart = [a - b for a, b in zip(with_it, without, strict=True)]

@@ -26,7 +26,7 @@ NO_ANCHOR = (
 )
 ANCHOR_HELP = (
     "Anchored: the base model walks the first part without the LoRA, which brings back variety; 0 "
-    "is as in training. Taking the LoRA off and on again costs time in every picture."
+    "is as in training. Taking the LoRA off and on again adds about a tenth to the time of 4 steps."
 )
 NOTHING = "No few-step LoRA in the prompt."
 UNTOUCHED = "Sampler, steps and CFG stay as you set them."

@@ -68,6 +68,14 @@ def test_steps_of_a_task_are_its_progress(job):
     assert jobs.get_job(task.id).state == "stopped"
 
 
+def test_a_task_that_has_said_nothing_yet_has_no_message(job):
+    task = job("import time; time.sleep(60)")
+    with worked():
+        until(lambda: jobs.log_tail(task.id).startswith("--- "))
+        assert jobs.get_job(task.id).message == ""
+        jobs.stop(task.id)
+
+
 def test_stopping_a_task_ends_what_it_started_as_well(job):
     inner = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', "
     inner += "'import time; time.sleep(60)']); print(p.pid); p.wait()"

@@ -92,7 +92,7 @@ def run(command: list[str], problem: str, variables: dict[str, str] | None = Non
         raise SetupError(f"{problem} {command[0]}: {error.strerror}.") from error
     if status != 0:
         raise SetupError(
-            f"{problem} The reason is above. Run the same command again when it is mended: "
+            f"{problem} The reason stands before this in the log. Try again when it is mended: "
             "what is finished is kept."
         )
 

@@ -210,7 +210,9 @@ def _message(folder: Path, state: str, progress: Mapping[str, Any]) -> str:
         step = int(files.number(progress.get("step"))) or _saved_step(folder)
         return f"Stopped after {step} updates. It can go on from there." if step else "Stopped."
     lines = tail(folder / files.LOG, MESSAGE_BYTES)
-    return next((line for line in reversed(lines) if line.strip()), "")
+    # a line "--- DATE" marks where a process began; it says nothing
+    said = (line for line in reversed(lines) if line.strip() and not line.startswith("--- "))
+    return next(said, "")
 
 
 def _result(folder: Path, kind: str, state: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 (function () {
   "use strict";
   var BUSY_MS = 2000, IDLE_MS = 10000;
-  var last = 0, asking = false, focused = "";
+  var last = 0, asking = false, away = false, focused = "";
 
   function find(id) { return document.getElementById(id); }
 
@@ -22,11 +22,13 @@
     fetch(window.location.pathname, { method: "HEAD", cache: "no-store" })
       .then(function (answer) {
         if (answer.status === 401) { throw new Error("token"); }
+        away = false;
         offline("");
         var button = find("dpdmd-refresh");
         if (button) { button.click(); }
       })
       .catch(function () {
+        away = true;
         offline("The server does not answer. Runs go on without it; this page will go on, too.");
       })
       .finally(function () { asking = false; last = Date.now(); });
@@ -44,7 +46,8 @@
   function tick() {
     keepFocus();
     var live = find("dpdmd-live");
-    var pause = live && live.dataset.live === "1" ? BUSY_MS : IDLE_MS;
+    // A1111 does not bear many requests in the moment in which it comes back.
+    var pause = !away && live && live.dataset.live === "1" ? BUSY_MS : IDLE_MS;
     if (!asking && visible(find("dpdmd-runs")) && Date.now() - last >= pause) { refresh(); }
   }
 

@@ -133,8 +133,8 @@ def test_a_run_of_other_settings_says_nothing(tmp_path, name):
         "num_steps": 8, "teacher_steps": 56, "anchor_step": 5, "anchor_target": "denoised",
         "num_anchored_steps": 2, "objective": "dmd", "gradient_steps": "all", "batch_size": 4,
         "fake_updates": 3, "share_rollouts": False, "lora_layers": "attention", "device": "cpu",
-        "dtype": "float16", "attention": "sdpa", "gradient_checkpointing": True, "micro_batch_size": 2,
-        "resolution": "32x32",
+        "dtype": "float16", "attention": "sdpa", "gradient_checkpointing": True,
+        "resolution": "32x32", "micro_batch_size": 2,
     }[name]  # fmt: skip
     run = earlier_run(tmp_path / "a", replace(CONFIG, **{name: other}), [2.0] * 9)
     assert of_teacher(CONFIG, run).seconds is None

@@ -50,9 +50,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def release_memory(device: torch.device) -> None:
     """Give memory that the allocator keeps for later back to the device."""
     gc.collect()
-    backend = getattr(torch, device.type, None)
-    if device.type != "cpu" and hasattr(backend, "empty_cache"):
-        backend.empty_cache()
+    empty = getattr(getattr(torch, device.type, None), "empty_cache", None)
+    if device.type != "cpu" and empty is not None:
+        empty()
 
 
 def _unusable(name: str) -> str | None:

@@ -70,7 +70,7 @@ class MemoryLadder:
         values = self._run.read_json(FILE)
         for name in NAMES:
             current = getattr(self._distiller.config, name)
-            value = values.get(name)
+            value: Any = values.get(name)
             if type(value) is not type(current):
                 raise RunError(
                     f"{self._run.path / FILE} is damaged: {name} is {value!r}, expected a value "

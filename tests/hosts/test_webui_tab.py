@@ -26,6 +26,7 @@ TEACHER = ROOT / "trainer" / "assets" / "shapes-sd3.safetensors"
 API = "/dpdmd/v1"
 TINY = {"steps": 6, "student_rank": 4, "fake_rank": 4, "evaluate_every": 0, "preview_every": 3}
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue") for shape in ("circle", "cross")]
+SETTINGS = ("auto_setup", "exact_strength", "free_memory", "lora_folder")
 COUNTED = ("dpdmd-start", "dpdmd-set-up", "dpdmd-checkpoint", "dpdmd_txt2img_accordion")
 
 
@@ -54,9 +55,9 @@ def config_of(webui: WebUI) -> dict[str, Any]:
 
 
 def element_ids(webui: WebUI) -> list[str]:
-    """The names in the page, in its order; A1111 numbers some of its own anew at a reload."""
+    """The names in the page in its order, but for those that hosts make anew at a reload."""
     named = [one["props"].get("elem_id") or "" for one in config_of(webui)["components"]]
-    return [name for name in named if not name.startswith("input-accordion-")]
+    return [name for name in named if not name.startswith(("input-accordion-", "uuid_"))]
 
 
 def pressed(webui: WebUI, elem_id: str) -> None:
@@ -113,9 +114,9 @@ def draws(webui: WebUI) -> None:
 def test_everything_is_there_once_and_again_after_a_reload(webui):
     ids = element_ids(webui)
     assert [ids.count(name) for name in COUNTED] == [1, 1, 1, 1]
-    options = webui.get("/sdapi/v1/options")
-    assert options["dpdmd_free_memory"] is True and options["dpdmd_exact_strength"] is False
-    webui.request("/sdapi/v1/options", {"dpdmd_lora_folder": "/elsewhere"})
+    assert [ids.count(f"setting_dpdmd_{name}") for name in SETTINGS] == [1, 1, 1, 1]
+    if webui.kind == "WEBUI":  # Forge lets its API set everything
+        webui.request("/sdapi/v1/options", {"dpdmd_lora_folder": "/elsewhere"})
     assert webui.get(f"{API}/state")["jobs"] == []
     scripts = webui.get("/sdapi/v1/scripts")["txt2img"]
     boots = webui.said().count("Startup time:")

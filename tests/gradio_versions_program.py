@@ -60,13 +60,18 @@ def pressed(url: str, config: dict, button: int, data: list) -> list:
     return asked(f"{url}{prefix}/run/predict", body)["data"]
 
 
+def is_ours(file: Path, checkout: Path) -> bool:
+    """Whether a warning comes from our code, not from a library in the checkout's environment."""
+    return file.is_relative_to(checkout) and ".venv" not in file.parts
+
+
 def main(checkout: Path) -> None:
     mounted(checkout)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with gr.Blocks(analytics_enabled=False) as page, gr.Tabs(), gr.Tab("DP-DMD"):
             tab().render()
-    ours = [str(one.message) for one in caught if "dpdmd" in str(one.filename)]
+    ours = [str(one.message) for one in caught if is_ours(Path(one.filename), checkout)]
     page.launch(prevent_thread_lock=True, quiet=True, show_error=True, inbrowser=False)
     url = page.local_url.rstrip("/")
     config = asked(f"{url}/config")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 
 def register() -> None:
     """Register everything with the host; may be called any number of times.
@@ -12,7 +14,14 @@ def register() -> None:
 
     if not host.is_here():
         return
-    from . import accordion, api_routes, attention, memory, sampler, settings, train_tab
+    # For each callback the host looks up the source of all frames that led to it, 0.2 s each time;
+    # in a thread there are few.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_register).result()
+
+
+def _register() -> None:
+    from . import accordion, api_routes, attention, host, memory, sampler, settings, train_tab
 
     sampler.register()
     host.watch_components()

@@ -119,6 +119,8 @@ def test_everything_is_there_once_and_again_after_a_reload(webui):
         webui.request("/sdapi/v1/options", {"dpdmd_lora_folder": "/elsewhere"})
     assert webui.get(f"{API}/state")["jobs"] == []
     scripts = webui.get("/sdapi/v1/scripts")["txt2img"]
+    took = webui.get("/internal/profile-startup")["records"]["load scripts/dp_dmd.py"]
+    assert took < 0.5
     boots = webui.said().count("Startup time:")
     pressed(webui, "settings_restart_gradio")
     wait(webui, lambda: webui.said().count("Startup time:") > boots)

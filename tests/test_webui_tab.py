@@ -7,6 +7,8 @@ import base64
 import contextlib
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -494,14 +496,23 @@ def test_without_a_trainer_nothing_starts_and_the_page_says_what_to_do(monkeypat
     assert "not set up yet" in runs_view.act("start", made["selected"])["message"]
 
 
-def test_two_tabs_that_start_at_once_make_two_runs_or_one_message():
+def test_two_tabs_that_start_at_once_never_write_one_file():
     form = distill_form.initial() | {"checkpoint": SHAPES, "prompts": "a shape", "name": "same"}
-    first, second = distill_form.submit(form), distill_form.submit(form)
-    outputs = {one.id for one in jobs.all_jobs()}
-    assert first["selected"] in outputs
-    assert ("selected" in second and second["selected"] != first["selected"]) or "same" in str(
-        second
-    )
+    barrier = threading.Barrier(4)
+
+    def start(_: int) -> dict:
+        barrier.wait()
+        return distill_form.submit(form)
+
+    with ThreadPoolExecutor(4) as tabs:
+        answers = list(tabs.map(start, range(4)))
+    made = [answer["selected"] for answer in answers if "selected" in answer]
+    refused = [answer for answer in answers if "selected" not in answer]
+    assert len(made) == 1 and [one.id for one in jobs.all_jobs()] == made
+    assert all("same (queued) writes same" in answer["output_note"] for answer in refused)
+    assert len(refused) == 3
+    runs_view.act("stop", made[0])
+    assert "selected" in distill_form.submit(form)  # what has been stopped is in nobody's way
 
 
 # The page itself

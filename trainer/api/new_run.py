@@ -42,7 +42,8 @@ def new_run(body: Mapping[str, Any], model_folders: Sequence[Path], lora_folder:
         config=DistillConfig.from_dict(config),
         output=str(jobs.free_output(lora_file(lora_folder, name))),
     )
-    return jobs.submit_distill(request, _prompts(body.get("prompts")).prompts, title)
+    prompts = _prompts(body.get("prompts")).prompts
+    return jobs.submit_distill(request, prompts, title, alone=True)
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:

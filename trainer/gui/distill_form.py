@@ -246,7 +246,7 @@ def submit(values: Mapping[str, Any]) -> Values:
     try:
         request, prompts = request_of(values), prompts_of(values)
         before_start()
-        job = jobs.submit_distill(request, prompts.prompts, Path(request.output).stem)
+        job = jobs.submit_distill(request, prompts.prompts, Path(request.output).stem, alone=True)
     except DPDMDError as error:
         return _failed(error)
     text = f"{job.title} is in the queue. Its progress is on the Runs page."

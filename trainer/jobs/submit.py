@@ -12,17 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...core import atomic_write
-from ...core.errors import PromptError, SettingsError
+from ...core.errors import OutputError, PromptError, SettingsError
 from ..new_run import check_request
 from ..request import DistillRequest
 from ..run_directory import GIVEN_PROMPTS, UNPREPARED, RunDirectory
 from . import files, spawn
-from .job import KINDS, Job, get_job
+from .job import KINDS, LIVE, Job, get_job
 from .queue import enqueue
 
 
 def submit_distill(
-    request: DistillRequest, prompts: Sequence[str], title: str, *, queue: bool = True
+    request: DistillRequest,
+    prompts: Sequence[str],
+    title: str,
+    *,
+    queue: bool = True,
+    alone: bool = False,
 ) -> Job:
     """A new distillation, queued and begun as soon as the device is free, or only made.
 
@@ -31,6 +36,7 @@ def submit_distill(
 
     Args:
         title: for people; empty takes the name of the LoRA.
+        alone: whether to refuse what a job that waits or runs will write already.
 
     Raises:
         CheckpointError: a model file is missing or no supported model.
@@ -49,7 +55,8 @@ def submit_distill(
         atomic_write.write_text(draft / GIVEN_PROMPTS, "\n".join(prompts) + "\n")
         atomic_write.write_text(draft / UNPREPARED, "")
         name = Path(request.output).stem
-        return publish(draft, name, files.clean_title(title) or name, queue=queue)
+        shown, output = files.clean_title(title) or name, request.output if alone else ""
+        return publish(draft, name, shown, queue=queue, output=output)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -92,14 +99,37 @@ def submit_task(kind: str, arguments: Sequence[str], title: str) -> Job:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def publish(draft: Path, name: str, title: str, *, queue: bool = True, first: bool = False) -> Job:
-    """The job made of a draft, in the queue if asked for, and the worker awake."""
+def publish(
+    draft: Path, name: str, title: str, *, queue: bool = True, first: bool = False, output: str = ""
+) -> Job:
+    """The job made of a draft, in the queue if asked for, and the worker awake.
+
+    Raises:
+        OutputError: another job that waits or runs writes to `output`.
+    """
     note = {"version": 1, "title": title, "created_at": time.time()}
     atomic_write.write_text(draft / files.JOB, json.dumps(note))
     with files.jobs_guard():
+        if output:
+            _check_alone(output)
         if queue:
             enqueue(draft, first=first)
         folder = files.publish(draft, name)
     if queue:
         spawn.ensure_worker()
     return get_job(folder.name)
+
+
+def _check_alone(output: str) -> None:
+    """Raise OutputError if a job that waits or runs will write the same file."""
+    aim = os.path.normcase(output)
+    for folder in files.job_folders():
+        found = files.read_json(folder / files.SETTINGS).get("output")
+        if not isinstance(found, str) or os.path.normcase(found) != aim:
+            continue
+        job = get_job(folder.name)
+        if job.state == "queued" or job.state in LIVE:
+            raise OutputError(
+                f"{job.title} ({job.state}) writes {Path(output).name} already. Choose another "
+                "name for the LoRA, or stop that run first."
+            )

@@ -63,53 +63,42 @@ def _said(model: host.Model, text: str) -> dict[str, Any]:
     return {"ui": {"text": [text]}, "result": (model, text)}
 
 
-def xformers_override(
-    original: Original,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    mask: Tensor | None = None,
-    *positional: object,
-    **options: Any,
-) -> Tensor:
-    """ComfyUI's attention call by xformers; what it does not take goes to the original.
+def _override(compute: Callable[..., Tensor]) -> Original:
+    """ComfyUI's attention call by `compute(q, k, v, mask, scale)`; the original takes the rest."""
 
-    Args:
-        q: (batch, tokens, heads * width), or (batch, heads, tokens, width) with `skip_reshape`.
-    """
-    if positional or not _known(options) or len(q) > LARGEST_BATCH:
-        return original(q, k, v, heads, mask, *positional, **options)
-    split = _split(q, k, v, heads, bool(options.get("skip_reshape")))
-    fitting = None if mask is None else _fitting_mask(mask, split[0], split[1])
-    if mask is not None and fitting is None:
-        return original(q, k, v, heads, mask, **options)
-    output = kernels.attention(*split, mask=fitting, scale=options.get("scale"))
-    return _merged(output, bool(options.get("skip_output_reshape")))
+    def override(
+        original: Original,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        mask: Tensor | None = None,
+        *positional: object,
+        **options: Any,
+    ) -> Tensor:
+        """q: (batch, tokens, heads * width), or (batch, heads, tokens, width) with skip_reshape."""
+        if positional or not _known(options) or len(q) > LARGEST_BATCH:
+            return original(q, k, v, heads, mask, *positional, **options)
+        split = _split(q, k, v, heads, bool(options.get("skip_reshape")))
+        fitting = None if mask is None else _fitting_mask(mask, split[0], split[1])
+        if mask is not None and fitting is None:
+            return original(q, k, v, heads, mask, **options)
+        output = compute(*split, fitting, options.get("scale"))
+        return _merged(output, bool(options.get("skip_output_reshape")))
+
+    return override
 
 
-def pytorch_override(
-    original: Original,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    mask: Tensor | None = None,
-    *positional: object,
-    **options: Any,
-) -> Tensor:
-    """ComfyUI's attention call by PyTorch; what it does not know goes to the original."""
-    if positional or not _known(options) or len(q) > LARGEST_BATCH:
-        return original(q, k, v, heads, mask, *positional, **options)
-    split = _split(q, k, v, heads, bool(options.get("skip_reshape")))
-    fitting = None if mask is None else _fitting_mask(mask, split[0], split[1])
-    if mask is not None and fitting is None:
-        return original(q, k, v, heads, mask, **options)
-    output = functional.scaled_dot_product_attention(
-        *split, attn_mask=fitting, scale=options.get("scale")
-    )
-    return _merged(output, bool(options.get("skip_output_reshape")))
+def _by_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: Any) -> Tensor:
+    return kernels.attention(q, k, v, mask=mask, scale=scale)
 
+
+def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: Any) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+xformers_override = _override(_by_xformers)
+pytorch_override = _override(_by_pytorch)
 
 LARGEST_BATCH = 2**15
 """Kernels of both kinds fail on larger ones on NVIDIA cards; ComfyUI's own code splits them."""

@@ -185,6 +185,7 @@ def report_beside(host: WebUI, pixels: int) -> None:
 def report_starts(folder: Path, chosen: argparse.Namespace) -> None:
     """Print wall-clock and processor seconds of starts with and without the extension."""
     host = prepared(chosen.host, folder)
+    host.seconds_between_looks = 0.02
     away = folder / "away"
     found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for turn in range(-1, chosen.starts):  # the first pair fills caches

@@ -70,6 +70,7 @@ class WebUI:
             self.port = free.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
         self.seconds_to_boot = 0.0
+        self.seconds_between_looks = 0.3
 
     def start(self, *arguments: str) -> None:
         """Boot the server and wait until it answers."""
@@ -87,7 +88,7 @@ class WebUI:
         while not self.answers():
             assert self.process.poll() is None, self.said()[-3000:]
             assert time.monotonic() - began < BOOT_SECONDS, self.said()[-3000:]
-            time.sleep(0.3)
+            time.sleep(self.seconds_between_looks)
         self.seconds_to_boot = time.monotonic() - began
 
     def stop(self) -> None:

@@ -97,7 +97,8 @@ def initial() -> Values:
         values["checkpoint"] = str(loaded)
     if not values["checkpoint"]:
         values["checkpoint"] = sources.checkpoints()[0][1]
-        values |= _demo() if Path(values["checkpoint"]).parent == sources.ASSETS else {}
+        if listed and Path(values["checkpoint"]).parent == sources.ASSETS:
+            values |= _demo()
     values["name"] = sources.free_output(values["output_folder"], str(values["name"]))
     return values
 

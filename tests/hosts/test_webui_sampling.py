@@ -178,7 +178,7 @@ def test_a_foreign_few_step_lora_is_renoised_by_the_seed(webui):
     assert not np.array_equal(first, other)
 
 
-def test_a_lora_of_our_own_command_gives_its_pictures(webui, tmp_path, capsys):
+def test_a_lora_of_our_own_command_gives_its_pictures(webui, tmp_path, home, capsys):
     """Distilled while the host runs: found by name, and it draws the picture of `sample`."""
     name = "small-sd1" if webui.kind == "WEBUI" else "wide-sd1"
     checkpoint = webui.base / "models" / "Stable-diffusion" / f"{name}.safetensors"

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core.errors import DPDMDError
 from .cli_arguments import (
@@ -25,17 +25,15 @@ from .cli_compare import add_compare
 from .cli_estimate import add_estimate
 from .cli_gui import add_gui
 from .cli_jobs import add_job_commands, add_queue_option, queue_distill
+from .cli_outcome import PROGRAM, print_outcome
 from .cli_package import add_package
 from .cli_settings import add_settings, add_settings_option, settings_values
 from .config import DistillConfig
 from .exit_note import recorded
+from .launched import place, require_one_process
 from .presets import MEMORIES
 from .request import DistillRequest, ModelFiles, TeacherLora
 
-if TYPE_CHECKING:
-    from .engine.runner import Outcome
-
-PROGRAM = "dpdmd-studio"
 USER_ERROR, INTERRUPTED = 2, 130
 MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
 
@@ -50,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"
     try:
+        if arguments.run_command not in (_distill, _resume):
+            require_one_process("This command")
         return recorded(arguments.run_command, arguments)
     except DPDMDError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -181,6 +181,7 @@ def _distill(arguments: argparse.Namespace) -> int:
         created_at=time.time(),
     )
     if arguments.queue:
+        require_one_process("`distill --queue`")
         return queue_distill(arguments, request, prompts.prompts)
     from .engine.runner import create_run  # heavy, and not needed to queue
 
@@ -212,28 +213,8 @@ def _train(run: Any, as_json: bool) -> int:
 
     with ProgressLine() as line:
         outcome = run_distillation(run, report=line.message, on_progress=line.show)
-    _print_outcome(outcome, run.path, as_json)
+    print_outcome(outcome, run.path, as_json)
     return 0
-
-
-def _print_outcome(outcome: Outcome, folder: Path, as_json: bool) -> None:
-    if as_json:
-        facts = {"lora": str(outcome.lora), "run": str(folder), "step": outcome.step,
-                 "finished": outcome.finished}  # fmt: skip
-        sys.stdout.write(json.dumps(facts) + "\n")
-        return
-    state = "Finished" if outcome.finished else "Stopped"
-    sys.stdout.write(f"{state} after {outcome.step} updates: {outcome.lora}\n")
-    if not outcome.finished:
-        sys.stdout.write(f'Go on with: {_program()} resume "{folder}"\n')
-
-
-def _program() -> str:
-    """How this program was called, for commands that a person may copy."""
-    called = Path(sys.argv[0])
-    if called.stem == PROGRAM:
-        return PROGRAM
-    return f'{Path(sys.executable).stem} "{Path(__file__).absolute().parents[1]}"'
 
 
 def _sample(arguments: argparse.Namespace) -> int:
@@ -296,4 +277,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _say(message: str) -> None:
+    """What all processes of a run would say alike is said by the first."""
+    if not place().is_main:
+        return
     sys.stderr.write(message + "\n")

@@ -274,3 +274,26 @@ class RunDirectory:
         """Show other machines that this run goes on."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.path / "lock.json")
+
+
+class FollowedRun(RunDirectory):
+    """A run as those of its processes see it that only help: read, never written."""
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Leave that to the first process."""
+
+    def append_metrics(self, line: Mapping[str, Any], name: str = METRICS) -> None:
+        """Leave that to the first process."""
+
+    def truncate_metrics(self, step: int) -> None:
+        """Leave that to the first process."""
+
+    def clear_requests(self) -> None:
+        """Leave that to the first process."""
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing: the first process owns the run."""
+        return contextlib.nullcontext()
+
+    def touch_lock(self) -> None:
+        """Leave that to the first process."""

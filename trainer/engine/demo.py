@@ -19,7 +19,8 @@ from .loop import Progress
 from .report import write_report
 from .run_evaluation import evaluation_set, measures_for, run_arms, session_painter
 from .run_report import report_data
-from .runner import Outcome, create_run, run_distillation
+from .run_result import Outcome
+from .runner import create_run, run_distillation
 from .shapes import caption_sample
 
 TEACHER = Path(__file__).parents[1] / "assets" / "shapes-sd3.safetensors"

@@ -9,29 +9,40 @@ import sys
 import torch
 
 from ...core.errors import SettingsError
+from ..launched import place
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NUMBERED = ("cuda", "xpu")  # kinds of device that a machine may have several of
 log = logging.getLogger("dpdmd_studio.device")
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
     """The device to train on: the one asked for if it works, else the first that does.
 
+    Where a launcher has started several processes, each takes the one of its own number.
+
     Raises:
         SettingsError: the device asked for is not usable here.
     """
     candidates = ["cuda", "xpu", "mps", "cpu"] if wanted == "auto" else [wanted]
     reasons = []
-    for name in candidates:
+    for kind in candidates:
+        name = _own_device(kind)
         reason = _unusable(name)
         if reason is None:
             return torch.device(name)
         reasons.append(f"{name}: {reason}")
-        if wanted == "auto" and _visible(name):
+        if wanted == "auto" and _visible(kind):
             log.warning("The %s device is there but cannot be used: %s", name, reason)
     raise SettingsError(
         f"Device {wanted!r} cannot be used ({'; '.join(reasons)}). Use --device auto or cpu."
     )
+
+
+def _own_device(kind: str) -> str:
+    """The name of this process's device of a kind."""
+    where = place()
+    return f"{kind}:{where.local_rank}" if where.size > 1 and kind in NUMBERED else kind
 
 
 def _visible(name: str) -> bool:

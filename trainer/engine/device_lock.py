@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,10 +14,11 @@ from ...core import atomic_write
 from ...core.errors import RunError
 from ..exit_note import queued_run
 from ..home import home
+from ..launched import place
 from ..request import DistillRequest
 from ..run_directory import RunDirectory
 from ..run_lock import Owner, live_owner, owned
-from .device import choose_device
+from .device import NUMBERED, choose_device
 from .run_status import Interrupt
 
 PAUSE_SECONDS = 0.5
@@ -30,7 +32,14 @@ def device_name(device: torch.device) -> str:
     index = device.index or 0
     shown = [part.strip() for part in os.environ.get(VISIBLE.get(device.type, ""), "").split(",")]
     name = shown[index] if index < len(shown) and shown[index] else str(index)
+    name += _other_machine()
     return "".join(c if c.isalnum() or c == "-" else "-" for c in f"{device.type}-{name}")
+
+
+def _other_machine() -> str:
+    """This machine's name if the run's first process is on another, which may share the folder."""
+    where = place()
+    return f"-{socket.gethostname()}" if where.rank != where.local_rank else ""
 
 
 @contextlib.contextmanager
@@ -39,11 +48,16 @@ def device_held(
 ) -> Iterator[None]:
     """Hold the device of the run while the block runs; a run of the queue waits for it.
 
+    Each process of a run holds its own device; those that share a CPU hold it once.
+
     Raises:
         RunError: another run holds it, and this one was not started by the queue.
         SettingsError: the device cannot be used.
     """
     device = choose_device(DistillRequest.from_dict(run.settings()).config.device)
+    if device.type not in NUMBERED and place().local_rank:
+        yield
+        return
     path = home() / "locks" / f"{device_name(device)}.json"
     with atomic_write.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)

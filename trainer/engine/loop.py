@@ -19,6 +19,7 @@ from .batches import BatchSource
 from .device import device_memory, is_out_of_memory, memory_in_use, release_memory
 from .distiller import Distiller, Metrics, Samples
 from .memory_ladder import MemoryLadder
+from .ranks import joined
 from .state import load_state, save_state
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Trainer:
         fingerprint: str,
     ) -> None:
         self.distiller, self.roles, self.batches, self.config = distiller, roles, batches, config
-        self.fingerprint = fingerprint
+        self.fingerprint, self.ranks = fingerprint, joined()
         self.step = 0
         self.ladder: MemoryLadder | None = None
         self.optimizers = {
@@ -94,7 +95,7 @@ class Trainer:
             metrics |= self._fake_update(samples, step, index)
         self.step = step
         values = torch.stack([value.float() for value in metrics.values()]).tolist()
-        return dict(zip(metrics, values, strict=True))
+        return dict(zip(metrics, self.ranks.mean(values, self.config.batch_size), strict=True))
 
     def _fresh_samples(self, step: int, index: int) -> Samples:
         batch = self.batches.batch("fake", step, index)
@@ -121,7 +122,7 @@ class Trainer:
         """
         while True:
             try:
-                return work()
+                return self.ranks.attempt(work)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self.ladder is None:
                     raise
@@ -134,6 +135,7 @@ class Trainer:
     def _apply(self, role: str, step: int, metrics: Metrics) -> Tensor:
         """Clip, check and apply one role's gradients; returns their norm before clipping."""
         parameters = self.roles.parameters(role)
+        self.ranks.sum_gradients(parameters)
         scale = self.distiller.loss_scale
         if scale != 1.0:
             for parameter in parameters:
@@ -166,8 +168,11 @@ class Trainer:
                 kept.lerp_(parameter.detach().to(kept), 1 - decay)
 
     def save(self, run: RunDirectory) -> None:
-        """Save the state after the last finished update."""
-        save_state(run, self.step, self.fingerprint, self.roles, self.optimizers, self.average)
+        """Save the state after the last finished update; the first of several processes does."""
+        for role in self.optimizers:
+            self.ranks.require_equal(f"{role} adapter", self.roles.parameters(role))
+        if self.ranks.is_main:
+            save_state(run, self.step, self.fingerprint, self.roles, self.optimizers, self.average)
 
     def resume(self, run: RunDirectory) -> bool:
         """Restore the newest saved state; False if there is none: then all starts anew."""
@@ -206,7 +211,11 @@ def train(
         on_save: called with the step after each saved state (previews, loadable LoRA).
     """
     config = trainer.config
-    if trainer.step == 0 and not trainer.head_start(should_stop):
+
+    def stop_wanted() -> bool:  # by anyone, so that all processes stop at the same update
+        return trainer.ranks.any(should_stop())
+
+    if trainer.step == 0 and not trainer.head_start(stop_wanted):
         return False
     speed = _Speed()
     while trainer.step < config.steps:
@@ -224,7 +233,7 @@ def train(
             trainer.save(run)
             on_save(trainer.step)
         report(progress)
-        stopping = should_stop()
+        stopping = stop_wanted()
         if stopping and not saved:
             trainer.save(run)
             on_save(trainer.step)

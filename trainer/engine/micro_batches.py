@@ -12,10 +12,13 @@ from torch import Tensor
 from ...core.schedule import Levels
 from .conditioning import Conditioning
 from .distiller import Batch, Distiller, Metrics, Samples
+from .ranks import joined
 
 
 class MicroBatchDistiller(Distiller):
     """A distiller whose updates take `micro_batch_size` pictures at a time (0: all at once).
+
+    Of a run in several processes, each takes its own rows of the batch; `Samples.x0` are those.
 
     All losses are means over the batch, so each part's counts by its share. Every part draws the
     whole batch's random numbers and takes its own rows: the draws do not depend on the parts.
@@ -28,6 +31,7 @@ class MicroBatchDistiller(Distiller):
         """
         super().__init__(*arguments, **named)
         self.micro_batch_size = self.config.micro_batch_size
+        self._own_rows = joined().own_rows
         self._rows, self._whole = slice(None), 0
 
     def student_update(self, batch: Batch, generator: torch.Generator) -> tuple[Metrics, Samples]:
@@ -45,10 +49,12 @@ class MicroBatchDistiller(Distiller):
     def fake_update(self, samples: Samples, generator: torch.Generator) -> Metrics:
         """As `Distiller.fake_update`."""
         metrics, x0, state = [], [], generator.get_state()
-        for rows in self._parts(len(samples.x0)):
-            x0.append(samples.x0[rows])
+        count = len(samples.batch.noise)
+        first = self._own_rows(count).start
+        for rows in self._parts(count):
+            x0.append(samples.x0[rows.start - first : rows.stop - first])
             part = Samples(x0[-1], _rows(samples.batch, rows))
-            with self._part(rows, len(samples.x0)):
+            with self._part(rows, count):
                 metrics.append(super().fake_update(part, generator.set_state(state)))
         return _mean(metrics, x0)
 
@@ -63,9 +69,11 @@ class MicroBatchDistiller(Distiller):
         return Samples(torch.cat(x0), batch)
 
     def _parts(self, count: int) -> list[slice]:
-        """Rows of each part."""
+        """Rows of each part of this process's share of the batch."""
+        own = self._own_rows(count)
         size = self.micro_batch_size or count
-        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        starts = range(own.start, own.stop, size)
+        return [slice(start, min(start + size, own.stop)) for start in starts]
 
     @contextmanager
     def _part(self, rows: slice, count: int) -> Iterator[None]:

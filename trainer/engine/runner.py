@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import CheckpointError, RunError
 from ..exit_note import queued_run
 from ..new_run import check_request
 from ..request import DistillRequest
-from ..run_directory import RunDirectory
+from ..run_directory import FollowedRun, RunDirectory
 from .device import choose_device, is_out_of_memory
 from .device_lock import device_held
 from .loop import Progress, train
@@ -20,32 +19,14 @@ from .monitor import Monitor
 from .preparation import prepare
 from .preview import Previews
 from .prompt_expansion import set_aside
+from .ranks import joined
 from .run_report import write_run_report
+from .run_result import Outcome, write_result
 from .run_status import Interrupt, Status
 from .session import Session, open_session, text_encoder_files
 from .teacher_loras import check_teacher_loras
 
 KEPT_CHECKPOINTS = 5
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        lora: the file it wrote.
-        step: finished student updates.
-        finished: whether all were done.
-        kept_step: the update after which the written student was taken.
-        report: report.html, where one was made.
-    """
-
-    lora: Path
-    step: int
-    finished: bool
-    session: Session
-    kept_step: int
-    report: Path | None = None
 
 
 def run_distillation(
@@ -62,19 +43,32 @@ def run_distillation(
     A stop (Ctrl-C once, or a `stop` file in the run) ends after the update at hand, saves the state
     and writes what there is. A second Ctrl-C stops at once and leaves the last saved state.
 
+    Where a launcher has started several processes, all call this; the first alone writes and tells.
+
     Raises:
         DPDMDError: whatever is wrong with the request, its files, or the training itself.
     """
-    with run.lock(), Interrupt(report) as interrupt, device_held(run, interrupt, report):
+    ranks = joined()
+    if not ranks.is_main:
+        run, report, on_progress = FollowedRun(run.path), _unsaid, _unsaid
+    with (
+        ranks.together(),
+        run.lock(),
+        Interrupt(report) as interrupt,
+        device_held(run, interrupt, report),
+    ):
         if not queued_run(run.path):  # the queue has forgotten them, before it began to listen
             run.clear_requests()
         with Status(run) as status:
             status.write("loading", force=True)
             try:
-                prepare(run)
+                with ranks.main_first():
+                    prepare(run)
                 session = open_session(run, report)
                 if session.trainer.resume(run):
                     report(f"Resuming after update {session.trainer.step}")
+                if not ranks.is_main:
+                    return _follow(run, session, interrupt)
                 outcome = _train(run, session, status, interrupt, report, on_progress)
                 if with_report and outcome.finished:
                     outcome = _with_report(outcome, status, interrupt, report)
@@ -87,6 +81,23 @@ def run_distillation(
                     f"so far are kept in {run.path}. Start a new run with --preset for your "
                     "card, --gradient-checkpointing, a smaller --batch-size or --resolution."
                 ) from error
+
+
+def _unsaid(_: object) -> None:
+    """What all processes of a run would say alike is said by the first."""
+
+
+def _follow(run: RunDirectory, session: Session, interrupt: Interrupt) -> Outcome:
+    """Train as a process that only helps: the first draws, measures and writes."""
+    finished = train(
+        session.trainer,
+        run,
+        report=_unsaid,
+        should_stop=interrupt.should_stop(run),
+        on_save=_unsaid,
+    )
+    step = session.trainer.step
+    return Outcome(Path(session.request.output), step, finished, session, step)
 
 
 def _train(
@@ -130,34 +141,7 @@ def _train(
         should_stop=interrupt.should_stop(run),
         on_save=after_save,
     )
-    return _write_result(run, session, monitor, status, finished, report)
-
-
-def _write_result(
-    run: RunDirectory,
-    session: Session,
-    monitor: Monitor,
-    status: Status,
-    finished: bool,
-    report: Callable[[str], None],
-) -> Outcome:
-    """Write the last student, or a better one if the run is done, and say so in result.json."""
-    output = _output(run, session.request, report)
-    step, weights = session.trainer.step, session.trainer.student_weights()
-    best = monitor.best() if finished and session.config.keep == "best" else None
-    if best is not None:
-        report(
-            f"The student after update {best.step} is clearly nearer to the teacher than the last "
-            f"one; it is written. The last one is kept in {run.checkpoints}."
-        )
-        step, weights = best.step, best.weights
-    session.write_lora(output, overwrite=True, weights=weights, step=step)
-    facts = {"lora": str(output), "step": session.trainer.step, "kept_step": step}
-    run.write_json("result.json", facts)
-    run.clear_requests()
-    session.load_student(weights)  # what was saved is what is shown
-    status.write("finished" if finished else "stopped", force=True)
-    return Outcome(output, session.trainer.step, finished, session, step)
+    return write_result(run, session, monitor, status, finished, report)
 
 
 def _with_report(
@@ -179,21 +163,6 @@ def _with_report(
     return dataclasses.replace(outcome, report=page)
 
 
-def _output(run: RunDirectory, request: DistillRequest, report: Callable[[str], None]) -> Path:
-    """Where the LoRA goes: where it was asked for, or beside what has appeared there meanwhile."""
-    written = None
-    if (run.path / "result.json").exists():  # by this very run, when it was stopped before
-        written = run.read_json("result.json").get("lora")
-    asked, count = Path(request.output), 1
-    output = asked
-    while output.exists() and not request.overwrite and str(output) != written:
-        count += 1
-        output = asked.with_name(f"{asked.stem}-{count}{asked.suffix}")
-    if output != asked:
-        report(f"{asked} was made by someone else meanwhile; the LoRA goes to {output}.")
-    return output
-
-
 def create_run(
     folder: Path,
     request: DistillRequest,
@@ -203,6 +172,8 @@ def create_run(
     evaluation_prompts: Sequence[str] | None = None,
 ) -> RunDirectory:
     """A run directory for a request, ready for `run_distillation`.
+
+    Of several processes the first makes it, and the others open it.
 
     What can be found out early is found out before an earlier run makes room.
 
@@ -216,8 +187,26 @@ def create_run(
         LoraError: a LoRA cannot be merged into this model, or not be included.
         OutputError: the LoRA or the run cannot be written where they shall go.
     """
+    ranks = joined()
+    with ranks.together():
+        if not ranks.is_main:
+            return RunDirectory.open(Path(ranks.of_main("")))
+        run = _make_run(folder, request, prompts, evaluation_prompts, overwrite=overwrite)
+        ranks.of_main(str(run.path.resolve()))
+        return run
+
+
+def _make_run(
+    folder: Path,
+    request: DistillRequest,
+    prompts: list[str],
+    evaluation_prompts: Sequence[str] | None,
+    *,
+    overwrite: bool,
+) -> RunDirectory:
     request = check_request(folder, request, overwrite=overwrite)
     config = request.config
+    joined().own_rows(config.batch_size)  # a picture for each
     choose_device(config.device)
     request = check_teacher_loras(request, text_encoder_files(request.model))
     if evaluation_prompts is None:
@@ -241,6 +230,13 @@ def move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:
         RunError: a live process owns the run.
         CheckpointError: there is no such file.
     """
+    ranks = joined()
+    with ranks.together(), ranks.main_first():
+        if ranks.is_main:
+            _move_model_files(run, files)
+
+
+def _move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:
     for file in files.values():
         if not Path(file).expanduser().exists():
             raise CheckpointError(f"There is no file {file}.")

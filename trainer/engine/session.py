@@ -33,6 +33,7 @@ from .network import NetworkCall
 from .prediction_check import check_prediction_type
 from .prompt_cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
 from .prompt_expansion import PromptSource
+from .ranks import joined
 from .run_identity import checkpoint_identity, run_fingerprint
 from .shapes_facts import shapes_facts
 from .student_file import TeacherFacts, make_recipe, write_student
@@ -117,14 +118,17 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     """
     request = DistillRequest.from_dict(run.settings())
     config = request.config.validate()
+    ranks = joined()
     device = choose_device(config.device)
+    ranks.use_device(device)
     dtype = choose_dtype(config.dtype, device)
     report(f"Device: {describe_device(device)}, {str(dtype).removeprefix('torch.')}")
     loras = open_teacher_loras(request)
     checkpoint = _load(request, loras, dtype, device, report)
     resolutions = choose_resolutions(config, checkpoint.detection)
     prompts = PromptSource(run.prompts(), config.seed)
-    encoded, negative = _encode(checkpoint, prompts, config, device, report)
+    with ranks.main_first():  # the others find the prompts in the cache
+        encoded, negative = _encode(checkpoint, prompts, config, device, report)
     call = checkpoint.call()
     report(f"Attention: {use_attention(checkpoint.network, config.attention)}")
     check_prediction_type(checkpoint, negative)
@@ -138,6 +142,7 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     )
     included = included_loras(loras, checkpoint) if including else None
     fingerprint = run_fingerprint(config, run.prompts(), identity, checkpoint, merged)
+    ranks.require_same("settings, prompts, model files or number format", fingerprint)
     roles, trainer, shapes = _prepare_training(
         config, checkpoint, call, teacher, prompts, encoded, negative, fingerprint
     )

@@ -18,6 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from ...core.errors import LoraError
+from .adapter_layers import LAYERS
 
 ROLES = ("teacher", "student", "fake")
 
@@ -51,6 +52,7 @@ class AdapterRoles:
                 target_modules=targets if isinstance(targets, str) else list(targets),
                 init_lora_weights=True,
             )
+            config._register_custom_module(LAYERS)
             with warnings.catch_warnings():  # a second adapter is what we want
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
                 inject_adapter_in_model(config, network, adapter_name=name)

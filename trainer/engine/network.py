@@ -39,8 +39,10 @@ def predict(
         inputs["added_cond_kwargs"] = {"text_embeds": sized.pooled.to(dtype),
                                        "time_ids": sized.time_ids}  # fmt: skip
     steps = timesteps.to(x_t.device).expand(batch)
-    # Adapters are kept in fp32; under autocast their products run in the network's dtype, too.
-    with torch.autocast(x_t.device.type, dtype, enabled=dtype != torch.float32):
+    # Adapters are kept in fp32; under autocast their products run in the network's dtype, too. Each
+    # is used once a call: a cache of their casts would only hold memory.
+    low = dtype != torch.float32
+    with torch.autocast(x_t.device.type, dtype, enabled=low, cache_enabled=False):
         return network(x_t.to(dtype), timestep=steps, return_dict=False, **inputs)[0].float()
 
 

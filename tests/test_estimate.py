@@ -102,6 +102,15 @@ def test_activations_grow_with_pixels_batch_and_graphs():
     assert gib("sd1", batch_size=2, gradient_checkpointing=True) < one + more - 1
 
 
+def test_a_stored_base_takes_what_it_is_stored_in():
+    whole = gib("sdxl", gradient_checkpointing=True)
+    bits = {kind: gib("sdxl", gradient_checkpointing=True, base_weights=kind)
+            for kind in ("int8", "fp8", "nf4")}  # fmt: skip
+    assert whole - bits["int8"] == pytest.approx(2.567e9 * 0.98 / GIB, rel=0.02)
+    assert bits["fp8"] == bits["int8"] > bits["nf4"] > whole - 2 * (whole - bits["int8"])
+    assert gib("sdxl", gradient_checkpointing=True, offload_base=True) < bits["nf4"]
+
+
 def test_presets_fit_their_cards():
     for family, presets in PRESETS.items():
         for name, settings in presets.items():
@@ -134,7 +143,8 @@ def test_a_run_of_other_settings_says_nothing(tmp_path, name):
         "num_anchored_steps": 2, "objective": "dmd", "gradient_steps": "all", "batch_size": 4,
         "fake_updates": 3, "share_rollouts": False, "lora_layers": "attention", "device": "cpu",
         "dtype": "float16", "attention": "sdpa", "gradient_checkpointing": True,
-        "resolution": "32x32", "micro_batch_size": 2,
+        "resolution": "32x32", "micro_batch_size": 2, "base_weights": "int8",
+        "offload_base": True,
     }[name]  # fmt: skip
     run = earlier_run(tmp_path / "a", replace(CONFIG, **{name: other}), [2.0] * 9)
     assert of_teacher(CONFIG, run).seconds is None

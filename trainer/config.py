@@ -169,6 +169,20 @@ class DistillConfig:
         group="machine",
         choices=(AUTO, "float32", "bfloat16", "float16"),
     )
+    base_weights: str = knob(
+        "keep",
+        "How the frozen network is stored: keep (in dtype), int8, fp8 or nf4 (4 bits, needs "
+        "bitsandbytes). It computes in dtype all the same; fewer bits take less memory, more time "
+        "and change the teacher a little.",
+        group="machine",
+        choices=("keep", "int8", "fp8", "nf4"),
+    )
+    offload_base: bool = knob(
+        False,
+        "Keep the frozen network in the CPU's memory and bring it to the device a layer at a "
+        "time: least memory, slower, same results.",
+        group="machine",
+    )
     attention: str = knob(
         AUTO, "Attention kernels.", group="machine", choices=(AUTO, "sdpa", "xformers")
     )

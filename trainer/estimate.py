@@ -27,11 +27,15 @@ GRADIENT_COPIES = 1.5
 MAX_RUNS, MIN_UPDATES, LAST_UPDATES = 50, 5, 200
 # Files of one network differ by number format and by what else they hold; small ones are others.
 SAME_MODEL = 3.0
+# Bytes a stored weight takes, the share of weights that are in stored layers, and at most what the
+# two buffers for offloaded layers take of them.
+STORED_BYTES = {"int8": 1.01, "fp8": 1.01, "nf4": 4.5 / 8}
+STORED_SHARE, OFFLOADED_SHARE = 0.99, 0.07
 # All that an update's time depends on, besides the model and the machine.
 SPEED_SETTINGS = (
     "num_steps", "teacher_steps", "anchor_step", "anchor_target", "num_anchored_steps",
     "objective", "gradient_steps", "batch_size", "fake_updates", "share_rollouts", "lora_layers",
-    "device", "dtype", "attention", "gradient_checkpointing",
+    "device", "dtype", "base_weights", "offload_base", "attention", "gradient_checkpointing",
     "micro_batch_size",
 )  # fmt: skip
 MEMORY_SETTINGS = (*SPEED_SETTINGS, "student_rank", "fake_rank")
@@ -129,12 +133,19 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, checkpoint_by
         cost.checkpointed if config.gradient_checkpointing else cost.per_pixel[config.lora_layers]
     )
     parts = (
-        cost.parameters * number_bytes,
+        _base_bytes(cost.parameters, number_bytes, config),
         adapter * (ADAM_COPIES * sum(ranks) + GRADIENT_COPIES * max(ranks)),
         0.0 if config.gradient_checkpointing else cost.fixed,
         per_pixel * number_bytes / 2 * width * height * _pictures(config) * _graphs(config),
     )
     return round(scale * sum(parts))
+
+
+def _base_bytes(parameters: int, number_bytes: int, config: DistillConfig) -> float:
+    """Bytes of the frozen network on the device, as it is stored."""
+    stored = STORED_BYTES.get(config.base_weights, number_bytes)
+    share = OFFLOADED_SHARE if config.offload_base else 1.0
+    return parameters * ((1 - STORED_SHARE) * number_bytes + STORED_SHARE * stored * share)
 
 
 def _pictures(config: DistillConfig) -> int:

@@ -19,6 +19,7 @@ Report = Callable[[str], None]
 # Settings that change how a run is done but not what it computes.
 MACHINE_SETTINGS = (
     "device",
+    "offload_base",
     "attention",
     "gradient_checkpointing",
     "micro_batch_size",
@@ -53,6 +54,8 @@ def run_fingerprint(
         settings.pop(name)
     if settings["zero_terminal_snr"] == "auto":  # runs from before that setting go on
         settings.pop("zero_terminal_snr")
+    if settings["base_weights"] == "keep":  # the same
+        settings.pop("base_weights")
     encoders = {name: encoder_identity(part) for name, part in checkpoint.encoders.items()}
     facts = [settings, prompts, checkpoint_sha256, encoders, str(checkpoint.dtype)]
     if merged:  # runs without stay what they were

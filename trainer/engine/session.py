@@ -25,6 +25,7 @@ from .batches import BatchSource, prompts_per_step
 from .checkpoint import LoadedCheckpoint, load_checkpoint
 from .conditioning import Conditioning
 from .device import choose_device, choose_dtype, describe_device
+from .frozen_base import store_base
 from .loop import Trainer
 from .lora_merge import MergingLora
 from .memory_ladder import MemoryLadder
@@ -161,10 +162,11 @@ def _load(
     report: Report,
 ) -> LoadedCheckpoint:
     files, config = request.model, request.config
+    stored = config.base_weights != "keep" or config.offload_base
     checkpoint = load_checkpoint(
         Path(files.checkpoint),
         dtype=dtype,
-        device=device,
+        device="cpu" if stored else device,
         prediction=None if config.prediction == "auto" else config.prediction,
         zero_terminal_snr=ZERO_SNR[config.zero_terminal_snr],
         text_encoders=text_encoder_files(files),
@@ -173,6 +175,10 @@ def _load(
         report=report,
     )
     report(f"{checkpoint.path.name}: {checkpoint.detection.title}")
+    if stored:
+        kind, offload, network = config.base_weights, config.offload_base, checkpoint.network
+        report(f"Base: {store_base(network, kind, offload=offload, device=device)}")
+        checkpoint.device = device
     return checkpoint
 
 

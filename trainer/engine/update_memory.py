@@ -21,8 +21,11 @@ from .adapters import AdapterRoles
 from .checkpoint import find_components
 from .conditioning import Conditioning
 from .distiller import Batch, Distiller
+from .frozen_base import RING, store_layers
 from .live_bytes import LiveBytes
 from .network import NetworkCall, schedule_of
+from .offload import OffloadRing
+from .weight_formats import FORMATS, CountedNf4
 
 MOMENTS = 2  # Adam's
 T5_TOKENS, CLIP_TOKENS = 256, 77
@@ -34,7 +37,7 @@ class UpdateMemory:
     """Bytes alive at the worst moment of a student update, a fake update or an optimizer's step.
 
     Attributes:
-        base: the frozen network.
+        base: the frozen network as it is stored, or the two buffers for its offloaded layers.
         adapters: both LoRAs, float32.
         moments: Adam's, of both.
         gradients: of the adapter that is trained at that moment.
@@ -102,7 +105,6 @@ def update_memory(
     nn.Module.to(network, dtype).requires_grad_(False).eval()
     layers: LoraTargets = "full" if config.lora_layers == "full" else "attention"
     layout: dict[str, Any] = dict(network.config)  # type: ignore[arg-type]
-    base = _bytes([*network.parameters(), *network.buffers()])
     with torch.device("meta"):
         roles = AdapterRoles(
             network,
@@ -114,6 +116,10 @@ def update_memory(
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         _fill(network)
+        _store(network, config)
+    sizes = {role: _bytes(roles.parameters(role)) for role in ("student", "fake")}
+    adapters = sum(sizes.values())
+    base = _bytes([*network.parameters(), *network.buffers()]) - adapters
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()  # type: ignore[operator]
     call = NetworkCall(network, facts, facts.predictions[0], schedule_of(facts), "cpu")
@@ -122,8 +128,6 @@ def update_memory(
     with fake:
         batch = _batch(min(size, config.batch_size), latent, layout, dtype, tokens)
     peaks = _peaks(network, roles, distiller, batch, fake)
-    sizes = {role: _bytes(roles.parameters(role)) for role in ("student", "fake")}
-    adapters = sum(sizes.values())
     # the optimizer's step: the gradients, and a temporary copy of the adapter
     rests = [(peaks[role] - base - adapters, sizes[role]) for role in sizes]
     rests += [(2 * size, size) for size in sizes.values()]
@@ -198,6 +202,15 @@ def _fill(network: nn.Module) -> None:
         for name, value in module._buffers.items():
             if value is not None:
                 module._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
+
+
+def _store(network: nn.Module, config: DistillConfig) -> None:
+    """Store the base as the settings say; what waits in the CPU's memory is not counted."""
+    kind, device = config.base_weights, torch.device("cpu")
+    ring = OffloadRing(device) if config.offload_base else None
+    if ring is not None:
+        network.register_module(RING, ring)
+    store_layers(network, CountedNf4() if kind == "nf4" else FORMATS[kind](), ring, device)
 
 
 def _bytes(tensors: list[Any]) -> int:

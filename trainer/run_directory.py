@@ -16,6 +16,8 @@ torch. Layout:
     previews/              pictures on fixed seeds
     evaluation/            the teacher's pictures that the student is measured against
     report/                the report at the end: report.html, report.json, picture sheets
+    memory.json            how far down the memory ladder the run has come
+    attention.json         the attention kernels that the run has begun with
     stop                   a request: stop at the next update and keep what there is
     lock.json              which process owns the run
 """
@@ -41,17 +43,9 @@ PROMPTS, EVALUATION_PROMPTS = "prompts.txt", "evaluation-prompts.txt"
 GIVEN_PROMPTS, UNPREPARED = "given-prompts.txt", "unprepared"
 # What --overwrite removes, with the folders below; other files in the folder are not ours.
 RUN_FILES = (
-    "settings.json",
-    PROMPTS,
-    EVALUATION_PROMPTS,
-    GIVEN_PROMPTS,
-    UNPREPARED,
-    "progress.json",
-    METRICS,
-    EVALUATIONS,
-    "result.json",
-    "stop",
-)
+    "settings.json", PROMPTS, EVALUATION_PROMPTS, GIVEN_PROMPTS, UNPREPARED, "progress.json",
+    METRICS, EVALUATIONS, "result.json", "memory.json", "attention.json", "stop",
+)  # fmt: skip
 
 
 class RunDirectory:

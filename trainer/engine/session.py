@@ -20,7 +20,7 @@ from ..request import DistillRequest, ModelFiles
 from ..resolutions import choose_resolutions
 from ..run_directory import RunDirectory
 from .adapters import AdapterRoles
-from .attention_setup import use_attention
+from .attention_setup import Workload, use_attention
 from .batches import BatchSource, prompts_per_step
 from .checkpoint import LoadedCheckpoint, load_checkpoint
 from .conditioning import Conditioning
@@ -34,7 +34,7 @@ from .network import NetworkCall
 from .prediction_check import check_prediction_type
 from .prompt_cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
 from .prompt_expansion import PromptSource
-from .ranks import joined
+from .ranks import Ranks, joined
 from .run_identity import checkpoint_identity, run_fingerprint
 from .shapes_facts import shapes_facts
 from .student_file import TeacherFacts, make_recipe, write_student
@@ -131,7 +131,10 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     with ranks.main_first():  # the others find the prompts in the cache
         encoded, negative = _encode(checkpoint, prompts, config, device, report)
     call = checkpoint.call()
-    report(f"Attention: {use_attention(checkpoint.network, config.attention)}")
+    with ranks.main_first():  # the others find the timings in the data folder
+        work = _workload(config, checkpoint, resolutions, negative, ranks)
+        found = use_attention(checkpoint.network, config.attention, work, run, report)
+    report(f"Attention: {found}")
     check_prediction_type(checkpoint, negative)
     identity = checkpoint_identity(checkpoint.path, report)
     sha256 = identity if checkpoint.path.is_file() else ""  # no file has a folder's
@@ -180,6 +183,22 @@ def _load(
         report(f"Base: {store_base(network, kind, offload=offload, device=device)}")
         checkpoint.device = device
     return checkpoint
+
+
+def _workload(
+    config: DistillConfig,
+    checkpoint: LoadedCheckpoint,
+    resolutions: Sequence[tuple[int, int]],
+    negative: Conditioning,
+    ranks: Ranks,
+) -> Workload:
+    """What passes with gradients look like: the largest resolution, this process's pictures."""
+    width, height = max(resolutions, key=lambda size: size[0] * size[1])
+    rows = ranks.own_rows(config.batch_size)
+    count = rows.stop - rows.start
+    pictures = min(config.micro_batch_size or count, count)
+    latent = (checkpoint.detection.latent_channels, height // 8, width // 8)
+    return Workload(latent, pictures, negative.context.shape[1])
 
 
 def model_name(path: Path) -> str:

@@ -62,7 +62,7 @@ def seconds(run: RunDirectory) -> float:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Several processes against one.")
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--teachers", nargs="+", default=["sd1", "sd3"])

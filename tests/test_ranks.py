@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from dpdmd_studio.core.errors import RunError, SettingsError
+from dpdmd_studio.trainer import cli
 from dpdmd_studio.trainer.config import DistillConfig
 from dpdmd_studio.trainer.engine import device, device_lock, runner
 from dpdmd_studio.trainer.engine.network import NetworkCall
 from dpdmd_studio.trainer.engine.ranks import MESSAGE_BYTES, Ranks, joined
 from dpdmd_studio.trainer.engine.runner import create_run
+from dpdmd_studio.trainer.engine.sharded_base import check_sharding
 from dpdmd_studio.trainer.launched import Place, place, require_one_process
 from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
 from dpdmd_studio.trainer.run_directory import FollowedRun, RunDirectory
@@ -20,6 +23,7 @@ from rank_runs import in_ranks, needs_fork, variables
 from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run
 
 # `anchor_error`, a ratio of roots, is averaged over the parts and no loss
+ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ("diversity_loss", "matching_gradient", "score_cosine", "fake_loss", "fake_grad_norm")
 QUICK = {"teacher_steps": 4, "lora_layers": "attention", "student_lr": 1e-4, "steps": 3}
 
@@ -57,6 +61,65 @@ def test_two_processes_compute_what_one_does(family, settings, files, tmp_path):
     assert final_state(two).keys() == final_state(one).keys()
     assert (tmp_path / "two" / "student.safetensors").exists()
     assert two.read_json("progress.json")["status"] == "finished"
+
+
+@needs_fork
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["sd1", "sd3"])
+def test_an_embedded_teacher_over_twenty_updates(teacher, tmp_path):
+    path = ROOT / "trainer" / "assets" / f"shapes-{teacher}.safetensors"
+    settings = {name: getattr(DistillConfig(), name) for name in TINY} | {"steps": 20}
+    settings |= {"batch_size": 3, "preview_every": 0, "evaluate_every": 0}
+    one, two = (new_run(tmp_path / name, path, **settings) for name in ("one", "two"))
+    distil(one)
+    assert in_ranks(2, distil_as_rank, two.path) == [(20, True), (20, True)]
+    assert_same_losses(two, one)
+
+
+def distil_sharded(rank: int, path: str) -> dict[str, object]:
+    outcome = distil(RunDirectory(path))
+    weights = [p for p in outcome.session.checkpoint.network.parameters() if not p.requires_grad]
+    return {
+        "step": outcome.step,
+        "whole": sum(weight.numel() for weight in weights),
+        "here": sum(weight.to_local().numel() for weight in weights),
+        "in step": joined().in_step,
+    }
+
+
+@needs_fork
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("sd3", {"share_rollouts": False, "batch_size": 4, "micro_batch_size": 1}),
+        ("sd1", {"gradient_steps": "all", "gradient_checkpointing": True, "steps": 1}),
+    ],
+)
+def test_a_base_in_shares_gives_the_same_gradients(family, settings, files, tmp_path):
+    settings = QUICK | {"fake_updates": 1} | settings
+    whole = new_run(tmp_path / "whole", files[family], **settings)
+    shared = new_run(tmp_path / "shared", files[family], shard_base=True, **settings)
+    distil(whole)
+    for found in in_ranks(2, distil_sharded, shared.path):
+        assert found["step"] == settings["steps"] and found["in step"]
+        assert found["here"] < 0.52 * found["whole"]
+    assert_same_losses(shared, whole)
+    run = new_run(tmp_path / "alone", files[family], shard_base=True, **settings | {"steps": 1})
+    distil(run)  # one process holds it whole
+    assert metrics_of(run)[0]["fake_loss"] == metrics_of(whole)[0]["fake_loss"]
+
+
+def test_shares_of_the_base_need_equal_shares_of_the_batch():
+    config = DistillConfig(shard_base=True, batch_size=3)
+    with pytest.raises(SettingsError, match=r"batch_size is 3 for 2.*multiple"):
+        check_sharding(config, Ranks(Place(0, 2, 0)), torch.device("cpu"))
+    with pytest.raises(SettingsError, match="devices of kind mps"):
+        check_sharding(
+            DistillConfig(shard_base=True, batch_size=2),
+            Ranks(Place(0, 2, 0)),
+            torch.device("mps"),
+        )
+    check_sharding(config, Ranks(Place()), torch.device("cpu"))
 
 
 def distil_one_update(rank: int, path: str) -> tuple[int, bool]:
@@ -247,6 +310,13 @@ def test_the_place_comes_from_the_launcher(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match="`sample` runs in one process, found 2"):
         require_one_process("`sample`")
+
+
+def test_commands_that_draw_refuse_several_processes(monkeypatch, capsys):
+    for name, value in variables(0, 2, 0).items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["runs"]) == 2
+    assert "runs in one process, found 2" in capsys.readouterr().err
 
 
 def test_each_process_takes_and_locks_its_own_device(monkeypatch):

@@ -199,6 +199,12 @@ class DistillConfig:
         low=0,
         high=1024,
     )
+    shard_base: bool = knob(
+        False,
+        "With several processes: each device holds a share of the frozen network; less memory, and "
+        "more traffic between them. Makes no previews or measurements.",
+        group="machine",
+    )
     save_every: int = knob(
         100, "Student updates between saved states.", group="machine", low=1, high=1_000_000
     )

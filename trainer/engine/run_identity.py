@@ -23,6 +23,7 @@ MACHINE_SETTINGS = (
     "attention",
     "gradient_checkpointing",
     "micro_batch_size",
+    "shard_base",
     "save_every",
     "preview_every",
     "evaluate_every",

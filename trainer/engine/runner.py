@@ -24,6 +24,7 @@ from .run_report import write_run_report
 from .run_result import Outcome, write_result
 from .run_status import Interrupt, Status
 from .session import Session, open_session, text_encoder_files
+from .sharded_base import check_sharding
 from .teacher_loras import check_teacher_loras
 
 KEPT_CHECKPOINTS = 5
@@ -207,7 +208,7 @@ def _make_run(
     request = check_request(folder, request, overwrite=overwrite)
     config = request.config
     joined().own_rows(config.batch_size)  # a picture for each
-    choose_device(config.device)
+    check_sharding(config, joined(), choose_device(config.device))
     request = check_teacher_loras(request, text_encoder_files(request.model))
     if evaluation_prompts is None:
         prompts, evaluation_prompts = set_aside(prompts, config.evaluation_prompts, config.seed)

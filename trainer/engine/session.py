@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -37,6 +37,7 @@ from .prompt_expansion import PromptSource
 from .ranks import Ranks, joined
 from .run_identity import checkpoint_identity, run_fingerprint
 from .shapes_facts import shapes_facts
+from .sharded_base import check_sharding, shard_base
 from .student_file import TeacherFacts, make_recipe, write_student
 from .teacher_loras import IncludedLoras, included_loras, merged_records, open_teacher_loras
 
@@ -122,14 +123,21 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     ranks = joined()
     device = choose_device(config.device)
     ranks.use_device(device)
+    check_sharding(config, ranks, device)
+    shards = config.shard_base and ranks.size > 1
+    if shards:  # one process alone cannot draw
+        request = replace(request, config=replace(config, preview_every=0, evaluate_every=0))
     dtype = choose_dtype(config.dtype, device)
     report(f"Device: {describe_device(device)}, {str(dtype).removeprefix('torch.')}")
     loras = open_teacher_loras(request)
-    checkpoint = _load(request, loras, dtype, device, report)
+    memory = torch.device("cpu") if shards else device
+    checkpoint = _load(request, loras, dtype, memory, report)
     resolutions = choose_resolutions(config, checkpoint.detection)
     prompts = PromptSource(run.prompts(), config.seed)
     with ranks.main_first():  # the others find the prompts in the cache
         encoded, negative = _encode(checkpoint, prompts, config, device, report)
+    if shards:
+        shard_base(checkpoint, device, ranks, report)
     call = checkpoint.call()
     with ranks.main_first():  # the others find the timings in the data folder
         work = _workload(config, checkpoint, resolutions, negative, ranks)
@@ -150,8 +158,9 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     roles, trainer, shapes = _prepare_training(
         config, checkpoint, call, teacher, prompts, encoded, negative, fingerprint
     )
-    trainer.ladder = MemoryLadder(trainer.distiller, checkpoint.network, run, report)
-    trainer.ladder.restore()
+    ladder = MemoryLadder(trainer.distiller, checkpoint.network, run, report)
+    ladder.restore()
+    trainer.ladder = None if shards else ladder
     return Session(
         run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes, included
     )

@@ -61,6 +61,8 @@ def test_two_processes_compute_what_one_does(family, settings, files, tmp_path):
     assert final_state(two).keys() == final_state(one).keys()
     assert (tmp_path / "two" / "student.safetensors").exists()
     assert two.read_json("progress.json")["status"] == "finished"
+    assert {line.get("processes") for line in one.metrics()} == {None}
+    assert {line.get("processes") for line in two.metrics()} == {2}
 
 
 @needs_fork
@@ -120,6 +122,13 @@ def test_shares_of_the_base_need_equal_shares_of_the_batch():
             torch.device("mps"),
         )
     check_sharding(config, Ranks(Place()), torch.device("cpu"))
+    for other in ({"base_weights": "int8"}, {"offload_base": True}):
+        with pytest.raises(SettingsError, match="--shard-base is for weights as they are"):
+            check_sharding(
+                DistillConfig(shard_base=True, batch_size=2, **other),
+                Ranks(Place(0, 2, 0)),
+                torch.device("cpu"),
+            )
 
 
 def distil_one_update(rank: int, path: str) -> tuple[int, bool]:

@@ -36,7 +36,7 @@ SPEED_SETTINGS = (
     "num_steps", "teacher_steps", "anchor_step", "anchor_target", "num_anchored_steps",
     "objective", "gradient_steps", "batch_size", "fake_updates", "share_rollouts", "lora_layers",
     "device", "dtype", "base_weights", "offload_base", "attention", "gradient_checkpointing",
-    "micro_batch_size",
+    "micro_batch_size", "shard_base",
 )  # fmt: skip
 MEMORY_SETTINGS = (*SPEED_SETTINGS, "student_rank", "fake_rank")
 
@@ -176,6 +176,8 @@ def _like(
         )
         if same_model:
             facts = read_facts(run)
+            if facts.values("processes"):  # several: says nothing of one
+                continue
             if _same(facts.config, config, SPEED_SETTINGS) and (
                 _sizes(facts.config, other) == _sizes(config, detection)
             ):

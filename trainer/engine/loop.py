@@ -225,6 +225,8 @@ def train(
         metrics |= _memory(trainer.distiller.network.device)
         line = {"step": trainer.step, "seconds": round(seconds, 4), **metrics}
         line["student_lr"] = learning_rate(config, "student", trainer.step)
+        if trainer.ranks.size > 1:
+            line["processes"] = trainer.ranks.size
         run.append_metrics(line)
         progress = Progress(trainer.step, config.steps, metrics, speed.after(seconds))
         done = trainer.step == config.steps

@@ -32,6 +32,11 @@ def check_sharding(config: DistillConfig, ranks: Ranks, device: torch.device) ->
             f"batch_size is {config.batch_size} for {ranks.size} processes; with --shard-base all "
             "run the same passes, so it has to be a multiple of their number."
         )
+    if config.base_weights != "keep" or config.offload_base:
+        other = "--offload-base" if config.offload_base else f"--base-weights {config.base_weights}"
+        raise SettingsError(
+            f"--shard-base is for weights as they are, found {other}. Choose one of the two."
+        )
     backend = DEVICE_BACKENDS.get(device.type, "gloo" if device.type == "cpu" else "")
     if not (backend and dist.is_backend_available(backend)):
         raise SettingsError(

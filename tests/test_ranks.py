@@ -25,7 +25,10 @@ from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run
 # `anchor_error`, a ratio of roots, is averaged over the parts and no loss
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ("diversity_loss", "matching_gradient", "score_cosine", "fake_loss", "fake_grad_norm")
-QUICK = {"teacher_steps": 4, "lora_layers": "attention", "student_lr": 1e-4, "steps": 3}
+QUICK = {
+    "num_steps": 2, "teacher_steps": 2, "fake_updates": 1, "lora_layers": "attention",
+    "student_lr": 1e-4, "steps": 3,
+}  # fmt: skip
 
 
 def distil_as_rank(rank: int, path: str) -> tuple[int, bool]:
@@ -45,11 +48,12 @@ def assert_same_losses(one: RunDirectory, other: RunDirectory, tolerance: float 
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
-        ("sd3", {"batch_size": 3, "share_rollouts": False, "steps": 5}),
+        ("sd3", {"batch_size": 3, "share_rollouts": False, "steps": 5, "num_steps": 4,
+                 "teacher_steps": 4, "fake_updates": 2}),
         ("sd1", {"batch_size": 4, "micro_batch_size": 1, "objective": "no_detach", "steps": 2}),
     ],
     ids=["uneven shares, separate rollouts", "micro-batches, shared rollouts"],
-)
+)  # fmt: skip
 def test_two_processes_compute_what_one_does(family, settings, files, tmp_path):
     settings = QUICK | settings
     one = new_run(tmp_path / "one", files[family], **settings)
@@ -94,11 +98,20 @@ def distil_sharded(rank: int, path: str) -> dict[str, object]:
     ("family", "settings"),
     [
         ("sd3", {"share_rollouts": False, "batch_size": 4, "micro_batch_size": 1}),
-        ("sd1", {"gradient_steps": "all", "gradient_checkpointing": True, "steps": 1}),
+        pytest.param(
+            "sd1",
+            {
+                "gradient_steps": "all",
+                "gradient_checkpointing": True,
+                "num_steps": 3,
+                "teacher_steps": 3,
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_base_in_shares_gives_the_same_gradients(family, settings, files, tmp_path):
-    settings = QUICK | {"fake_updates": 1} | settings
+    settings = QUICK | settings
     whole = new_run(tmp_path / "whole", files[family], **settings)
     shared = new_run(tmp_path / "shared", files[family], shard_base=True, **settings)
     distil(whole)
@@ -319,6 +332,18 @@ def test_the_place_comes_from_the_launcher(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError, match="`sample` runs in one process, found 2"):
         require_one_process("`sample`")
+
+
+def test_a_pytorch_for_one_process_says_so(monkeypatch):
+    for name, value in variables(0, 2, 0).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    joined.cache_clear()
+    try:
+        with pytest.raises(SettingsError, match="2 processes needs a PyTorch built with"):
+            joined()
+    finally:
+        joined.cache_clear()
 
 
 def test_commands_that_draw_refuse_several_processes(monkeypatch, capsys):

@@ -251,12 +251,17 @@ def joined() -> Ranks:
     """This process among those of its run, connected on first use; alone without a launcher.
 
     Raises:
-        SettingsError: the launcher's variables are incomplete.
+        SettingsError: the launcher's variables are incomplete, or this PyTorch cannot do it.
         OtherRankError: the others cannot be reached.
     """
     where = place()
     if where.size == 1:
         return Ranks(where)
+    if not dist.is_available():
+        raise SettingsError(
+            f"A run in {where.size} processes needs a PyTorch built with torch.distributed; this one "
+            f"({torch.__version__}) is not. Start the run in one process."
+        )
     with _explained():
         dist.init_process_group(_backends(), timeout=CONNECTING)
         atexit.register(_leave)

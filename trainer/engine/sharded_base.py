@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from ...core.errors import SettingsError
 from ..config import DistillConfig
@@ -58,6 +56,10 @@ def shard_base(
         device: where its shares and its passes are.
         ranks: the processes that share it.
     """
+    # not there in builds of PyTorch for one process, which need none of it
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     network = checkpoint.network
     mesh = init_device_mesh(device.type, (ranks.size,))
     for block in [part for part in network.modules() if type(part).__name__ in BLOCKS]:

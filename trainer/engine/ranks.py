@@ -259,8 +259,8 @@ def joined() -> Ranks:
         return Ranks(where)
     if not dist.is_available():
         raise SettingsError(
-            f"A run in {where.size} processes needs a PyTorch built with torch.distributed; this one "
-            f"({torch.__version__}) is not. Start the run in one process."
+            f"A run in {where.size} processes needs a PyTorch built with torch.distributed; "
+            f"{torch.__version__} is not. Start the run in one process."
         )
     with _explained():
         dist.init_process_group(_backends(), timeout=CONNECTING)

@@ -361,6 +361,7 @@ def test_each_process_takes_and_locks_its_own_device(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     monkeypatch.setattr(device_lock.socket, "gethostname", lambda: "second")
     assert device_lock.device_name(torch.device("cuda:1")) == "cuda-7-second"
+    assert device_lock.device_name(torch.device("cpu")) == "cpu-second"
     monkeypatch.setenv("LOCAL_RANK", "3")  # on the first process's machine
     assert device_lock.device_name(torch.device("cuda:1")) == "cuda-7"
 

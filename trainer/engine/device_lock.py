@@ -28,12 +28,15 @@ VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 def device_name(device: torch.device) -> str:
     """The device as a file name, such as "cuda-0": the same card has the same name everywhere."""
     if device.type in ("cpu", "mps"):
-        return device.type
+        return _plain(device.type + _other_machine())
     index = device.index or 0
     shown = [part.strip() for part in os.environ.get(VISIBLE.get(device.type, ""), "").split(",")]
     name = shown[index] if index < len(shown) and shown[index] else str(index)
-    name += _other_machine()
-    return "".join(c if c.isalnum() or c == "-" else "-" for c in f"{device.type}-{name}")
+    return _plain(f"{device.type}-{name}{_other_machine()}")
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c == "-" else "-" for c in name)
 
 
 def _other_machine() -> str:

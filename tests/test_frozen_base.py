@@ -283,6 +283,31 @@ def test_the_error_of_a_weight_is_bounded_by_its_format(kind, worst):
     assert parts[0].element_size() == 1 and parts[1].shape == (16, 1, 1, 1)
 
 
+@pytest.mark.parametrize("shape", [(64, 96), (32, 16, 3, 3), (33, 7)])
+def test_nf4_is_as_exact_as_its_sixteen_levels(shape):
+    pytest.importorskip("bitsandbytes")
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    for dtype in (torch.float32, torch.bfloat16):
+        found = weight_format("nf4", CPU, dtype)
+        parts = found.pack(weight.to(dtype))
+        again = found.unpack(parts, weight.shape, dtype)
+        assert again.dtype == dtype and again.shape == weight.shape
+        assert 0.08 < (again.float() - weight).norm() / weight.norm() < 0.1
+        counted = weight_formats.CountedNf4().pack(weight)
+        assert [part.shape for part in counted] == [part.shape for part in parts]
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_nf4_layers_give_the_gradients_of_their_unpacked_weights(offload, network):
+    pytest.importorskip("bitsandbytes")
+    store_base(network, "nf4", offload=offload, device="cpu")
+    plain = unpacked_copy(network)
+    ours, theirs = with_adapters(network), with_adapters(plain)
+    network.enable_gradient_checkpointing()
+    for _ in range(2):
+        assert_alike(gradients(plain, theirs), gradients(network, ours), 1e-5)
+
+
 def test_missing_and_unfit_formats_are_said(monkeypatch):
     def refuse(name):
         raise ImportError(f"No module named {name!r}")

@@ -14,7 +14,6 @@ from dpdmd_studio.trainer.engine.session import open_session
 from dpdmd_studio.trainer.engine.update_memory import checkpoint_memory
 from tiny_runs import new_run
 
-
 STORED = {
     "batch_size": 1, "resolution": "32x32", "gradient_checkpointing": True, "teacher_steps": 4,
 }  # fmt: skip

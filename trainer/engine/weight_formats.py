@@ -19,6 +19,7 @@ Parts = tuple[Tensor, ...]
 INT8_MAX = 127
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
+BITSANDBYTES = "bitsandbytes.functional"
 NF4_BLOCK = 64  # weights that share a scale
 
 
@@ -80,7 +81,7 @@ class Nf4:
         SettingsError: bitsandbytes is not installed, or does not work here.
         """
         try:
-            self._library: Any = importlib.import_module("bitsandbytes.functional")
+            importlib.import_module(BITSANDBYTES)
         except (ImportError, OSError, RuntimeError) as error:
             raise SettingsError(
                 f"base_weights nf4 needs the package bitsandbytes, which cannot be imported "
@@ -89,19 +90,28 @@ class Nf4:
                 "package."
             ) from error
 
+    @property
+    def _library(self) -> Any:
+        return sys.modules[BITSANDBYTES]
+
     def pack(self, weight: Tensor) -> Parts:
         """As `WeightFormat.pack`."""
+        # flat: bitsandbytes 0.50 on CPUs misreads rows that are no multiple of the block
         packed, state = self._library.quantize_4bit(
-            weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4"
+            weight.reshape(-1), blocksize=NF4_BLOCK, quant_type="nf4"
         )
         return packed, state.absmax
 
     def unpack(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """As `WeightFormat.unpack`."""
-        weight = torch.empty(shape, dtype=dtype, device=parts[0].device)
-        return self._library.dequantize_4bit(
-            parts[0], absmax=parts[1], out=weight, blocksize=NF4_BLOCK, quant_type="nf4"
+        state = self._library.QuantState(
+            parts[1],
+            shape=torch.Size([shape.numel()]),
+            dtype=dtype,
+            blocksize=NF4_BLOCK,
+            quant_type="nf4",
         )
+        return self._library.dequantize_4bit(parts[0], state).view(shape)
 
 
 class CountedNf4:
@@ -131,7 +141,7 @@ def weight_format(name: str, device: torch.device, dtype: torch.dtype) -> Weight
         raise SettingsError(f"base_weights is {name!r}; choose {', '.join(FORMATS)}.")
     found = FORMATS[name]()
     try:
-        weight = torch.linspace(-1, 1, 4 * NF4_BLOCK, device=device).reshape(4, -1).to(dtype)
+        weight = torch.linspace(-1, 1, 4 * 96, device=device).reshape(4, 96).to(dtype)
         again = found.unpack(found.pack(weight), weight.shape, dtype)
         reason = "" if bool((again - weight).abs().max() < 0.2) else "gives wrong numbers"
     except (RuntimeError, TypeError, NotImplementedError, ValueError) as error:

@@ -159,8 +159,9 @@ def test_what_was_detected_is_said_and_presets_suit_it(files):
     assert answer["memory"]["value"] == "keep"  # there is no such preset for SDXL
     values = {"checkpoint": str(files["sdxl"]), "memory": "12gb"}
     settings = distill_form.apply_preset(values)
-    assert settings["student_rank"] == 32 and settings["lora_layers"] == "attention"
-    assert distill_form.apply_preset(values | {"memory": "16gb"})["student_rank"] == 64
+    assert settings["gradient_checkpointing"] is True and settings["offload_optimizer"] is True
+    larger = distill_form.apply_preset(values | {"memory": "24gb"})
+    assert larger["batch_size"] == 2 and not larger.get("offload_optimizer")
 
 
 def test_prompts_are_counted_and_shown_as_the_model_reads_them():

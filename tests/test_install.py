@@ -185,6 +185,9 @@ def test_a_change_of_the_project_sets_up_again(environment, key):
 def test_tests_and_another_torch_are_asked_for_on_top(environment):
     finished(environment)
     assert not installation.up_to_date(environment, options("--with-tests"))
+    assert not installation.up_to_date(environment, options("--with-8bit"))
+    environment.record(**{"8bit": env.digest_of(env.EIGHT_BIT_REQUIREMENTS)})
+    assert installation.up_to_date(environment, options("--with-8bit"))
     assert not installation.up_to_date(environment, options("--torch", "torch==2.8.0"))
 
 

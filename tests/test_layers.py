@@ -58,6 +58,7 @@ WEBUI = {"modules", "modules_forge", "backend", "ldm_patched", "k_diffusion"}
 # single files that may import more than their layer
 EXCEPTIONS = {
     "core/attention.py": {"xformers"},
+    "trainer/engine/optimizers.py": {"bitsandbytes"},
     "trainer/gui/app.py": {"gradio", "uvicorn", "fastapi"},
     "trainer/gui/compare_page.py": {"gradio"},
     "trainer/gui/distill_page.py": {"gradio"},

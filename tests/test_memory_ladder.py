@@ -7,11 +7,14 @@ import json
 import pytest
 import torch
 from dpdmd_studio.core.errors import RunError
+from dpdmd_studio.core.tensor_file import read_header
 from dpdmd_studio.trainer.engine import distiller as distiller_module
 from dpdmd_studio.trainer.engine import runner
 from dpdmd_studio.trainer.engine.network import NetworkCall
 from dpdmd_studio.trainer.engine.session import open_session
 from tiny_runs import distil, final_state, metrics_of, new_run
+
+FIRST_RUNGS = ("gradient_checkpointing", "micro_batch_size")
 
 
 def limited(monkeypatch, fits) -> list[int]:
@@ -74,6 +77,7 @@ def test_a_run_comes_down_the_ladder_and_learns_the_same(files, tmp_path, monkey
     downs = [text for text in said if "ran out of memory in update 1" in text]
     assert ["--gradient-checkpointing" in downs[0], "--micro-batch-size" in downs[1]] == [True] * 2
     assert len(downs) == 2
+    assert run.read_json("memory.json")["since"] == dict.fromkeys(FIRST_RUNGS, 1)
     assert run.read_json("memory.json")["micro_batch_size"] == 1
     # Adam turns rounding of a gradient that is zero into steps, so losses are compared
     ours, theirs = metrics_of(run), metrics_of(plain)
@@ -116,10 +120,18 @@ def test_the_last_rung_changes_the_objective_and_says_so(files, tmp_path, monkey
     monkeypatch.setattr(distiller_module.Distiller, "_student_x0", student_x0)
     said: list[str] = []
     run = new_run(tmp_path, files["sd1"], batch_size=1, steps=1, gradient_steps="all")
-    runner.run_distillation(run, report=said.append, on_progress=lambda progress: None)
-    assert graphs["open"] == 2  # without and with checkpointing
+    outcome = runner.run_distillation(run, report=said.append, on_progress=lambda progress: None)
+    assert graphs["open"] == 4  # as set, checkpointed, the moments elsewhere, the base in 8 bit
     assert any("changes what is learned" in text for text in said)
     assert open_session(run, said.append).trainer.distiller.config.gradient_steps == "random"
+    metadata = read_header(outcome.lora).metadata
+    settings = json.loads(metadata["dpdmd.settings"])
+    assert settings["gradient_steps"] == "random" and settings["gradient_checkpointing"] is True
+    description = metadata["modelspec.description"]
+    assert settings["base_weights"] == "int8"
+    assert description.endswith(
+        "To save memory: base_weights int8 from update 1 on, gradient_steps random from update 1 on."
+    )
 
 
 def test_below_the_ladder_the_run_stops_with_advice(files, tmp_path, monkeypatch):
@@ -127,7 +139,7 @@ def test_below_the_ladder_the_run_stops_with_advice(files, tmp_path, monkeypatch
     run = new_run(tmp_path, files["sd1"], batch_size=2, steps=1)
     with pytest.raises(RunError, match=r"ran out of memory.*--resolution"):
         distil(run)
-    assert refused == [2, 2, 1]
+    assert refused == [2, 2, 1, 1, 1, 1]
     assert run.metrics() == []
 
 

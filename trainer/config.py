@@ -134,6 +134,11 @@ class DistillConfig:
     )
     student_lr: float = knob(1e-4, "Learning rate of the student.", low=0.0, high=1.0)
     fake_lr: float = knob(1e-4, "Learning rate of the fake score.", low=0.0, high=1.0)
+    optimizer: str = knob(
+        "adamw",
+        "adamw; adamw8bit keeps its moments in 8 bit (a quarter of the memory; bitsandbytes).",
+        choices=("adamw", "adamw8bit"),
+    )
     warmup_steps: int = knob(20, "Student updates of linear warm-up.", low=0, high=100_000)
     final_lr_fraction: float = knob(
         0.1, "Cosine decay ends at this share of the learning rate.", low=0.0, high=1.0
@@ -203,6 +208,18 @@ class DistillConfig:
         False,
         "With several processes: each device holds a share of the frozen network; less memory, and "
         "more traffic between them. Makes no previews or measurements.",
+        group="machine",
+    )
+    offload_optimizer: bool = knob(
+        False,
+        "Keep the optimizers' moments in the computer's memory between steps: the same result, a "
+        "little slower.",
+        group="machine",
+    )
+    fit_memory: bool = knob(
+        True,
+        "Choose what else saves memory by the device's free memory, and say so; off takes the "
+        "settings as they are.",
         group="machine",
     )
     save_every: int = knob(

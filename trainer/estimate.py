@@ -21,7 +21,8 @@ from .run_directory import RunDirectory
 from .run_facts import RunFacts, number, read_facts
 
 GIB = 2**30
-ADAM_COPIES = 3  # each adapter and its two moments, float32
+# An adapter's two moments, in copies of the adapter (float32); in 8 bit with a scale per 256.
+MOMENT_COPIES = {"adamw": 2.0, "adamw8bit": 0.5 + 2 / 256}
 # Besides activations: the gradient (float32) and a copy of the adapter in the network's format.
 GRADIENT_COPIES = 1.5
 MAX_RUNS, MIN_UPDATES, LAST_UPDATES = 50, 5, 200
@@ -36,7 +37,7 @@ SPEED_SETTINGS = (
     "num_steps", "teacher_steps", "anchor_step", "anchor_target", "num_anchored_steps",
     "objective", "gradient_steps", "batch_size", "fake_updates", "share_rollouts", "lora_layers",
     "device", "dtype", "base_weights", "offload_base", "attention", "gradient_checkpointing",
-    "micro_batch_size", "shard_base",
+    "micro_batch_size", "shard_base", "offload_optimizer", "optimizer",
 )  # fmt: skip
 MEMORY_SETTINGS = (*SPEED_SETTINGS, "student_rank", "fake_rank")
 
@@ -125,6 +126,7 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, checkpoint_by
     scale = min(1.0, checkpoint_bytes / (2 * cost.parameters))
     ranks = config.student_rank, config.fake_rank
     adapter = 4 * cost.per_rank[config.lora_layers]
+    moments = 0.0 if config.offload_optimizer else MOMENT_COPIES[config.optimizer]
     width, height = max(
         config.resolutions or [(detection.resolution, detection.resolution)],
         key=lambda sides: sides[0] * sides[1],
@@ -134,7 +136,7 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, checkpoint_by
     )
     parts = (
         _base_bytes(cost.parameters, number_bytes, config),
-        adapter * (ADAM_COPIES * sum(ranks) + GRADIENT_COPIES * max(ranks)),
+        adapter * ((1 + moments) * sum(ranks) + GRADIENT_COPIES * max(ranks)),
         0.0 if config.gradient_checkpointing else cost.fixed,
         per_pixel * number_bytes / 2 * width * height * _pictures(config) * _graphs(config),
     )

@@ -118,6 +118,18 @@ def memory_in_use(device: torch.device) -> int | None:
 
 def device_memory(device: torch.device) -> int | None:
     """Bytes of memory that an accelerator has of its own; None where it shares the computer's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).get_device_properties(device).total_memory
     return None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still take on an accelerator with memory of its own, or None.
+
+    What its allocator holds and does not use counts as free.
+    """
+    module = getattr(torch, device.type, None)
+    if device.type not in ("cuda", "xpu") or not hasattr(module, "mem_get_info"):
+        return None
+    free, _ = module.mem_get_info(device)  # type: ignore[union-attr]
+    return free + module.memory_reserved(device) - module.memory_allocated(device)  # type: ignore[union-attr]

@@ -19,6 +19,7 @@ from .batches import BatchSource
 from .device import device_memory, is_out_of_memory, memory_in_use, release_memory
 from .distiller import Distiller, Metrics, Samples
 from .memory_ladder import MemoryLadder
+from .optimizers import AdapterOptimizer
 from .ranks import joined
 from .state import load_state, save_state
 
@@ -55,10 +56,14 @@ class Trainer:
         self.fingerprint, self.ranks = fingerprint, joined()
         self.step = 0
         self.ladder: MemoryLadder | None = None
+        settings = distiller.config  # on the rung that the run begins on
         self.optimizers = {
-            role: torch.optim.AdamW(roles.parameters(role), lr=0.0, weight_decay=0.0)
+            role: AdapterOptimizer(
+                roles.parameters(role), settings.optimizer, offload=settings.offload_optimizer
+            )
             for role in ("student", "fake")
         }
+        self._finite: list[tuple[str, Tensor]] = []  # of each gradient since they were looked at
         self.average = roles.state("student") if config.ema_decay else None
 
     def student_weights(self) -> dict[str, Tensor]:
@@ -70,7 +75,7 @@ class Trainer:
         for index in range(self.config.fake_head_start):
             if should_stop():
                 return False
-            self._fake_update(self._fresh_samples(0, index), 0, index)
+            self._read(0, self._fake_update(self._fresh_samples(0, index), 0, index))
         return True
 
     def update(self) -> dict[str, float]:
@@ -93,9 +98,11 @@ class Trainer:
             if not self.config.share_rollouts:
                 samples = self._fresh_samples(step, index)
             metrics |= self._fake_update(samples, step, index)
+        found = self._read(step, metrics)
         self.step = step
-        values = torch.stack([value.float() for value in metrics.values()]).tolist()
-        return dict(zip(metrics, self.ranks.mean(values, self.config.batch_size), strict=True))
+        return dict(
+            zip(found, self.ranks.mean(list(found.values()), self.config.batch_size), strict=True)
+        )
 
     def _fresh_samples(self, step: int, index: int) -> Samples:
         batch = self.batches.batch("fake", step, index)
@@ -115,10 +122,13 @@ class Trainer:
         metrics["fake_grad_norm"] = self._apply("fake", step, metrics)
         return metrics
 
-    def _within_memory(self, role: str, work: Callable[[], T]) -> T:
+    def _within_memory(self, role: str, work: Callable[[], T], *, keep: bool = False) -> T:
         """The result of `work`, done again a rung lower whenever the device runs out of memory.
 
         The adapters are as they were before it and its draws are made anew, so nothing is skipped.
+
+        Args:
+            keep: whether `work` belongs to an optimizer's step, which needs the gradients again.
         """
         while True:
             try:
@@ -126,15 +136,19 @@ class Trainer:
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self.ladder is None:
                     raise
-                if not self.ladder.step_down(self.step + 1):
-                    raise
-            # the error is gone here, and with it the frames that held the activations
-            self.optimizers[role].zero_grad(set_to_none=True)
+                lacking = type(error)(*error.args)  # without the frames that hold the activations
+            if not keep:
+                self.optimizers[role].zero_grad()
             release_memory(self.distiller.network.device)
+            if not self.ladder.step_down(self.step + 1, for_step=keep):
+                raise lacking
 
     def _apply(self, role: str, step: int, metrics: Metrics) -> Tensor:
-        """Clip, check and apply one role's gradients; returns their norm before clipping."""
-        parameters = self.roles.parameters(role)
+        """Clip and apply one role's gradients; returns their norm before clipping.
+
+        Gradients that are not finite are not applied; `_read` raises the error.
+        """
+        parameters, optimizer = self.roles.parameters(role), self.optimizers[role]
         self.ranks.sum_gradients(parameters)
         scale = self.distiller.loss_scale
         if scale != 1.0:
@@ -142,21 +156,37 @@ class Trainer:
                 if parameter.grad is not None:
                     parameter.grad.div_(scale)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        if not bool(torch.isfinite(norm)):
-            bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
-            self.optimizers[role].zero_grad(set_to_none=True)
-            raise NonFiniteError(
-                f"Update {step}: the {role}'s gradient is not finite"
-                f"{' (' + ', '.join(bad) + ' too)' if bad else ''}. The update was not applied. "
-                "The last saved state and its LoRA are kept in the run. Start a new run with a "
-                "lower learning rate, or with --dtype bfloat16 or float32."
-            )
-        for group in self.optimizers[role].param_groups:
-            # the head start (step 0) runs at the peak: there is no student yet to disturb
-            group["lr"] = learning_rate(self.config, role, step or self.config.warmup_steps + 1)
-        self.optimizers[role].step()
-        self.optimizers[role].zero_grad(set_to_none=True)
+        finite = torch.isfinite(norm)
+        self._finite.append((role, finite))
+        if not optimizer.checks_itself:
+            self._read(step, metrics)
+        self._within_memory(role, optimizer.prepare, keep=True)
+        # the head start (step 0) runs at the peak: there is no student yet to disturb
+        rate = learning_rate(self.config, role, step or self.config.warmup_steps + 1)
+        optimizer.step(rate, finite)
         return norm
+
+    def _read(self, step: int, metrics: Metrics) -> dict[str, float]:
+        """Metrics as numbers; the one place of an update where the host waits for the device.
+
+        Raises:
+            NonFiniteError: a gradient was not finite.
+        """
+        looked_at, self._finite = self._finite, []
+        tensors = [*metrics.values(), *(finite for _, finite in looked_at)]
+        values = torch.stack([value.float() for value in tensors]).tolist()
+        found = dict(zip(metrics, values, strict=False))
+        flags = values[len(metrics) :]
+        role = next((r for (r, _), ok in zip(looked_at, flags, strict=True) if not ok), None)
+        if role is None:
+            return found
+        bad = [name for name, value in found.items() if not math.isfinite(value)]
+        raise NonFiniteError(
+            f"Update {step}: the {role}'s gradient is not finite"
+            f"{' (' + ', '.join(bad) + ' too)' if bad else ''}. The update was not applied. "
+            "The last saved state and its LoRA are kept in the run. Start a new run with a "
+            "lower learning rate, or with --dtype bfloat16 or float32."
+        )
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:

@@ -1,110 +1,183 @@
-"""What a run does when the device runs out of memory: one rung down, said and remembered.
+"""What a run does when the device has too little memory: one rung down, said and remembered.
 
-The rungs, cheapest first: gradient checkpointing; half the pictures per pass, down to one; one
-random supervised step in place of all. Only the last changes what is learned.
+What changes nothing but the time comes first, the cheapest before the dearer, and what changes the
+teacher or the objective after that. Offloading the network is last although it changes nothing: it
+multiplies the time of a run, and needs memory that the computer may not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ...core.errors import RunError
+from ..config import DistillConfig
 from ..run_directory import RunDirectory
 from .distiller import Distiller
+from .frozen_base import offload_base, quantise_base
+
+if TYPE_CHECKING:
+    from .optimizers import AdapterOptimizer
 
 FILE = "memory.json"
-NAMES = ("gradient_checkpointing", "micro_batch_size", "gradient_steps")
+NAMES = (
+    "gradient_checkpointing", "micro_batch_size", "offload_optimizer", "base_weights",
+    "gradient_steps", "offload_base",
+)  # fmt: skip
+CHANGING = ("base_weights", "gradient_steps")
+"""Rungs that change what is learned."""
 Value = bool | int | str
 
 
-class MemoryLadder:
-    """The rungs that a run has left.
+@dataclass(frozen=True)
+class Rung:
+    """One setting that saves memory.
 
-    They hold for the rest of the run, after a resume as well: the run's folder says which.
+    Attributes:
+        words: what it does and what it costs.
+        eases_step: whether it leaves more memory for an optimizer's step, too.
     """
 
-    def __init__(
-        self,
-        distiller: Distiller,
-        network: nn.Module,
-        run: RunDirectory,
-        report: Callable[[str], None],
-    ) -> None:
-        """Args:
+    name: str
+    value: Value
+    words: str
+    eases_step: bool = False
+
+    @property
+    def option(self) -> str:
+        """The setting as it is given on the command line."""
+        value = "" if self.value is True else f" {self.value}"
+        return f"--{self.name.replace('_', '-')}{value}"
+
+    def taken(self, config: DistillConfig) -> DistillConfig:
+        """Settings with this rung taken."""
+        changed: dict[str, Any] = {self.name: self.value}
+        return replace(config, **changed)
+
+
+def rungs_below(config: DistillConfig) -> list[Rung]:
+    """The next rung of every kind that these settings have left, in their order."""
+    found = []
+    if not config.gradient_checkpointing:
+        found.append(
+            Rung("gradient_checkpointing", True, "passes with gradients take about a third longer")
+        )
+    size = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    if size > 1:
+        half = (size + 1) // 2
+        words = f"{half} of {config.batch_size} pictures at a time; the gradients stay the same"
+        found.append(Rung("micro_batch_size", half, words))
+    if not config.offload_optimizer:
+        words = "Adam's moments wait in the computer's memory between steps; the same result"
+        found.append(Rung("offload_optimizer", True, words, eases_step=True))
+    if config.base_weights == "keep":
+        words = "the frozen network is stored in 8 bit; this changes the teacher a little"
+        found.append(Rung("base_weights", "int8", words, eases_step=True))
+    if config.gradient_steps == "all":
+        words = (
+            "one random student step is supervised in place of all; this changes what is learned"
+        )
+        found.append(Rung("gradient_steps", "random", words))
+    if not config.offload_base:
+        words = "the frozen network waits in the computer's memory; the same result, but slow"
+        found.append(Rung("offload_base", True, words, eases_step=True))
+    return found
+
+
+@dataclass
+class MemoryLadder:
+    """The rungs that a run has left, for its rest: its folder says which, after a resume as well.
+
+    Args:
         distiller: whose settings change on the way down.
         network: the denoiser.
-        """
-        self._distiller, self._network, self._run, self._report = distiller, network, run, report
+        optimizers: of both adapters.
+        since: the update from which on a rung was in force, by its setting.
+    """
 
-    def step_down(self, step: int) -> bool:
+    distiller: Distiller
+    network: nn.Module
+    optimizers: Mapping[str, AdapterOptimizer]
+    run: RunDirectory
+    report: Callable[[str], None]
+    since: dict[str, int] = field(default_factory=dict)
+
+    def step_down(self, step: int, *, for_step: bool = False) -> bool:
         """Take the next rung; False if there is none.
 
         Args:
-            step: the student update at hand, for the message.
+            step: the student update at hand.
+            for_step: whether memory ran out in an optimizer's step, which only some rungs ease.
         """
-        found = self._next()
-        if found is None:
+        below = rungs_below(self.distiller.config)
+        rung = next((r for r in below if r.eases_step or not for_step), None)
+        if rung is None:
             return False
-        name, value, words = found
-        self._apply(name, value)
-        config = self._distiller.config
-        self._run.write_json(FILE, {key: getattr(config, key) for key in NAMES})
-        self._report(
-            f"The device ran out of memory in update {step}. From here on: {words} "
-            f"(--{name.replace('_', '-')}). The interrupted pass is done again; nothing is skipped."
+        self._take(rung)
+        self.since.setdefault(rung.name, step)
+        note_rungs(self.run, self.distiller.config, self.since)
+        self.report(
+            f"The device ran out of memory in update {step}. From here on {rung.option}: "
+            f"{rung.words}. The interrupted pass is done again; nothing is skipped."
         )
         return True
 
-    def restore(self) -> None:
-        """Begin on the rung that this run had come down to.
+    def _take(self, rung: Rung) -> None:
+        self.distiller.config = rung.taken(self.distiller.config).validate()
+        if rung.name == "gradient_checkpointing":
+            self.network.enable_gradient_checkpointing()  # type: ignore[operator]
+        elif rung.name == "micro_batch_size":
+            self.distiller.micro_batch_size = rung.value  # type: ignore[attr-defined]
+        elif rung.name == "offload_optimizer":
+            for optimizer in self.optimizers.values():
+                optimizer.offload()
+        elif rung.name == "base_weights":
+            quantise_base(self.network, str(rung.value))
+        elif rung.name == "offload_base":
+            offload_base(self.network)
 
-        Raises:
-            RunError: the file that says so is damaged.
-        """
-        if not (self._run.path / FILE).exists():
-            return
-        values = self._run.read_json(FILE)
-        for name in NAMES:
-            current = getattr(self._distiller.config, name)
-            value: Any = values.get(name)
-            if type(value) is not type(current):
-                raise RunError(
-                    f"{self._run.path / FILE} is damaged: {name} is {value!r}, expected a value "
-                    f"like {current!r}. Delete that file to begin with the run's own settings."
-                )
-            if value != current:
-                self._apply(name, value)
-                self._report(f"This run ran out of memory before: {name} is {value} now.")
+    def note(self) -> str:
+        """What was changed on the way and changes what is learned, in words; "" for nothing."""
+        config = self.distiller.config
+        parts = [
+            f"{name} {getattr(config, name)} from update {step} on"
+            for name, step in self.since.items()
+            if name in CHANGING
+        ]
+        return f"To save memory: {', '.join(parts)}." if parts else ""
 
-    def _next(self) -> tuple[str, Value, str] | None:
-        """(setting, value, words) of the next rung."""
-        config = self._distiller.config
-        if not config.gradient_checkpointing:
-            return "gradient_checkpointing", True, (
-                "gradient checkpointing is on; updates take about a third longer"
-            )  # fmt: skip
-        size = min(config.micro_batch_size or config.batch_size, config.batch_size)
-        if size > 1:
-            half = (size + 1) // 2
-            return "micro_batch_size", half, (
-                f"{half} of {config.batch_size} pictures go through the network at a time; the "
-                "gradients stay the same"
-            )  # fmt: skip
-        if config.gradient_steps == "all":
-            return "gradient_steps", "random", (
-                "one random student step is supervised in place of all; this changes what is "
-                "learned"
-            )  # fmt: skip
-        return None
 
-    def _apply(self, name: str, value: Value) -> None:
-        changed: dict[str, Any] = {name: value}
-        self._distiller.config = replace(self._distiller.config, **changed).validate()
-        if name == "gradient_checkpointing" and value:
-            self._network.enable_gradient_checkpointing()  # type: ignore[operator]
-        if name == "micro_batch_size":
-            self._distiller.micro_batch_size = value  # type: ignore[attr-defined]
+def note_rungs(run: RunDirectory, config: DistillConfig, since: Mapping[str, int]) -> None:
+    """Write into the run on which rungs it is."""
+    rungs = {name: getattr(config, name) for name in NAMES}
+    run.write_json(FILE, rungs | {"since": dict(since)})
+
+
+def noted_rungs(
+    run: RunDirectory, config: DistillConfig, report: Callable[[str], None]
+) -> tuple[DistillConfig, dict[str, int]]:
+    """(settings on the rungs that the run had come down to, the update each is in force since).
+
+    Raises:
+        RunError: the file that says so is damaged.
+    """
+    if not (run.path / FILE).exists():
+        return config, {}
+    values = run.read_json(FILE)
+    for name in NAMES:
+        current = getattr(config, name)
+        value: Any = values.get(name, current)  # a rung that came later is not in older files
+        if type(value) is not type(current):
+            raise RunError(
+                f"{run.path / FILE} is damaged: {name} is {value!r}, expected a value "
+                f"like {current!r}. Delete that file to begin with the run's own settings."
+            )
+        if value != current:
+            config = replace(config, **{name: value}).validate()
+            report(f"This run was short of memory before: {name} is {value} now.")
+    since = values.get("since", {})
+    known = since if isinstance(since, dict) else {}
+    return config, {k: v for k, v in known.items() if k in NAMES and type(v) is int}

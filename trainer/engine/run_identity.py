@@ -24,12 +24,17 @@ MACHINE_SETTINGS = (
     "gradient_checkpointing",
     "micro_batch_size",
     "shard_base",
+    "offload_optimizer",
+    "fit_memory",
     "save_every",
     "preview_every",
     "evaluate_every",
     "evaluation_prompts",
     "keep",
 )
+
+# Settings that came later, with what was done before them: runs from then go on.
+EARLIER = {"zero_terminal_snr": "auto", "optimizer": "adamw", "base_weights": "keep"}
 
 
 def checkpoint_identity(path: Path, report: Report) -> str:
@@ -53,10 +58,9 @@ def run_fingerprint(
     settings = dataclasses.asdict(config)
     for name in MACHINE_SETTINGS:
         settings.pop(name)
-    if settings["zero_terminal_snr"] == "auto":  # runs from before that setting go on
-        settings.pop("zero_terminal_snr")
-    if settings["base_weights"] == "keep":  # the same
-        settings.pop("base_weights")
+    for name, before in EARLIER.items():
+        if settings[name] == before:
+            settings.pop(name)
     encoders = {name: encoder_identity(part) for name, part in checkpoint.encoders.items()}
     facts = [settings, prompts, checkpoint_sha256, encoders, str(checkpoint.dtype)]
     if merged:  # runs without stay what they were

@@ -16,6 +16,7 @@ from .device import choose_device, is_out_of_memory
 from .device_lock import device_held
 from .loop import Progress, train
 from .monitor import Monitor
+from .optimizers import check_optimizer
 from .preparation import prepare
 from .preview import Previews
 from .prompt_expansion import set_aside
@@ -208,7 +209,9 @@ def _make_run(
     request = check_request(folder, request, overwrite=overwrite)
     config = request.config
     joined().own_rows(config.batch_size)  # a picture for each
-    check_sharding(config, joined(), choose_device(config.device))
+    device = choose_device(config.device)
+    check_sharding(config, joined(), device)
+    check_optimizer(config.optimizer, device)
     request = check_teacher_loras(request, text_encoder_files(request.model))
     if evaluation_prompts is None:
         prompts, evaluation_prompts = set_aside(prompts, config.evaluation_prompts, config.seed)

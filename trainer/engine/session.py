@@ -28,6 +28,7 @@ from .device import choose_device, choose_dtype, describe_device
 from .frozen_base import store_base
 from .loop import Trainer
 from .lora_merge import MergingLora
+from .memory_fit import begin_on_rung, needed_memory
 from .memory_ladder import MemoryLadder
 from .micro_batches import MicroBatchDistiller
 from .network import NetworkCall
@@ -67,8 +68,8 @@ class Session:
 
     @property
     def config(self) -> DistillConfig:
-        """The run's settings."""
-        return self.request.config
+        """The run's settings, on the rung of the memory ladder that it is on."""
+        return self.trainer.distiller.config
 
     def recipe(self) -> Recipe:
         """The sampling contract of this run's student."""
@@ -103,6 +104,7 @@ class Session:
             finished_at=time.time(),
             precision=str(next(self.call.network.parameters()).dtype).removeprefix("torch."),
             included=self.included,
+            note=self.trainer.ladder.note() if self.trainer.ladder else "",
             file_format=self.request.file_format,
             overwrite=overwrite,
         )
@@ -119,16 +121,20 @@ def open_session(run: RunDirectory, report: Report) -> Session:
         DPDMDError: whatever is wrong with the request, its files or its settings.
     """
     request = DistillRequest.from_dict(run.settings())
-    config = request.config.validate()
+    as_set = request.config.validate()
     ranks = joined()
-    device = choose_device(config.device)
+    device = choose_device(as_set.device)
     ranks.use_device(device)
-    check_sharding(config, ranks, device)
-    shards = config.shard_base and ranks.size > 1
-    if shards:  # one process alone cannot draw
-        request = replace(request, config=replace(config, preview_every=0, evaluate_every=0))
-    dtype = choose_dtype(config.dtype, device)
+    check_sharding(as_set, ranks, device)
+    shards = as_set.shard_base and ranks.size > 1
+    dtype = choose_dtype(as_set.dtype, device)
     report(f"Device: {describe_device(device)}, {str(dtype).removeprefix('torch.')}")
+    needs = needed_memory(Path(request.model.checkpoint), dtype)
+    if shards:  # one process alone cannot draw
+        config, since = replace(as_set, preview_every=0, evaluate_every=0), {}
+    else:
+        config, since = begin_on_rung(run, as_set, needs, device, report)
+    request = replace(request, config=config)
     loras = open_teacher_loras(request)
     memory = torch.device("cpu") if shards else device
     checkpoint = _load(request, loras, dtype, memory, report)
@@ -153,13 +159,14 @@ def open_session(run: RunDirectory, report: Report) -> Session:
         model_name(checkpoint.path), sha256, checkpoint.detection, guidance, resolutions, merged
     )
     included = included_loras(loras, checkpoint) if including else None
-    fingerprint = run_fingerprint(config, run.prompts(), identity, checkpoint, merged)
+    fingerprint = run_fingerprint(as_set, run.prompts(), identity, checkpoint, merged)
     ranks.require_same("settings, prompts, model files or number format", fingerprint)
     roles, trainer, shapes = _prepare_training(
         config, checkpoint, call, teacher, prompts, encoded, negative, fingerprint
     )
-    ladder = MemoryLadder(trainer.distiller, checkpoint.network, run, report)
-    ladder.restore()
+    ladder = MemoryLadder(
+        trainer.distiller, checkpoint.network, trainer.optimizers, run, report, since
+    )
     trainer.ladder = None if shards else ladder
     return Session(
         run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes, included

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,8 +17,9 @@ from torch import Tensor
 from ...core.errors import OutputError, RunError
 from ..run_directory import RunDirectory
 from .adapters import AdapterRoles
+from .optimizers import AdapterOptimizer
 
-Optimizers = dict[str, torch.optim.AdamW]
+Optimizers = dict[str, AdapterOptimizer]
 
 
 def save_state(
@@ -54,7 +54,7 @@ def _tensors(
     """(file name, tensors) of a state, made one after the other."""
     for role, optimizer in optimizers.items():
         yield role, roles.state(role)
-        yield f"{role}-optimizer", _moments(roles, role, optimizer)
+        yield f"{role}-optimizer", optimizer.tensors(_names(roles, role))
     if average is not None:
         yield "average", average
 
@@ -80,9 +80,8 @@ def load_state(
             )
         for role, optimizer in optimizers.items():
             roles.load_state(role, load_file(folder / f"{role}.safetensors"))
-            _restore_moments(
-                roles, role, optimizer, load_file(folder / f"{role}-optimizer.safetensors")
-            )
+            saved = load_file(folder / f"{role}-optimizer.safetensors")
+            optimizer.load(_names(roles, role), saved)
         if average is not None:
             saved = load_file(folder / "average.safetensors")  # a map of a file that will go away
             average.update({name: value.clone() for name, value in saved.items()})
@@ -94,21 +93,6 @@ def load_state(
         ) from error
 
 
-def _moments(roles: AdapterRoles, role: str, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    found = {}
-    for name, parameter in roles.named_parameters(role):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            found[f"{name}/{key}"] = torch.as_tensor(value).detach().cpu().clone()
-    return found
-
-
-def _restore_moments(
-    roles: AdapterRoles, role: str, optimizer: torch.optim.AdamW, saved: dict[str, Tensor]
-) -> None:
-    names = dict(roles.named_parameters(role))
-    optimizer.state.clear()
-    for key, value in saved.items():
-        name, _, moment = key.rpartition("/")
-        parameter = names[name]
-        place = "cpu" if moment == "step" else parameter.device
-        optimizer.state[parameter][moment] = value.to(place, copy=True)  # not a map of the file
+def _names(roles: AdapterRoles, role: str) -> list[str]:
+    """Names of an adapter's tensors, in the optimizer's order."""
+    return [name for name, _ in roles.named_parameters(role)]

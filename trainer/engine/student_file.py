@@ -87,6 +87,7 @@ def write_student(
     finished_at: float,
     precision: str,
     included: IncludedLoras | None = None,
+    note: str = "",
     file_format: str = "kohya",
     overwrite: bool = False,
 ) -> Path:
@@ -97,19 +98,21 @@ def write_student(
         num_updates: finished student updates.
         started_at, finished_at: Unix times.
         included: LoRAs of the teacher that the file shall hold besides the student.
+        note: what else to say of its training.
         file_format: "kohya" for hosts, "peft" for diffusers.
     """
     modules = [name.removesuffix(".lora_A") for name in weights if name.endswith(".lora_A")]
     pairs = {m: LoraPair(weights[f"{m}.lora_A"], weights[f"{m}.lora_B"]) for m in modules}
     if included is not None:
         pairs = included.beside(pairs)
+    about = f"{config.num_steps}-step student of {recipe.teacher_name}, {SOFTWARE}."
     facts = TrainingFacts(
         title=Path(path).stem,
-        description=f"{config.num_steps}-step student of {recipe.teacher_name}, {SOFTWARE}.",
+        description=" ".join(filter(None, (about, note))),
         num_updates=num_updates,
         seed=config.seed,
         learning_rate=config.student_lr,
-        optimizer="AdamW",
+        optimizer="AdamW8bit" if config.optimizer == "adamw8bit" else "AdamW",
         lr_scheduler="cosine",
         precision=precision,
         batch_size=config.batch_size,

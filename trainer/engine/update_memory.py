@@ -25,9 +25,9 @@ from .frozen_base import RING, store_layers
 from .live_bytes import LiveBytes
 from .network import NetworkCall, schedule_of
 from .offload import OffloadRing
+from .optimizers import moment_bytes
 from .weight_formats import FORMATS, CountedNf4
 
-MOMENTS = 2  # Adam's
 T5_TOKENS, CLIP_TOKENS = 256, 77
 SIZE_NUMBERS = 6  # SDXL: original size, crop and target size
 
@@ -39,9 +39,9 @@ class UpdateMemory:
     Attributes:
         base: the frozen network as it is stored, or the two buffers for its offloaded layers.
         adapters: both LoRAs, float32.
-        moments: Adam's, of both.
+        moments: Adam's, of both; offloaded ones only during a step.
         gradients: of the adapter that is trained at that moment.
-        activations: all else: activations, intermediate results, the optimizer's temporary copy.
+        activations: all else: activations and intermediate results.
     """
 
     base: int
@@ -128,11 +128,16 @@ def update_memory(
     with fake:
         batch = _batch(min(size, config.batch_size), latent, layout, dtype, tokens)
     peaks = _peaks(network, roles, distiller, batch, fake)
-    # the optimizer's step: the gradients, and a temporary copy of the adapter
-    rests = [(peaks[role] - base - adapters, sizes[role]) for role in sizes]
-    rests += [(2 * size, size) for size in sizes.values()]
-    rest, gradients = max(rests)
-    return UpdateMemory(base, adapters, MOMENTS * adapters, gradients, rest - gradients)
+    moments = {role: _moments(roles, role, config) for role in sizes}
+    kept = 0 if config.offload_optimizer else sum(moments.values())
+    worst = [(kept, sizes[role], peaks[role] - base - adapters - sizes[role]) for role in sizes]
+    # the optimizer's step needs no temporary copy of the adapter
+    worst += [(kept or moments[role], sizes[role], 0) for role in sizes]
+    return UpdateMemory(base, adapters, *max(worst, key=sum))
+
+
+def _moments(roles: AdapterRoles, role: str, config: DistillConfig) -> int:
+    return moment_bytes([p.numel() for p in roles.parameters(role)], config.optimizer)
 
 
 def _peaks(

@@ -42,6 +42,7 @@ SETS = (
     RequirementSet(REQUIREMENTS / "requirements-current.txt", (3, 11), (3, 13), (2, 6)),
 )
 TEST_REQUIREMENTS = REQUIREMENTS / "requirements-test.txt"
+EIGHT_BIT_REQUIREMENTS = REQUIREMENTS / "requirements-8bit.txt"
 
 
 def digest_of(file: Path) -> str:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from . import (
+    EIGHT_BIT_REQUIREMENTS,
     ROOT,
     TEST_REQUIREMENTS,
     WORKER,
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--torch-index", metavar="URL", help="the package index to take PyTorch from")
     add("--no-xformers", action="store_true", help="do not install xformers (CUDA 12 only)")
     add("--with-tests", action="store_true", help="install the tools for tests and checks as well")
+    add("--with-8bit", action="store_true", help="install bitsandbytes, for 8-bit optimizers")
     return parser
 
 
@@ -86,6 +88,8 @@ def up_to_date(environment: Environment, options: argparse.Namespace) -> bool:
     }
     if options.with_tests:
         wanted["tests"] = digest_of(TEST_REQUIREMENTS)
+    if options.with_8bit:
+        wanted["8bit"] = digest_of(EIGHT_BIT_REQUIREMENTS)
     if torch_wish(options):
         wanted["torch wish"] = torch_wish(options)
     if state.get("torch from"):
@@ -221,6 +225,9 @@ def set_up(options: argparse.Namespace, environment: Environment = WORKER) -> No
     if options.with_tests:
         packages.install_pinned(environment, TEST_REQUIREMENTS)
         environment.record(tests=digest_of(TEST_REQUIREMENTS))
+    if options.with_8bit:
+        packages.install_pinned(environment, EIGHT_BIT_REQUIREMENTS)
+        environment.record(**{"8bit": digest_of(EIGHT_BIT_REQUIREMENTS)})
     if not options.no_xformers:
         add_xformers(environment, facts)
     say("[4/4] tokenizer vocabularies")

@@ -1,0 +1,167 @@
+"""What a run chooses by the device's free memory before it begins."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from dpdmd_studio.core.families import identify
+from dpdmd_studio.core.tensor_file import read_header
+from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.engine import memory_fit
+from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
+from dpdmd_studio.trainer.engine.memory_fit import fit_memory, needed_memory
+from dpdmd_studio.trainer.engine.memory_ladder import rungs_below
+from dpdmd_studio.trainer.engine.session import open_session
+from dpdmd_studio.trainer.estimate import arithmetic_memory
+from tiny_runs import distil, metrics_of, new_run
+
+GIB = 2**30
+
+
+def lowest(config: DistillConfig) -> DistillConfig:
+    while below := rungs_below(config):
+        config = below[0].taken(config).validate()
+    return config
+
+
+def sdxl_needs(config: DistillConfig) -> float:
+    class Sdxl:
+        family, resolution = "sdxl", 1024
+
+    return 1.08 * arithmetic_memory(Sdxl(), config, 7 * GIB)  # type: ignore[arg-type]
+
+
+def test_what_fits_is_left_as_it_is():
+    config = DistillConfig(batch_size=2)
+    fit = fit_memory(config, lambda settings: 5 * GIB, 6 * GIB, 8 * GIB)
+    assert (fit.config, fit.rungs, fit.fits) == (config, (), True)
+    assert fit.text == (
+        "Memory: 8.0 GB on the device, 6.0 GB free; an update needs about 5.0 GB as set."
+    )
+
+
+@pytest.mark.parametrize(
+    ("free", "taken"),
+    [
+        (22, []),
+        (15, ["gradient_checkpointing"]),
+        (11, ["gradient_checkpointing", "offload_optimizer"]),
+    ],
+)
+def test_sdxl_goes_down_only_as_far_as_the_card_asks(free, taken):
+    fit = fit_memory(DistillConfig(), sdxl_needs, free * GIB, free * GIB)
+    assert [rung.name for rung in fit.rungs] == taken and fit.fits
+    assert sdxl_needs(fit.config) <= free * GIB
+    if taken:
+        assert "--gradient-checkpointing" in fit.text and "Chosen" in fit.text
+        reached = f"{sdxl_needs(fit.config) / GIB:.1f} GB. Chosen"
+        assert reached in fit.text
+
+
+def test_halves_of_a_batch_are_told_as_one():
+    def needs(config: DistillConfig) -> float:
+        return (config.micro_batch_size or config.batch_size) * GIB
+
+    fit = fit_memory(DistillConfig(batch_size=8), needs, 2 * GIB, None)
+    assert [(rung.name, rung.value) for rung in fit.rungs] == [
+        ("gradient_checkpointing", True),
+        ("micro_batch_size", 2),
+    ]
+    assert fit.config.micro_batch_size == 2
+
+
+def test_where_nothing_fits_the_run_is_warned_and_begins_on_the_lowest_rung():
+    config = DistillConfig(batch_size=2, gradient_steps="all")
+    fit = fit_memory(config, sdxl_needs, GIB, 2 * GIB)
+    assert not fit.fits and fit.config == lowest(config)
+    assert "no rung left" in fit.text and "--resolution" in fit.text
+
+
+def test_settings_only_change_towards_less_memory():
+    config = DistillConfig(batch_size=4, micro_batch_size=1, gradient_checkpointing=True)
+    fit = fit_memory(config, sdxl_needs, GIB, None)
+    assert fit.config.micro_batch_size == 1 and fit.config.gradient_checkpointing
+    assert {rung.name for rung in fit.rungs}.isdisjoint({"micro_batch_size"})
+
+
+def on_a_card(monkeypatch, free: int) -> None:
+    monkeypatch.setattr(memory_fit, "free_memory", lambda device: free)
+    monkeypatch.setattr(memory_fit, "device_memory", lambda device: free + GIB)
+
+
+def test_a_run_begins_on_the_rungs_it_needs_and_goes_on_there(files, tmp_path, monkeypatch):
+    run = new_run(tmp_path, files["sd1"], batch_size=2, resolution="512x512")
+    needs = needed_memory(files["sd1"], torch.float32)
+    settings = DistillConfig.from_dict(run.settings()["config"])
+    checkpointed = rungs_below(settings)[0].taken(settings)
+    on_a_card(monkeypatch, int(needs(checkpointed)) + 1)
+    said: list[str] = []
+    session = open_session(run, said.append)
+    assert session.config.gradient_checkpointing and not session.config.offload_optimizer
+    assert session.checkpoint.network.is_gradient_checkpointing
+    assert any(text.startswith("Memory: ") and "Chosen" in text for text in said)
+    assert run.read_json("memory.json")["since"] == {"gradient_checkpointing": 1}
+    assert run.settings()["config"]["gradient_checkpointing"] is False  # what was asked for
+
+    on_a_card(monkeypatch, 100 * GIB)
+    again = open_session(run, said.append)
+    assert again.config.gradient_checkpointing
+    assert again.trainer.fingerprint == session.trainer.fingerprint
+
+    exact = new_run(tmp_path / "as set", files["sd1"], batch_size=2, fit_memory=False)
+    on_a_card(monkeypatch, 1)
+    assert open_session(exact, said.append).config.gradient_checkpointing is False
+    assert not (exact.path / "memory.json").exists()
+
+
+def test_numbers_in_8_bit_are_needed_in_16(files):
+    path = files["sdxl"]
+    numbers = sum(info.count for info in read_header(path).tensors.values())
+    config = DistillConfig(dtype="bfloat16")
+    found = needed_memory(path, torch.bfloat16)(config)
+    assert found == 1.08 * arithmetic_memory(identify(path), config, 2 * numbers)
+
+
+class Card(LiveBytes):
+    """A device that has run out when more than `limit` bytes of new tensors are alive."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__([])
+        self.limit, self.refused = limit, 0
+
+    def _settle(self) -> None:
+        super()._settle()
+        if self._bound > self.limit:
+            self.refused += 1
+            self._storages.clear()
+            self._bound = self.peak = 0
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_a_whole_run_finishes_under_a_cap_that_its_settings_do_not_fit(files, tmp_path, home):
+    settings = {"batch_size": 4, "resolution": "64x64", "steps": 2, "fake_updates": 1}
+    plain = new_run(tmp_path / "a", files["sd1"], **settings)
+    distil(plain)
+    run = new_run(tmp_path / "b", files["sd1"], **settings)
+    session = open_session(run, lambda text: None)
+    with LiveBytes([]) as whole:
+        session.trainer.update()
+    cap = int(0.45 * whole.peak)
+
+    trainer = open_session(run, lambda text: None).trainer
+    trainer.ladder = None
+    with Card(cap) as card, pytest.raises(torch.OutOfMemoryError):
+        trainer.update()
+    assert card.refused
+
+    trainer = open_session(run, lambda text: None).trainer
+    with Card(cap) as card:
+        found = [trainer.update(), trainer.update()]
+    assert card.refused and card.peak <= cap
+    noted = json.loads((run.path / "memory.json").read_text())
+    assert noted["gradient_checkpointing"] is True
+    for line, other in zip(found, metrics_of(plain), strict=True):
+        for name in ("diversity_loss", "matching_gradient", "fake_loss"):
+            assert line[name] == pytest.approx(other[name], rel=1e-2)

@@ -129,9 +129,8 @@ def test_the_last_rung_changes_the_objective_and_says_so(files, tmp_path, monkey
     assert settings["gradient_steps"] == "random" and settings["gradient_checkpointing"] is True
     description = metadata["modelspec.description"]
     assert settings["base_weights"] == "int8"
-    assert description.endswith(
-        "To save memory: base_weights int8 from update 1 on, gradient_steps random from update 1 on."
-    )
+    changes = "base_weights int8 from update 1 on, gradient_steps random from update 1 on"
+    assert description.endswith(f"To save memory: {changes}.")
 
 
 def test_below_the_ladder_the_run_stops_with_advice(files, tmp_path, monkeypatch):

@@ -144,8 +144,8 @@ def test_a_run_of_other_settings_says_nothing(tmp_path, name):
         "fake_updates": 3, "share_rollouts": False, "lora_layers": "attention", "device": "cpu",
         "dtype": "float16", "attention": "sdpa", "gradient_checkpointing": True,
         "resolution": "32x32", "micro_batch_size": 2, "base_weights": "int8",
-        "offload_base": True, "shard_base": True,
-        "offload_optimizer": True, "optimizer": "adamw8bit",
+        "offload_base": True, "shard_base": True, "offload_optimizer": True,
+        "optimizer": "adamw8bit",
     }[name]  # fmt: skip
     run = earlier_run(tmp_path / "a", replace(CONFIG, **{name: other}), [2.0] * 9)
     assert of_teacher(CONFIG, run).seconds is None

@@ -37,7 +37,7 @@ SPEED_SETTINGS = (
     "num_steps", "teacher_steps", "anchor_step", "anchor_target", "num_anchored_steps",
     "objective", "gradient_steps", "batch_size", "fake_updates", "share_rollouts", "lora_layers",
     "device", "dtype", "base_weights", "offload_base", "attention", "gradient_checkpointing",
-    "micro_batch_size", "shard_base", "offload_optimizer", "optimizer",
+    "micro_batch_size", "offload_optimizer", "optimizer", "shard_base",
 )  # fmt: skip
 MEMORY_SETTINGS = (*SPEED_SETTINGS, "student_rank", "fake_rank")
 

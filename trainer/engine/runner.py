@@ -209,9 +209,8 @@ def _make_run(
     request = check_request(folder, request, overwrite=overwrite)
     config = request.config
     joined().own_rows(config.batch_size)  # a picture for each
-    device = choose_device(config.device)
-    check_sharding(config, joined(), device)
-    check_optimizer(config.optimizer, device)
+    check_sharding(config, joined(), choose_device(config.device))
+    check_optimizer(config.optimizer, choose_device(config.device))
     request = check_teacher_loras(request, text_encoder_files(request.model))
     if evaluation_prompts is None:
         prompts, evaluation_prompts = set_aside(prompts, config.evaluation_prompts, config.seed)

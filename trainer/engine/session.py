@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from ...core.families import LoraTargets
-from ...core.recipe import Recipe
+from ...core.recipe import MergedLora, Recipe
 from ..config import DistillConfig
 from ..home import prompt_cache
 from ..request import DistillRequest, ModelFiles
@@ -129,10 +129,11 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     shards = as_set.shard_base and ranks.size > 1
     dtype = choose_dtype(as_set.dtype, device)
     report(f"Device: {describe_device(device)}, {str(dtype).removeprefix('torch.')}")
-    needs = needed_memory(Path(request.model.checkpoint), dtype)
+    since: dict[str, int] = {}
     if shards:  # one process alone cannot draw
-        config, since = replace(as_set, preview_every=0, evaluate_every=0), {}
+        config = replace(as_set, preview_every=0, evaluate_every=0)
     else:
+        needs = needed_memory(Path(request.model.checkpoint), dtype)
         config, since = begin_on_rung(run, as_set, needs, device, report)
     request = replace(request, config=config)
     loras = open_teacher_loras(request)
@@ -144,33 +145,41 @@ def open_session(run: RunDirectory, report: Report) -> Session:
         encoded, negative = _encode(checkpoint, prompts, config, device, report)
     if shards:
         shard_base(checkpoint, device, ranks, report)
-    call = checkpoint.call()
     with ranks.main_first():  # the others find the timings in the data folder
         work = _workload(config, checkpoint, resolutions, negative, ranks)
         found = use_attention(checkpoint.network, config.attention, work, run, report)
     report(f"Attention: {found}")
     check_prediction_type(checkpoint, negative)
     identity = checkpoint_identity(checkpoint.path, report)
-    sha256 = identity if checkpoint.path.is_file() else ""  # no file has a folder's
-    guidance = config.teacher_guidance or default_guidance(checkpoint)
     including = request.include_teacher_loras
     merged = merged_records(loras, included=including)
-    teacher = TeacherFacts(
-        model_name(checkpoint.path), sha256, checkpoint.detection, guidance, resolutions, merged
-    )
+    teacher = _teacher_facts(config, checkpoint, identity, resolutions, merged)
     included = included_loras(loras, checkpoint) if including else None
     fingerprint = run_fingerprint(as_set, run.prompts(), identity, checkpoint, merged)
     ranks.require_same("settings, prompts, model files or number format", fingerprint)
+    call = checkpoint.call()
     roles, trainer, shapes = _prepare_training(
         config, checkpoint, call, teacher, prompts, encoded, negative, fingerprint
     )
-    ladder = MemoryLadder(
-        trainer.distiller, checkpoint.network, trainer.optimizers, run, report, since
-    )
-    trainer.ladder = None if shards else ladder
+    if not shards:  # where all run in step, a pass cannot be broken off and done again
+        trainer.ladder = MemoryLadder(
+            trainer.distiller, checkpoint.network, trainer.optimizers, run, report, since
+        )
     return Session(
         run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes, included
     )
+
+
+def _teacher_facts(
+    config: DistillConfig,
+    checkpoint: LoadedCheckpoint,
+    identity: str,
+    resolutions: tuple[tuple[int, int], ...],
+    merged: tuple[MergedLora, ...],
+) -> TeacherFacts:
+    name, sha256 = model_name(checkpoint.path), identity if checkpoint.path.is_file() else ""
+    guidance = config.teacher_guidance or default_guidance(checkpoint)
+    return TeacherFacts(name, sha256, checkpoint.detection, guidance, resolutions, merged)
 
 
 def _load(

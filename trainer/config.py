@@ -136,7 +136,7 @@ class DistillConfig:
     fake_lr: float = knob(1e-4, "Learning rate of the fake score.", low=0.0, high=1.0)
     optimizer: str = knob(
         "adamw",
-        "adamw; adamw8bit keeps its moments in 8 bit (a quarter of the memory; bitsandbytes).",
+        "adamw; adamw8bit: moments in 8 bit, a quarter of the memory; needs bitsandbytes.",
         choices=("adamw", "adamw8bit"),
     )
     warmup_steps: int = knob(20, "Student updates of linear warm-up.", low=0, high=100_000)
@@ -212,16 +212,10 @@ class DistillConfig:
     )
     offload_optimizer: bool = knob(
         False,
-        "Keep the optimizers' moments in the computer's memory between steps: the same result, a "
-        "little slower.",
+        "Keep Adam's moments in the CPU's memory between steps: same result.",
         group="machine",
     )
-    fit_memory: bool = knob(
-        True,
-        "Choose what else saves memory by the device's free memory, and say so; off takes the "
-        "settings as they are.",
-        group="machine",
-    )
+    fit_memory: bool = knob(True, "Save more memory where too little is free.", group="machine")
     save_every: int = knob(
         100, "Student updates between saved states.", group="machine", low=1, high=1_000_000
     )
@@ -232,7 +226,6 @@ class DistillConfig:
         low=0,
         high=1_000_000,
     )
-
     evaluate_every: int = knob(
         250,
         "Student updates between measurements of its diversity and its distance from the teacher; "

@@ -1,7 +1,9 @@
 """The frozen base of a run, stored in few bits, on the CPU, or both.
 
 The layers inside the network's blocks are stored: nearly all of the weights. The first and the
-last layers, the embeddings of time, size and prompt and all norms stay as they are.
+last layers, the embeddings of time, size and prompt and all norms stay as they are. Layers that a
+UNet's residual path itself runs through are moved, but never packed: they are few, and rounding
+them costs more than all others together.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from .offload import OffloadRing
 from .weight_formats import Keep, WeightFormat, weight_format
 
 BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.", "transformer_blocks.")
+ON_THE_PATH = (".conv_shortcut", ".downsamplers.", ".upsamplers.")
 RING = "offload_ring"
 
 
@@ -57,7 +60,7 @@ def offload_base(network: nn.Module) -> None:
     """Move what is stored of the base into the CPU's memory, in place, between passes."""
     device = _device(network)
     ring = _ring(network, device)
-    for layer in _inner_layers(network):
+    for _, layer in _inner_layers(network):
         if not isinstance(layer, FrozenLayer):
             freeze(layer, Keep(), device)
         if isinstance(layer, FrozenLayer) and layer.host is None:
@@ -68,13 +71,14 @@ def store_layers(
     network: nn.Module, found: WeightFormat, ring: OffloadRing | None, device: torch.device
 ) -> None:
     """Store each inner layer in the format, on the CPU where there is a ring; in place."""
-    for layer in _inner_layers(network):
+    for name, layer in _inner_layers(network):
+        wanted = Keep() if any(part in name for part in ON_THE_PATH) else found
         if not isinstance(layer, FrozenLayer):
-            if isinstance(found, Keep) and ring is None:
+            if isinstance(wanted, Keep) and ring is None:
                 continue
-            freeze(layer, found, device)
-        elif type(layer.format) is not type(found):
-            layer.repack(found)
+            freeze(layer, wanted, device)
+        elif type(layer.format) is not type(wanted):
+            layer.repack(wanted)
         if ring is not None and isinstance(layer, FrozenLayer) and layer.host is None:
             layer.to_host(ring)
 
@@ -84,7 +88,9 @@ def describe_base(network: nn.Module, kind: str) -> str:
     layers = [layer for layer in network.modules() if isinstance(layer, FrozenLayer)]
     size = sum(layer.stored_bytes for layer in layers) / 2**20
     dtype = str(network_dtype(network)).removeprefix("torch.")
-    text = f"{len(layers)} layers stored as {dtype if kind == 'keep' else kind}, {size:.1f} MiB"
+    packed = sum(not isinstance(layer.format, Keep) for layer in layers)
+    what = f"{packed} packed as {kind}" if packed else f"as {dtype}"
+    text = f"{len(layers)} layers stored, {what}, {size:.1f} MiB"
     ring = getattr(network, RING, None)
     if ring is None:
         return text
@@ -93,12 +99,12 @@ def describe_base(network: nn.Module, kind: str) -> str:
     return f"{text} in {'pinned ' if pinned else ''}CPU memory, 2 x {slot:.1f} MiB on the device"
 
 
-def _inner_layers(network: nn.Module) -> Iterator[nn.Module]:
-    """The layers to store, in the order of the network's modules; adapters are left out."""
+def _inner_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Names and layers to store, in the order of the network's modules; adapters are left out."""
     for name, module in list(network.named_modules()):
         stored = isinstance(module, FrozenLayer) or can_be_frozen(module)
         if name.startswith(BLOCKS) and stored:
-            yield module
+            yield name, module
 
 
 def _ring(network: nn.Module, device: torch.device) -> OffloadRing:

@@ -11,7 +11,7 @@ import torch
 from dpdmd_studio.core.errors import RunError, SettingsError
 from dpdmd_studio.trainer import cli
 from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine import device, device_lock, runner
+from dpdmd_studio.trainer.engine import device, device_lock, memory_fit, runner
 from dpdmd_studio.trainer.engine.network import NetworkCall
 from dpdmd_studio.trainer.engine.ranks import MESSAGE_BYTES, Ranks, joined
 from dpdmd_studio.trainer.engine.runner import create_run
@@ -295,6 +295,15 @@ def test_shares_cover_the_batch_once_and_evenly(count, size):
     assert rows == list(range(count))
     lengths = [share.stop - share.start for share in shares]
     assert max(lengths) - min(lengths) <= 1 and min(lengths) >= 1
+
+
+def test_each_process_needs_memory_for_its_share_alone(monkeypatch):
+    path = ROOT / "trainer" / "assets" / "shapes-sd3.safetensors"
+    needs = memory_fit.needed_memory(path, torch.float32)
+    share, whole = needs(DistillConfig(batch_size=3)), needs(DistillConfig(batch_size=5))
+    assert whole > share
+    monkeypatch.setattr(memory_fit, "joined", lambda: Ranks(Place(1, 2, 1)))
+    assert needs(DistillConfig(batch_size=5)) == share
 
 
 def test_fewer_pictures_than_processes_are_refused():

@@ -78,6 +78,8 @@ def fit_memory(config: DistillConfig, needs: Needed, free: int, total: int | Non
 def needed_memory(path: Path, dtype: torch.dtype) -> Needed:
     """Bytes that an update of this checkpoint takes with some settings, as a function.
 
+    Of several processes those of the one with the largest share of the batch.
+
     Raises:
         CheckpointError: its header cannot be read.
     """
@@ -88,7 +90,9 @@ def needed_memory(path: Path, dtype: torch.dtype) -> Needed:
     name = str(dtype).removeprefix("torch.")
 
     def needs(config: DistillConfig) -> float:
-        found = arithmetic_memory(detection, replace(config, dtype=name), half)
+        share = -(-config.batch_size // joined().size)  # the largest of a run's processes
+        own = replace(config, dtype=name, batch_size=share)
+        found = arithmetic_memory(detection, own, half)
         return found * (1 + ALLOCATOR_SHARE)
 
     return needs

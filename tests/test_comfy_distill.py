@@ -187,7 +187,8 @@ def test_a_settings_file_can_be_pasted():
     [
         ("sdxl", 23.6, "24gb", "24 GB"),
         ("sdxl", 15.7, "16gb", "16 GB"),
-        ("sdxl", 8.0, "12gb", "may not fit"),
+        ("sdxl", 8.0, "8gb", "8 GB"),
+        ("sdxl", 6.0, "8gb", "may not fit"),
         ("sd1", 11.7, "12gb", "12 GB"),
         ("sd1", 80.0, "24gb", "80 GB"),
     ],

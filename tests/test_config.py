@@ -115,5 +115,5 @@ def test_presets_are_valid_settings():
     for family, memories in PRESETS.items():
         for memory in memories:
             DistillConfig.from_dict(preset(family, memory))
-    with pytest.raises(SettingsError, match="presets for sdxl are 12gb"):
+    with pytest.raises(SettingsError, match="presets for sdxl are 8gb"):
         preset("sdxl", "6gb")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
+from .diagnosis_memory import memory_spills
 from .findings import Finding, Level
 from .run_facts import RunFacts, number, window_medians
 
@@ -169,6 +170,8 @@ def no_gradient(facts: RunFacts) -> Finding | None:
 
 def slower_than_before(facts: RunFacts) -> Finding | None:
     """Updates take a multiple of their earlier time and stay there: memory spills on Windows."""
+    if memory_spills(facts):
+        return None  # it is said already
     several = len(facts.config.resolutions) > 1
     size = SPEED_WINDOW_OF_SEVERAL_SIZES if several else SPEED_WINDOW
     medians = window_medians(facts.values("seconds"), size)
@@ -220,5 +223,6 @@ CURVE_RULES: tuple[Callable[[RunFacts], Finding | None], ...] = (
     learning_rate_too_high,
     critic_lagging,
     exploding_gradient,
+    memory_spills,
     slower_than_before,
 )

@@ -9,6 +9,7 @@ from ..core.errors import SettingsError
 MEMORIES = ("6gb", "8gb", "12gb", "16gb", "24gb")
 
 _CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True, "batch_size": 1}
+_SMALLEST: dict[str, Any] = _CHECKPOINTED | {"offload_optimizer": True, "base_weights": "int8"}
 
 # Chosen by arithmetic (weights, two adapters with Adam, activations), not measured on every card.
 # All keep the default quality: full layers, rank 64.
@@ -21,11 +22,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "24gb": {"batch_size": 6},
     },
     "sdxl": {
+        "8gb": _SMALLEST,
         "12gb": _CHECKPOINTED | {"offload_optimizer": True},
         "16gb": _CHECKPOINTED,
         "24gb": {"gradient_checkpointing": True, "batch_size": 2},
     },
     "sd3": {
+        "8gb": _SMALLEST,
         "12gb": _CHECKPOINTED,
         "16gb": _CHECKPOINTED,
         "24gb": {"gradient_checkpointing": True, "batch_size": 2},

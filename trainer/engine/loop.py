@@ -16,7 +16,13 @@ from ..config import DistillConfig
 from ..run_directory import RunDirectory
 from .adapters import AdapterRoles
 from .batches import BatchSource
-from .device import device_memory, is_out_of_memory, memory_in_use, release_memory
+from .device import (
+    device_memory,
+    free_memory,
+    is_out_of_memory,
+    memory_in_use,
+    release_memory,
+)
 from .distiller import Distiller, Metrics, Samples
 from .memory_ladder import MemoryLadder
 from .optimizers import AdapterOptimizer
@@ -275,9 +281,10 @@ def train(
 
 
 def _memory(device: torch.device) -> dict[str, float]:
-    """Peak bytes in use, and the bytes that the device has, where known."""
+    """Peak bytes in use, and the bytes that the device has and has free, where known."""
     found = {"memory_bytes": memory_in_use(device), "device_memory_bytes": device_memory(device)}
-    return {name: float(value) for name, value in found.items() if value}
+    found["free_memory_bytes"] = free_memory(device)
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 class _Speed:

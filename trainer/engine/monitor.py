@@ -8,7 +8,7 @@ which grows with lost quality and with lost diversity alike: by it the best stud
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ from ...core.errors import RunError
 from ...core.picture_diversity import sample_diversity
 from ..run_directory import EVALUATIONS, RunDirectory
 from ..run_facts import clearly_nearer
-from .device import is_out_of_memory
-from .evaluate import Drawn, EvaluationSet, EvaluationStoppedError, draw_timed
+from .device import is_out_of_memory, release_memory
+from .evaluate import Drawn, EvaluationSet, EvaluationStoppedError, Painter, draw_timed
 from .picture_features import layout_features
 from .picture_measures import energy_distance
 from .run_evaluation import evaluation_set, run_arms, session_painter
@@ -63,6 +63,7 @@ class Monitor:
         self._prompts = fresh[:MEASURED_PROMPTS]
         self._material: EvaluationSet | None = None
         self._teacher: list[Tensor] = []
+        self._one_by_one = False
         self._usable = bool(self._prompts and session.config.evaluate_every)
 
     @property
@@ -84,18 +85,27 @@ class Monitor:
 
     def measure(self, step: int) -> None:
         """Measure the student after update `step`; a device too small for it costs no run."""
-        try:
-            self._measure(step)
-        except EvaluationStoppedError:
-            return  # the stop itself is the loop's affair; a resume measures this one again
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            self._usable = False
-            self._report(
-                "The student is not measured: the device has too little memory to draw it. "
-                "--evaluate-every 0 asks for no measurements."
-            )
+        for _ in range(2):
+            try:
+                self._measure(step)
+                return
+            except EvaluationStoppedError:
+                return  # the stop itself is the loop's affair; a resume measures this one again
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._one_by_one = True
+            release_memory(self._session.call.device)
+        self._usable = False
+        self._report(
+            "The student is not measured: the device has too little memory to draw it. "
+            "--evaluate-every 0 asks for no measurements."
+        )
+
+    def _painter(self) -> Painter:
+        """What draws; one picture at a time once memory has run out."""
+        painter = session_painter(self._session)
+        return replace(painter, batch_size=1) if self._one_by_one else painter
 
     def _measure(self, step: int) -> None:
         session = self._session
@@ -104,7 +114,7 @@ class Monitor:
         kept = session.roles.state("student")
         try:
             setting = run_arms(session)[-1]
-            pictures = session_painter(session).draw(setting, self.material(), self._watch)
+            pictures = self._painter().draw(setting, self.material(), self._watch)
         finally:
             session.load_student(kept)
         found = [self._features.of(row) for row in pictures]
@@ -139,7 +149,7 @@ class Monitor:
         count = len(self._prompts) * len(EVALUATION_SEEDS)
         self._report(f"Drawing the teacher's {count} pictures to measure against, once")
         drawn = draw_timed(
-            session_painter(self._session),
+            self._painter(),
             setting,
             self.material(),
             self._report,

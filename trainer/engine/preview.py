@@ -12,7 +12,7 @@ from ...core import atomic_write
 from ...core.schedule import Levels
 from ..run_directory import RunDirectory
 from .conditioning import Conditioning
-from .device import is_out_of_memory
+from .device import is_out_of_memory, release_memory
 from .picture_grid import picture_grid
 from .sampling import sample_latents
 from .vae import decode
@@ -63,30 +63,40 @@ class Previews:
             session.load_student(kept)
 
     def _draw(self, role: str, levels: Levels, guidance_scale: float, name: str) -> None:
-        """Draw one sheet; a device too small for it costs the sheet, not the run."""
-        try:
-            self._draw_sheet(role, levels, guidance_scale, name)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            self._report(
-                f"previews/{name} is left out: the device has too little memory to draw it. "
-                "--preview-every 0 makes no previews."
-            )
+        """Draw one sheet; a device too small for it costs the sheet, not the run.
 
-    def _draw_sheet(self, role: str, levels: Levels, guidance_scale: float, name: str) -> None:
+        What failed is done again with memory given back, one picture at a time.
+        """
+        for size in (self._session.config.batch_size, 1):
+            try:
+                self._draw_sheet(role, levels, guidance_scale, name, size)
+                return
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            release_memory(self._session.call.device)
+        self._report(
+            f"previews/{name} is left out: the device has too little memory to draw it. "
+            "--preview-every 0 makes no previews."
+        )
+
+    def _draw_sheet(
+        self, role: str, levels: Levels, guidance_scale: float, name: str, size: int
+    ) -> None:
         self._session.roles.use(role)
         rows = []
         for text in self._prompts:
-            latents = self._latents(self._session.encoded[text], levels, guidance_scale)
+            latents = self._latents(self._session.encoded[text], levels, guidance_scale, size)
             pictures = list(decode(self._session.checkpoint, latents))
             rows.append((text[:100], pictures))
         with atomic_write.atomic_path(self._run.previews / name) as temporary:
             picture_grid(rows).save(temporary, format="PNG")
 
-    def _latents(self, prompt: Conditioning, levels: Levels, guidance_scale: float) -> Tensor:
-        """One latent per seed, in batches no larger than those of training."""
-        session, size = self._session, self._session.config.batch_size
+    def _latents(
+        self, prompt: Conditioning, levels: Levels, guidance_scale: float, size: int
+    ) -> Tensor:
+        """One latent per seed, `size` at a time."""
+        session = self._session
         parts = [PREVIEW_SEEDS[i : i + size] for i in range(0, len(PREVIEW_SEEDS), size)]
         latents = [
             sample_latents(

@@ -1,0 +1,34 @@
+"""Drawing on a device that is nearly full: again, one picture at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dpdmd_studio.trainer.engine import preview
+from dpdmd_studio.trainer.engine.preview import Previews
+from dpdmd_studio.trainer.engine.session import open_session
+from tiny_runs import new_run
+
+
+@pytest.mark.parametrize("largest", [1, 0])
+def test_a_preview_is_drawn_one_by_one_or_left_out(largest, files, tmp_path, monkeypatch):
+    drawn: list[int] = []
+    original = preview.sample_latents
+
+    def sample_latents(call, prompts, negative, seeds, *arguments, **named):
+        drawn.append(len(seeds))
+        if len(seeds) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(call, prompts, negative, seeds, *arguments, **named)
+
+    monkeypatch.setattr(preview, "sample_latents", sample_latents)
+    run = new_run(tmp_path, files["sd1"], preview_every=1)
+    said: list[str] = []
+    session = open_session(run, lambda text: None)
+    Previews(run, session, said.append).student(1)
+    path = run.previews / "step-00000001.png"
+    if largest:
+        assert drawn[0] == 2 and set(drawn[1:]) == {1} and path.is_file() and not said
+    else:
+        assert drawn == [2, 1] and not path.exists()
+        assert "left out" in said[0] and "--preview-every 0" in said[0]

@@ -16,6 +16,7 @@ import torch
 from dpdmd_studio.core.prediction import to_x0, training_target
 from dpdmd_studio.core.schedule import (
     NUM_LEVELS,
+    FlowSchedule,
     Levels,
     few_step_positions,
     refine_positions,
@@ -26,24 +27,30 @@ from torch import Tensor
 
 
 class ThreeCopies:
-    """Full fine-tuning of a student and a fake score beside a frozen teacher."""
+    """Full fine-tuning of a student and a fake score beside a frozen teacher.
+
+    The network of the call becomes the teacher.
+    """
 
     def __init__(self, call: NetworkCall, *, num_steps: int, anchor: int, guidance: float) -> None:
         def copied(trainable: bool) -> NetworkCall:
-            network = copy.deepcopy(call.network).requires_grad_(trainable)
+            network = copy.deepcopy(call.network) if trainable else call.network
+            network.requires_grad_(trainable)
             return NetworkCall(network, call.family, call.prediction, call.schedule, call.device)
 
-        self.teacher, self.student, self.fake = copied(False), copied(True), copied(True)
+        self.student, self.fake, self.teacher = copied(True), copied(True), copied(False)
         self.optimizers = {
             role: torch.optim.AdamW(network.network.parameters(), lr=1e-6, weight_decay=0.0)
             for role, network in (("student", self.student), ("fake", self.fake))
         }
         self.guidance, self.anchor = guidance, anchor
         positions = few_step_positions(num_steps)
-        self.levels = Levels.at_positions(call.schedule, positions)
-        self.teacher_levels = Levels.at_positions(call.schedule, refine_positions(positions, 7))
         every = torch.arange(NUM_LEVELS, dtype=torch.float64)
-        self.training_levels = Levels.at_positions(call.schedule, every)
+        self.levels, self.teacher_levels, self.training_levels = (
+            Levels.at_positions(call.schedule, given).to(call.device)
+            for given in (positions, refine_positions(positions, 7), every)
+        )
+        self.is_flow = isinstance(call.schedule, FlowSchedule)
 
     def tensors(self) -> list[Tensor]:
         """Everything that is resident between updates."""
@@ -89,12 +96,18 @@ class ThreeCopies:
             x = self.step(x, self.x0(self.student, x, self.levels[i], conditions[0]),
                           self.levels, i)  # fmt: skip
         with torch.no_grad():
-            level = self.training_levels[torch.randint(20, 981, (len(x),))]
+            low, high = (0, NUM_LEVELS) if self.is_flow else (20, 981)
+            level = self.training_levels[torch.randint(low, high, (len(x),)).to(x.device)]
             alpha, std = level.broadcast_scales
             noised = alpha * x + std * torch.randn_like(x)
             real = self.guided_x0(noised, level, conditions)
             fake = self.x0(self.fake, noised, level, conditions[0])
-            size = (x - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-2)
+            size = (
+                ((noised if self.is_flow else x) - real)
+                .abs()
+                .mean(dim=(1, 2, 3), keepdim=True)
+                .clamp_min(1e-2)
+            )
             gradient = (fake - real) / size
         matching = 0.5 * torch.nn.functional.mse_loss(x, (x - gradient).detach())
         (0.05 * diversity + matching).backward()
@@ -107,7 +120,7 @@ class ThreeCopies:
             for i in range(self.levels.num_steps):
                 x = self.step(x, self.x0(self.student, x, self.levels[i], conditions[0]),
                               self.levels, i)  # fmt: skip
-        level = self.training_levels[torch.randint(0, NUM_LEVELS, (len(x),))]
+        level = self.training_levels[torch.randint(0, NUM_LEVELS, (len(x),)).to(x.device)]
         alpha, std = level.broadcast_scales
         eps = torch.randn_like(x)
         output = self.fake(alpha * x + std * eps, level.timesteps, conditions[0])

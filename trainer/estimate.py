@@ -31,7 +31,7 @@ SAME_MODEL = 3.0
 # Bytes a stored weight takes, the share of weights that are in stored layers, and at most what the
 # two buffers for offloaded layers take of them.
 STORED_BYTES = {"int8": 1.01, "fp8": 1.01, "nf4": 4.5 / 8}
-STORED_SHARE, OFFLOADED_SHARE = 0.99, 0.07
+STORED_SHARE, OFFLOADED_SHARE = 0.98, 0.07
 # All that an update's time depends on, besides the model and the machine.
 SPEED_SETTINGS = (
     "num_steps", "teacher_steps", "anchor_step", "anchor_target", "num_anchored_steps",

@@ -6,13 +6,16 @@ import pytest
 import torch
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.families import identify
-from dpdmd_studio.trainer.cli_estimate import parse_memory
+from dpdmd_studio.trainer.cli_estimate import memory_text, parse_memory
 from dpdmd_studio.trainer.config import DistillConfig
+from dpdmd_studio.trainer.engine import estimate_command
 from dpdmd_studio.trainer.engine.estimate_command import estimate_memory
 from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
 from dpdmd_studio.trainer.engine.session import open_session
-from dpdmd_studio.trainer.engine.update_memory import checkpoint_memory
+from dpdmd_studio.trainer.engine.update_memory import UpdateMemory, checkpoint_memory
 from tiny_runs import new_run
+
+GIB = 2**30
 
 STORED = {
     "batch_size": 1, "resolution": "32x32", "gradient_checkpointing": True, "teacher_steps": 4,
@@ -62,19 +65,39 @@ def test_a_stored_base_is_counted_as_it_is_stored(files):
     assert both < offloaded < 0.5 * whole
 
 
-def test_what_fits_is_the_first_rung_below_the_settings(files):
+def test_what_fits_is_the_first_rung_below_the_settings(files, monkeypatch):
+    def count(path, detection, config, dtype, encoders):
+        pictures = config.micro_batch_size or config.batch_size
+        kept = 0 if config.offload_optimizer else 2 if config.optimizer == "adamw8bit" else 8
+        base = (5 if config.base_weights == "keep" else 3) - 2 * config.offload_base
+        activations = pictures * (1 if config.gradient_checkpointing else 4)
+        sizes = (base, 1, kept, 1, activations)
+        return UpdateMemory(*(size * GIB for size in sizes))
+
+    def estimated(memory):
+        return estimate_memory(path, identify(path), config, memory, {}, lambda text: None)
+
+    monkeypatch.setattr(estimate_command, "checkpoint_memory", count)
     path, config = files["sd1"], DistillConfig(batch_size=4, dtype="float32", resolution="64x64")
-    whole = estimate_memory(path, identify(path), config, None, {}, lambda text: None)
-    assert whole.fits is None and whole.rows.keys() == {
-        "gradient checkpointing off", "gradient checkpointing on",
-    }  # fmt: skip
-    off, on = (row.peak for row in whole.rows.values())
-    assert on < off
-    between = round((on + off) / 2 * 1.08 + 0.6 * 2**30)
-    found = estimate_memory(path, identify(path), config, between, {}, lambda text: None)
-    assert found.fits is not None and found.fits[0] == "gradient checkpointing on"
-    tiny = estimate_memory(path, identify(path), config, 2**20, {}, lambda text: None)
-    assert tiny.fits is None
+    whole = estimated(None)
+    assert whole.fits is None and whole.memory is None  # a CPU has no memory of its own
+    rungs = [
+        "--gradient-checkpointing", "--micro-batch-size 1", "--offload-optimizer",
+        "--base-weights int8", "--offload-base",
+    ]  # fmt: skip
+    chain = [" ".join(rungs[: count + 1]) for count in range(len(rungs))]
+    assert list(whole.rows) == ["as set", "--optimizer adamw8bit", *chain]
+    assert [row.peak // GIB for row in whole.rows.values()] == [31, 25, 19, 16, 8, 6, 4]
+    found = estimated(18 * GIB)  # 16 and 8 % and the driver's
+    assert found.fits is not None and found.fits[0] == chain[1]
+    text = memory_text(found).splitlines()
+    assert text[4].startswith("and --micro-batch-size 1") and f"fits with {chain[1]}" in text[-1]
+    tiny = estimated(4 * GIB)
+    assert tiny.fits is None and "neither these settings nor any preset" in memory_text(tiny)
+    monkeypatch.setattr(estimate_command, "free_memory", lambda device: 18 * GIB)
+    at_hand = estimated(None)  # free memory has the driver's share taken off already
+    assert at_hand.fits is not None and at_hand.fits[0] == chain[1] and not at_hand.asked
+    assert "The 18.0 GB that are free here: fits with" in memory_text(at_hand)
 
 
 def test_sizes_of_cards_are_understood():

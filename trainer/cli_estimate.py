@@ -75,13 +75,19 @@ def _estimate(arguments: argparse.Namespace) -> int:
 def memory_text(found: MemoryEstimate) -> str:
     """The counted parts as a table in GiB, and what fits."""
     lines = ["GiB at the worst moment".ljust(30) + "".join(f"{part:>13}" for part in PARTS)]
+    before = ""
     for name, row in found.rows.items():
+        added = name.startswith(f"{before} ")  # a rung below the one before it
+        words = f"and {name.removeprefix(before).strip()}" if before and added else name
         lines.append(
-            name.ljust(30) + "".join(f"{getattr(row, part) / GIB:13.2f}" for part in PARTS)
+            words.ljust(30) + "".join(f"{getattr(row, part) / GIB:13.2f}" for part in PARTS)
         )
+        before = name
     lines.append("Counted, not measured; a driver and an allocator take some more.")
     if found.memory is not None:
         card = f"A card with {found.memory / GIB:g} GB"
+        if not found.asked:
+            card = f"The {found.memory / GIB:.1f} GB that are free here"
         if found.fits is None:
             lines.append(f"{card}: neither these settings nor any preset fit. Lower --resolution.")
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from ...core.families import Detection
 from ..config import DistillConfig
 from ..presets import PRESETS
-from .device import DTYPES, choose_device, choose_dtype
+from .device import DTYPES, choose_device, choose_dtype, free_memory
+from .memory_ladder import rungs_below
 from .update_memory import UpdateMemory, checkpoint_memory
 
 GIB = 2**30
@@ -26,16 +27,18 @@ class MemoryEstimate:
     """What was counted, by what it was counted for.
 
     Attributes:
-        rows: with the settings as they are, with checkpointing off and on.
-        memory: bytes of the card that was asked about.
-        fits: the first preset or rung that fits that card, and its counted memory; None: none does.
+        rows: with the settings as they are, and with one rung of the memory ladder after the other.
+        memory: bytes of the card that was asked about, else what is free on the device at hand.
+        fits: the first rung or preset that fits, and its counted memory; None: none does.
         dtype: number format of the network.
+        asked: whether a card was asked about.
     """
 
     rows: dict[str, UpdateMemory]
     memory: int | None
     fits: tuple[str, UpdateMemory] | None
     dtype: str
+    asked: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The estimate, ready for JSON; all sizes in bytes."""
@@ -43,13 +46,9 @@ class MemoryEstimate:
             "dtype": self.dtype,
             "rows": {name: asdict(row) | {"peak": row.peak} for name, row in self.rows.items()},
             "memory": self.memory,
+            "asked": self.asked,
             "fits": self.fits and {"settings": self.fits[0], "peak": self.fits[1].peak},
         }
-
-
-def needed_on_card(counted: UpdateMemory) -> float:
-    """Bytes that a card should have for what was counted."""
-    return counted.peak * (1 + ALLOCATOR_SHARE) + DRIVER_BYTES
 
 
 def estimate_memory(
@@ -63,30 +62,48 @@ def estimate_memory(
     """Count an update with these settings, and look for what fits a card.
 
     Args:
-        memory: bytes of the card; None: only the settings themselves are counted.
+        memory: bytes of the card; None: what is free on the device at hand, if it has its own.
         report: is told what is being counted.
 
     Raises:
         DPDMDError: the checkpoint's files or the settings cannot be used.
     """
     dtype = _dtype(config, memory)
+    asked = memory is not None
+    room = memory if memory is not None else free_memory(choose_device(config.device))
+    overhead = DRIVER_BYTES if asked else 0.0  # a driver's share of free memory is taken already
 
     def count(name: str, settings: DistillConfig) -> UpdateMemory:
         report(f"Counting: {name}")
         return checkpoint_memory(path, detection, settings, dtype, dict(encoders))
 
-    rows = {
-        f"gradient checkpointing {'on' if on else 'off'}": count(
-            f"gradient checkpointing {'on' if on else 'off'}",
-            replace(config, gradient_checkpointing=on),
-        )
-        for on in (False, True)
-    }
-    fits = None
-    if memory is not None:
-        fits = next((pair for pair in rows.items() if needed_on_card(pair[1]) <= memory), None)
-        fits = fits or _first_that_fits(detection, config, memory, count)
-    return MemoryEstimate(rows, memory, fits, str(dtype).removeprefix("torch."))
+    def fitting(pairs: Iterable[tuple[str, UpdateMemory]]) -> tuple[str, UpdateMemory] | None:
+        if room is None:
+            return None
+        allowed = (room - overhead) / (1 + ALLOCATOR_SHARE)
+        return next((pair for pair in pairs if pair[1].peak <= allowed), None)
+
+    rows = {name: count(name, settings) for name, settings in rung_settings(config).items()}
+    fits = fitting(rows.items())
+    if fits is None:
+        presets = _preset_settings(detection, config)
+        fits = fitting((name, count(name, settings)) for name, settings in presets.items())
+    return MemoryEstimate(rows, room, fits, str(dtype).removeprefix("torch."), asked)
+
+
+def rung_settings(config: DistillConfig) -> dict[str, DistillConfig]:
+    """The settings as they are, and with each rung of the ladder on top of those before it."""
+    found, options = {"as set": config}, []
+    if config.optimizer != "adamw8bit":
+        found["--optimizer adamw8bit"] = replace(config, optimizer="adamw8bit")
+    while below := rungs_below(config):
+        rung = below[0]
+        if rung.name == "micro_batch_size":
+            rung = replace(rung, value=1)  # the halves between say little
+        config = rung.taken(config)
+        options.append(rung.option)
+        found[" ".join(options)] = config
+    return found
 
 
 def _dtype(config: DistillConfig, memory: int | None) -> torch.dtype:
@@ -98,23 +115,9 @@ def _dtype(config: DistillConfig, memory: int | None) -> torch.dtype:
     return choose_dtype("auto", choose_device(config.device))
 
 
-def _first_that_fits(
-    detection: Detection,
-    config: DistillConfig,
-    memory: int,
-    count: Callable[[str, DistillConfig], UpdateMemory],
-) -> tuple[str, UpdateMemory] | None:
-    """The rungs below the settings, then presets from large to small: the first that fits."""
-    candidates = []
-    checkpointed = replace(config, gradient_checkpointing=True)
-    if config.batch_size > 1:
-        rung = replace(checkpointed, micro_batch_size=1)
-        candidates.append(("--gradient-checkpointing --micro-batch-size 1", rung))
-    for name, values in reversed(PRESETS[detection.family].items()):
-        changed = {key: value for key, value in values.items() if hasattr(config, key)}
-        candidates.append((f"--preset {name}", replace(config, **changed)))
-    for name, settings in candidates:
-        counted = count(name, settings)
-        if needed_on_card(counted) <= memory:
-            return name, counted
-    return None
+def _preset_settings(detection: Detection, config: DistillConfig) -> dict[str, DistillConfig]:
+    """The family's presets, from large cards to small."""
+    return {
+        f"--preset {name}": replace(config, **values)
+        for name, values in reversed(PRESETS[detection.family].items())
+    }

@@ -29,6 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import mounting  # noqa: E402, F401
 import torch  # noqa: E402
+from dpdmd_studio.core.errors import SettingsError  # noqa: E402
 from kernel_parts import attention_cases, profile_cases, speed_cases  # noqa: E402
 from measuring import Options, Row, Unavailable, environment, release  # noqa: E402
 from update_parts import cap_cases, copies_cases, estimate_cases, memory_cases, scaling_cases  # noqa: E402
@@ -63,6 +64,8 @@ def attempt(case: Callable[[], Row], options: Options) -> Row:
         return {"skipped": str(reason)}
     except ImportError as error:
         return {"skipped": f"missing package: {error}"}
+    except SettingsError as error:  # a setting whose package is missing
+        return {"skipped": str(error).splitlines()[0][:160]}
     except torch.OutOfMemoryError as error:
         return {"out_of_memory": str(error).splitlines()[0][:160]}
     except Exception as error:  # one broken case must not cost the others their turn

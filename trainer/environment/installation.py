@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--torch-index", metavar="URL", help="the package index to take PyTorch from")
     add("--no-xformers", action="store_true", help="do not install xformers (CUDA 12 only)")
     add("--with-tests", action="store_true", help="install the tools for tests and checks as well")
-    add("--with-8bit", action="store_true", help="install bitsandbytes, for 8-bit optimizers")
+    add("--with-8bit", action="store_true", help="install bitsandbytes: 8-bit moments, nf4 base")
     return parser
 
 

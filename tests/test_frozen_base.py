@@ -315,7 +315,7 @@ def test_missing_and_unfit_formats_are_said(monkeypatch):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(weight_formats.importlib, "import_module", refuse)
-    with pytest.raises(SettingsError, match=r"pip install --no-deps bitsandbytes"):
+    with pytest.raises(SettingsError, match=r"install.py --with-8bit"):
         weight_format("nf4", CPU, torch.float32)
     with pytest.raises(SettingsError, match="keep, int8, fp8, nf4"):
         weight_format("int3", CPU, torch.float32)

@@ -85,8 +85,8 @@ class Nf4:
         except (ImportError, OSError, RuntimeError) as error:
             raise SettingsError(
                 f"base_weights nf4 needs the package bitsandbytes, which cannot be imported "
-                f"({str(error).splitlines()[0]}). Install it with `python install.py --with-8bit`, or "
-                "choose --base-weights int8, which needs no package."
+                f"({str(error).splitlines()[0]}). Install it with `python install.py --with-8bit`, "
+                "or choose --base-weights int8, which needs no package."
             ) from error
 
     @property

@@ -6,6 +6,7 @@ import pytest
 import torch
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.families import identify
+from dpdmd_studio.trainer.cli import main
 from dpdmd_studio.trainer.cli_estimate import memory_text, parse_memory
 from dpdmd_studio.trainer.config import DistillConfig
 from dpdmd_studio.trainer.engine import estimate_command
@@ -105,3 +106,8 @@ def test_sizes_of_cards_are_understood():
     for wrong in ("much", "-3gb", "0", "12tb"):
         with pytest.raises(SettingsError, match="12gb"):
             parse_memory(wrong)
+
+
+def test_a_size_that_a_run_would_refuse_is_refused(files, capsys):
+    assert main(["estimate", str(files["sd1"]), "--resolution", "33x33"]) == 2
+    assert "resolution 33x33 does not suit SD 1.x" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from .cli_arguments import add_config_arguments, add_model_files
 from .cli_settings import add_settings_option, settings_values
 from .config import DistillConfig
 from .presets import MEMORIES
+from .resolutions import choose_resolutions
 
 if TYPE_CHECKING:
     from .engine.estimate_command import MemoryEstimate
@@ -53,6 +54,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
     memory = parse_memory(arguments.memory) if arguments.memory else None
     detection = identify(path)
     config = DistillConfig.from_dict(settings_values(arguments, detection.family))
+    choose_resolutions(config, detection)  # refuses what a run would refuse
     files = {kind: getattr(arguments, name) for name, kind in ENCODERS.items()}
     from .engine.estimate_command import estimate_memory  # heavy
 

@@ -91,6 +91,7 @@ def test_what_fits_is_the_first_rung_below_the_settings(files, monkeypatch):
     assert [row.peak // GIB for row in whole.rows.values()] == [31, 25, 19, 16, 8, 6, 4]
     found = estimated(18 * GIB)  # 16 and 8 % and the driver's
     assert found.fits is not None and found.fits[0] == chain[1]
+    assert list(found.rows)[-1] == chain[1]  # no more is counted
     text = memory_text(found).splitlines()
     assert text[4].startswith("and --micro-batch-size 1") and f"fits with {chain[1]}" in text[-1]
     tiny = estimated(4 * GIB)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def estimate_memory(
 
     Args:
         memory: bytes of the card; None: what is free on the device at hand, if it has its own.
-        report: is told what is being counted.
+        report: is told what is being counted; the first rung that fits is the last one counted.
 
     Raises:
         DPDMDError: the checkpoint's files or the settings cannot be used.
@@ -77,17 +77,19 @@ def estimate_memory(
         report(f"Counting: {name}")
         return checkpoint_memory(path, detection, settings, dtype, dict(encoders))
 
-    def fitting(pairs: Iterable[tuple[str, UpdateMemory]]) -> tuple[str, UpdateMemory] | None:
-        if room is None:
-            return None
-        allowed = (room - overhead) / (1 + ALLOCATOR_SHARE)
-        return next((pair for pair in pairs if pair[1].peak <= allowed), None)
+    def fits_in(counted: UpdateMemory) -> bool:
+        return room is not None and counted.peak <= (room - overhead) / (1 + ALLOCATOR_SHARE)
 
-    rows = {name: count(name, settings) for name, settings in rung_settings(config).items()}
-    fits = fitting(rows.items())
-    if fits is None:
-        presets = _preset_settings(detection, config)
-        fits = fitting((name, count(name, settings)) for name, settings in presets.items())
+    rows: dict[str, UpdateMemory] = {}
+    for name, settings in rung_settings(config).items():
+        rows[name] = count(name, settings)
+        if fits_in(rows[name]):
+            fits = name, rows[name]
+            break  # a count of a large network takes a minute; what lies below fits as well
+    else:
+        presets = _preset_settings(detection, config).items() if room is not None else ()
+        counts = ((name, count(name, settings)) for name, settings in presets)
+        fits = next((pair for pair in counts if fits_in(pair[1])), None)
     return MemoryEstimate(rows, room, fits, str(dtype).removeprefix("torch."), asked)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.families import identify
+from dpdmd_studio.trainer import cli_estimate
 from dpdmd_studio.trainer.cli import main
 from dpdmd_studio.trainer.cli_estimate import memory_text, parse_memory
 from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine import estimate_command
+from dpdmd_studio.trainer.engine import estimate_command, timed_updates
 from dpdmd_studio.trainer.engine.estimate_command import estimate_memory
 from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
 from dpdmd_studio.trainer.engine.session import open_session
@@ -112,3 +115,14 @@ def test_sizes_of_cards_are_understood():
 def test_a_size_that_a_run_would_refuse_is_refused(files, capsys):
     assert main(["estimate", str(files["sd1"]), "--resolution", "33x33"]) == 2
     assert "resolution 33x33 does not suit SD 1.x" in capsys.readouterr().err
+
+
+def test_the_time_of_a_run_is_measured_and_nothing_is_left(files, home, capsys, monkeypatch):
+    clock = iter(range(0, 1000, 7))
+    monkeypatch.setattr(timed_updates, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(cli_estimate, "memory_text", lambda found: "")
+    size = ("--resolution", "64x64", "--batch-size", "1", "--steps", "3", "--device", "cpu")
+    monkeypatch.setattr(estimate_command, "estimate_memory", lambda *_: SimpleNamespace(dtype="x"))
+    assert main(["estimate", str(files["sd1"]), *size, "--measure"]) == 0
+    assert "about 21 s for 3 updates of 7.00 s, measured" in capsys.readouterr().out
+    assert not (home / "runs").exists()

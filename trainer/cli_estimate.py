@@ -14,6 +14,7 @@ from .cli_arguments import add_config_arguments, add_model_files
 from .cli_settings import add_settings_option, settings_values
 from .config import DistillConfig
 from .presets import MEMORIES
+from .request import ModelFiles
 from .resolutions import choose_resolutions
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def add_estimate(parser: argparse.ArgumentParser) -> None:
     add_model_files(parser)
     parser.add_argument("--memory", metavar="SIZE", help="the card's memory, such as 12gb")
     parser.add_argument("--preset", choices=MEMORIES, help="settings for a card's memory")
+    parser.add_argument(
+        "--measure", action="store_true", help="time a few updates on this device, nothing is kept"
+    )
     add_settings_option(parser)
     add_config_arguments(parser)
     parser.set_defaults(run_command=_estimate)
@@ -64,14 +68,35 @@ def _estimate(arguments: argparse.Namespace) -> int:
         config,
         memory,
         {kind: Path(file) for kind, file in files.items() if file},
-        lambda text: sys.stderr.write(text + "\n"),
+        _tell,
     )
-    seconds, text = time_of_earlier_runs(path, detection, config)
+    if arguments.measure:
+        seconds, text = _measured_time(arguments, config)
+    else:
+        seconds, text = time_of_earlier_runs(path, detection, config)
     if arguments.json:
         sys.stdout.write(json.dumps(found.to_dict() | {"seconds": seconds}) + "\n")
     else:
         sys.stdout.write(f"{detection.title}, {found.dtype}\n{memory_text(found)}\n{text}\n")
     return 0
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _measured_time(arguments: argparse.Namespace, config: DistillConfig) -> tuple[float, str]:
+    """(seconds of all updates, the same in words), from a few updates on this device."""
+    from .engine.timed_updates import seconds_per_update  # heavy
+    from .estimate import duration
+
+    files = {name: getattr(arguments, name) for name in ("checkpoint", *ENCODERS, "vae")}
+    update = seconds_per_update(ModelFiles(**files), config, _tell)
+    seconds = update * config.steps
+    return seconds, (
+        f"Time: about {duration(seconds)} for {config.steps} updates of {update:.2f} s, measured "
+        "on this device; loading, previews and measurements come on top."
+    )
 
 
 def memory_text(found: MemoryEstimate) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from ..config import DistillConfig
 from .conditioning import Conditioning
+from .device import to_device
 from .distiller import Batch
 from .prompt_expansion import PromptSource
 
@@ -54,11 +55,12 @@ class BatchSource:
         generator = self.generator(f"{stream}-batch", step, index)
         size = self._config.batch_size
         shape = self._shapes[int(torch.randint(len(self._shapes), (), generator=generator))]
-        noise = torch.randn(size, *shape, generator=generator).to(self._device)
+        noise = torch.randn(size, *shape, generator=generator)
         first = prompt_index(stream, index, size)
         texts = [self._prompts.draw(step, first + i) for i in range(size)]
         conditional = Conditioning.cat([self._encoded[text] for text in texts])
         unconditional = self._negative.repeat(size)
+        noise = to_device(noise, self._device)
         return Batch(noise, conditional.to(self._device), unconditional.to(self._device))
 
 

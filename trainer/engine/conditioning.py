@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .device import to_device
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -49,7 +51,10 @@ class Conditioning:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Conditioning:
         """The same on another device or in another dtype."""
-        return self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        if device is None:
+            return self._map(lambda tensor: tensor.to(dtype=dtype))
+        place = torch.device(device)
+        return self._map(lambda tensor: to_device(tensor, place).to(dtype=dtype))
 
     def zeros(self) -> Conditioning:
         """The all-zero prompt that some models were trained with as unconditional input."""
@@ -59,7 +64,8 @@ class Conditioning:
     def with_size(self, height: int, width: int) -> Conditioning:
         """With SDXL's size conditioning: original = target = (height, width), crop (0, 0)."""
         ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
-        return replace(self, time_ids=ids.to(self.context.device).repeat(len(self), 1))
+        rows = to_device(ids, self.context.device).repeat(len(self), 1)
+        return replace(self, time_ids=rows)
 
     def batches_exactly_with(self, other: Conditioning) -> bool:
         """Whether one batch of both predicts the same as two: UNets always, SD3 at one length."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import sys
@@ -13,6 +14,7 @@ from ..launched import place
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NUMBERED = ("cuda", "xpu")  # kinds of device that a machine may have several of
+WITH_PINNED_COPIES = ("cuda", "xpu")  # kinds that read the computer's memory by themselves
 log = logging.getLogger("dpdmd_studio.device")
 
 
@@ -49,6 +51,20 @@ def _visible(name: str) -> bool:
     """Whether torch sees such a device, usable or not."""
     backend = torch.backends.mps if name == "mps" else getattr(torch, name, None)
     return backend is not None and backend.is_available()
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on the device, without waiting for what the device has still to do.
+
+    An ordinary copy to a GPU ends the queue of kernels: the host waits until all of them have run,
+    and the device then waits for the host. One from pinned memory takes its place in the queue;
+    the allocator of pinned memory keeps the source until it is done.
+    """
+    if device.type in WITH_PINNED_COPIES and tensor.device.type == "cpu":
+        with contextlib.suppress(RuntimeError):  # the system allows only so much of it
+            tensor = tensor.pin_memory()
+        return tensor.to(device, non_blocking=True)  # from other memory it waits as ever
+    return tensor.to(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -24,6 +24,7 @@ from ...core.schedule import (
 )
 from ..config import DistillConfig
 from . import losses
+from .device import to_device
 from .guidance import Predict, guided
 from .rollout import chord_x0, ode_step, roll, teacher_path
 
@@ -254,10 +255,10 @@ class Distiller:
 
     def _draw_levels(self, low: int, high: int, count: int, generator: torch.Generator) -> Levels:
         positions = torch.randint(low, high + 1, (count,), generator=generator)
-        return self._training_levels[positions.to(self.network.device)]
+        return self._training_levels[to_device(positions, self.network.device)]
 
     def _randn_like(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.randn(x.shape, generator=generator).to(x.device)
+        return to_device(torch.randn(x.shape, generator=generator), x.device)
 
 
 def teacher_grid(student_positions: Tensor, teacher_steps: int) -> Tensor:

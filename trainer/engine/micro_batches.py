@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core.schedule import Levels
 from .conditioning import Conditioning
+from .device import to_device
 from .distiller import Batch, Distiller, Metrics, Samples
 from .ranks import joined
 
@@ -93,7 +94,7 @@ class MicroBatchDistiller(Distiller):
 
     def _randn_like(self, x: Tensor, generator: torch.Generator) -> Tensor:
         shape = (self._whole or len(x), *x.shape[1:])
-        return torch.randn(shape, generator=generator)[self._rows].to(x.device)
+        return to_device(torch.randn(shape, generator=generator)[self._rows], x.device)
 
 
 def _mean(metrics: list[Metrics], parts: list[Tensor]) -> Metrics:

@@ -2,9 +2,9 @@
 
     python benchmarks/estimate_accuracy.py [--size 32] [--skip-large]
 
-The embedded teachers, and a random SD1-layout network of about 100 M parameters; float32. Real
-updates run first once, so that Adam's moments are there; then the peak is taken over one student
-update with its fake updates.
+The embedded teachers, and a random SD1-layout network of about 100 M parameters; float32, on every
+rung. Real updates run first once, so that Adam's moments are there; then the peak is taken over one
+student update with its fake updates.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dpdmd_studio.trainer.engine.batches import stream_generator
 from dpdmd_studio.trainer.engine.checkpoint import find_components
 from dpdmd_studio.trainer.engine.conditioning import Conditioning
 from dpdmd_studio.trainer.engine.distiller import Batch
+from dpdmd_studio.trainer.engine.frozen_base import store_base
 from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
 from dpdmd_studio.trainer.engine.loop import Trainer
 from dpdmd_studio.trainer.engine.micro_batches import MicroBatchDistiller
@@ -36,6 +37,28 @@ LARGE = {
     "attention_head_dim": 8, "norm_num_groups": 16,
 }  # fmt: skip
 Latent = tuple[int, int, int]
+CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True}
+RANK_16 = {"student_rank": 16, "fake_rank": 16}
+MANY: list[dict[str, Any]] = [  # of the embedded teachers
+    {"batch_size": 8},
+    {"batch_size": 8} | CHECKPOINTED,
+    {"batch_size": 8, "micro_batch_size": 2},
+    {"batch_size": 4, "gradient_steps": "all"},
+    {"batch_size": 8, "lora_layers": "attention"} | RANK_16,
+    {"batch_size": 1} | CHECKPOINTED,
+    {"batch_size": 1, "optimizer": "adamw8bit"} | CHECKPOINTED,
+    {"batch_size": 1, "offload_optimizer": True} | CHECKPOINTED,
+    {"batch_size": 1, "base_weights": "int8"} | CHECKPOINTED,
+    {"batch_size": 1, "base_weights": "fp8", "offload_base": True} | CHECKPOINTED,
+    {"batch_size": 1, "base_weights": "nf4"} | CHECKPOINTED,
+]
+FEW: list[dict[str, Any]] = [  # of the large network
+    RANK_16,
+    RANK_16 | CHECKPOINTED,
+    RANK_16 | CHECKPOINTED | {"optimizer": "adamw8bit"},
+    RANK_16 | CHECKPOINTED | {"base_weights": "int8"},
+    RANK_16 | CHECKPOINTED | {"base_weights": "int8", "offload_base": True},
+]
 
 
 class Batches:
@@ -66,6 +89,7 @@ class Batches:
 def measured(network: Any, facts: Family, config: DistillConfig, latent: Latent, tokens: int):
     """Peak live bytes of a real update with everything that is resident."""
     layout = dict(network.config)
+    store_base(network, config.base_weights, offload=config.offload_base, device="cpu")
     layers = "full" if config.lora_layers == "full" else "attention"
     ranks = {"student_rank": config.student_rank, "fake_rank": config.fake_rank}
     roles = AdapterRoles(network, facts.lora_modules(layout, layers), **ranks, seed=0)
@@ -78,9 +102,11 @@ def measured(network: Any, facts: Family, config: DistillConfig, latent: Latent,
     trainer.update()
     gc.collect()
     resident = [*network.parameters(), *network.buffers()]
-    for optimizer in trainer.optimizers.values():
-        resident += [value for state in optimizer.state.values() for value in state.values()]
-    with LiveBytes(resident) as counter:
+    moments = [value for optimizer in trainer.optimizers.values()
+               for state in optimizer.state.values() for value in state.values()
+               if isinstance(value, torch.Tensor)]  # fmt: skip
+    waiting = moments if config.offload_optimizer else []  # in the CPU's memory, not the device's
+    with LiveBytes(resident if waiting else resident + moments, waiting) as counter:
         trainer.update()
     return counter.peak
 
@@ -121,18 +147,11 @@ def main() -> None:
     common = {"fake_updates": 1, "warmup_steps": 0}
     print("| network | settings | counted MiB | measured MiB | counted / measured |")
     print("|---|---|---|---|---|")
-    many = [{"batch_size": 8}, {"batch_size": 8, "gradient_checkpointing": True},
-            {"batch_size": 8, "micro_batch_size": 2},
-            {"batch_size": 4, "gradient_steps": "all"},
-            {"batch_size": 8, "student_rank": 16, "fake_rank": 16, "lora_layers": "attention"},
-            ]  # fmt: skip
-    few = [{"student_rank": 16, "fake_rank": 16},
-           {"student_rank": 16, "fake_rank": 16, "gradient_checkpointing": True}]  # fmt: skip
     rows = [(f"shapes-{name}", values, lambda c, n=name: embedded(n, c))
-            for name in ("sd1", "sd3") for values in many]  # fmt: skip
+            for name in ("sd1", "sd3") for values in MANY]  # fmt: skip
     if not options.skip_large:
         name = f"random SD1 layout, latent side {options.size}"
-        rows += [(name, values, lambda c: large(options.size, c)) for values in few]
+        rows += [(name, values, lambda c: large(options.size, c)) for values in FEW]
     for name, values, work in rows:
         counted, real = work(DistillConfig.from_dict(common | values))
         words = ", ".join(f"{key} {value}" for key, value in values.items())

@@ -19,11 +19,15 @@ class LiveBytes(TorchDispatchMode):
     itself is not seen. Fake tensors count as if they had their numbers.
     """
 
-    def __init__(self, resident: Iterable[torch.Tensor]) -> None:
+    def __init__(
+        self, resident: Iterable[torch.Tensor], elsewhere: Iterable[torch.Tensor] = ()
+    ) -> None:
         """Args:
         resident: tensors that are there already; views of them count nothing more.
+        elsewhere: tensors that stand for another memory and are not counted, whoever writes them.
         """
         super().__init__()
+        self._elsewhere = {StorageWeakRef(t.untyped_storage()).cdata for t in elsewhere}
         self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
         self._bound = 0
         self.peak = 0
@@ -33,6 +37,8 @@ class LiveBytes(TorchDispatchMode):
     def _add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         reference = StorageWeakRef(storage)
+        if reference.cdata in self._elsewhere:
+            return
         known = self._storages.get(reference.cdata)
         if known is not None and not known[0].expired():
             return

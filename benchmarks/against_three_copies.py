@@ -59,8 +59,8 @@ def make_call() -> NetworkCall:
 class Batches:
     """Random conditioning and noise, drawn as a run draws them."""
 
-    def __init__(self, size: int) -> None:
-        self._shape = (1, 4, size, size)
+    def __init__(self, size: int, pictures: int = 1) -> None:
+        self._shape = (pictures, 4, size, size)
 
     def generator(self, stream: str, step: int, index: int = 0) -> torch.Generator:
         """The random draws of one use."""
@@ -70,7 +70,8 @@ class Batches:
         """One update's inputs."""
         generator = self.generator(stream, step, index)
         noise = torch.randn(self._shape, generator=generator)
-        texts = [torch.randn(1, 77, CONTEXT, generator=generator) for _ in range(2)]
+        size = (self._shape[0], 77, CONTEXT)
+        texts = [torch.randn(size, generator=generator) for _ in range(2)]
         return Batch(noise, Conditioning(texts[0]), Conditioning(texts[1]))
 
 

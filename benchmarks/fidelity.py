@@ -19,11 +19,20 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import TYPE_CHECKING
 
 import mounting
 import torch
+
+if TYPE_CHECKING:
+    from dpdmd_studio.trainer.config import DistillConfig
+    from dpdmd_studio.trainer.engine.evaluate import ArmSetting, Drawn, EvaluationSet, Painter
+    from dpdmd_studio.trainer.engine.loop import Progress
+    from dpdmd_studio.trainer.engine.run_result import Outcome
+    from dpdmd_studio.trainer.run_directory import RunDirectory
 
 ASSETS = mounting.ROOT / "trainer" / "assets"
 CAPTIONS, SEEDS_EACH = 150, 9
@@ -34,7 +43,7 @@ BASE = {"steps": 300, "num_anchored_steps": 1, "gradient_steps": "random"}
 TUNING_SEEDS, HELD_OUT_SEEDS = 3_000_000, 6_000_000
 
 
-def settings_of(options: argparse.Namespace, seed: int):
+def settings_of(options: argparse.Namespace, seed: int) -> DistillConfig:
     """The demo's configuration with the changes."""
     from dpdmd_studio.trainer.config import DistillConfig
     from dpdmd_studio.trainer.engine.demo import CONFIG
@@ -51,25 +60,12 @@ def settings_of(options: argparse.Namespace, seed: int):
 
 def train(options: argparse.Namespace, seed: int) -> None:
     """One run, and its numbers beside it."""
-    from dpdmd_studio.trainer.engine.demo import TRAINING_PROMPTS
-    from dpdmd_studio.trainer.engine.runner import create_run, run_distillation
-    from dpdmd_studio.trainer.engine.shapes import caption_sample
-    from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
     from fidelity_ideas import IDEAS
 
     folder = options.folder / options.teacher / options.name / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     config, adapt = settings_of(options, seed), IDEAS[options.idea]()
-    request = DistillRequest(
-        model=ModelFiles(checkpoint=str(ASSETS / f"shapes-{options.teacher}.safetensors")),
-        config=config,
-        output=str(folder / "student.safetensors"),
-        overwrite=True,
-    )
-    prompts = caption_sample(held_out=False, count=TRAINING_PROMPTS, seed=seed)
-    run = create_run(folder / "run", request, prompts, overwrite=True)
     started = time.perf_counter()
-    outcome = run_distillation(run, report=lambda _: None, on_progress=lambda _: None)
+    outcome = distilled(options.teacher, config, folder)
     seconds = time.perf_counter() - started
     result = {
         "set": options.set,
@@ -83,10 +79,41 @@ def train(options: argparse.Namespace, seed: int) -> None:
     say(f"{options.teacher} {options.name} seed {seed}: {summary(result)}")
 
 
+def new_run(teacher: str, config: DistillConfig, folder: Path) -> RunDirectory:
+    """A run in `folder` that distils an embedded teacher on captions of the run's seed."""
+    from dpdmd_studio.trainer.engine.demo import TRAINING_PROMPTS
+    from dpdmd_studio.trainer.engine.runner import create_run
+    from dpdmd_studio.trainer.engine.shapes import caption_sample
+    from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+
+    folder.mkdir(parents=True, exist_ok=True)
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(ASSETS / f"shapes-{teacher}.safetensors")),
+        config=config,
+        output=str(folder / "student.safetensors"),
+        overwrite=True,
+    )
+    prompts = caption_sample(held_out=False, count=TRAINING_PROMPTS, seed=config.seed)
+    return create_run(folder / "run", request, prompts, overwrite=True)
+
+
+def distilled(
+    teacher: str,
+    config: DistillConfig,
+    folder: Path,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Outcome:
+    """A whole run, anew."""
+    from dpdmd_studio.trainer.engine.runner import run_distillation
+
+    run = new_run(teacher, config, folder)
+    return run_distillation(run, report=lambda _: None, on_progress=on_progress)
+
+
 def measured(session, cache: Path, adapt, *, held_out: bool) -> dict[str, dict[str, float]]:
     """Measures by arm; pictures of the teacher alone are kept, rivals only drawn if held out."""
     from dpdmd_studio.trainer.engine.comparison import measures_by_arm
-    from dpdmd_studio.trainer.engine.evaluate import draw_timed, evaluate
+    from dpdmd_studio.trainer.engine.evaluate import evaluate
     from dpdmd_studio.trainer.engine.run_evaluation import (
         evaluation_set,
         measures_for,
@@ -102,36 +129,51 @@ def measured(session, cache: Path, adapt, *, held_out: bool) -> dict[str, dict[s
     painter, arms = adapt(session_painter(session), run_arms(session), session)
     if not held_out:
         arms.pop(2)  # the zero-training rival
-    known = {}
-    for arm in arms[:2]:  # the teacher, guided and bare
-        facts = (session.teacher.name, held_out, session.teacher.guidance_scale, CAPTIONS)
-        kept = cache / f"{arm.name}-{'-'.join(map(str, facts))}.pt"
-        if not kept.exists():
-            torch.save(draw_timed(painter, arm, material, lambda _: None), kept)
-        known[arm.name] = torch.load(kept, weights_only=False)
+    facts = (session.teacher.name, held_out, session.teacher.guidance_scale, CAPTIONS)
+    known = {  # the teacher, guided and bare
+        arm.name: remembered(cache, facts, painter, arm, material) for arm in arms[:2]
+    }
     found = evaluate(
         painter, arms, material, measures_for(session.checkpoint), lambda _: None, known=known
     )
     return measures_by_arm(found)
 
 
-def measure_files(options: argparse.Namespace) -> None:
-    """The same numbers for LoRA files that are there already, on held-out captions and seeds."""
+def remembered(
+    cache: Path, facts: Sequence[object], painter: Painter, arm: ArmSetting, material: EvaluationSet
+) -> Drawn:
+    """The pictures of an arm that no training changes, drawn once for a folder."""
+    from dpdmd_studio.trainer.engine.evaluate import draw_timed
+
+    kept = cache / f"{arm.name}-{'-'.join(map(str, facts))}.pt"
+    if not kept.exists():
+        torch.save(draw_timed(painter, arm, material, lambda _: None), kept)
+    return torch.load(kept, weights_only=False)
+
+
+def measures_of_files(
+    teacher: str, students: Sequence[Path], cache: Path, steps: int = 4
+) -> dict[str, dict[str, float]]:
+    """Measures on held-out captions and seeds: teacher, bare teacher, and LoRA files by path."""
     from dpdmd_studio.core.lora_file import read_lora
     from dpdmd_studio.trainer.engine.shapes import caption_sample
     from easel import Easel, asset
 
-    ways = {str(path): [(read_lora(path), 1.0)] for path in options.students}
-    captions = caption_sample(held_out=True, count=CAPTIONS, seed=7)
-    easel = Easel.of(options.teacher, captions, ways)
-    facts = (asset(options.teacher).stem, True, easel.guidance_scale, CAPTIONS)
-    teacher = easel.guided(
-        f"Teacher, {easel.teacher_steps} steps, guidance {easel.guidance_scale:g}"
-    )
-    kept = options.folder / f"{teacher.name}-{'-'.join(map(str, facts))}.pt"
-    known = {teacher.name: torch.load(kept, weights_only=False)} if kept.exists() else {}
-    arms = [teacher, *(easel.arm(name, name) for name in ways)]
-    measures = easel.measured(arms, known=known)
+    ways = {str(path): [(read_lora(path), 1.0)] for path in students}
+    easel = Easel.of(teacher, caption_sample(held_out=True, count=CAPTIONS, seed=7), ways)
+    facts = (asset(teacher).stem, True, easel.guidance_scale, CAPTIONS)
+    guided = f"Teacher, {easel.teacher_steps} steps, guidance {easel.guidance_scale:g}"
+    fixed = [easel.guided(guided), easel.arm(f"Bare teacher, {steps} steps", "teacher", steps)]
+    known = {
+        arm.name: remembered(cache, facts, easel.painter, arm, easel.material) for arm in fixed
+    }
+    return easel.measured([*fixed, *(easel.arm(name, name, steps) for name in ways)], known=known)
+
+
+def measure_files(options: argparse.Namespace) -> None:
+    """The same numbers for LoRA files that are there already, on held-out captions and seeds."""
+    options.folder.mkdir(parents=True, exist_ok=True)
+    measures = measures_of_files(options.teacher, options.students, options.folder)
     say(summary({"seconds": 0, "held_out": measures}))
 
 

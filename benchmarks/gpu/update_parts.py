@@ -17,6 +17,7 @@ from layouts import (
     settings,
 )
 from measuring import Options, Row, capped, peak, release, seconds
+from scaling import variations
 from three_copies import ThreeCopies
 
 Cases = dict[str, Callable[[], Row]]
@@ -131,15 +132,8 @@ def three_copies(name: str, options: Options, checkpointing: bool) -> Row:
 
 def scaling_cases(options: Options) -> Cases:
     """SDXL over batch, resolution, rank, N and K, one at a time."""
-    sides = {f"resolution {side}": (side, {}) for side in (512, 768, 1024)}
-    many: dict[str, tuple[int | None, dict[str, Any]]] = dict(sides)
-    many |= {f"batch {size}": (None, {"batch_size": size}) for size in (1, 2, 4)}
-    many |= {f"rank {r}": (None, {"student_rank": r, "fake_rank": r}) for r in (8, 32, 64, 128)}
-    many |= {f"N {n}": (None, {"num_steps": n}) for n in (2, 4, 8)}
-    many |= {f"K {k}": (None, {"anchor_step": k}) for k in (1, 4, 7, 14)}
-    many |= {"m 2": (None, {"num_anchored_steps": 2}),
-             "all steps supervised": (None, {"gradient_steps": "all"}),
-             "attention LoRA only": (None, {"lora_layers": "attention"})}  # fmt: skip
+    groups = variations({f"resolution {side}": side for side in (512, 768, 1024)})
+    many = {words: varied for group in groups.values() for words, varied in group.items()}
     return {
         f"sdxl, {words}": lambda s=side, v=values: update_row(
             "sdxl", options, s, **(CHECKPOINTED | v)

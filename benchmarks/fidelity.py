@@ -129,7 +129,9 @@ def measured(session, cache: Path, adapt, *, held_out: bool) -> dict[str, dict[s
     painter, arms = adapt(session_painter(session), run_arms(session), session)
     if not held_out:
         arms.pop(2)  # the zero-training rival
-    facts = (session.teacher.name, held_out, session.teacher.guidance_scale, CAPTIONS)
+    facts = [session.teacher.name, held_out, session.teacher.guidance_scale, CAPTIONS]
+    if session.config.base_weights != "keep":  # that base draws its teacher's pictures otherwise
+        facts.append(session.config.base_weights)
     known = {  # the teacher, guided and bare
         arm.name: remembered(cache, facts, painter, arm, material) for arm in arms[:2]
     }

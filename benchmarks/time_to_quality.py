@@ -4,10 +4,11 @@
 
 Each run of 300 updates keeps its student at some of them, and each kept student is measured on
 captions and seeds that nothing has seen, as fidelity.py does. Seconds are of updates alone:
-previews, saves and measures are left out. "run": as that run took them; "interleaved": updates
-times the median of a few updates of all settings taken in turn in one process, so that other load
-hits all alike. A table's "150: 160, 210" is 150 updates, 160 s as run, 210 s interleaved. What is
-in the folder is not measured again; the tables go to stdout.
+previews, saves and measures are left out. "As run": as that run took them. "Interleaved": updates
+times the default's median seconds times the median ratio to it within a turn, of some updates of
+all settings taken in turn in one process, so that other load hits all alike. A cell "150: 160, 210"
+of the table is 150 updates, 160 s as run, 210 s interleaved. What is in the folder is not measured
+again; the tables go to stdout.
 """
 
 from __future__ import annotations
@@ -142,8 +143,9 @@ def rows_of(case: str, name: str, folder: Path) -> tuple[list[str], list[str]]:
     read = {int(k): v for k, v in json.loads((folder / "kept.json").read_text()).items()}
     seconds = json.loads((folder / "seconds.json").read_text())
     times = json.loads((folder.parents[1] / "interleaved.json").read_text())
-    ratios = [a / b for a, b in zip(times[name], times["default"], strict=True)]
-    each, bare, trained_ones = statistics.median(times[name]), read[0], sorted(set(read) - {0})
+    ratio = statistics.median(a / b for a, b in zip(times[name], times["default"], strict=True))
+    each, bare = ratio * statistics.median(times["default"]), read[0]
+    trained_ones = sorted(set(read) - {0})
     numbers = [
         f"| {case} | {name if update else 'bare teacher'} | {update} | {kept['diversity']:.1%} "
         f"| {kept['least']:.1%} | {kept['eq9']:.1%} | {100 * kept['valid']:+.1f} "
@@ -152,7 +154,7 @@ def rows_of(case: str, name: str, folder: Path) -> tuple[list[str], list[str]]:
         for update, kept in sorted(read.items())
         if update or name == "default"
     ]
-    cells = [case, name, f"{each:.2f}", f"{statistics.median(ratios):.2f}"]
+    cells = [case, name, f"{each:.2f}", f"{ratio:.2f}"]
     cells.append(reached({u: within(read[u]) for u in trained_ones}, seconds, each))
     cells.append(reached({u: beyond(read[u], bare) for u in trained_ones}, seconds, each))
     return numbers, [f"| {' | '.join(cells)} |"]

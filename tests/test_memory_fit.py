@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from dpdmd_studio.core.families import identify
 from dpdmd_studio.core.tensor_file import read_header
 from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine import memory_fit
+from dpdmd_studio.trainer.engine import memory_fit, memory_ladder
 from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
 from dpdmd_studio.trainer.engine.memory_fit import fit_memory, needed_memory
 from dpdmd_studio.trainer.engine.memory_ladder import rungs_below
@@ -58,6 +59,16 @@ def test_sdxl_goes_down_only_as_far_as_the_card_asks(free, taken):
         assert "--gradient-checkpointing" in fit.text and "Chosen" in fit.text
         reached = f"{sdxl_needs(fit.config) / GIB:.1f} GB. Chosen"
         assert reached in fit.text
+
+
+def test_half_of_a_batch_is_half_of_a_processs_share(monkeypatch):
+    """With two processes half of the batch is what each has already: that would save nothing."""
+    config = DistillConfig(batch_size=5, gradient_checkpointing=True)
+    assert (rungs_below(config)[0].name, rungs_below(config)[0].value) == ("micro_batch_size", 3)
+    monkeypatch.setattr(memory_ladder, "joined", lambda: SimpleNamespace(size=2))
+    half = rungs_below(config)[0]
+    assert (half.name, half.value) == ("micro_batch_size", 2)
+    assert half.words.startswith("2 of 3 pictures at a time")
 
 
 def test_halves_of_a_batch_are_told_as_one():

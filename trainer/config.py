@@ -189,7 +189,10 @@ class DistillConfig:
         group="machine",
     )
     attention: str = knob(
-        AUTO, "Attention kernels.", group="machine", choices=(AUTO, "sdpa", "xformers")
+        AUTO,
+        "auto times what works here once and takes the fastest; sdpa is PyTorch's own choice.",
+        group="machine",
+        choices=(AUTO, "sdpa", "xformers"),
     )
     gradient_checkpointing: bool = knob(
         False,

@@ -18,6 +18,7 @@ from ..config import DistillConfig
 from ..run_directory import RunDirectory
 from .distiller import Distiller
 from .frozen_base import offload_base, quantise_base
+from .ranks import joined
 
 if TYPE_CHECKING:
     from .optimizers import AdapterOptimizer
@@ -59,16 +60,20 @@ class Rung:
 
 
 def rungs_below(config: DistillConfig) -> list[Rung]:
-    """The next rung of every kind that these settings have left, in their order."""
+    """The next rung of every kind that these settings have left, in their order.
+
+    Pictures are those of the process with the largest share of the batch.
+    """
     found = []
     if not config.gradient_checkpointing:
         found.append(
             Rung("gradient_checkpointing", True, "passes with gradients take about a third longer")
         )
-    size = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    share = -(-config.batch_size // joined().size)
+    size = min(config.micro_batch_size or share, share)
     if size > 1:
         half = (size + 1) // 2
-        words = f"{half} of {config.batch_size} pictures at a time; the gradients stay the same"
+        words = f"{half} of {share} pictures at a time; the gradients stay the same"
         found.append(Rung("micro_batch_size", half, words))
     if not config.offload_optimizer:
         words = "Adam's moments wait in the computer's memory between steps; the same result"

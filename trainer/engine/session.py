@@ -35,7 +35,7 @@ from .network import NetworkCall
 from .prediction_check import check_prediction_type
 from .prompt_cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
 from .prompt_expansion import PromptSource
-from .ranks import Ranks, joined
+from .ranks import joined
 from .run_identity import checkpoint_identity, run_fingerprint
 from .shapes_facts import shapes_facts
 from .sharded_base import check_sharding, shard_base
@@ -129,10 +129,8 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     shards = as_set.shard_base and ranks.size > 1
     dtype = choose_dtype(as_set.dtype, device)
     report(f"Device: {describe_device(device)}, {str(dtype).removeprefix('torch.')}")
-    since: dict[str, int] = {}
-    if shards:  # one process alone cannot draw
-        config = replace(as_set, preview_every=0, evaluate_every=0)
-    else:
+    config, since = replace(as_set, preview_every=0, evaluate_every=0), {}
+    if not shards:  # else one process alone could not draw
         needs = needed_memory(Path(request.model.checkpoint), dtype)
         config, since = begin_on_rung(run, as_set, needs, device, report)
     request = replace(request, config=config)
@@ -145,10 +143,8 @@ def open_session(run: RunDirectory, report: Report) -> Session:
         encoded, negative = _encode(checkpoint, prompts, config, device, report)
     if shards:
         shard_base(checkpoint, device, ranks, report)
-    with ranks.main_first():  # the others find the timings in the data folder
-        work = _workload(config, checkpoint, resolutions, negative, ranks)
-        found = use_attention(checkpoint.network, config.attention, work, run, report)
-    report(f"Attention: {found}")
+    tokens = negative.context.shape[1]
+    _choose_attention(checkpoint, config, resolutions, tokens, run, report)
     check_prediction_type(checkpoint, negative)
     identity = checkpoint_identity(checkpoint.path, report)
     including = request.include_teacher_loras
@@ -168,6 +164,26 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     return Session(
         run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes, included
     )
+
+
+def _choose_attention(
+    checkpoint: LoadedCheckpoint,
+    config: DistillConfig,
+    resolutions: Sequence[tuple[int, int]],
+    tokens: int,
+    run: RunDirectory,
+    report: Report,
+) -> None:
+    """Set the attention for passes with gradients at the largest resolution, and say which."""
+    width, height = max(resolutions, key=lambda size: size[0] * size[1])
+    rows = joined().own_rows(config.batch_size)
+    count = rows.stop - rows.start
+    pictures = min(config.micro_batch_size or count, count)
+    latent = (checkpoint.detection.latent_channels, height // 8, width // 8)
+    work = Workload(latent, pictures, tokens)
+    with joined().main_first():  # the others find the timings in the data folder
+        found = use_attention(checkpoint.network, config.attention, work, run, report)
+    report(f"Attention: {found}")
 
 
 def _teacher_facts(
@@ -208,22 +224,6 @@ def _load(
         report(f"Base: {store_base(network, kind, offload=offload, device=device)}")
         checkpoint.device = device
     return checkpoint
-
-
-def _workload(
-    config: DistillConfig,
-    checkpoint: LoadedCheckpoint,
-    resolutions: Sequence[tuple[int, int]],
-    negative: Conditioning,
-    ranks: Ranks,
-) -> Workload:
-    """What passes with gradients look like: the largest resolution, this process's pictures."""
-    width, height = max(resolutions, key=lambda size: size[0] * size[1])
-    rows = ranks.own_rows(config.batch_size)
-    count = rows.stop - rows.start
-    pictures = min(config.micro_batch_size or count, count)
-    latent = (checkpoint.detection.latent_channels, height // 8, width // 8)
-    return Workload(latent, pictures, negative.context.shape[1])
 
 
 def model_name(path: Path) -> str:

@@ -103,9 +103,9 @@ def text_to_image() -> str:
     )
     model = (sheet.checkpoint, MODEL)
     lora = sheet.ours("DPDMDLoadLora", (1, 0), {"model": model}, lora_name=OUR_LORA)
-    yes, _, latent = sheet.text_and_latent()
-    links = {"model": (lora, 0), "recipe": (lora, 1), "positive": yes, "latent_image": latent}
-    sampler = sheet.ours("DPDMDKSampler", (3, 0), links)
+    yes, no, latent = sheet.text_and_latent()
+    links = {"model": (lora, 0), "recipe": (lora, 1), "positive": yes, "negative": no}
+    sampler = sheet.ours("DPDMDKSampler", (3, 0), links | {"latent_image": latent})
     sheet.save(sampler, 4, "DP-DMD")
     return sheet.graph.to_json()
 
@@ -131,17 +131,18 @@ def anchored() -> str:
 def distil() -> str:
     """A checkpoint distilled on the canvas, and a picture drawn with the new LoRA."""
     sheet = Sheet(
-        "Turns the chosen checkpoint into a 4-step LoRA, from the prompts alone. It runs for hours "
-        "at full size: progress and previews appear on the node and in the DP-DMD panel, Cancel "
-        "keeps what there is. Give a few hundred prompts of the kind you will use."
+        "Turns a checkpoint into a 4-step LoRA, from the prompts alone. Choose the same checkpoint "
+        "in Load Checkpoint and in DP-DMD Distill, and give a few hundred prompts of the kind you "
+        "will use. It runs for hours at full size: progress and previews appear on the node and in "
+        "the DP-DMD panel, Cancel keeps what there is."
     )
     trained = sheet.ours("DPDMDDistill", (0, 2), {}, checkpoint=SDXL, prompts=PROMPT)
     sheet.add("LossGraphNode", (1, 3), ["dp-dmd-loss"], loss=(trained, 1))
     model, weights = (sheet.checkpoint, MODEL), (trained, 0)
     lora = sheet.add("LoraModelLoader", (1, 0), [1.0, False], model=model, lora=weights)
-    yes, _, latent = sheet.text_and_latent()
-    links = {"model": (lora, 0), "positive": yes, "latent_image": latent, "recipe": (trained, 3)}
-    sampler = sheet.ours("DPDMDKSampler", (3, 0), links)
+    yes, no, latent = sheet.text_and_latent()
+    links = {"model": (lora, 0), "recipe": (trained, 3), "positive": yes, "negative": no}
+    sampler = sheet.ours("DPDMDKSampler", (3, 0), links | {"latent_image": latent})
     sheet.save(sampler, 4, "DP-DMD")
     return sheet.graph.to_json()
 

@@ -58,7 +58,12 @@ def made_small(prompt: Graph, checkpoint: str, lora: str) -> Graph:
         "DPDMDLoadLora": {"lora_name": lora},
         "EmptyLatentImage": {"width": 64, "height": 64},
         "DPDMDAnchoredSampler": {"settings": "recipe"},  # the teacher is no SDXL
-        "DPDMDDistill": {"checkpoint": checkpoint, "steps": 4, "rank": 4, "resolution": "64x64"},
+        "DPDMDDistill": {
+            "checkpoint": checkpoint,
+            "steps": 4,
+            "student_rank": 4,
+            "resolution": "64x64",
+        },
     }
     for node in prompt.values():
         node["inputs"] |= changes.get(node["class_type"], {})

@@ -189,11 +189,9 @@ class DistillConfig:
         group="machine",
     )
     attention: str = knob(
-        AUTO,
-        "auto times what works here once and takes the fastest; sdpa is PyTorch's own choice.",
-        group="machine",
-        choices=(AUTO, "sdpa", "xformers"),
-    )
+        AUTO, "auto times what works here once and takes the fastest; sdpa is PyTorch's own.",
+        group="machine", choices=(AUTO, "sdpa", "xformers"),
+    )  # fmt: skip
     gradient_checkpointing: bool = knob(
         False,
         "Recompute activations in the backward pass: less memory, about a third slower.",

@@ -1,12 +1,14 @@
 """What each way of saving time in an update is worth on this machine, alone and together.
 
-    python benchmarks/speed_tricks.py [--size 32] [--repeats 5] [--profile]
+    python benchmarks/speed_tricks.py [--size 32] [--repeats 5] [--only TEXT ...] [--profile]
 
 The random SD1-layout network of against_three_copies.py, batch 1, float32. Ways are taken in turn,
 so that other load hits all alike; ratios are within one turn, of seconds per student update with
 its 5 fake updates. Ways that shall change nothing are held against the default by the student's
-gradients; those that compute something else are marked. --profile prints the operators that take
-the most time in an update of the plain three-copy loop and in ours.
+gradients; those that compute something else are marked. Before the timing each way has one gradient
+and one update; stderr says their seconds (compiled blocks compile then) and what the compiler
+counted. --only takes the default and the ways whose name holds one of the texts. --profile prints
+the operators that take the most time in an update of the plain three-copy loop and in ours.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from three_copies import ThreeCopies
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parent / "gpu"))
+from compiling import compile_blocks, counted
 from one_pass import one_pass
 
 RANK = 16
@@ -75,6 +78,11 @@ def channels_last(trainer: Trainer) -> None:
     trainer.distiller.network.network.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
 
 
+def compiled(trainer: Trainer) -> None:
+    """Compile every transformer block."""
+    compile_blocks(trainer.distiller.network.network)  # type: ignore[attr-defined]
+
+
 def nothing(trainer: Trainer) -> None:
     """The product as it is."""
 
@@ -97,7 +105,9 @@ WAYS: dict[str, Way] = {
     "teacher and fake in one pass": ({}, scores_in_one_pass, nullcontext, True),
     "fresh roll-outs for the fake": ({"share_rollouts": False}, nothing, nullcontext, False),
     "all matched steps supervised": ({"gradient_steps": "all"}, nothing, nullcontext, False),
+    "compiled blocks": ({}, compiled, nullcontext, True),
     "cheap anchor (teacher 2 of 8)": (CHEAP, nothing, nullcontext, False),
+    "cheap anchor, compiled blocks": (CHEAP, compiled, nullcontext, False),
     "cheap anchor, channels last, one pass": (CHEAP, everything, nullcontext, False),
 }
 
@@ -124,21 +134,32 @@ def student_gradient(trainer: Trainer) -> Tensor:
     return found
 
 
-def measure(size: int, repeats: int) -> None:
-    """Print the table of all ways."""
-    trainers = {name: prepared(way[0], way[1], size) for name, way in WAYS.items()}
+def warmed(trainers: dict[str, Trainer]) -> dict[str, str]:
+    """Each way's distance from the default's gradients, after one gradient and one update."""
     apart: dict[str, str] = {}
-    for name, (_, _, inside, same) in WAYS.items():
+    for name, trainer in trainers.items():
+        _, _, inside, same = WAYS[name]
+        started = time.perf_counter()
         with inside():
-            gradient = student_gradient(trainers[name])
-            trainers[name].update()  # warm
+            gradient = student_gradient(trainer)
+            trainer.update()
+        first = time.perf_counter() - started
         if name == DEFAULT:
             expected = gradient
         distance = float((gradient - expected).norm() / expected.norm()) if same else 0.0
         apart[name] = f"{distance:.0e}" if same else "another result"
-    times: dict[str, list[float]] = {name: [] for name in WAYS}
+        print(f"{name}: {first:.0f} s to begin, {counted()}", file=sys.stderr, flush=True)
+    return apart
+
+
+def measure(size: int, repeats: int, only: list[str]) -> None:
+    """Print the table of the default and of the ways asked for."""
+    chosen = {n: w for n, w in WAYS.items() if n == DEFAULT or any(text in n for text in only)}
+    trainers = {name: prepared(way[0], way[1], size) for name, way in chosen.items()}
+    apart = warmed(trainers)
+    times: dict[str, list[float]] = {name: [] for name in chosen}
     for turn in range(repeats):
-        for name, (_, _, inside, _) in WAYS.items():
+        for name, (_, _, inside, _) in chosen.items():
             with inside():
                 started = time.perf_counter()
                 trainers[name].update()
@@ -177,13 +198,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="latent side (64 is 512 pixels)")
     parser.add_argument("--repeats", type=int, default=5, help="2 or more")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", action="append", metavar="TEXT", help="ways whose name holds it")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.profile:
         profile(options.size)
     else:
-        measure(options.size, options.repeats)
+        measure(options.size, options.repeats, options.only or [""])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,15 @@ def programs(monkeypatch):
     import table
 
     yield run, table
-    for name in ("run", "table", "layouts", "measuring", "update_parts", "kernel_parts"):
+    for name in (
+        "run",
+        "table",
+        "layouts",
+        "measuring",
+        "update_parts",
+        "kernel_parts",
+        "compiling",
+    ):
         sys.modules.pop(name, None)
 
 

@@ -8,10 +8,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from compiling import compile_blocks, counted
 from layouts import latent_shape, make_trainer, settings
 from measuring import Options, Row, Unavailable, release, seconds, synchronise
 from one_pass import one_pass, two_passes
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -32,7 +34,6 @@ KERNELS: dict[str, SDPBackend | None] = {
     "SDPA math": SDPBackend.MATH,
 }
 XFORMERS = "xformers"
-RECOMPILES = 64
 
 
 def attention_cases(options: Options) -> Cases:
@@ -188,25 +189,19 @@ def changed(name: str, options: Options, prepare: Callable[[nn.Module], object])
 
 def compiled(name: str, options: Options) -> Row:
     """Seconds with each transformer block compiled, and of the first updates that compile it."""
-    if options.tiny:
-        raise Unavailable("compiling takes minutes on a CPU")
     release(options)
     torch._dynamo.reset()
-    for limit in ("recompile_limit", "cache_size_limit"):  # newer and older name
-        if hasattr(torch._dynamo.config, limit):
-            setattr(torch._dynamo.config, limit, RECOMPILES)
+    counters.clear()
     trainer = make_trainer(name, options, settings(options))
     network: Any = trainer.distiller.network
-    kinds = ("BasicTransformerBlock", "JointTransformerBlock")
-    blocks = [module for module in network.network.modules() if type(module).__name__ in kinds]
-    for block in blocks:
-        block.compile(dynamic=False)
+    blocks = compile_blocks(network.network)
     started = time.perf_counter()
     trainer.update()
     trainer.update()
     synchronise(options)
     first = time.perf_counter() - started
-    return seconds(trainer.update, options) | {"first_two_updates": first, "blocks": len(blocks)}
+    said = {"first_two_updates": first, "blocks": blocks, **counted()}
+    return seconds(trainer.update, options) | said
 
 
 def graphed(name: str, options: Options) -> Row:

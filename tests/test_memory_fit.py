@@ -142,12 +142,12 @@ class Card(LiveBytes):
         super().__init__([])
         self.limit, self.refused = limit, 0
 
-    def _settle(self) -> None:
-        super()._settle()
-        if self._bound > self.limit:
+    def _risen(self) -> None:
+        super()._risen()
+        if self.live > self.limit:
             self.refused += 1
             self._storages.clear()
-            self._bound = self.peak = 0
+            self.live = self.peak = 0
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 

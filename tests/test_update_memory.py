@@ -26,6 +26,22 @@ STORED = {
 }  # fmt: skip
 
 
+def test_live_bytes_are_those_of_storages_until_they_are_freed():
+    x = torch.ones(1000, requires_grad=True)
+    with LiveBytes([x]) as counted:
+        y = x.exp()  # kept by autograd, whether or not Python knows it
+        z = y.view(10, 100).sum()
+        assert counted.live == 4000 + 4000 + 4
+        del y
+        assert counted.live == 4000 + 4000 + 4
+        z.backward()  # frees y, once its product with the gradient is made
+        assert counted.live == 4000 + 4 + 4000
+        del z
+        x.grad = None
+        assert counted.live == 4000
+    assert counted.peak >= 4000 + 4000 + 4 + 4000
+
+
 @pytest.mark.parametrize(
     "changed",
     [

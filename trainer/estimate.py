@@ -138,7 +138,7 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, checkpoint_by
         _base_bytes(cost.parameters, number_bytes, config),
         adapter * ((1 + moments) * sum(ranks) + GRADIENT_COPIES * max(ranks)),
         0.0 if config.gradient_checkpointing else cost.fixed,
-        per_pixel * number_bytes / 2 * width * height * _pictures(config) * _graphs(config),
+        per_pixel * number_bytes / 2 * width * height * _pictures(config) * matched_graphs(config),
     )
     return round(scale * sum(parts))
 
@@ -155,8 +155,8 @@ def _pictures(config: DistillConfig) -> int:
     return min(config.micro_batch_size or config.batch_size, config.batch_size)
 
 
-def _graphs(config: DistillConfig) -> int:
-    """How many of the student's steps keep their activations at once."""
+def matched_graphs(config: DistillConfig) -> int:
+    """How many of the student's steps keep their activations at once, while matched."""
     if config.gradient_steps != "all":
         return 1
     detached = config.num_anchored_steps if config.objective in ("dp_dmd", "detach_only") else 0

@@ -120,10 +120,10 @@ class _CappedBytes(LiveBytes):
 
     limit = 2**62
 
-    def _settle(self) -> None:
-        super()._settle()
-        if self._bound > self.limit:
-            raise torch.OutOfMemoryError(f"out of memory: {self._bound} bytes of {self.limit}")
+    def _risen(self) -> None:
+        if self.live > self.limit:
+            raise torch.OutOfMemoryError(f"out of memory: {self.live} bytes of {self.limit}")
+        super()._risen()
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -14,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Counts tensors that were there at the start and all that operations make.
 
-    The exact live sum is taken whenever the sum without frees would pass the peak so far, so the
-    peak is exact at the granularity of operations, and cheap. What a kernel allocates inside
-    itself is not seen. Fake tensors count as if they had their numbers.
+    A storage says itself when it is freed, so the sum and its peak are exact at the granularity of
+    operations. What a kernel allocates inside itself is not seen. Fake tensors count as if they had
+    their numbers.
     """
 
     def __init__(
@@ -27,36 +28,37 @@ class LiveBytes(TorchDispatchMode):
         elsewhere: tensors that stand for another memory and are not counted, whoever writes them.
         """
         super().__init__()
-        self._elsewhere = {StorageWeakRef(t.untyped_storage()).cdata for t in elsewhere}
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._bound = 0
+        self._elsewhere = {tensor.untyped_storage()._cdata for tensor in elsewhere}
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.live = 0
         self.peak = 0
         for tensor in resident:
             self._add(tensor)
 
     def _add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        reference = StorageWeakRef(storage)
-        if reference.cdata in self._elsewhere:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages or key in self._elsewhere:
             return
-        known = self._storages.get(reference.cdata)
-        if known is not None and not known[0].expired():
-            return
-        self._storages[reference.cdata] = (reference, storage.nbytes())
-        self._bound += storage.nbytes()
-        if self._bound > self.peak:
-            self._settle()
+        freed = functools.partial(self._free, key, size)
+        self._storages[key] = weakref.ref(storage, freed)
+        self.live += size
+        if self.live > self.peak:
+            self._risen()
 
-    def _settle(self) -> None:
-        self._storages = {k: v for k, v in self._storages.items() if not v[0].expired()}
-        self._bound = sum(size for _, size in self._storages.values())
-        self.peak = max(self.peak, self._bound)
+    def _free(self, key: int, size: int, _: object) -> None:
+        del self._storages[key]
+        self.live -= size
+
+    def _risen(self) -> None:
+        """There is more alive than ever before."""
+        self.peak = self.live
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
+        for leaf in (result,) if isinstance(result, torch.Tensor) else tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf)
         return result

@@ -1,8 +1,8 @@
 """Memory of one update of a given network and settings, counted without computing it.
 
-The network has its real layout, its tensors are fake (shape and format, no numbers): the very
-updates of `distiller` run on them, and every tensor alive at once is counted. An allocator's
-rounding and a driver's own memory come on top.
+The network has its real layout, its tensors are fake (shape and format, no numbers): the updates of
+`distiller` run on them, without the calls that leave nothing behind, and every tensor alive at once
+is counted. An allocator's rounding and a driver's own memory come on top.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...core.families import Detection, Family, LoraTargets, family
 from ..config import DistillConfig
+from ..estimate import matched_graphs
 from .adapters import AdapterRoles
 from .checkpoint import find_components
 from .conditioning import Conditioning
@@ -127,10 +128,12 @@ def update_memory(
     size = config.micro_batch_size or config.batch_size
     with fake:
         batch = _batch(min(size, config.batch_size), latent, layout, dtype, tokens)
-    peaks = _peaks(network, roles, distiller, batch, fake)
+    adding = config.objective in ("dp_dmd", "no_detach") or size < config.batch_size
+    peaks = _peaks(network, roles, distiller, batch, fake, adding=adding)
     moments = {role: _moments(roles, role, config) for role in sizes}
     kept = 0 if config.offload_optimizer else sum(moments.values())
-    worst = [(kept, sizes[role], peaks[role] - base - adapters - sizes[role]) for role in sizes]
+    worst = [(kept, sizes[role], peak - base - adapters - sizes[role])
+             for role, peak in peaks.items()]  # fmt: skip
     # the optimizer's step needs no temporary copy of the adapter
     worst += [(kept or moments[role], sizes[role], 0) for role in sizes]
     return UpdateMemory(base, adapters, *max(worst, key=sum))
@@ -146,31 +149,50 @@ def _peaks(
     distiller: Distiller,
     batch: Batch,
     fake: FakeTensorMode,
+    *,
+    adding: bool,
 ) -> dict[str, int]:
-    """Most bytes alive in a student update and in a fake update, the network's included."""
+    """Most bytes alive in a student update and in a fake update, the network's included.
+
+    A fake update of no larger an adapter needs less than the student's, and is left out.
+
+    Args:
+        adding: whether gradients of an anchored step or of other pictures are there already.
+    """
     generator = torch.Generator().manual_seed(0)
-    peaks = {}
-    with fake, LiveBytes([*network.parameters(), *network.buffers()]) as counted:
+    short, resident = distiller.config, [*network.parameters(), *network.buffers()]
+    trained = roles.parameters("student")
+    if adding:
+        with fake:
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+    with fake, LiveBytes([*resident, *_gradients(trained)]) as counted:
         _, samples = distiller.student_update(batch, generator)
-        peaks["student"] = counted.peak
-    for parameter in roles.parameters("student"):
+    peaks = {"student": counted.peak}
+    if short.fake_rank <= short.student_rank:
+        return peaks
+    for parameter in trained:
         parameter.grad = None
-    with fake, LiveBytes([*network.parameters(), *network.buffers()]) as counted:
+    with fake, LiveBytes(resident) as counted:
         distiller.fake_update(samples, generator)
-        peaks["fake"] = counted.peak
-    return peaks
+    return peaks | {"fake": counted.peak}
+
+
+def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _shortened(config: DistillConfig) -> DistillConfig:
-    """Settings with fewer network calls and the same peak: what needs no graph leaves nothing."""
-    short = replace(config, micro_batch_size=0, teacher_steps=config.num_steps, anchor_step=1)
-    if config.gradient_steps == "all":
-        return short
-    anchored = config.num_anchored_steps > 1
-    steps = 3 if anchored else 2
+    """Settings with the fewest network calls that have the same peak.
+
+    That comes while a student update matches distributions: the matched steps keep their graph, and
+    the teacher runs beside it. What needs no graph leaves nothing behind; an anchored step's is
+    gone before, but for its gradients.
+    """
+    steps = matched_graphs(config)
     return replace(
-        short, gradient_steps="last", num_steps=steps, teacher_steps=steps,
-        num_anchored_steps=2 if anchored else 1,
+        config, objective="dmd", micro_batch_size=0, num_steps=steps, teacher_steps=steps,
+        gradient_steps="all" if config.gradient_steps == "all" else "last",
     )  # fmt: skip
 
 

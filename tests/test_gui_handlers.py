@@ -10,10 +10,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from dpdmd_studio.core.errors import DPDMDError, SettingsError
 from dpdmd_studio.trainer import jobs, preferences
 from dpdmd_studio.trainer.config import DistillConfig
 from dpdmd_studio.trainer.diagnosis import Finding
+from dpdmd_studio.trainer.estimate import bytes_in_16_bit
 from dpdmd_studio.trainer.gui import (
     compare_form,
     controls,
@@ -29,6 +31,7 @@ from dpdmd_studio.trainer.jobs import spawn
 from dpdmd_studio.trainer.presets import DEMO
 from dpdmd_studio.trainer.run_directory import RunDirectory
 from dpdmd_studio.trainer.settings_file import config_text
+from safetensors.torch import load_file, save_file
 
 SHAPES = str(sources.ASSETS / "shapes-sd3.safetensors")
 HOSTILE = '<img src=x onerror="alert(1)">\'"&'
@@ -263,6 +266,22 @@ def test_the_page_opens_when_remembered_files_are_gone(form):
     opened = distill_hints.opening()
     assert 'role="alert"' in opened["checkpoint_note"] and opened["detected"] == ""
     assert opened["checkpoint"]["value"] == "/gone/model.safetensors"
+
+
+def test_a_file_in_8_bit_needs_what_one_in_16_bit_does(form, tmp_path, monkeypatch):
+    """The network is trained in 16 bit, however the file stores it."""
+    tensors = load_file(SHAPES)
+    packed = {n: t.to(torch.float8_e4m3fn) if t.is_floating_point() else t
+              for n, t in tensors.items()}  # fmt: skip
+    save_file(packed, tmp_path / "packed.safetensors")
+    half = bytes_in_16_bit(Path(SHAPES))
+    assert half == bytes_in_16_bit(tmp_path / "packed.safetensors")
+    assert half == 2 * sum(tensor.numel() for tensor in tensors.values())
+    asked = []
+    monkeypatch.setattr(distill_hints, "estimate", lambda *_, half_bytes: asked.append(half_bytes))
+    with pytest.raises(AttributeError):  # of the answer, which is none here
+        distill_hints.describe_cost(form | {"checkpoint": SHAPES})
+    assert asked == [half]
 
 
 def test_an_estimate_says_what_it_rests_on(form):

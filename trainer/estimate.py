@@ -15,6 +15,7 @@ from statistics import median
 
 from ..core.errors import DPDMDError
 from ..core.families import Detection, identify
+from ..core.tensor_file import read_header
 from .config import DistillConfig
 from .home import home
 from .run_directory import RunDirectory
@@ -91,6 +92,8 @@ def estimate(
     config: DistillConfig,
     checkpoint_bytes: int,
     earlier: Iterable[RunDirectory] = (),
+    *,
+    half_bytes: int | None = None,
 ) -> Estimate:
     """Memory and time of a run with these settings.
 
@@ -98,13 +101,25 @@ def estimate(
         detection: what the checkpoint is.
         checkpoint_bytes: size of its file or folder.
         earlier: runs on this machine, newest first.
+        half_bytes: what its numbers take in 16 bit (`bytes_in_16_bit`), where the file may hold
+            them in another format; without it the file's size is taken for that.
     """
     like = list(_like(detection, config, checkpoint_bytes, earlier))
     measured = next((m for run in like if (m := _peak_memory(run, config))), None)
-    memory = measured or arithmetic_memory(detection, config, checkpoint_bytes)
+    memory = measured or arithmetic_memory(detection, config, half_bytes or checkpoint_bytes)
     seconds = next((s for run in like if (s := _seconds_per_update(run))), None)
     texts = (_memory_text(memory, measured is not None), _time_text(seconds, config.steps))
     return Estimate(memory, seconds and seconds * config.steps, " ".join(texts))
+
+
+def bytes_in_16_bit(path: Path) -> int:
+    """Bytes of a checkpoint's numbers in 16 bit, however its file or folder stores them.
+
+    Raises:
+        CheckpointError: a header cannot be read.
+    """
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    return 2 * sum(info.count for file in files for info in read_header(file).tensors.values())
 
 
 def time_of_earlier_runs(
@@ -119,11 +134,11 @@ def time_of_earlier_runs(
     return seconds and seconds * config.steps, _time_text(seconds, config.steps)
 
 
-def arithmetic_memory(detection: Detection, config: DistillConfig, checkpoint_bytes: int) -> int:
+def arithmetic_memory(detection: Detection, config: DistillConfig, half_bytes: int) -> int:
     """Bytes of weights, adapters, optimizer and activations; a model that is smaller takes less."""
     cost = COSTS[detection.family]
     number_bytes = 4 if config.dtype == "float32" or config.device == "cpu" else 2
-    scale = min(1.0, checkpoint_bytes / (2 * cost.parameters))
+    scale = min(1.0, half_bytes / (2 * cost.parameters))
     ranks = config.student_rank, config.fake_rank
     adapter = 4 * cost.per_rank[config.lora_layers]
     moments = 0.0 if config.offload_optimizer else MOMENT_COPIES[config.optimizer]

@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from ...core.families import identify
-from ...core.tensor_file import read_header
 from ..config import DistillConfig
-from ..estimate import arithmetic_memory
+from ..estimate import arithmetic_memory, bytes_in_16_bit
 from ..run_directory import RunDirectory
 from .device import device_memory, free_memory
 from .memory_ladder import Rung, note_rungs, noted_rungs, rungs_below
@@ -84,9 +83,7 @@ def needed_memory(path: Path, dtype: torch.dtype) -> Needed:
         CheckpointError: its header cannot be read.
     """
     detection = identify(path)
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    infos = [info for file in files for info in read_header(file).tensors.values()]
-    half = 2 * sum(info.count for info in infos)  # in 16 bit, however it is stored
+    half = bytes_in_16_bit(path)
     name = str(dtype).removeprefix("torch.")
 
     def needs(config: DistillConfig) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from ...core.errors import CheckpointError, DPDMDError
 from ...core.families import Detection, identify
 from .. import preferences
-from ..estimate import Estimate, estimate
+from ..estimate import Estimate, bytes_in_16_bit, estimate
 from ..home import home
 from ..model_folders import size_text
 from ..prompts import PromptList, read_prompts
@@ -179,7 +179,8 @@ def describe_cost(values: Mapping[str, Any]) -> Values:
     try:
         path = sources.model_path(values.get("checkpoint"))
         config = config_of(values)
-        found = estimate(identify(path), config, checkpoint_bytes(path), earlier_runs())
+        size, half = checkpoint_bytes(path), bytes_in_16_bit(path)
+        found = estimate(identify(path), config, size, earlier_runs(), half_bytes=half)
     except CheckpointError:
         return {"estimate": "", "settings_note": ""}
     except DPDMDError as error:

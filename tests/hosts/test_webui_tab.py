@@ -146,7 +146,8 @@ def test_requests_of_others_are_refused(webui):
 
 
 def test_a_run_ends_in_the_hosts_list_with_a_card_and_the_host_draws_meanwhile(webui, capsys):
-    id = run(webui, "mine", steps=12)
+    draws(webui)  # the first one loads the model, which may take as long as a short run
+    id = run(webui, "mine", steps=24)
     wait(webui, lambda: webui.get(f"{API}/runs/{id}")["step"] >= 2)
     began = time.monotonic()
     draws(webui)

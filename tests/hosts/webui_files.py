@@ -63,13 +63,18 @@ def small_sd1(folder: Path) -> Path:
 
 
 def wide_sd1(folder: Path) -> Path:
-    """A checkpoint of random weights for Forge: VAE and CLIP-L of real size, a small UNet."""
+    """A checkpoint of random weights for Forge: VAE and CLIP-L of real size, a small UNet.
+
+    Forge divides by the mean of an encoded prompt, which is 0 for a fresh last norm: its bias is
+    drawn, too.
+    """
     torch.manual_seed(0)
     vae = AutoencoderKL(
         **{**VAE, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
     )
     unet = UNet2DConditionModel(**WIDE_UNET)
-    tiny = checkpoints.Tiny(unet, {"clip_l": CLIPTextModel(CLIP)}, vae)
+    encoder = checkpoints.randomised(CLIPTextModel(CLIP), 1)
+    tiny = checkpoints.Tiny(unet, {"clip_l": encoder}, vae)
     return checkpoints.save(folder / "wide-sd1.safetensors", checkpoints.file_state(tiny))
 
 

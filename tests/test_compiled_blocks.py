@@ -1,11 +1,12 @@
 """Transformer blocks compiled one by one: whole graphs, one for each role, the same gradients.
 
-The graphs are traced and differentiated as for a compiler, and run by PyTorch's own kernels: no C++
-compiler is needed, and what is compared is exact.
+Except in the last test the graphs are run by PyTorch's own kernels, which needs no C++ compiler and
+is exact.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -81,3 +82,13 @@ def test_every_role_keeps_its_gradients_without_a_break_in_a_graph(name, given, 
     counted = compiling.counted()
     assert counted["graphs"] > 0
     assert counted["graph_breaks"] == 0
+
+
+@pytest.mark.slow
+def test_compiled_by_a_compiler_every_role_keeps_its_gradients(compiling):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    expected = gradients("sd1", {})
+    found = gradients("sd1", {}, compiling.compile_blocks)
+    for ours, plain in zip(found, expected, strict=True):
+        assert (ours - plain).norm() <= 1e-4 * plain.norm()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from compiling import compile_blocks, counted
+from dpdmd_studio.trainer.engine.loop import Trainer
 from layouts import latent_shape, make_trainer, settings
 from measuring import Options, Row, Unavailable, release, seconds, synchronise
 from one_pass import one_pass, two_passes
@@ -188,20 +189,37 @@ def changed(name: str, options: Options, prepare: Callable[[nn.Module], object])
 
 
 def compiled(name: str, options: Options) -> Row:
-    """Seconds with each transformer block compiled, and of the first updates that compile it."""
+    """Seconds with each transformer block compiled, and how far its gradients are from plain."""
     release(options)
     torch._dynamo.reset()
     counters.clear()
     trainer = make_trainer(name, options, settings(options))
+    with torch.no_grad():  # adapters that take part in every gradient
+        for role in ("student", "fake"):
+            for parameter in trainer.roles.parameters(role):
+                parameter.add_(torch.randn_like(parameter), alpha=1e-2)
     network: Any = trainer.distiller.network
+    expected = student_gradient(trainer)
     blocks = compile_blocks(network.network)
     started = time.perf_counter()
-    trainer.update()
+    found = student_gradient(trainer)
     trainer.update()
     synchronise(options)
     first = time.perf_counter() - started
-    said = {"first_two_updates": first, "blocks": blocks, **counted()}
+    error = float((found - expected).norm() / expected.norm())
+    said = {"compiling_update": first, "blocks": blocks, "difference": error, **counted()}
     return seconds(trainer.update, options) | said
+
+
+def student_gradient(trainer: Trainer) -> Tensor:
+    """The student's gradients of its first update, in one row."""
+    batch = trainer.batches.batch("student", 1)
+    trainer.distiller.student_update(batch, trainer.batches.generator("student-levels", 1))
+    parameters = trainer.roles.parameters("student")
+    found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    for parameter in parameters:
+        parameter.grad = None
+    return found
 
 
 def graphed(name: str, options: Options) -> Row:

@@ -20,7 +20,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "s": lambda row: f"{row['seconds']:.4g}",
     "least to most": lambda row: f"{row['least']:.4g} to {row['most']:.4g} ({row['repeats']})",
     "plain s": lambda row: f"{row['plain_seconds']:.4g}",
-    "first two updates s": lambda row: f"{row['first_two_updates']:.1f}",
+    "with compiling s": lambda row: f"{row['compiling_update']:.1f}",
     "peak allocated GiB": lambda row: f"{row['allocated'] / GIB:.2f}",
     "peak reserved GiB": lambda row: f"{row['reserved'] / GIB:.2f}",
     "counted / allocated": lambda row: f"{row['counted_share']:.3f}",

@@ -42,12 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != ROOT]
     mount()
     if needs_worker(arguments):
-        from dpdmd_studio.trainer.environment import handover
+        from dpdmd_studio.app.environment import handover
 
         status = handover.hand_over(arguments)
         if status is not None:
             return status
-    from dpdmd_studio.trainer.cli import main as run_command
+    from dpdmd_studio.cli import main as run_command
 
     return run_command(arguments)
 

@@ -69,7 +69,7 @@ def main(argv):
         return 1
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != HERE]
     mount()
-    from dpdmd_studio.trainer.environment import installation
+    from dpdmd_studio.app.environment import installation
 
     return installation.main(argv)
 

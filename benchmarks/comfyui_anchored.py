@@ -119,8 +119,8 @@ Draw = Callable[[int], torch.Tensor]
 
 def ways_of(base: Any, few: Any, pixels: int) -> dict[str, tuple[Draw, int]]:
     """Name -> (latent of a seed, network evaluations) of every way to draw."""
-    from dpdmd_studio.comfy_nodes.anchored import AnchoredSampler
-    from dpdmd_studio.comfy_nodes.sampling import KSampler
+    from dpdmd_studio.comfy_nodes.sampling.anchored import AnchoredSampler
+    from dpdmd_studio.comfy_nodes.sampling.few_step import KSampler
 
     generator = torch.Generator().manual_seed(1)
     yes, no = ([[torch.randn(1, 77, 768, generator=generator), {}]] for _ in range(2))
@@ -185,7 +185,7 @@ def switches(base: Any, few: Any, times: int) -> str:
     """Median milliseconds of switching the LoRA on and off, either way."""
     import comfy.model_management
     from dpdmd_studio.comfy_nodes import host
-    from dpdmd_studio.comfy_nodes.lora_switch import hooked
+    from dpdmd_studio.comfy_nodes.sampling.lora_switch import hooked
 
     hook_type = host.bypass_hook()
     assert hook_type is not None

@@ -112,7 +112,7 @@ def few_step_model(folder: Path) -> Any:
     import comfy.sd
     import comfy.utils
     from dpdmd_studio.comfy_nodes import host
-    from dpdmd_studio.core.few_step import default_recipe
+    from dpdmd_studio.core.recipe.few_step import default_recipe
 
     layout = comfyui_anchored.LAYOUTS["four levels"]
     checkpoint, lora, parameters, _ = comfyui_anchored.make_files(layout, folder)
@@ -141,8 +141,8 @@ def ways_of(model: Any, size: int) -> dict[str, Draw]:
     """Every way to draw the latent of a seed."""
     import comfy_extras.nodes_custom_sampler as custom
     import nodes
-    from dpdmd_studio.comfy_nodes import dropdown
-    from dpdmd_studio.comfy_nodes.sampling import KSampler, Sampler
+    from dpdmd_studio.comfy_nodes.sampling import dropdown
+    from dpdmd_studio.comfy_nodes.sampling.few_step import KSampler, Sampler
 
     dropdown.register()
     generator = torch.Generator().manual_seed(1)

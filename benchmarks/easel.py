@@ -9,10 +9,10 @@ from pathlib import Path
 
 import mounting
 import torch
-from dpdmd_studio.core.lora_file import LoraFile
-from dpdmd_studio.core.schedule import Levels, few_step_positions, trailing_positions
-from dpdmd_studio.trainer.engine.checkpoint import LoadedCheckpoint, load_checkpoint
-from dpdmd_studio.trainer.engine.evaluate import (
+from dpdmd_studio.app.library.home import prompt_cache
+from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions, trailing_positions
+from dpdmd_studio.core.lora.file import LoraFile
+from dpdmd_studio.trainer.evaluation.evaluate import (
     ArmSetting,
     Drawn,
     EvaluationSet,
@@ -20,12 +20,12 @@ from dpdmd_studio.trainer.engine.evaluate import (
     Painter,
     evaluate,
 )
-from dpdmd_studio.trainer.engine.lora_switch import LoraSwitch
-from dpdmd_studio.trainer.engine.picture_measures import MeasureSet
-from dpdmd_studio.trainer.engine.prompt_cache import encode_prompts
-from dpdmd_studio.trainer.engine.run_evaluation import measures_for
-from dpdmd_studio.trainer.engine.shapes_facts import shapes_facts
-from dpdmd_studio.trainer.home import prompt_cache
+from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
+from dpdmd_studio.trainer.evaluation.measures import MeasureSet
+from dpdmd_studio.trainer.evaluation.run_evaluation import measures_for
+from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, load_checkpoint
+from dpdmd_studio.trainer.text.cache import encode_prompts
+from dpdmd_studio.trainer.toys.facts import shapes_facts
 from torch import Tensor
 
 ASSETS = mounting.ROOT / "trainer" / "assets"

@@ -17,19 +17,19 @@ from typing import Any
 import mounting  # noqa: F401
 import torch
 from diffusers import UNet2DConditionModel
+from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.families import Family, family, identify
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine.adapters import AdapterRoles
-from dpdmd_studio.trainer.engine.batches import stream_generator
-from dpdmd_studio.trainer.engine.checkpoint import find_components
-from dpdmd_studio.trainer.engine.conditioning import Conditioning
-from dpdmd_studio.trainer.engine.distiller import Batch
-from dpdmd_studio.trainer.engine.frozen_base import store_base
-from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
-from dpdmd_studio.trainer.engine.loop import Trainer
-from dpdmd_studio.trainer.engine.micro_batches import MicroBatchDistiller
-from dpdmd_studio.trainer.engine.network import NetworkCall, schedule_of
-from dpdmd_studio.trainer.engine.update_memory import update_memory
+from dpdmd_studio.trainer.loading.checkpoint import find_components
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
+from dpdmd_studio.trainer.memory.packed_base import store_base
+from dpdmd_studio.trainer.memory.update_memory import update_memory
+from dpdmd_studio.trainer.method.distiller import Batch
+from dpdmd_studio.trainer.model.conditioning import Conditioning
+from dpdmd_studio.trainer.model.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.training.batches import stream_generator
+from dpdmd_studio.trainer.training.loop import Trainer
+from dpdmd_studio.trainer.training.micro_batches import MicroBatchDistiller
 
 ASSETS = Path(__file__).resolve().parents[1] / "trainer" / "assets"
 LARGE = {

@@ -28,11 +28,11 @@ import mounting
 import torch
 
 if TYPE_CHECKING:
-    from dpdmd_studio.trainer.config import DistillConfig
-    from dpdmd_studio.trainer.engine.evaluate import ArmSetting, Drawn, EvaluationSet, Painter
-    from dpdmd_studio.trainer.engine.loop import Progress
-    from dpdmd_studio.trainer.engine.run_result import Outcome
-    from dpdmd_studio.trainer.run_directory import RunDirectory
+    from dpdmd_studio.app.config.distill_config import DistillConfig
+    from dpdmd_studio.app.runs.directory import RunDirectory
+    from dpdmd_studio.trainer.commands.run_result import Outcome
+    from dpdmd_studio.trainer.evaluation.evaluate import ArmSetting, Drawn, EvaluationSet, Painter
+    from dpdmd_studio.trainer.training.loop import Progress
 
 ASSETS = mounting.ROOT / "trainer" / "assets"
 CAPTIONS, SEEDS_EACH = 150, 9
@@ -45,8 +45,8 @@ TUNING_SEEDS, HELD_OUT_SEEDS = 3_000_000, 6_000_000
 
 def settings_of(options: argparse.Namespace, seed: int) -> DistillConfig:
     """The demo's configuration with the changes."""
-    from dpdmd_studio.trainer.config import DistillConfig
-    from dpdmd_studio.trainer.engine.demo import CONFIG
+    from dpdmd_studio.app.config.distill_config import DistillConfig
+    from dpdmd_studio.trainer.commands.demo import CONFIG
 
     kinds = {spec.name: type(spec.default) for spec in dataclasses.fields(DistillConfig)}
     changed = dict(pair.split("=", 1) for pair in options.set)
@@ -81,10 +81,10 @@ def train(options: argparse.Namespace, seed: int) -> None:
 
 def new_run(teacher: str, config: DistillConfig, folder: Path) -> RunDirectory:
     """A run in `folder` that distils an embedded teacher on captions of the run's seed."""
-    from dpdmd_studio.trainer.engine.demo import TRAINING_PROMPTS
-    from dpdmd_studio.trainer.engine.runner import create_run
-    from dpdmd_studio.trainer.engine.shapes import caption_sample
-    from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+    from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+    from dpdmd_studio.trainer.commands.demo import TRAINING_PROMPTS
+    from dpdmd_studio.trainer.commands.distill import create_run
+    from dpdmd_studio.trainer.toys.shapes import caption_sample
 
     folder.mkdir(parents=True, exist_ok=True)
     request = DistillRequest(
@@ -104,7 +104,7 @@ def distilled(
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
     """A whole run, anew."""
-    from dpdmd_studio.trainer.engine.runner import run_distillation
+    from dpdmd_studio.trainer.commands.distill import run_distillation
 
     run = new_run(teacher, config, folder)
     return run_distillation(run, report=lambda _: None, on_progress=on_progress)
@@ -112,15 +112,15 @@ def distilled(
 
 def measured(session, cache: Path, adapt, *, held_out: bool) -> dict[str, dict[str, float]]:
     """Measures by arm; pictures of the teacher alone are kept, rivals only drawn if held out."""
-    from dpdmd_studio.trainer.engine.comparison import measures_by_arm
-    from dpdmd_studio.trainer.engine.evaluate import evaluate
-    from dpdmd_studio.trainer.engine.run_evaluation import (
+    from dpdmd_studio.trainer.evaluation.comparison import measures_by_arm
+    from dpdmd_studio.trainer.evaluation.evaluate import evaluate
+    from dpdmd_studio.trainer.evaluation.run_evaluation import (
         evaluation_set,
         measures_for,
         run_arms,
         session_painter,
     )
-    from dpdmd_studio.trainer.engine.shapes import caption_sample
+    from dpdmd_studio.trainer.toys.shapes import caption_sample
 
     captions = caption_sample(held_out=held_out, count=CAPTIONS, seed=7)
     first = HELD_OUT_SEEDS if held_out else TUNING_SEEDS
@@ -145,7 +145,7 @@ def remembered(
     cache: Path, facts: Sequence[object], painter: Painter, arm: ArmSetting, material: EvaluationSet
 ) -> Drawn:
     """The pictures of an arm that no training changes, drawn once for a folder."""
-    from dpdmd_studio.trainer.engine.evaluate import draw_timed
+    from dpdmd_studio.trainer.evaluation.evaluate import draw_timed
 
     kept = cache / f"{arm.name}-{'-'.join(map(str, facts))}.pt"
     if not kept.exists():
@@ -157,8 +157,8 @@ def measures_of_files(
     teacher: str, students: Sequence[Path], cache: Path, steps: int = 4
 ) -> dict[str, dict[str, float]]:
     """Measures on held-out captions and seeds: teacher, bare teacher, and LoRA files by path."""
-    from dpdmd_studio.core.lora_file import read_lora
-    from dpdmd_studio.trainer.engine.shapes import caption_sample
+    from dpdmd_studio.core.lora.file import read_lora
+    from dpdmd_studio.trainer.toys.shapes import caption_sample
     from easel import Easel, asset
 
     ways = {str(path): [(read_lora(path), 1.0)] for path in students}

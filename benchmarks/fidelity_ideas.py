@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import mounting  # noqa: F401  (makes dpdmd_studio importable)
 import torch
-from dpdmd_studio.core.schedule import Levels, few_step_positions, refine_positions
-from dpdmd_studio.trainer.engine import session as sessions
-from dpdmd_studio.trainer.engine.distiller import Batch, Distiller
-from dpdmd_studio.trainer.engine.evaluate import ArmSetting, Leg, Painter
-from dpdmd_studio.trainer.engine.loop import Trainer
+from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions, refine_positions
+from dpdmd_studio.trainer.evaluation.evaluate import ArmSetting, Leg, Painter
+from dpdmd_studio.trainer.method.distiller import Batch, Distiller
+from dpdmd_studio.trainer.training import session as sessions
+from dpdmd_studio.trainer.training.loop import Trainer
 from torch import Tensor, nn
 
 PULL = 0.03

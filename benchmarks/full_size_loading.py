@@ -25,8 +25,8 @@ import mounting  # noqa: F401
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.core.families import family
-from dpdmd_studio.trainer.engine.component_names import openclip_source, vae_source
-from dpdmd_studio.trainer.engine.weights import stored_shape
+from dpdmd_studio.trainer.loading.names import openclip_source, vae_source
+from dpdmd_studio.trainer.loading.weights import stored_shape
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -136,7 +136,7 @@ def forget(path: Path) -> None:
 
 def measure(what: str, path: Path) -> dict[str, float]:
     """Seconds and memory of one action, in this process."""
-    from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
+    from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 
     if what == "read":
         buffer = bytearray(CHUNK)

@@ -26,8 +26,8 @@ FAKE_UPDATES = 5
 
 def measure(checkpoint: Path, resolution: str, dtype: str) -> None:
     """Distil for one update in this process and print what it took."""
-    from dpdmd_studio.trainer.cli import main as command
-    from dpdmd_studio.trainer.run_directory import RunDirectory
+    from dpdmd_studio.app.runs.directory import RunDirectory
+    from dpdmd_studio.cli import main as command
 
     torch.set_num_threads(2)
     folder = checkpoint.parent

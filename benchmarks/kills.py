@@ -38,9 +38,9 @@ def main() -> int:
 
 def _measure(folder: Path, options: argparse.Namespace):
     import checkpoints
-    from dpdmd_studio.trainer import jobs
-    from dpdmd_studio.trainer.config import DistillConfig
-    from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+    from dpdmd_studio.app import jobs
+    from dpdmd_studio.app.config.distill_config import DistillConfig
+    from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
     from killing import kill_at_random
     from tiny_runs import TINY
 

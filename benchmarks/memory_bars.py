@@ -15,11 +15,11 @@ from dataclasses import replace
 import mounting  # noqa: F401  (makes dpdmd_studio importable)
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.estimate import COSTS, arithmetic_memory
 from dpdmd_studio.core.families import family
 from dpdmd_studio.core.families.base import Detection
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine.update_memory import update_memory
-from dpdmd_studio.trainer.estimate import COSTS, arithmetic_memory
+from dpdmd_studio.trainer.memory.update_memory import update_memory
 from full_size_loading import SD35_MEDIUM, SDXL
 
 GIB = 2**30

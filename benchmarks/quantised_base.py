@@ -22,14 +22,14 @@ from pathlib import Path
 import mounting
 import torch
 from against_three_copies import Batches, make_call
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine.adapters import AdapterRoles
-from dpdmd_studio.trainer.engine.demo import CONFIG
-from dpdmd_studio.trainer.engine.frozen_base import BLOCKS, offload_base, quantise_base
-from dpdmd_studio.trainer.engine.runner import create_run
-from dpdmd_studio.trainer.engine.session import open_session
-from dpdmd_studio.trainer.engine.shapes import caption_sample
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.trainer.commands.demo import CONFIG
+from dpdmd_studio.trainer.commands.distill import create_run
+from dpdmd_studio.trainer.memory.packed_base import BLOCKS, offload_base, quantise_base
+from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.toys.shapes import caption_sample
+from dpdmd_studio.trainer.training.session import open_session
 from torch import Tensor, nn
 
 Change = Callable[[nn.Module], None]

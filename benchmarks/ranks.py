@@ -18,7 +18,7 @@ from typing import Any
 
 import mounting
 import torch
-from dpdmd_studio.trainer.run_directory import RunDirectory
+from dpdmd_studio.app.runs.directory import RunDirectory
 
 ASSETS = mounting.ROOT / "trainer" / "assets"
 LOSSES = ("diversity_loss", "matching_gradient", "fake_loss")

@@ -21,7 +21,7 @@ from typing import Any
 import mounting  # noqa: F401  (makes dpdmd_studio importable)
 import torch
 from against_three_copies import Batches, make_call, ours, peak, trainer_tensors
-from dpdmd_studio.trainer.engine.loop import Trainer
+from dpdmd_studio.trainer.training.loop import Trainer
 
 SIDE, RANK = 16, 64
 Varied = tuple[int | None, dict[str, Any]]

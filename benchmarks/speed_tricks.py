@@ -33,10 +33,10 @@ from against_three_copies import (
     make_call,
     ours,
 )
-from dpdmd_studio.core.schedule import Levels
-from dpdmd_studio.trainer.engine.adapter_layers import AdaptedConv2d, AdaptedLinear
-from dpdmd_studio.trainer.engine.distiller import Batch
-from dpdmd_studio.trainer.engine.loop import Trainer
+from dpdmd_studio.core.diffusion.schedule import Levels
+from dpdmd_studio.trainer.method.distiller import Batch
+from dpdmd_studio.trainer.model.lora_layers import AdaptedConv2d, AdaptedLinear
+from dpdmd_studio.trainer.training.loop import Trainer
 from peft.tuners import lora
 from three_copies import ThreeCopies
 from torch import Tensor

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import mounting  # noqa: F401  (makes dpdmd_studio importable)
 import torch
-from dpdmd_studio.core.lora_file import read_lora
-from dpdmd_studio.trainer.engine.shapes import caption_sample
+from dpdmd_studio.core.lora.file import read_lora
+from dpdmd_studio.trainer.toys.shapes import caption_sample
 from easel import Easel, diversity_against
 from style_lora import style_measure
 

@@ -20,21 +20,21 @@ from pathlib import Path
 
 import mounting  # noqa: F401  (makes dpdmd_studio importable)
 import torch
-from dpdmd_studio.core.atomic_write import write_text
-from dpdmd_studio.core.lora_file import read_lora
-from dpdmd_studio.core.lora_layout import lora_tensors
-from dpdmd_studio.core.lora_math import LoraPair
-from dpdmd_studio.core.prediction import training_target
-from dpdmd_studio.core.schedule import NUM_LEVELS, Levels, trailing_positions
-from dpdmd_studio.trainer.engine.adapters import AdapterRoles
-from dpdmd_studio.trainer.engine.conditioning import Conditioning
-from dpdmd_studio.trainer.engine.demo import CONFIG, TRAINING_PROMPTS
-from dpdmd_studio.trainer.engine.picture_measures import MeasureSet, Rows
-from dpdmd_studio.trainer.engine.runner import create_run, run_distillation
-from dpdmd_studio.trainer.engine.sampling import sample_latents
-from dpdmd_studio.trainer.engine.shapes import COLOURS, caption_sample, parse_caption
-from dpdmd_studio.trainer.engine.shapes_measure import adherence, measure
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles, TeacherLora
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
+from dpdmd_studio.core.diffusion.prediction import training_target
+from dpdmd_studio.core.diffusion.schedule import NUM_LEVELS, Levels, trailing_positions
+from dpdmd_studio.core.files.atomic_write import write_text
+from dpdmd_studio.core.lora.file import read_lora
+from dpdmd_studio.core.lora.layout import lora_tensors
+from dpdmd_studio.core.lora.math import LoraPair
+from dpdmd_studio.trainer.commands.demo import CONFIG, TRAINING_PROMPTS
+from dpdmd_studio.trainer.commands.distill import create_run, run_distillation
+from dpdmd_studio.trainer.evaluation.measures import MeasureSet, Rows
+from dpdmd_studio.trainer.evaluation.sampling import sample_latents
+from dpdmd_studio.trainer.model.conditioning import Conditioning
+from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.toys.measures import adherence, measure
+from dpdmd_studio.trainer.toys.shapes import COLOURS, caption_sample, parse_caption
 from easel import Easel, asset, diversity_against, say
 from safetensors.torch import save_file
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import mounting  # noqa: F401
 import torch
-from dpdmd_studio.core.prediction import to_x0, training_target
-from dpdmd_studio.core.schedule import (
+from dpdmd_studio.core.diffusion.prediction import to_x0, training_target
+from dpdmd_studio.core.diffusion.schedule import (
     NUM_LEVELS,
     FlowSchedule,
     Levels,
     few_step_positions,
     refine_positions,
 )
-from dpdmd_studio.trainer.engine.conditioning import Conditioning
-from dpdmd_studio.trainer.engine.network import NetworkCall
+from dpdmd_studio.trainer.model.conditioning import Conditioning
+from dpdmd_studio.trainer.model.network import NetworkCall
 from torch import Tensor
 
 

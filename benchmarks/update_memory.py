@@ -18,12 +18,12 @@ from dataclasses import replace
 import mounting  # noqa: F401
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.families import family
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine.adapters import AdapterRoles
-from dpdmd_studio.trainer.engine.conditioning import Conditioning
-from dpdmd_studio.trainer.engine.distiller import Batch, Distiller
-from dpdmd_studio.trainer.engine.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.method.distiller import Batch, Distiller
+from dpdmd_studio.trainer.model.conditioning import Conditioning
+from dpdmd_studio.trainer.model.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.model.roles import AdapterRoles
 from full_size_loading import SD35_MEDIUM, SDXL
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

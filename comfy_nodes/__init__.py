@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import (
-    anchored,
-    attention_node,
-    compare,
-    distill,
-    dropdown,
-    host,
-    lora_node,
-    routes,
-    runs_node,
-    sampling,
-)
+from . import host
+from .sampling import anchored, compare, dropdown
+from .sampling import attention as attention_node
+from .sampling import few_step as sampling
+from .sampling import load_lora as lora_node
+from .training import distill, routes
+from .training import runs as runs_node
 
 _MODULES = (lora_node, sampling, anchored, attention_node, compare, distill, runs_node)
 

@@ -34,7 +34,7 @@ def run_once(folder: Path, device, case: str) -> dict:
     """A run stopped after its third update and taken up again; what it learned."""
     import checkpoints
     import tiny_runs
-    from dpdmd_studio.trainer.cli import main
+    from dpdmd_studio.cli import main
 
     use_device(device)
     family, settings = RUNS[case]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from dpdmd_studio.core.few_step import schedule_of
-from dpdmd_studio.core.recipe import METADATA_KEY, Recipe
+from dpdmd_studio.core.recipe.few_step import schedule_of
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY, Recipe
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

@@ -25,7 +25,7 @@ def mounted(checkout: Path) -> None:
 
 
 def tab() -> gr.Blocks:
-    from dpdmd_studio.trainer.gui import studio
+    from dpdmd_studio.app.gui import studio
 
     with gr.Blocks(analytics_enabled=False) as blocks:
         for show in studio.build():

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dpdmd_studio.app import jobs
+from dpdmd_studio.app.library.home import home
+from dpdmd_studio.app.runs.lock import live_owner
 from dpdmd_studio.core.errors import DPDMDError, RunError
-from dpdmd_studio.core.lora_file import read_lora
-from dpdmd_studio.trainer import jobs
-from dpdmd_studio.trainer.home import home
-from dpdmd_studio.trainer.run_lock import live_owner
+from dpdmd_studio.core.lora.file import read_lora
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = {"worker": "worker.lock", "job": "child.json"}

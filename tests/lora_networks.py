@@ -3,9 +3,9 @@
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.core import families
-from dpdmd_studio.core.lora_file import weight_shapes
-from dpdmd_studio.core.lora_math import LoraPair
-from dpdmd_studio.core.recipe import Recipe
+from dpdmd_studio.core.lora.file import weight_shapes
+from dpdmd_studio.core.lora.math import LoraPair
+from dpdmd_studio.core.recipe.recipe import Recipe
 
 UNET = {
     "sample_size": 8,

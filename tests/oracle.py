@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from dpdmd_studio.core.schedule import Levels
+from dpdmd_studio.core.diffusion.schedule import Levels
 from torch import Tensor
 
 

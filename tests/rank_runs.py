@@ -70,7 +70,7 @@ def in_ranks(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
 
 
 def _run(end, environment: dict[str, str], work, rank: int, arguments) -> None:
-    from dpdmd_studio.trainer.engine.ranks import joined
+    from dpdmd_studio.trainer.distributed import joined
 
     torch.set_num_threads(1)
     os.environ.update(environment)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import lora_networks
 import torch
+from dpdmd_studio.app.share.facts import CheckpointFacts, PackageFacts, PictureFacts
+from dpdmd_studio.cli import main
+from dpdmd_studio.core.diffusion.schedule import VPSchedule, few_step_positions
 from dpdmd_studio.core.families import Detection
-from dpdmd_studio.core.hashes import FileHashes
-from dpdmd_studio.core.lora_file import write_lora
-from dpdmd_studio.core.schedule import VPSchedule, few_step_positions
-from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.share.facts import CheckpointFacts, PackageFacts, PictureFacts
+from dpdmd_studio.core.files.hashes import FileHashes
+from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 
 TITLES = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3.5 medium"}
 HOSTILE = '<script>alert(1)</script> **b** [x](http://e.example) "q" `c` | # 日本'

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from dpdmd_studio.core.lora_file import weight_shapes
-from dpdmd_studio.core.lora_layout import lora_tensors
-from dpdmd_studio.core.lora_math import LoraPair
-from dpdmd_studio.trainer.engine.checkpoint import LoadedCheckpoint, load_checkpoint
+from dpdmd_studio.core.lora.file import weight_shapes
+from dpdmd_studio.core.lora.layout import lora_tensors
+from dpdmd_studio.core.lora.math import LoraPair
+from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, load_checkpoint
 from safetensors.torch import save_file
 
 # layers that a student does not train, by family

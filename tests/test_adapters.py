@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.core.errors import LoraError
-from dpdmd_studio.trainer.engine.adapters import AdapterRoles
+from dpdmd_studio.trainer.model.roles import AdapterRoles
 
 TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0|conv1)"
 

@@ -6,25 +6,25 @@ import dataclasses
 
 import pytest
 import torch
-from dpdmd_studio.core.anchored import (
-    AnchoredTrajectory,
-    anchored_plan,
-    divided_step,
-    position_at,
-    trained_anchor_steps,
-)
-from dpdmd_studio.core.errors import SettingsError
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.core.known_students import KNOWN_STUDENTS
-from dpdmd_studio.core.recipe import Anchor
-from dpdmd_studio.core.sampler import sample_few_step
-from dpdmd_studio.core.schedule import (
+from dpdmd_studio.core.diffusion.sampler import sample_few_step
+from dpdmd_studio.core.diffusion.schedule import (
     FlowSchedule,
     Levels,
     VPSchedule,
     few_step_positions,
     refine_positions,
 )
+from dpdmd_studio.core.errors import SettingsError
+from dpdmd_studio.core.recipe.anchored import (
+    AnchoredTrajectory,
+    anchored_plan,
+    divided_step,
+    position_at,
+    trained_anchor_steps,
+)
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.known_students import KNOWN_STUDENTS
+from dpdmd_studio.core.recipe.recipe import Anchor
 
 SD1 = default_recipe("sd1", "eps")
 SD3 = default_recipe("sd3", "flow")

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpdmd_studio.trainer import jobs
-from dpdmd_studio.trainer.api import MAX_BODY_BYTES, PREFIX, Response, run_detail
-from dpdmd_studio.trainer.api.handler import Api
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.environment import Environment, readiness
-from dpdmd_studio.trainer.jobs import files as job_files
-from dpdmd_studio.trainer.jobs import spawn
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
-from dpdmd_studio.trainer.run_directory import RunDirectory
-from dpdmd_studio.trainer.run_lock import owned
+from dpdmd_studio.app import jobs
+from dpdmd_studio.app.api import MAX_BODY_BYTES, PREFIX, Response, run_detail
+from dpdmd_studio.app.api.handler import Api
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.app.environment import Environment, readiness
+from dpdmd_studio.app.jobs import files as job_files
+from dpdmd_studio.app.jobs import spawn
+from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.app.runs.lock import owned
 from tiny_runs import TINY
 
 JSON = {"Content-Type": "application/json"}

@@ -10,7 +10,7 @@ import torch.nn.functional as functional
 from dpdmd_studio.core import attention as ours
 from dpdmd_studio.core.attention import attention, attention_backend, choose
 from dpdmd_studio.core.errors import SettingsError
-from dpdmd_studio.trainer.engine.attention_setup import use_attention
+from dpdmd_studio.trainer.attention.setup import use_attention
 
 CPU = torch.device("cpu")
 

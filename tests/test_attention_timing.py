@@ -16,11 +16,12 @@ from diffusers.models.attention_processor import (
     XFormersJointAttnProcessor,
 )
 from dpdmd_studio.core.attention import forget_probes
-from dpdmd_studio.trainer.engine import attention_setup, attention_timing
-from dpdmd_studio.trainer.engine.attention_memory import machine_key
-from dpdmd_studio.trainer.engine.attention_setup import Workload, fastest, use_attention
-from dpdmd_studio.trainer.engine.attention_shapes import AttentionShape, attention_shapes
-from dpdmd_studio.trainer.engine.attention_timing import (
+from dpdmd_studio.trainer.attention import setup as attention_setup
+from dpdmd_studio.trainer.attention import timing as attention_timing
+from dpdmd_studio.trainer.attention.memory import machine_key
+from dpdmd_studio.trainer.attention.setup import Workload, fastest, use_attention
+from dpdmd_studio.trainer.attention.shapes import AttentionShape, attention_shapes
+from dpdmd_studio.trainer.attention.timing import (
     SDPA,
     XFORMERS,
     Candidate,
@@ -28,7 +29,7 @@ from dpdmd_studio.trainer.engine.attention_timing import (
     difference,
     measure,
 )
-from dpdmd_studio.trainer.engine.session import open_session
+from dpdmd_studio.trainer.training.session import open_session
 from tiny_runs import new_run
 
 CPU = torch.device("cpu")

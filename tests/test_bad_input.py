@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dpdmd_studio.trainer.cli import main
+from dpdmd_studio.cli import main
 from safetensors.torch import load_file, save_file
 from tiny_runs import new_run
 
@@ -229,7 +229,7 @@ def test_running_out_of_memory_while_sampling_is_named(files, tmp_path, monkeypa
     def exhausted(*_, **__):
         raise RuntimeError("MPS backend out of memory (allocated 9 GB)")
 
-    monkeypatch.setattr("dpdmd_studio.trainer.engine.sample_command.sample_latents", exhausted)
+    monkeypatch.setattr("dpdmd_studio.trainer.commands.sample.sample_latents", exhausted)
     arguments = ["sample", str(files["sd1"]), "--prompt", "a cat", "--output", str(tmp_path / "p")]
     refused(arguments, "Lower --batch-size", capsys)
 

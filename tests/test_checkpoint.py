@@ -15,9 +15,9 @@ from dpdmd_studio.core.errors import (
     SettingsError,
     UnsupportedModelError,
 )
-from dpdmd_studio.core.tensor_file import read_header
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.engine.weights import converted
+from dpdmd_studio.core.files.tensor_file import read_header
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.weights import converted
 
 PREFIX = "model.diffusion_model."
 MAKERS = {

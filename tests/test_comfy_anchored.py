@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from dpdmd_studio import comfy_nodes
-from dpdmd_studio.comfy_nodes import anchored, compare, host, lora_switch
-from dpdmd_studio.core.anchored import anchored_plan
+from dpdmd_studio.comfy_nodes import host
+from dpdmd_studio.comfy_nodes.sampling import anchored, compare, lora_switch
+from dpdmd_studio.core.diffusion.sampler import sample_few_step
 from dpdmd_studio.core.errors import RecipeError, SettingsError
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.core.picture_diversity import layout_vectors, sample_diversity
-from dpdmd_studio.core.recipe import METADATA_KEY
-from dpdmd_studio.core.sampler import sample_few_step
+from dpdmd_studio.core.images.diversity import layout_vectors, sample_diversity
+from dpdmd_studio.core.recipe.anchored import anchored_plan
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY
 from torch import nn
 
 SD3 = default_recipe("sd3", "flow")

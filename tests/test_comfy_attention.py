@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as functional
 from comfy_host import Model
-from dpdmd_studio.comfy_nodes import attention_node
-from dpdmd_studio.comfy_nodes.attention_node import pytorch_override, xformers_override
+from dpdmd_studio.comfy_nodes.sampling import attention as attention_node
+from dpdmd_studio.comfy_nodes.sampling.attention import pytorch_override, xformers_override
 from dpdmd_studio.core import attention as kernels
-from dpdmd_studio.core.few_step import default_recipe
+from dpdmd_studio.core.recipe.few_step import default_recipe
 
 OVERRIDES = (pytorch_override, xformers_override)
 BATCH, HEADS, TOKENS, KEYS, WIDTH = 2, 3, 5, 7, 4

@@ -13,10 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from dpdmd_studio.comfy_nodes import host, knob_inputs, routes, training, waiting
-from dpdmd_studio.comfy_nodes.distill import BACKGROUND, Distill, losses
-from dpdmd_studio.comfy_nodes.knob_inputs import GIB, Card
-from dpdmd_studio.comfy_nodes.runs_node import LATEST, Runs, run_choices
+from dpdmd_studio.app import jobs
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.presets import DEMO, PRESETS
+from dpdmd_studio.app.environment import readiness
+from dpdmd_studio.app.jobs import spawn
+from dpdmd_studio.app.runs import exit_note
+from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.app.runs.lock import owned
+from dpdmd_studio.comfy_nodes import host
+from dpdmd_studio.comfy_nodes.training import knob_inputs, routes, waiting
+from dpdmd_studio.comfy_nodes.training import new_run as training
+from dpdmd_studio.comfy_nodes.training.distill import BACKGROUND, Distill, losses
+from dpdmd_studio.comfy_nodes.training.knob_inputs import GIB, Card
+from dpdmd_studio.comfy_nodes.training.runs import LATEST, Runs, run_choices
 from dpdmd_studio.core.errors import (
     CheckpointError,
     OutputError,
@@ -24,15 +34,8 @@ from dpdmd_studio.core.errors import (
     RunError,
     SettingsError,
 )
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.core.recipe import METADATA_KEY
-from dpdmd_studio.trainer import exit_note, jobs
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.environment import readiness
-from dpdmd_studio.trainer.jobs import spawn
-from dpdmd_studio.trainer.presets import DEMO, PRESETS
-from dpdmd_studio.trainer.run_directory import RunDirectory
-from dpdmd_studio.trainer.run_lock import owned
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -11,12 +11,12 @@ import comfy_host
 import pytest
 import torch
 from comfy_host import Model
-from dpdmd_studio.comfy_nodes import dropdown
+from dpdmd_studio.comfy_nodes.sampling import dropdown
+from dpdmd_studio.core.diffusion.sampler import sample_few_step
+from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions
 from dpdmd_studio.core.errors import LoraError, RecipeError
-from dpdmd_studio.core.few_step import default_recipe, respaced, schedule_of
-from dpdmd_studio.core.recipe import METADATA_KEY, Recipe
-from dpdmd_studio.core.sampler import sample_few_step
-from dpdmd_studio.core.schedule import Levels, few_step_positions
+from dpdmd_studio.core.recipe.few_step import default_recipe, respaced, schedule_of
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY, Recipe
 
 SD1 = default_recipe("sd1", "eps")
 SDXL_V = default_recipe("sdxl", "v", zero_terminal_snr=True)

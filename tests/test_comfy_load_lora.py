@@ -10,12 +10,12 @@ import comfy_host
 import pytest
 import torch
 from comfy_host import Model, lora_tensors, write_lora
-from dpdmd_studio.comfy_nodes import lora_fit
-from dpdmd_studio.comfy_nodes.lora_node import LoadLora
-from dpdmd_studio.comfy_nodes.recipes import find_recipe
+from dpdmd_studio.comfy_nodes.host import lora_fit
+from dpdmd_studio.comfy_nodes.sampling.load_lora import LoadLora
+from dpdmd_studio.comfy_nodes.sampling.recipes import find_recipe
 from dpdmd_studio.core.errors import LoraError, RecipeError, SettingsError
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.core.recipe import Recipe
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.recipe import Recipe
 
 SD1 = dataclasses.replace(
     default_recipe("sd1", "eps", num_steps=2), resolutions=((512, 512),), teacher_name="real.sft"

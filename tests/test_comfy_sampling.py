@@ -10,12 +10,13 @@ import comfy_host
 import pytest
 import torch
 from comfy_host import Model
-from dpdmd_studio.comfy_nodes import host, sampling
-from dpdmd_studio.comfy_nodes.recipes import find_recipe
+from dpdmd_studio.comfy_nodes import host
+from dpdmd_studio.comfy_nodes.sampling import few_step as sampling
+from dpdmd_studio.comfy_nodes.sampling.recipes import find_recipe
+from dpdmd_studio.core.diffusion.sampler import sample_few_step
 from dpdmd_studio.core.errors import LoraError, RecipeError, SettingsError
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.core.recipe import METADATA_KEY, Recipe
-from dpdmd_studio.core.sampler import sample_few_step
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY, Recipe
 
 SD1 = default_recipe("sd1", "eps")
 SDXL_V = default_recipe("sdxl", "v", zero_terminal_snr=True)

@@ -7,9 +7,9 @@ import json
 import lora_networks
 import pytest
 import torch
-from dpdmd_studio.core.lora_file import write_lora
-from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
+from dpdmd_studio.cli import main
+from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -4,15 +4,10 @@ import argparse
 import dataclasses
 
 import pytest
+from dpdmd_studio.app.config.distill_config import DistillConfig, parse_resolutions
+from dpdmd_studio.app.config.presets import PRESETS, preset
+from dpdmd_studio.cli.arguments import add_config_arguments, config_values, parse_lora, parse_seeds
 from dpdmd_studio.core.errors import SettingsError
-from dpdmd_studio.trainer.cli_arguments import (
-    add_config_arguments,
-    config_values,
-    parse_lora,
-    parse_seeds,
-)
-from dpdmd_studio.trainer.config import DistillConfig, parse_resolutions
-from dpdmd_studio.trainer.presets import PRESETS, preset
 
 
 def test_defaults_are_valid_and_round_trip_through_json():

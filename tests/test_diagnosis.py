@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dpdmd_studio.trainer import run_facts
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.diagnosis import diagnose, diagnose_facts
-from dpdmd_studio.trainer.diagnosis_outcome import variants
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
-from dpdmd_studio.trainer.run_directory import EVALUATIONS, RunDirectory
-from dpdmd_studio.trainer.run_facts import RunFacts, read_facts, window_medians
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.app.findings.diagnosis import diagnose, diagnose_facts
+from dpdmd_studio.app.findings.outcome import variants
+from dpdmd_studio.app.runs import facts as run_facts
+from dpdmd_studio.app.runs.directory import EVALUATIONS, RunDirectory
+from dpdmd_studio.app.runs.facts import RunFacts, read_facts, window_medians
 
 GOLDEN = Path(__file__).parent / "goldens" / "diagnosis-curves.json"
 RUNNING = {"status": "running"}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from dpdmd_studio.trainer.diagnosis import diagnose_facts
-from dpdmd_studio.trainer.run_facts import RunFacts
+from dpdmd_studio.app.findings.diagnosis import diagnose_facts
+from dpdmd_studio.app.runs.facts import RunFacts
 
 GIB = 2**30
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import NonFiniteError, RunError
-from dpdmd_studio.core.lora_file import lora_deltas, merge_lora, read_lora, weight_shapes
-from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.engine import runner
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.engine.session import open_session
-from dpdmd_studio.trainer.run_directory import RunDirectory
+from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, read_lora, weight_shapes
+from dpdmd_studio.trainer.commands import distill as runner
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.training.session import open_session
 from safetensors.torch import load_file
 from tiny_runs import BUILDERS, PROMPTS, TINY, distil, final_state, metrics_of, new_run
 
@@ -95,8 +95,8 @@ class Killed(BaseException):
 def test_a_run_killed_anywhere_resumes_exactly(files, tmp_path, monkeypatch, uninterrupted, place):
     whole = uninterrupted(share=False)
     run = new_run(tmp_path / "killed", files["sd1"], share_rollouts=False)
-    from dpdmd_studio.trainer.engine import loop, state
-    from dpdmd_studio.trainer.engine.distiller import Distiller
+    from dpdmd_studio.trainer.method.distiller import Distiller
+    from dpdmd_studio.trainer.training import loop, state
 
     calls = {"count": 0}
 
@@ -160,7 +160,7 @@ def test_a_run_in_use_is_refused(files, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_stops_and_keeps_the_last_state(files, tmp_path, monkeypatch):
-    from dpdmd_studio.trainer.engine import losses
+    from dpdmd_studio.trainer.method import losses
 
     run = new_run(tmp_path, files["sd1"])
     original, calls = losses.matching_loss, []
@@ -245,7 +245,7 @@ def test_a_file_that_appeared_meanwhile_is_left_alone(files, tmp_path):
 
 
 def test_running_out_of_memory_is_named(files, tmp_path, monkeypatch):
-    from dpdmd_studio.trainer.engine.distiller import Distiller
+    from dpdmd_studio.trainer.method.distiller import Distiller
 
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -259,7 +259,7 @@ def test_running_out_of_memory_is_named(files, tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up_while_a_state_is_saved_is_an_error(files, tmp_path, monkeypatch):
     from dpdmd_studio.core.errors import OutputError
-    from dpdmd_studio.trainer.engine import state
+    from dpdmd_studio.trainer.training import state
     from safetensors import SafetensorError
 
     def full(*_):
@@ -275,8 +275,8 @@ def test_a_disk_that_fills_up_while_a_state_is_saved_is_an_error(files, tmp_path
 def test_a_full_disk_is_named_and_the_run_can_go_on(files, tmp_path, monkeypatch):
     import errno
 
-    from dpdmd_studio.core import atomic_write
     from dpdmd_studio.core.errors import OutputError
+    from dpdmd_studio.core.files import atomic_write
 
     run = new_run(tmp_path, files["sd1"], steps=2)
     with monkeypatch.context() as patch:
@@ -308,7 +308,7 @@ def test_a_second_process_sees_the_same_numbers(files, tmp_path, uninterrupted):
         f"spec = importlib.util.spec_from_file_location('dpdmd_studio', r'{root / '__init__.py'}');"
         "m = importlib.util.module_from_spec(spec); sys.modules['dpdmd_studio'] = m;"
         "spec.loader.exec_module(m);"
-        "from dpdmd_studio.trainer.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from dpdmd_studio.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "resume", str(parts.path)]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0

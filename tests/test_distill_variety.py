@@ -5,10 +5,10 @@ from __future__ import annotations
 import checkpoints
 import pytest
 import torch
-from dpdmd_studio.core.lora_file import read_lora
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine import runner
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.core.lora.file import read_lora
+from dpdmd_studio.trainer.commands import distill as runner
 from safetensors.torch import load_file
 from tiny_runs import PROMPTS, TINY, distil, new_run
 

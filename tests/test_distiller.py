@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dpdmd_studio.core import schedule as s
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine.distiller import Batch, Distiller
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.core.diffusion import schedule as s
+from dpdmd_studio.trainer.method.distiller import Batch, Distiller
 from oracle import GaussianOracle, grid
 
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from dpdmd_studio.trainer import environment as env
-from dpdmd_studio.trainer.environment import (
+from dpdmd_studio.app import environment as env
+from dpdmd_studio.app.environment import (
     boot,
     handover,
     installation,

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dpdmd_studio.core.families import Detection, identify
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.estimate import (
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.presets import PRESETS
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.app.estimate import (
     COSTS,
     GIB,
     SPEED_SETTINGS,
@@ -16,9 +17,8 @@ from dpdmd_studio.trainer.estimate import (
     duration,
     estimate,
 )
-from dpdmd_studio.trainer.presets import PRESETS
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
-from dpdmd_studio.trainer.run_directory import RunDirectory
+from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.core.families import Detection, identify
 
 TEACHER = Path(__file__).parents[1] / "trainer" / "assets" / "shapes-sd3.safetensors"
 FULL_SIZE = {"sd1": 2_064_293_568, "sdxl": 6_869_719_733, "sd3": 5_284_687_127}

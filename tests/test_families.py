@@ -13,7 +13,7 @@ from checkpoints import sd3_names, unet_names
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.core.errors import CheckpointError, UnsupportedModelError
 from dpdmd_studio.core.families import FAMILIES, detect, family
-from dpdmd_studio.core.tensor_file import TensorFile, TensorInfo
+from dpdmd_studio.core.files.tensor_file import TensorFile, TensorInfo
 from torch import nn
 
 SD15 = {

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from dpdmd_studio.core.errors import LoraError, SettingsError
-from dpdmd_studio.core.few_step import (
+from dpdmd_studio.core.recipe.few_step import (
     check_fit,
     default_recipe,
     plan,
@@ -15,7 +15,7 @@ from dpdmd_studio.core.few_step import (
     schedule_of,
     trained_levels,
 )
-from dpdmd_studio.core.recipe import Recipe, is_plain_grid
+from dpdmd_studio.core.recipe.recipe import Recipe, is_plain_grid
 
 SD1 = default_recipe("sd1", "eps")
 SDXL_V = default_recipe("sdxl", "v", zero_terminal_snr=True)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.core.errors import SettingsError
-from dpdmd_studio.trainer.engine import weight_formats
-from dpdmd_studio.trainer.engine.adapters import AdapterRoles
-from dpdmd_studio.trainer.engine.frozen_base import offload_base, quantise_base, store_base
-from dpdmd_studio.trainer.engine.frozen_layers import FrozenLayer, freeze
-from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
-from dpdmd_studio.trainer.engine.offload import HostWeight, OffloadRing
-from dpdmd_studio.trainer.engine.session import open_session
-from dpdmd_studio.trainer.engine.weight_formats import FORMATS, weight_format
+from dpdmd_studio.trainer.memory import weight_formats
+from dpdmd_studio.trainer.memory.frozen_layers import FrozenLayer, freeze
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
+from dpdmd_studio.trainer.memory.offload import HostWeight, OffloadRing
+from dpdmd_studio.trainer.memory.packed_base import offload_base, quantise_base, store_base
+from dpdmd_studio.trainer.memory.weight_formats import FORMATS, weight_format
+from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.training.session import open_session
 from tiny_runs import new_run
 from torch import nn
 

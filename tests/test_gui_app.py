@@ -11,11 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from dpdmd_studio.app.api.guard import COOKIE, MAX_BODY_BYTES, Guard, host_name, is_local
+from dpdmd_studio.app.gui.forms import distill as distill_form
+from dpdmd_studio.app.gui.widgets import html
+from dpdmd_studio.app.jobs import get_job, rename, spawn
+from dpdmd_studio.app.library import choices as sources
+from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import SettingsError
-from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.gui import distill_form, html, sources
-from dpdmd_studio.trainer.gui.guard import COOKIE, MAX_BODY_BYTES, Guard, host_name, is_local
-from dpdmd_studio.trainer.jobs import get_job, rename, spawn
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "</script><script>alert(1)</script>"
@@ -116,7 +118,7 @@ def test_which_addresses_need_no_token():
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory):
     """The whole application over a data folder with one job."""
-    from dpdmd_studio.trainer.gui.app import build_app
+    from dpdmd_studio.app.gui.app import build_app
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPDMD_HOME", str(tmp_path_factory.mktemp("home")))
@@ -131,7 +133,7 @@ def app(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_the_page_asks_nothing_of_other_servers(app):
-    from dpdmd_studio.trainer.gui.app import SCRIPT, STYLES
+    from dpdmd_studio.app.gui.app import SCRIPT, STYLES
 
     status, headers, body = ask(app[0])
     assert status == 200 and "DP-DMD Studio" in body
@@ -196,7 +198,7 @@ def test_files_of_the_computer_are_not_served(app):
 
 
 def test_a_port_that_is_taken_and_a_short_token_are_named(home):
-    from dpdmd_studio.trainer.gui.app import serve
+    from dpdmd_studio.app.gui.app import serve
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -219,11 +221,11 @@ PROCESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import conftest, json
-from dpdmd_studio.trainer.jobs import spawn
+from dpdmd_studio.app.jobs import spawn
 spawn.ensure_worker = lambda: False
-from dpdmd_studio.trainer.gui.app import build_app
-from dpdmd_studio.trainer.gui import compare_form, distill_form, distill_hints
-from dpdmd_studio.trainer.gui import runs_view, share_form, sources
+from dpdmd_studio.app.gui.app import build_app
+from dpdmd_studio.app.gui import compare_form, distill_form, distill_hints
+from dpdmd_studio.app.gui import runs_view, share_form, sources
 sources.default_folders = list
 build_app()
 form = distill_form.initial()

@@ -11,26 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from dpdmd_studio.app import jobs
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.presets import DEMO
+from dpdmd_studio.app.estimate import bytes_in_16_bit
+from dpdmd_studio.app.findings.diagnosis import Finding
+from dpdmd_studio.app.gui.forms import compare as compare_form
+from dpdmd_studio.app.gui.forms import controls, distill_hints
+from dpdmd_studio.app.gui.forms import distill as distill_form
+from dpdmd_studio.app.gui.forms import share as share_form
+from dpdmd_studio.app.gui.widgets import html, run_pieces, runs_view
+from dpdmd_studio.app.jobs import spawn
+from dpdmd_studio.app.library import choices as sources
+from dpdmd_studio.app.library import preferences
+from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.app.runs.settings_file import config_text
 from dpdmd_studio.core.errors import DPDMDError, SettingsError
-from dpdmd_studio.trainer import jobs, preferences
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.diagnosis import Finding
-from dpdmd_studio.trainer.estimate import bytes_in_16_bit
-from dpdmd_studio.trainer.gui import (
-    compare_form,
-    controls,
-    distill_form,
-    distill_hints,
-    html,
-    run_pieces,
-    runs_view,
-    share_form,
-    sources,
-)
-from dpdmd_studio.trainer.jobs import spawn
-from dpdmd_studio.trainer.presets import DEMO
-from dpdmd_studio.trainer.run_directory import RunDirectory
-from dpdmd_studio.trainer.settings_file import config_text
 from safetensors.torch import load_file, save_file
 
 SHAPES = str(sources.ASSETS / "shapes-sd3.safetensors")

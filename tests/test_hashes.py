@@ -5,8 +5,8 @@ import struct
 
 import pytest
 import torch
-from dpdmd_studio.core import hashes
 from dpdmd_studio.core.errors import CheckpointError
+from dpdmd_studio.core.files import hashes
 from safetensors.torch import save, save_file
 
 

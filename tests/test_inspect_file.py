@@ -7,10 +7,10 @@ import checkpoints
 import lora_networks
 import pytest
 import torch
-from dpdmd_studio.core import lora_layout
+from dpdmd_studio.app.library.inspect import format_text, inspect
 from dpdmd_studio.core.errors import CheckpointError
-from dpdmd_studio.core.lora_file import write_lora
-from dpdmd_studio.trainer.inspect_file import format_text, inspect
+from dpdmd_studio.core.lora import layout as lora_layout
+from dpdmd_studio.core.lora.file import write_lora
 from safetensors.torch import save_file
 
 

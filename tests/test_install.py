@@ -12,12 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from dpdmd_studio.trainer import environment as env
-from dpdmd_studio.trainer.environment import (
-    installation,
-    packages,
-    vocabularies,
-)
+from dpdmd_studio.app import environment as env
+from dpdmd_studio.app.environment import installation, packages, vocabularies
 
 ROOT = Path(__file__).resolve().parents[1]
 

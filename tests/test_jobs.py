@@ -17,6 +17,15 @@ import time
 from pathlib import Path
 
 import pytest
+from dpdmd_studio.app import jobs
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
+from dpdmd_studio.app.jobs import files as job_files
+from dpdmd_studio.app.jobs import queue, spawn
+from dpdmd_studio.app.runs import exit_note
+from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.app.runs.process_identity import identity_of
+from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import (
     CheckpointError,
     DPDMDError,
@@ -25,14 +34,6 @@ from dpdmd_studio.core.errors import (
     RunError,
     SettingsError,
 )
-from dpdmd_studio.trainer import exit_note, jobs
-from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.jobs import files as job_files
-from dpdmd_studio.trainer.jobs import queue, spawn
-from dpdmd_studio.trainer.process_identity import identity_of
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles, TeacherLora
-from dpdmd_studio.trainer.run_directory import RunDirectory
 from tiny_runs import TINY
 
 PROMPTS = ["a cat", "a {red|blue} dog"]

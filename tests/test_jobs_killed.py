@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import pytest
-from dpdmd_studio.core.lora_file import read_lora
-from dpdmd_studio.trainer import jobs
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+from dpdmd_studio.app import jobs
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.core.lora.file import read_lora
 from killing import kill_at_random
 from tiny_runs import TINY
 

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from dpdmd_studio.trainer import exit_note, jobs
-from dpdmd_studio.trainer.jobs import queue, spawn, supervise, worker
-from dpdmd_studio.trainer.process_identity import identity_of
-from dpdmd_studio.trainer.run_lock import live_owner, owned
+from dpdmd_studio.app import jobs
+from dpdmd_studio.app.jobs import queue, spawn, supervise, worker
+from dpdmd_studio.app.runs import exit_note
+from dpdmd_studio.app.runs.lock import live_owner, owned
+from dpdmd_studio.app.runs.process_identity import identity_of
 
 PATIENCE_SECONDS = 60
 

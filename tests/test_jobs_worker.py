@@ -8,16 +8,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from dpdmd_studio.app import jobs
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.app.runs import exit_note
+from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.app.runs.lock import owned
+from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import RunError
-from dpdmd_studio.core.lora_file import read_lora
-from dpdmd_studio.trainer import exit_note, jobs
-from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine import preparation, runner
-from dpdmd_studio.trainer.engine.device_lock import device_name
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
-from dpdmd_studio.trainer.run_directory import RunDirectory
-from dpdmd_studio.trainer.run_lock import owned
+from dpdmd_studio.core.lora.file import read_lora
+from dpdmd_studio.trainer.commands import distill as runner
+from dpdmd_studio.trainer.commands import preparation
+from dpdmd_studio.trainer.commands.device_lock import device_name
 from tiny_runs import TINY, distil, new_run
 
 PATIENCE_SECONDS = 120

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from dpdmd_studio.core.diffusion.schedule import Levels, VPSchedule, few_step_positions
 from dpdmd_studio.core.errors import SettingsError
-from dpdmd_studio.core.known_students import (
+from dpdmd_studio.core.recipe.known_students import (
     KNOWN_STUDENTS,
     consistency_grid,
     recognise,
     simple_grid,
 )
-from dpdmd_studio.core.recipe import Recipe
-from dpdmd_studio.core.schedule import Levels, VPSchedule, few_step_positions
+from dpdmd_studio.core.recipe.recipe import Recipe
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

@@ -8,17 +8,19 @@ import lora_networks
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from dpdmd_studio.core import hashes, lora_layout, lora_serialize
 from dpdmd_studio.core.errors import NonFiniteError, OutputError
-from dpdmd_studio.core.lora_file import (
+from dpdmd_studio.core.files import hashes
+from dpdmd_studio.core.lora import layout as lora_layout
+from dpdmd_studio.core.lora import serialize as lora_serialize
+from dpdmd_studio.core.lora.file import (
     lora_deltas,
     merge_lora,
     read_lora,
     weight_shapes,
     write_lora,
 )
-from dpdmd_studio.core.lora_math import LoraPair, block_diagonal, cast, delta
-from dpdmd_studio.core.lora_metadata import TrainingFacts, training_metadata
+from dpdmd_studio.core.lora.math import LoraPair, block_diagonal, cast, delta
+from dpdmd_studio.core.lora.metadata import TrainingFacts, training_metadata
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save

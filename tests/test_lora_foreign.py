@@ -5,9 +5,9 @@ import json
 import lora_networks
 import pytest
 import torch
-from dpdmd_studio.core import lora_layout
 from dpdmd_studio.core.errors import LoraError
-from dpdmd_studio.core.lora_file import lora_deltas, read_lora, weight_shapes, write_lora
+from dpdmd_studio.core.lora import layout as lora_layout
+from dpdmd_studio.core.lora.file import lora_deltas, read_lora, weight_shapes, write_lora
 from safetensors.torch import save_file
 
 NAMES = ["sd1", "sdxl", "sd3"]

@@ -6,11 +6,11 @@ import checkpoints
 import pytest
 import torch
 from dpdmd_studio.core.errors import LoraError, NonFiniteError
-from dpdmd_studio.core.lora_file import lora_deltas, read_lora, weight_shapes
-from dpdmd_studio.core.lora_math import delta
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.engine.lora_merge import open_merging
-from dpdmd_studio.trainer.engine.prompt_cache import encode_prompts, encoder_identity
+from dpdmd_studio.core.lora.file import lora_deltas, read_lora, weight_shapes
+from dpdmd_studio.core.lora.math import delta
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.lora_merge import open_merging
+from dpdmd_studio.trainer.text.cache import encode_prompts, encoder_identity
 from safetensors.torch import load_file, save_file
 from style_loras import KOHYA, TE_LAYERS, change, plain, style
 from tiny_runs import BUILDERS

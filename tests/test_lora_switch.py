@@ -6,9 +6,9 @@ import lora_networks
 import pytest
 import torch
 from dpdmd_studio.core.errors import LoraError
-from dpdmd_studio.core.lora_file import read_lora, write_lora
-from dpdmd_studio.trainer.engine.checkpoint import apply_lora, load_checkpoint
-from dpdmd_studio.trainer.engine.lora_switch import LoraSwitch
+from dpdmd_studio.core.lora.file import read_lora, write_lora
+from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
+from dpdmd_studio.trainer.loading.checkpoint import apply_lora, load_checkpoint
 
 
 def weights(checkpoint) -> dict[str, torch.Tensor]:

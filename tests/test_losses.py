@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from dpdmd_studio.core import schedule as s
-from dpdmd_studio.trainer.engine import losses
+from dpdmd_studio.core.diffusion import schedule as s
+from dpdmd_studio.trainer.method import losses
 from oracle import GaussianOracle, grid
 
 
@@ -23,7 +23,7 @@ def randn(generator, *shape):
 def test_the_diversity_loss_is_the_mean_squared_velocity_error(
     prediction, schedule, position, generator
 ):
-    from dpdmd_studio.core.prediction import from_x0
+    from dpdmd_studio.core.diffusion.prediction import from_x0
 
     x_t, x0, target = (randn(generator, 2, 4, 3, 3) for _ in range(3))
     level = grid(schedule, [position])

@@ -4,8 +4,8 @@ import lora_networks
 import pytest
 import torch
 from dpdmd_studio.core.errors import LoraError
-from dpdmd_studio.core.lora_file import lora_deltas, merge_lora, read_lora, weight_shapes
-from dpdmd_studio.core.lora_math import delta
+from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, read_lora, weight_shapes
+from dpdmd_studio.core.lora.math import delta
 from safetensors.torch import save_file
 
 OUT, IN, RANK, KERNEL, ALPHA = 12, 8, 3, (3, 3), 6.0

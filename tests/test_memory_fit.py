@@ -7,15 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.estimate import arithmetic_memory
 from dpdmd_studio.core.families import identify
-from dpdmd_studio.core.tensor_file import read_header
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine import memory_fit, memory_ladder
-from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
-from dpdmd_studio.trainer.engine.memory_fit import fit_memory, needed_memory
-from dpdmd_studio.trainer.engine.memory_ladder import rungs_below
-from dpdmd_studio.trainer.engine.session import open_session
-from dpdmd_studio.trainer.estimate import arithmetic_memory
+from dpdmd_studio.core.files.tensor_file import read_header
+from dpdmd_studio.trainer.memory import fit as memory_fit
+from dpdmd_studio.trainer.memory.fit import fit_memory, needed_memory
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
+from dpdmd_studio.trainer.training import memory_ladder
+from dpdmd_studio.trainer.training.memory_ladder import rungs_below
+from dpdmd_studio.trainer.training.session import open_session
 from tiny_runs import distil, metrics_of, new_run
 
 GIB = 2**30

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 from dpdmd_studio.core.errors import RunError
-from dpdmd_studio.core.tensor_file import read_header
-from dpdmd_studio.trainer.engine import distiller as distiller_module
-from dpdmd_studio.trainer.engine import runner
-from dpdmd_studio.trainer.engine.network import NetworkCall
-from dpdmd_studio.trainer.engine.session import open_session
+from dpdmd_studio.core.files.tensor_file import read_header
+from dpdmd_studio.trainer.commands import distill as runner
+from dpdmd_studio.trainer.method import distiller as distiller_module
+from dpdmd_studio.trainer.model.network import NetworkCall
+from dpdmd_studio.trainer.training.session import open_session
 from tiny_runs import distil, final_state, metrics_of, new_run
 
 FIRST_RUNGS = ("gradient_checkpointing", "micro_batch_size")

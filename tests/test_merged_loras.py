@@ -6,8 +6,8 @@ import json
 
 import pytest
 from dpdmd_studio.core.errors import RecipeError
-from dpdmd_studio.core.merged_loras import PresentLora, merged_lora_notes
-from dpdmd_studio.core.recipe import MergedLora, Recipe, usage_hint
+from dpdmd_studio.core.recipe.merged_loras import PresentLora, merged_lora_notes
+from dpdmd_studio.core.recipe.recipe import MergedLora, Recipe, usage_hint
 
 SHA, OTHER = "ab" * 32, "cd" * 32
 AUTOV3 = "0123456789ab"

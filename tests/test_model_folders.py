@@ -9,10 +9,15 @@ import struct
 from pathlib import Path
 
 import pytest
+from dpdmd_studio.app.library import model_folders
+from dpdmd_studio.app.library.model_folders import (
+    contained,
+    default_folders,
+    list_models,
+    size_text,
+)
+from dpdmd_studio.app.library.path_checks import check_name, is_inside
 from dpdmd_studio.core.errors import SettingsError
-from dpdmd_studio.trainer import model_folders
-from dpdmd_studio.trainer.model_folders import contained, default_folders, list_models, size_text
-from dpdmd_studio.trainer.path_checks import check_name, is_inside
 
 
 def file_of(path: Path, *names: str) -> Path:

@@ -6,14 +6,14 @@ import json
 
 import pytest
 import torch
-from dpdmd_studio.core.lora_file import read_lora
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine import monitor as monitor_module
-from dpdmd_studio.trainer.engine import runner
-from dpdmd_studio.trainer.engine.monitor import clearly_nearer
-from dpdmd_studio.trainer.engine.prompt_expansion import set_aside
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
-from dpdmd_studio.trainer.run_directory import EVALUATIONS, RunDirectory
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.app.prompts.expansion import set_aside
+from dpdmd_studio.app.runs.directory import EVALUATIONS, RunDirectory
+from dpdmd_studio.core.lora.file import read_lora
+from dpdmd_studio.trainer.commands import distill as runner
+from dpdmd_studio.trainer.evaluation import monitor as monitor_module
+from dpdmd_studio.trainer.evaluation.monitor import clearly_nearer
 from safetensors.torch import load_file
 from tiny_runs import TINY, distil, final_state
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from dpdmd_studio.core.diffusion.schedule import FlowSchedule, VPSchedule
 from dpdmd_studio.core.errors import CheckpointError
-from dpdmd_studio.core.schedule import FlowSchedule, VPSchedule
-from dpdmd_studio.trainer.engine import prediction_check
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.engine.conditioning import Conditioning
-from dpdmd_studio.trainer.engine.prediction_check import check_prediction_type, clear_prediction
-from dpdmd_studio.trainer.engine.vae import decode, linear_preview
+from dpdmd_studio.trainer.loading import prediction_check
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.prediction_check import check_prediction_type, clear_prediction
+from dpdmd_studio.trainer.loading.vae import decode, linear_preview
+from dpdmd_studio.trainer.model.conditioning import Conditioning
 
 
 def load(path, **options):

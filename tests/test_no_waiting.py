@@ -6,9 +6,9 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from dpdmd_studio.trainer.engine import device as device_module
-from dpdmd_studio.trainer.engine.device import to_device
-from dpdmd_studio.trainer.engine.session import open_session
+from dpdmd_studio.trainer import device as device_module
+from dpdmd_studio.trainer.device import to_device
+from dpdmd_studio.trainer.training.session import open_session
 from tiny_runs import new_run
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 from dpdmd_studio.core.errors import SettingsError
-from dpdmd_studio.core.picture_diversity import sample_diversity
-from dpdmd_studio.trainer.engine.picture_features import folder_features, layout_features
-from dpdmd_studio.trainer.engine.picture_measures import (
+from dpdmd_studio.core.images.diversity import sample_diversity
+from dpdmd_studio.trainer.evaluation.features import folder_features, layout_features
+from dpdmd_studio.trainer.evaluation.measures import (
     count_shapes,
     energy_distance,
     feature_measures,
     seeds_apart,
 )
-from dpdmd_studio.trainer.engine.shapes import SHAPES, Scene, draw
-from dpdmd_studio.trainer.engine.shapes_measure import Measurement
+from dpdmd_studio.trainer.toys.measures import Measurement
+from dpdmd_studio.trainer.toys.shapes import SHAPES, Scene, draw
 from torch.nn import functional
 
 CAPTION = "a small red circle in the centre, white background"
@@ -159,7 +159,7 @@ def test_a_clip_folder_gives_its_first_token(clip_folder, monkeypatch):
     shown = pictures(3, side=48)
     found = features.of(shown)
     vision = CLIPVisionModel.from_pretrained(clip_folder)
-    from dpdmd_studio.trainer.engine.picture_features import _Preparation
+    from dpdmd_studio.trainer.evaluation.features import _Preparation
 
     inputs = _Preparation(clip_folder, torch.device("cpu"))(shown)
     assert inputs.shape == (3, 3, 32, 32)

@@ -10,12 +10,12 @@ import sys
 import zlib
 
 import pytest
+from dpdmd_studio.app.prompts.expansion import expand, protect
+from dpdmd_studio.app.prompts.images import graph_prompt, infotext_prompts, picture_prompt
+from dpdmd_studio.app.prompts.reading import read_prompts
+from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import PictureError, PromptError
-from dpdmd_studio.core.png_text import SIGNATURE, read_png_text
-from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.engine.prompt_expansion import expand, protect
-from dpdmd_studio.trainer.picture_prompts import graph_prompt, infotext_prompts, picture_prompt
-from dpdmd_studio.trainer.prompts import read_prompts
+from dpdmd_studio.core.files.png_text import SIGNATURE, read_png_text
 from PIL import Image, PngImagePlugin
 
 INFOTEXT = "a cat, (tall:1.2)\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, Seed: 1"

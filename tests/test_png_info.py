@@ -4,7 +4,7 @@ import json
 
 import pytest
 from dpdmd_studio.core.errors import OutputError, RecipeError
-from dpdmd_studio.core.png_info import (
+from dpdmd_studio.core.files.png_info import (
     PictureInfo,
     UsedLora,
     parameters_text,

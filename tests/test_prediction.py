@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from dpdmd_studio.core import prediction as p
-from dpdmd_studio.core import schedule as s
+from dpdmd_studio.core.diffusion import prediction as p
+from dpdmd_studio.core.diffusion import schedule as s
 from dpdmd_studio.core.errors import SettingsError
 
 CASES = [

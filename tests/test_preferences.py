@@ -6,9 +6,9 @@ import json
 import os
 
 import pytest
+from dpdmd_studio.app.library import preferences
+from dpdmd_studio.app.library.preferences import Preferences, load, remember, save
 from dpdmd_studio.core.errors import OutputError, SettingsError
-from dpdmd_studio.trainer import preferences
-from dpdmd_studio.trainer.preferences import Preferences, load, remember, save
 
 
 def test_what_was_saved_is_loaded(home):

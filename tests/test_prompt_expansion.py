@@ -6,10 +6,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from dpdmd_studio.app.prompts import reading as prompts_module
+from dpdmd_studio.app.prompts.expansion import PromptSource, expand, protect
+from dpdmd_studio.app.prompts.reading import read_prompts
 from dpdmd_studio.core.errors import PromptError
-from dpdmd_studio.trainer import prompts as prompts_module
-from dpdmd_studio.trainer.engine.prompt_expansion import PromptSource, expand, protect
-from dpdmd_studio.trainer.prompts import read_prompts
 
 
 def outcomes(prompt, tries=40):

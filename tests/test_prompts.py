@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from dpdmd_studio.app.prompts import reading as prompts_module
+from dpdmd_studio.app.prompts.reading import MAX_FILE_BYTES, TAG, parse_prompts, read_prompts
 from dpdmd_studio.core.errors import PromptError
-from dpdmd_studio.trainer import prompts as prompts_module
-from dpdmd_studio.trainer.prompts import MAX_FILE_BYTES, TAG, parse_prompts, read_prompts
 
 
 def test_comments_blank_lines_and_repeats_are_left_out():

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from dpdmd_studio import cli
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.app.environment.launched import Place, place, require_one_process
+from dpdmd_studio.app.runs.directory import FollowedRun, RunDirectory
 from dpdmd_studio.core.errors import RunError, SettingsError
-from dpdmd_studio.trainer import cli
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine import device, device_lock, memory_fit, runner
-from dpdmd_studio.trainer.engine.network import NetworkCall
-from dpdmd_studio.trainer.engine.ranks import MESSAGE_BYTES, Ranks, joined
-from dpdmd_studio.trainer.engine.runner import create_run
-from dpdmd_studio.trainer.engine.sharded_base import check_sharding
-from dpdmd_studio.trainer.launched import Place, place, require_one_process
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
-from dpdmd_studio.trainer.run_directory import FollowedRun, RunDirectory
+from dpdmd_studio.trainer import device
+from dpdmd_studio.trainer.commands import device_lock
+from dpdmd_studio.trainer.commands import distill as runner
+from dpdmd_studio.trainer.commands.distill import create_run
+from dpdmd_studio.trainer.distributed import MESSAGE_BYTES, Ranks, joined
+from dpdmd_studio.trainer.memory import fit as memory_fit
+from dpdmd_studio.trainer.memory.sharded_base import check_sharding
+from dpdmd_studio.trainer.model.network import NetworkCall
 from rank_runs import in_ranks, needs_fork, variables
 from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run
 

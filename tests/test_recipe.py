@@ -6,7 +6,7 @@ import random
 
 import pytest
 from dpdmd_studio.core.errors import RecipeError
-from dpdmd_studio.core.recipe import (
+from dpdmd_studio.core.recipe.recipe import (
     METADATA_KEY,
     Anchor,
     MergedLora,

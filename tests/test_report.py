@@ -14,8 +14,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from dpdmd_studio.core.errors import OutputError
-from dpdmd_studio.trainer.engine.charts import (
+from dpdmd_studio.app.report.charts import (
     known_curves,
     line_chart,
     nice_ticks,
@@ -23,9 +22,10 @@ from dpdmd_studio.trainer.engine.charts import (
     running_mean,
     series,
 )
-from dpdmd_studio.trainer.engine.report import Arm, ReportData, sheet_names, write_report
-from dpdmd_studio.trainer.engine.report_pictures import embedded_side
-from dpdmd_studio.trainer.engine.report_table import verdict
+from dpdmd_studio.app.report.images import embedded_side
+from dpdmd_studio.app.report.report import Arm, ReportData, sheet_names, write_report
+from dpdmd_studio.app.report.table import verdict
+from dpdmd_studio.core.errors import OutputError
 from PIL import Image
 
 HOSTILE = "<script>alert(\"x\")</script> & <img src=https://example.org/a.png> 'q'"

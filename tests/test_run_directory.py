@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from dpdmd_studio.app.runs.directory import KEPT_STATES, RunDirectory
 from dpdmd_studio.core.errors import OutputError, RunError
-from dpdmd_studio.trainer.run_directory import KEPT_STATES, RunDirectory
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
+from dpdmd_studio.app.runs import lock as run_lock
+from dpdmd_studio.app.runs import process_identity
+from dpdmd_studio.app.runs.lock import guard, live_owner, owned
+from dpdmd_studio.app.runs.process_identity import UNKNOWN, identity_of, lives
 from dpdmd_studio.core.errors import RunError
-from dpdmd_studio.trainer import process_identity, run_lock
-from dpdmd_studio.trainer.process_identity import UNKNOWN, identity_of, lives
-from dpdmd_studio.trainer.run_lock import guard, live_owner, owned
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = socket.gethostname()
@@ -156,7 +157,7 @@ sys.modules["dpdmd_studio"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 from pathlib import Path
 from dpdmd_studio.core.errors import RunError
-from dpdmd_studio.trainer.run_lock import owned
+from dpdmd_studio.app.runs.lock import owned
 while time.time() < float(begin):
     pass
 try:

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
-from dpdmd_studio.core import schedule as s
+from dpdmd_studio.core.diffusion import schedule as s
+from dpdmd_studio.core.diffusion.prediction import to_x0
+from dpdmd_studio.core.diffusion.sampler import (
+    partial_sigmas,
+    renoised,
+    sample_few_step,
+    sigmas_from,
+)
 from dpdmd_studio.core.errors import SettingsError
-from dpdmd_studio.core.prediction import to_x0
-from dpdmd_studio.core.sampler import partial_sigmas, renoised, sample_few_step, sigmas_from
 
 GRID = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dpdmd_studio.core import schedule as s
+from dpdmd_studio.core.diffusion import schedule as s
 from dpdmd_studio.core.errors import SettingsError
 
 SCHEDULES = [s.VPSchedule(), s.VPSchedule(zero_terminal_snr=True), s.FlowSchedule(3.0)]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from dpdmd_studio.core import seed_sheet as module
-from dpdmd_studio.core.seed_sheet import BACKGROUND, Row, seed_sheet
+from dpdmd_studio.core.images import seed_sheet as module
+from dpdmd_studio.core.images.seed_sheet import BACKGROUND, Row, seed_sheet
 from PIL import Image
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -10,19 +10,19 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from dpdmd_studio.core.errors import CheckpointError, RunError, SettingsError
-from dpdmd_studio.core.lora_metadata import SETTINGS_KEY, TrainingFacts, training_metadata
-from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles, TeacherLora
-from dpdmd_studio.trainer.run_directory import RunDirectory
-from dpdmd_studio.trainer.settings_file import (
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
+from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.app.runs.settings_file import (
     MAX_BYTES,
     export_settings,
     import_settings,
     read_settings,
     settings_of_lora,
 )
+from dpdmd_studio.cli import main
+from dpdmd_studio.core.errors import CheckpointError, RunError, SettingsError
+from dpdmd_studio.core.lora.metadata import SETTINGS_KEY, TrainingFacts, training_metadata
 
 OTHER = DistillConfig(steps=77, student_lr=3e-4, teacher_negative="no\nblur", resolution="64x32")
 
@@ -216,7 +216,7 @@ def distill_command(folder: Path, *options: str) -> list[str]:
 def test_options_given_by_hand_win_over_a_preset_and_that_over_a_file(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "dpdmd_studio.trainer.cli.queue_distill",
+        "dpdmd_studio.cli.queue_distill",
         lambda arguments, request, prompts: asked.append(request.config) or 0,
     )
     (tmp_path / "s.json").write_text(text_of({"steps": 2, "batch_size": 3, "student_rank": 5}))

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from dpdmd_studio.trainer.engine import shapes
-from dpdmd_studio.trainer.engine.shapes_measure import (
+from dpdmd_studio.trainer.toys import shapes
+from dpdmd_studio.trainer.toys.measures import (
     Measurement,
     adherence,
     entropy,

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import share_readers as readers
 import yaml
-from dpdmd_studio.trainer.cli import main
+from dpdmd_studio.cli import main
 from PIL import Image
 from safetensors.torch import load_file
 from share_packages import HOSTILE, package, recipe, student

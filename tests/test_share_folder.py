@@ -8,10 +8,10 @@ import socket
 import zipfile
 
 import pytest
+from dpdmd_studio.app.runs.lock import owned
+from dpdmd_studio.app.share import folder as folder_module
+from dpdmd_studio.app.share.folder import building, package_files
 from dpdmd_studio.core.errors import OutputError, RunError
-from dpdmd_studio.trainer.run_lock import owned
-from dpdmd_studio.trainer.share import folder as folder_module
-from dpdmd_studio.trainer.share.folder import building, package_files
 
 
 def build(output, texts, *, overwrite=False, name="few"):

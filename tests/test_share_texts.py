@@ -12,20 +12,20 @@ import share_readers as readers
 import torch
 import yaml
 from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
+from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.app.share.blocks import Bullets, Code, Paragraph, Table, to_html, to_markdown
+from dpdmd_studio.app.share.cards import model_card
+from dpdmd_studio.app.share.hosts import diffusers_program
+from dpdmd_studio.app.share.labels import base_model_choices, base_model_note, chosen_label
+from dpdmd_studio.app.share.names import safe_name, words
+from dpdmd_studio.app.share.request import PackageRequest, picture_pairs
+from dpdmd_studio.app.share.source import find_source
+from dpdmd_studio.app.share.texts import package_texts
 from dpdmd_studio.core.errors import LoraError, RunError, SettingsError
-from dpdmd_studio.core.lora_header import copy_with_metadata
-from dpdmd_studio.core.recipe import MergedLora
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles, TeacherLora
-from dpdmd_studio.trainer.run_directory import RunDirectory
-from dpdmd_studio.trainer.share.blocks import Bullets, Code, Paragraph, Table, to_html, to_markdown
-from dpdmd_studio.trainer.share.cards import model_card
-from dpdmd_studio.trainer.share.hosts import diffusers_program
-from dpdmd_studio.trainer.share.labels import base_model_choices, base_model_note, chosen_label
-from dpdmd_studio.trainer.share.names import safe_name, words
-from dpdmd_studio.trainer.share.request import PackageRequest, picture_pairs
-from dpdmd_studio.trainer.share.source import find_source
-from dpdmd_studio.trainer.share.texts import package_texts
+from dpdmd_studio.core.lora.header import copy_with_metadata
+from dpdmd_studio.core.recipe.recipe import MergedLora
 from markdown_it import MarkdownIt
 from safetensors.torch import save, save_file
 from share_packages import HOSTILE, facts, recipe, student

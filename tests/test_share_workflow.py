@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from dpdmd_studio.trainer.share.texts import package_texts
+from dpdmd_studio.app.share.texts import package_texts
 from share_packages import facts, recipe
 
 # Widgets of ComfyUI's nodes in their order, from its nodes.py; the seed has a second one.

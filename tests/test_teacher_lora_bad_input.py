@@ -8,8 +8,8 @@ from pathlib import Path
 import lora_networks
 import pytest
 import torch
-from dpdmd_studio.core.lora_file import write_lora
-from dpdmd_studio.trainer.cli import main
+from dpdmd_studio.cli import main
+from dpdmd_studio.core.lora.file import write_lora
 from safetensors.torch import load_file, save_file
 from style_loras import plain, style
 from tiny_runs import new_run

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dpdmd_studio.core.lora_file import lora_deltas, merge_lora, read_lora, weight_shapes
-from dpdmd_studio.core.lora_math import LoraPair, concatenated, delta
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
+from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, read_lora, weight_shapes
+from dpdmd_studio.core.lora.math import LoraPair, concatenated, delta
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 from safetensors.torch import load_file
 from style_loras import EXTRA, change, plain, style
 from tiny_runs import BUILDERS, distil, new_run

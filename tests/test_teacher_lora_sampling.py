@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from dpdmd_studio.core.hashes import file_hashes
-from dpdmd_studio.trainer.cli import main
+from dpdmd_studio.cli import main
+from dpdmd_studio.core.files.hashes import file_hashes
 from safetensors.torch import load_file, save_file
 from style_loras import style
 from tiny_runs import distil, new_run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from dpdmd_studio.core.errors import CheckpointError, UnsupportedModelError
-from dpdmd_studio.core.tensor_file import MAX_HEADER_BYTES, read_header
+from dpdmd_studio.core.files.tensor_file import MAX_HEADER_BYTES, read_header
 from safetensors.torch import save_file
 
 

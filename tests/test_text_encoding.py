@@ -8,12 +8,13 @@ import checkpoints
 import pytest
 import torch
 from dpdmd_studio.core.errors import CheckpointError, RunError, SettingsError
-from dpdmd_studio.trainer.engine import prompt_cache, tokenizers
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.engine.prompt_cache import encode_prompts, estimate_cache_bytes
-from dpdmd_studio.trainer.engine.prompt_syntax import parse_prompt, plain_text
-from dpdmd_studio.trainer.engine.text_encoders import weighted
-from dpdmd_studio.trainer.engine.tokenizers import EOS, clip_chunks, clip_ids, t5_chunk
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.text import cache as prompt_cache
+from dpdmd_studio.trainer.text import tokenizers
+from dpdmd_studio.trainer.text.cache import encode_prompts, estimate_cache_bytes
+from dpdmd_studio.trainer.text.encoders import weighted
+from dpdmd_studio.trainer.text.syntax import parse_prompt, plain_text
+from dpdmd_studio.trainer.text.tokenizers import EOS, clip_chunks, clip_ids, t5_chunk
 from transformers import CLIPTextConfig, CLIPTextModel
 
 CAT = [320, 1125, 539, 320, 2368]

@@ -6,17 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.cli import estimate as cli_estimate
+from dpdmd_studio.cli import main
+from dpdmd_studio.cli.estimate import memory_text, parse_memory
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.families import identify
-from dpdmd_studio.trainer import cli_estimate
-from dpdmd_studio.trainer.cli import main
-from dpdmd_studio.trainer.cli_estimate import memory_text, parse_memory
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine import estimate_command, timed_updates
-from dpdmd_studio.trainer.engine.estimate_command import estimate_memory
-from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
-from dpdmd_studio.trainer.engine.session import open_session
-from dpdmd_studio.trainer.engine.update_memory import UpdateMemory, checkpoint_memory
+from dpdmd_studio.trainer.commands import estimate as estimate_command
+from dpdmd_studio.trainer.commands import timed_updates
+from dpdmd_studio.trainer.commands.estimate import estimate_memory
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
+from dpdmd_studio.trainer.memory.update_memory import UpdateMemory, checkpoint_memory
+from dpdmd_studio.trainer.training.session import open_session
 from tiny_runs import new_run
 
 GIB = 2**30

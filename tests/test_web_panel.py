@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dpdmd_studio.app.jobs.job import KINDS, STATES
 from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from dpdmd_studio.trainer.jobs.job import KINDS, STATES
 
 ROOT = Path(__file__).resolve().parents[1]
 WEB, LOCALES = ROOT / "web", ROOT / "locales"
@@ -93,7 +93,7 @@ def test_every_state_and_kind_has_words():
 
 @needs_node
 def test_times_and_numbers_read_as_in_the_pages():
-    from dpdmd_studio.trainer.gui import html
+    from dpdmd_studio.app.gui.widgets import html
 
     seconds = [0.42, 9.96, 42.3, 89.6, 91, 5399, 5401, 12000, 172800, 400000]
     code = (

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from dpdmd_studio.core.diffusion.schedule import VPSchedule, few_step_positions
 from dpdmd_studio.core.errors import LoraError, SettingsError
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.core.schedule import VPSchedule, few_step_positions
-from dpdmd_studio.webui_extension import attention, generation, host, recipes, sampler
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.webui_extension import host
+from dpdmd_studio.webui_extension.sampling import attention, generation, recipes, sampler
 from torch import nn
 
 TABLE = VPSchedule().sigma_at(torch.arange(1000, dtype=torch.float64))

@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 from dpdmd_studio.core.errors import RecipeError
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.webui_extension import generation, host, infotext
-from dpdmd_studio.webui_extension.auto_setup import FROM_FILE, Setup, Tag, Wishes, look, tags
-from dpdmd_studio.webui_extension.generation import Anchor
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.webui_extension import host
+from dpdmd_studio.webui_extension.sampling import generation, infotext
+from dpdmd_studio.webui_extension.sampling.auto_setup import (
+    FROM_FILE,
+    Setup,
+    Tag,
+    Wishes,
+    look,
+    tags,
+)
+from dpdmd_studio.webui_extension.sampling.generation import Anchor
 
 SD1 = host.ModelFacts("sd1", "eps")
 FILES = {name: Path(f"/loras/{name}.safetensors") for name in ("few", "other", "style", "broken")}

@@ -14,27 +14,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dpdmd_studio.app import jobs
+from dpdmd_studio.app.environment import readiness
+from dpdmd_studio.app.gui.forms import compare as compare_form
+from dpdmd_studio.app.gui.forms import distill as distill_form
+from dpdmd_studio.app.gui.forms import distill_hints
+from dpdmd_studio.app.gui.forms import trainer as trainer_form
+from dpdmd_studio.app.gui.widgets import dropdown, runs_view
+from dpdmd_studio.app.jobs import Job, spawn
+from dpdmd_studio.app.library import choices as sources
+from dpdmd_studio.app.library import surroundings
+from dpdmd_studio.app.library.surroundings import Surroundings
 from dpdmd_studio.core.errors import PromptError
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.core.recipe import METADATA_KEY as RECIPE_KEY
-from dpdmd_studio.trainer import jobs
-from dpdmd_studio.trainer.environment import readiness
-from dpdmd_studio.trainer.gui import (
-    compare_form,
-    distill_form,
-    distill_hints,
-    dropdown,
-    runs_view,
-    sources,
-    surroundings,
-    trainer_form,
-)
-from dpdmd_studio.trainer.gui.surroundings import Surroundings
-from dpdmd_studio.trainer.jobs import Job, spawn
-from dpdmd_studio.webui_extension import (
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY as RECIPE_KEY
+from dpdmd_studio.webui_extension import host
+from dpdmd_studio.webui_extension.training import (
     api_routes,
     finished,
-    host,
     memory,
     prompt_lists,
     settings,

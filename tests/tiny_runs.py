@@ -7,10 +7,10 @@ from pathlib import Path
 
 import checkpoints
 import torch
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine import runner
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles, TeacherLora
-from dpdmd_studio.trainer.run_directory import RunDirectory
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
+from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.trainer.commands import distill as runner
 from safetensors.torch import load_file
 
 PROMPTS = ["a cat", "a {red|blue} dog", "a (tall:1.2) house"]

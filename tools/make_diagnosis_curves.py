@@ -17,12 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import mounting
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine.demo import CONFIG, TEACHER
-from dpdmd_studio.trainer.engine.runner import create_run, run_distillation
-from dpdmd_studio.trainer.engine.shapes import caption_sample
-from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
-from dpdmd_studio.trainer.run_directory import EVALUATIONS, RunDirectory
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.app.runs.directory import EVALUATIONS, RunDirectory
+from dpdmd_studio.trainer.commands.demo import CONFIG, TEACHER
+from dpdmd_studio.trainer.commands.distill import create_run, run_distillation
+from dpdmd_studio.trainer.toys.shapes import caption_sample
 
 BASE = replace(
     CONFIG, steps=120, batch_size=8, evaluate_every=20, preview_every=0, save_every=40, keep="last"

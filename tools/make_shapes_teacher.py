@@ -105,7 +105,7 @@ def main() -> None:
 
 def write_summary(options: argparse.Namespace) -> None:
     """All stages' facts in a .json beside the file."""
-    from dpdmd_studio.core.hashes import file_sha256
+    from dpdmd_studio.core.files.hashes import file_sha256
 
     target = asset(options, options.layout)
     summary: dict = {

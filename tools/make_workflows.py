@@ -15,8 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import mounting  # noqa: F401  (makes dpdmd_studio importable)
+from dpdmd_studio.app.share.canvas import SLOTS, Graph, Slot, Slots
 from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS
-from dpdmd_studio.trainer.share.canvas import SLOTS, Graph, Slot, Slots
 
 FOLDER = Path(__file__).resolve().parents[1] / "example_workflows"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")

@@ -113,7 +113,7 @@ def shifted(levels: Tensor) -> Tensor:
 
 def train(folder: Path, seed: int, compiled: bool = False) -> Training:
     """Train the denoiser, or go on with the training found in the folder."""
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     torch.manual_seed(seed)
     place = device()
@@ -140,7 +140,7 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
 
 def training_caption(scene, generator: np.random.Generator) -> str:
     """A caption of the scene that is not held out, or now and then the empty one."""
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     if generator.random() < CAPTION_DROPOUT:
         return ""

@@ -134,7 +134,7 @@ def save(
     tensors: dict[str, Tensor], target: Path, layout: str, sampling: tuple[float, int], limit: int
 ) -> int:
     """Write the tensors with what the file has to say of itself; returns its size in bytes."""
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     facts = {
         "guidance_scale": sampling[0],

@@ -46,7 +46,7 @@ LEVELS = 1000
 
 def code(scenes, plans) -> np.ndarray:
     """The latents that stand for the pictures, fp32, shape (N, 4, 8, 8)."""
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     cells = vae.code(scenes, plans, cell=shapes.RESOLUTION // CELLS)
     square = SQUARE[[shapes.SHAPES.index(scene.shape) for scene in scenes]]
@@ -87,7 +87,7 @@ class Teacher(nn.Module):
 
 def scales(timesteps: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha, std) of SD's schedule at whole timesteps; shape (N, 1, 1, 1) each."""
-    from dpdmd_studio.core.schedule import VPSchedule
+    from dpdmd_studio.core.diffusion.schedule import VPSchedule
 
     schedule = VPSchedule()
     alpha, std = schedule.scales(schedule.sigma_at(timesteps))
@@ -96,7 +96,7 @@ def scales(timesteps: Tensor) -> tuple[Tensor, Tensor]:
 
 def train(folder: Path, seed: int, compiled: bool = False) -> Training:
     """Train the denoiser, or go on with the training found in the folder."""
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     torch.manual_seed(seed)
     place = device()
@@ -146,7 +146,7 @@ def train_decoder(folder: Path, seed: int, asset: Path, compiled: bool = False) 
     They learn to say of these latents what the SD3 teacher's first layers say of its own latents of
     the same picture; the layers behind them, which draw, are taken over as they are.
     """
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     torch.manual_seed(seed)
     place = device()
@@ -211,7 +211,7 @@ def load_decoder(folder: Path, asset: Path) -> vae.SlimTaesd:
 @torch.inference_mode()
 def sample(teacher: Teacher, texts: list[str], noise: Tensor, steps: int, scale: float) -> Tensor:
     """Latents of guided DDIM steps on the trailing grid, from noise (N, 4, 8, 8)."""
-    from dpdmd_studio.core.schedule import trailing_positions
+    from dpdmd_studio.core.diffusion.schedule import trailing_positions
 
     context = teacher.encode(sd3.token_rows(texts).to(noise.device))
     if scale != 1.0:

@@ -67,7 +67,7 @@ def code(scenes, plans, cell: int = CELL) -> np.ndarray:
     shape; 9 and 14: size, moved so that the half extent is linear in both; 10-11: distance of the
     cell's middle from the shape's middle, to the right and down; 12, 13, 15: side of the picture.
     """
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     def corners(attribute: str, name: str) -> np.ndarray:
         classes = shapes.ATTRIBUTES[attribute]
@@ -174,7 +174,7 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
 
     In some cycles the decoder sees windows around outlines, in the others whole pictures.
     """
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     torch.manual_seed(seed)
     place = device()

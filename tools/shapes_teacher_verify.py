@@ -58,7 +58,7 @@ def start_noise(seed: int, shape: tuple[int, int, int]) -> Tensor:
 
 def counted(texts: list[str], pictures: np.ndarray) -> dict:
     """Share of valid and of matching pictures, and the entropy of what captions leave unsaid."""
-    from dpdmd_studio.trainer.engine import shapes_measure
+    from dpdmd_studio.trainer.toys import measures as shapes_measure
 
     found = shapes_measure.measure_all(pictures)
     pairs = list(zip(texts, found, strict=True))
@@ -76,7 +76,7 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 
 def choose_guidance(models: Models) -> tuple[float, dict]:
     """Lowest scale that serves on training captions, and what each scale gave there."""
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     texts = shapes.caption_sample(False, CAPTIONS_TO_CHOOSE, seed=1)
     table = {}
@@ -90,7 +90,7 @@ def choose_guidance(models: Models) -> tuple[float, dict]:
 
 def drawn_like(texts: list[str], seed: int) -> np.ndarray:
     """Drawn pictures that show what each caption says, the rest free."""
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     generator = np.random.default_rng(seed)
     scenes = []
@@ -101,7 +101,8 @@ def drawn_like(texts: list[str], seed: int) -> np.ndarray:
 
 def round_trip(models: Models, count: int = 1000) -> dict:
     """How many drawn pictures measure the same after being made again from their latents."""
-    from dpdmd_studio.trainer.engine import shapes, shapes_measure
+    from dpdmd_studio.trainer.toys import measures as shapes_measure
+    from dpdmd_studio.trainer.toys import shapes
 
     generator = np.random.default_rng(77)
     scenes = shapes.random_scenes(count, generator)
@@ -116,7 +117,7 @@ def round_trip(models: Models, count: int = 1000) -> dict:
 
 def verify(models: Models, path: Path, folder: Path) -> dict:
     """All held-out numbers of the written file; raises when a bar is missed."""
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -140,7 +141,7 @@ def verify(models: Models, path: Path, folder: Path) -> dict:
 
 def repeated(models: Models, scale: float) -> dict:
     """Entropy of unsaid attributes within one caption, averaged over captions; also relative."""
-    from dpdmd_studio.trainer.engine import shapes
+    from dpdmd_studio.trainer.toys import shapes
 
     texts = shapes.caption_sample(True, REPEATED * 3, seed=4)
     texts = [t for t in texts if len(shapes.parse_caption(t)) < 5][:REPEATED]

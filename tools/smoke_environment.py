@@ -2,7 +2,7 @@
 
 Imports what the engine imports, builds a tiny UNet and a tiny SD3 transformer with two adapters,
 and checks forward, backward, switching and saving, offline. To be run on a real interpreter of each
-supported version whenever the pins in `trainer/engine/requirements-*.txt` change.
+supported version whenever the pins in `app/environment/requirements-*.txt` change.
 """
 
 from __future__ import annotations

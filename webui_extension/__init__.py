@@ -21,7 +21,9 @@ def register() -> None:
 
 
 def _register() -> None:
-    from . import accordion, api_routes, attention, host, memory, sampler, settings, train_tab
+    from . import host
+    from .sampling import accordion, attention, sampler
+    from .training import api_routes, memory, settings, train_tab
 
     sampler.register()
     host.watch_components()

@@ -89,13 +89,13 @@ class Batches:
 
     def generator(self, stream: str, step: int, index: int = 0) -> torch.Generator:
         """The random draws of one use at one step."""
-        from dpdmd_studio.trainer.engine.batches import stream_generator
+        from dpdmd_studio.trainer.training.batches import stream_generator
 
         return stream_generator(self.config.seed, stream, step, index)
 
     def batch(self, stream: str, step: int, index: int = 0):
         """Start noise and classes of one update."""
-        from dpdmd_studio.trainer.engine.distiller import Batch
+        from dpdmd_studio.trainer.method.distiller import Batch
 
         generator = self.generator(f"{stream}-batch", step, index)
         noise = torch.randn(self.config.batch_size, 2, 1, 1, generator=generator)
@@ -113,8 +113,8 @@ def start(seed: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def samples(distiller, role: str, noise: Tensor, classes: Tensor) -> Tensor:
     """Points (B, 2) drawn by the teacher on its own grid, or by the student on its own."""
-    from dpdmd_studio.trainer.engine.distiller import Batch
-    from dpdmd_studio.trainer.engine.rollout import roll
+    from dpdmd_studio.trainer.method.distiller import Batch
+    from dpdmd_studio.trainer.method.rollout import roll
 
     labels = ClassLabels(classes)
     batch = Batch(noise, labels, ClassLabels(torch.full_like(classes, NULL)))
@@ -131,9 +131,9 @@ def samples(distiller, role: str, noise: Tensor, classes: Tensor) -> Tensor:
 
 def distilled(world: Mixture, teacher: Denoiser, config) -> dict:
     """One run: measures along the way, and of its teacher from other noise."""
-    from dpdmd_studio.core.schedule import FlowSchedule
-    from dpdmd_studio.trainer.engine.distiller import Distiller
-    from dpdmd_studio.trainer.engine.loop import Trainer
+    from dpdmd_studio.core.diffusion.schedule import FlowSchedule
+    from dpdmd_studio.trainer.method.distiller import Distiller
+    from dpdmd_studio.trainer.training.loop import Trainer
 
     started = time.perf_counter()
     roles = Roles(teacher, FlowSchedule(FLOW_SHIFT))
@@ -164,7 +164,7 @@ class Runs:
     """Runs that are made once and kept in the folder."""
 
     def __init__(self, folder: Path, updates: int, teacher_updates: int, total: int) -> None:
-        from dpdmd_studio.trainer.config import DistillConfig
+        from dpdmd_studio.app.config.distill_config import DistillConfig
 
         self.folder, self.world = folder, mixture()
         self.teacher = trained_teacher(self.world, folder, teacher_updates)

@@ -40,10 +40,10 @@ SHOWN = (
 
 def trained(folder: Path, name: str, rate: float, updates: int) -> list[tuple[int, Path]]:
     """The students of one run by update, loadable; trains it if it is not there."""
-    from dpdmd_studio.trainer.engine.demo import CONFIG, TRAINING_PROMPTS
-    from dpdmd_studio.trainer.engine.runner import create_run, run_distillation
-    from dpdmd_studio.trainer.engine.shapes import caption_sample
-    from dpdmd_studio.trainer.request import DistillRequest, ModelFiles
+    from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+    from dpdmd_studio.trainer.commands.demo import CONFIG, TRAINING_PROMPTS
+    from dpdmd_studio.trainer.commands.distill import create_run, run_distillation
+    from dpdmd_studio.trainer.toys.shapes import caption_sample
 
     place = folder / f"{name.replace(' ', '_').replace(',', '')}-{rate:g}-{updates}"
     output = place / "student.safetensors"
@@ -77,8 +77,8 @@ def trained(folder: Path, name: str, rate: float, updates: int) -> list[tuple[in
 
 def measured(students: dict[str, Path], *, held_out: bool, seed: int) -> dict[str, dict]:
     """Measures of the guided teacher, the bare teacher and LoRA files, by name."""
-    from dpdmd_studio.core.lora_file import read_lora
-    from dpdmd_studio.trainer.engine.shapes import caption_sample
+    from dpdmd_studio.core.lora.file import read_lora
+    from dpdmd_studio.trainer.toys.shapes import caption_sample
 
     captions = caption_sample(held_out=held_out, count=CAPTIONS, seed=seed)
     ways = {name: [(read_lora(path), 1.0)] for name, path in students.items()}

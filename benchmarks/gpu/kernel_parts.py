@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from compiling import compile_blocks, counted
-from dpdmd_studio.trainer.engine.loop import Trainer
+from dpdmd_studio.trainer.training.loop import Trainer
 from layouts import latent_shape, make_trainer, settings
 from measuring import Options, Row, Unavailable, release, seconds, synchronise
 from one_pass import one_pass, two_passes
@@ -95,7 +95,7 @@ def xformers_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 def whole_update(choice: str, options: Options) -> Row:
     """An SDXL update with one kind of attention, as the product sets it."""
-    from dpdmd_studio.trainer.engine.attention_setup import use_attention
+    from dpdmd_studio.trainer.attention.setup import use_attention
 
     release(options)
     if choice == XFORMERS:

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.families import family
-from dpdmd_studio.trainer.config import DistillConfig
-from dpdmd_studio.trainer.engine.adapters import AdapterRoles
-from dpdmd_studio.trainer.engine.batches import stream_generator
-from dpdmd_studio.trainer.engine.conditioning import Conditioning
-from dpdmd_studio.trainer.engine.distiller import Batch
-from dpdmd_studio.trainer.engine.loop import Trainer
-from dpdmd_studio.trainer.engine.micro_batches import MicroBatchDistiller
-from dpdmd_studio.trainer.engine.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.method.distiller import Batch
+from dpdmd_studio.trainer.model.conditioning import Conditioning
+from dpdmd_studio.trainer.model.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.training.batches import stream_generator
+from dpdmd_studio.trainer.training.loop import Trainer
+from dpdmd_studio.trainer.training.micro_batches import MicroBatchDistiller
 from full_size_loading import SD35_MEDIUM, SDXL
 from measuring import Options, Unavailable
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ def make_call(
     elsewhere = stored and (kind != "keep" or offload)
     network = random_network(name, options, torch.device("cpu") if elsewhere else options.place)
     if elsewhere:
-        from dpdmd_studio.trainer.engine.frozen_base import store_base
+        from dpdmd_studio.trainer.memory.packed_base import store_base
 
         store_base(network, kind, offload=offload, device=options.place)
     if config.gradient_checkpointing:

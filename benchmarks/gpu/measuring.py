@@ -13,8 +13,8 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from dpdmd_studio.trainer.engine.device import DTYPES
-from dpdmd_studio.trainer.engine.live_bytes import LiveBytes
+from dpdmd_studio.trainer.device import DTYPES
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from torch import Tensor
 
 Row = dict[str, Any]

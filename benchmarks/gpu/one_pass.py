@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from dpdmd_studio.core.prediction import to_x0
-from dpdmd_studio.core.schedule import Levels
-from dpdmd_studio.trainer.engine.distiller import Batch
-from dpdmd_studio.trainer.engine.loop import Trainer
+from dpdmd_studio.core.diffusion.prediction import to_x0
+from dpdmd_studio.core.diffusion.schedule import Levels
+from dpdmd_studio.trainer.method.distiller import Batch
+from dpdmd_studio.trainer.training.loop import Trainer
 from torch import Tensor
 
 

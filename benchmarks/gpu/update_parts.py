@@ -145,7 +145,7 @@ def scaling_cases(options: Options) -> Cases:
 def estimate_cases(options: Options) -> Cases:
     """The count of `estimate` against the allocator's peak."""
     from dpdmd_studio.core.families import family
-    from dpdmd_studio.trainer.engine.update_memory import update_memory
+    from dpdmd_studio.trainer.memory.update_memory import update_memory
     from layouts import TOKENS
 
     def measured(name: str, rung: str) -> Row:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..tensor_file import TensorFile, TensorInfo, read_header
+from ..files.tensor_file import TensorFile, TensorInfo, read_header
 from . import sd1, sd3, sdxl
 from .base import (
     DENOISER_PREFIXES,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import CheckpointError
-from ..tensor_file import TensorInfo
+from ..files.tensor_file import TensorInfo
 
 FamilyName = Literal["sd1", "sdxl", "sd3"]
 TextEncoder = Literal["clip_l", "clip_g", "t5xxl", "dpdmd"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, UnsupportedModelError
-from ..tensor_file import CONVERT_HINT, TensorFile, read_header
+from ..files.tensor_file import CONVERT_HINT, TensorFile, read_header
 from .base import Detection, Family, TextEncoder
 from .sd3 import max_resolution
 from .unsupported import SUPPORTED

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import CheckpointError, UnsupportedModelError
-from ..tensor_file import TensorFile
+from ..files.tensor_file import TensorFile
 from .base import Tensors
 from .unet import context_width, in_channels, is_unet
 

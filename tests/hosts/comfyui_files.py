@@ -9,10 +9,10 @@ import lora_networks
 import torch
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.core.families import family
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.core.lora_file import write_lora
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.engine.network import NetworkCall, schedule_of
+from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.model.network import NetworkCall, schedule_of
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 

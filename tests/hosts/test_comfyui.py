@@ -14,19 +14,19 @@ import pytest
 import torch
 from comfyui_files import TEACHER, UNETS, small_unet
 from comfyui_server import FOLDER, host_python, needs_comfyui
-from dpdmd_studio.core.lora_file import (
+from dpdmd_studio.core.diffusion.prediction import to_x0
+from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions
+from dpdmd_studio.core.lora.file import (
     lora_deltas,
     merge_lora,
     read_lora,
     weight_shapes,
     write_lora,
 )
-from dpdmd_studio.core.prediction import to_x0
-from dpdmd_studio.core.schedule import Levels, few_step_positions
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.engine.conditioning import Conditioning
-from dpdmd_studio.trainer.engine.network import NetworkCall
-from dpdmd_studio.trainer.engine.vae import decode
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.vae import decode
+from dpdmd_studio.trainer.model.conditioning import Conditioning
+from dpdmd_studio.trainer.model.network import NetworkCall
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

@@ -17,8 +17,8 @@ from comfyui_files import TEACHER, checkpoint_and_lora, teacher_in
 from comfyui_graphs import drawn, graph_with, ksampler, node, ours
 from comfyui_server import ROOT, ComfyUI, Graph, needs_comfyui
 from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS
-from dpdmd_studio.trainer.engine.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.engine.prompt_cache import encode_prompts
+from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.text.cache import encode_prompts
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

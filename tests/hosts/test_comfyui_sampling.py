@@ -15,10 +15,10 @@ import torch
 from comfyui_files import small_unet
 from comfyui_graphs import drawn, graph_with, ksampler, node, ours
 from comfyui_server import FOLDER, ComfyUI, Graph, needs_comfyui
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.core.lora_file import write_lora
-from dpdmd_studio.core.recipe import METADATA_KEY, Recipe
-from dpdmd_studio.trainer.engine.network import NetworkCall
+from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY, Recipe
+from dpdmd_studio.trainer.model.network import NetworkCall
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from comfyui_server import FOLDER, host_python, needs_comfyui
-from dpdmd_studio.trainer.share.texts import package_texts
+from dpdmd_studio.app.share.texts import package_texts
 from share_packages import facts, recipe
 
 PROGRAM = Path(__file__).with_name("comfyui_workflow_program.py")

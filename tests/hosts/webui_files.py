@@ -10,8 +10,8 @@ import lora_networks
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from dpdmd_studio.core.families import family
-from dpdmd_studio.core.few_step import default_recipe
-from dpdmd_studio.core.lora_file import write_lora
+from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.core.recipe.few_step import default_recipe
 from transformers import CLIPTextConfig, CLIPTextModel
 
 SETTINGS = """\

@@ -1,0 +1,1 @@
+"""Everything around a run that is safe in every host."""

@@ -1,0 +1,178 @@
+"""The addresses below PREFIX and what each does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import DPDMDError, OutputError, RunError
+from .. import jobs
+from ..environment import readiness
+from ..jobs import LIVE, Job
+from ..jobs.files import runs
+from ..library.inspect import inspect
+from ..library.model_folders import contained
+from ..runs.previews import previews
+from .exchange import (
+    NOT_HERE,
+    RefusedError,
+    Request,
+    Response,
+    error_response,
+    json_response,
+    read_request,
+)
+from .new_run import new_run
+from .run_detail import job_facts, run_detail
+
+MAX_PICTURE_BYTES = 64 << 20
+SETUP_TITLE = "Set up the trainer"
+ACTIONS = ("start", "stop", "resume", "delete", "duplicate", "rename", "move")
+_log = logging.getLogger("dpdmd_studio.api")
+
+
+class Api:
+    """Answers requests about runs. It holds no state: everything is read from the runs.
+
+    Args:
+        model_folders: where a host's models may lie, asked anew for each request.
+        lora_folder: where it keeps LoRAs, for new ones.
+    """
+
+    def __init__(
+        self, model_folders: Callable[[], Sequence[Path]], lora_folder: Callable[[], Path]
+    ) -> None:
+        self._model_folders, self._lora_folder = model_folders, lora_folder
+
+    def handle(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: bytes | None,
+        headers: Mapping[str, str],
+    ) -> Response:
+        """The answer to a request; never raises. It reads files, so call it in a thread.
+
+        Args:
+            path: as it was sent, percent signs included; anything may stand before PREFIX.
+            body: None for one that was too large to be read.
+            headers: names in any case.
+        """
+        try:
+            return self._answer(read_request(method, path, query, body, headers))
+        except RefusedError as refusal:
+            return error_response(refusal.status, str(refusal))
+        except DPDMDError as error:
+            return error_response(_status(error), str(error))
+        except Exception:
+            _log.exception("%s %s failed", method, path)
+            return error_response(
+                500, "Something went wrong inside DP-DMD Studio. This server's log says what."
+            )
+
+    def _answer(self, request: Request) -> Response:
+        match (request.method, *request.parts):
+            case ("GET", "state"):
+                return json_response(state())
+            case ("GET", "inspect"):
+                return json_response(self._inspect(request.query))
+            case ("GET", "runs", id):
+                return json_response(run_detail(_job(id)))
+            case ("GET", "runs", id, "previews", name):
+                return _picture(_job(id), name)
+            case ("POST", "setup"):
+                return json_response(job_facts(set_up()))
+            case ("POST", "runs"):
+                found = new_run(request.body, self._model_folders(), self._lora_folder())
+                return json_response(job_facts(found))
+            case ("POST", "runs", id, action) if action in ACTIONS:
+                return json_response(job_facts(act(id, action, request.body)))
+        raise RefusedError(404, NOT_HERE)
+
+    def _inspect(self, query: Mapping[str, str]) -> dict[str, object]:
+        """What a model file says of itself; hashes only when asked for, as they take minutes."""
+        folders = [*self._model_folders(), self._lora_folder(), runs()]
+        path = contained(query.get("path", ""), folders)
+        return inspect(path, hashed=query.get("hashes") == "1")
+
+
+def _status(error: DPDMDError) -> int:
+    """409 where the state of a run or of the disk is in the way, 400 for what was asked."""
+    return 409 if isinstance(error, RunError | OutputError) else 400
+
+
+def state() -> dict[str, Any]:
+    """All jobs, newest first, and how the trainer stands."""
+    every = jobs.all_jobs()
+    setup = next((job_facts(job) for job in every if job.kind == "setup"), None)
+    trainer = {
+        "ready": readiness.is_ready(),
+        "outdated": readiness.is_outdated(),
+        "command": readiness.setup_command(),
+        "setup": setup,
+    }
+    facts = [job_facts(job) for job in every]
+    return {"trainer": trainer, "jobs": facts, "worker": jobs.worker_lives()}
+
+
+def set_up() -> Job:
+    """The job that sets the trainer up: the one that waits or runs already, or a new one."""
+    found = [job for job in jobs.all_jobs() if job.kind == "setup"]
+    going_on = (job for job in found if job.state == "queued" or job.state in LIVE)
+    return next(going_on, None) or jobs.submit_task("setup", [], SETUP_TITLE)
+
+
+def act(id: str, action: str, body: Mapping[str, Any]) -> Job:
+    """Do something with a job; returns it as it is then, a deleted one as it was."""
+    job = _job(id)
+    title = body.get("title", "")
+    if not isinstance(title, str):
+        raise RefusedError(400, f"The title is a {type(title).__name__}; a text was expected.")
+    if action in ("start", "resume"):
+        return jobs.start(id)
+    if action == "stop":
+        return jobs.stop(id)
+    if action == "duplicate":
+        return jobs.duplicate(id, title)
+    if action == "rename":
+        return jobs.rename(id, title)
+    if action == "move":
+        jobs.move(id, _place(body))
+        return jobs.get_job(id)
+    jobs.delete(id)
+    return job
+
+
+def _place(body: Mapping[str, Any]) -> int:
+    place = body.get("place")
+    if isinstance(place, bool) or not isinstance(place, int):
+        raise RefusedError(400, f"The place is {place!r}; a whole number from 0 was expected.")
+    return place
+
+
+def _job(id: str) -> Job:
+    try:
+        return jobs.get_job(id)
+    except RunError as error:
+        raise RefusedError(404, str(error)) from error
+
+
+def _picture(job: Job, name: str) -> Response:
+    """A preview, found among those that are there and never by its path."""
+    found = next((preview.path for preview in previews(job.path) if preview.name == name), None)
+    missing = f"{job.title} has no such preview. Reload the page; it may have been started anew."
+    if found is None:
+        raise RefusedError(404, missing)
+    try:
+        if found.stat().st_size > MAX_PICTURE_BYTES:
+            raise RefusedError(
+                404, f"{name} is far too large for a preview. Open the run's folder."
+            )
+        content = found.read_bytes()
+    except OSError as error:
+        raise RefusedError(404, missing) from error
+    headers = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
+    return Response(200, "image/png", content, headers)

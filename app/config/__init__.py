@@ -1,0 +1,1 @@
+"""The settings of a distillation, their presets, and the request that holds them."""

@@ -1,0 +1,300 @@
+"""Every setting of a distillation, once: command line, nodes and pages are made from this class.
+
+Imports neither torch nor any host; settings travel as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...core.errors import SettingsError
+from .knobs import AUTO, check_value, knob, parse_resolutions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Settings of one distillation run. Frozen; `validate` checks each alone and all together."""
+
+    # The teacher
+    prediction: str = knob(
+        AUTO,
+        "What the checkpoint predicts; auto reads it off the file (SD 1.x: eps unless set).",
+        group="teacher",
+        choices=(AUTO, "eps", "v", "flow"),
+    )
+    zero_terminal_snr: str = knob(
+        AUTO,
+        "Whether a v-prediction checkpoint learned from pure noise on (zero terminal SNR); auto "
+        "reads it off the file, which merges often no longer say.",
+        group="teacher",
+        choices=(AUTO, "yes", "no"),
+    )
+    teacher_guidance: float = knob(
+        0.0,
+        "Guidance scale of the teacher; 0 takes the family's default.",
+        group="teacher",
+        low=0.0,
+        high=50.0,
+    )
+    teacher_negative: str = knob(
+        "", "Negative prompt of the teacher (default: the encoded empty prompt).", group="teacher"
+    )
+    zero_negative: bool = knob(
+        False, "Use zeros instead of an encoded negative prompt.", group="teacher"
+    )
+    guidance_rescale: float = knob(
+        0.0,
+        "Rescale guided predictions towards the conditional's contrast (v-prediction: .7).",
+        group="teacher",
+        low=0.0,
+        high=1.0,
+    )
+    clip_skip: int = knob(
+        1,
+        "SD 1.x: last CLIP layers to skip, counted from 1 as in hosts.",
+        group="teacher",
+        low=1,
+        high=12,
+    )
+    resolution: str = knob(
+        "",
+        "Width x height, or several separated by commas (one is drawn per update); "
+        "empty takes the model's own.",
+        group="teacher",
+    )
+
+    # The student
+    num_steps: int = knob(
+        4, "N: network evaluations of the student.", group="student", low=2, high=16
+    )
+    teacher_steps: int = knob(
+        0,
+        "Steps of the teacher's own grid; 0 takes 7 per student step (28 for 4).",
+        group="student",
+        low=0,
+        high=1000,
+    )
+    anchor_step: int = knob(
+        0,
+        "K: teacher steps rolled to the anchor; 0 stops where the student's first step ends.",
+        group="student",
+        low=0,
+        high=1000,
+    )
+    anchor_target: str = knob(
+        "chord",
+        "chord: the straight line from the noise to the anchor (Eq. 6); "
+        "denoised: the teacher's x0 at the anchor (Appendix C).",
+        group="student",
+        choices=("chord", "denoised"),
+    )
+    num_anchored_steps: int = knob(
+        1,
+        "m: first steps taught by the teacher's path; the paper anchors one.",
+        group="student",
+        low=1,
+        high=15,
+    )
+    diversity_weight: float = knob(
+        0.05, "lambda: weight of the anchored steps' loss.", group="student", low=0.0, high=100.0
+    )
+    objective: str = knob(
+        "dp_dmd",
+        "dp_dmd is the method; the others switch parts off for comparison.",
+        group="student",
+        choices=("dp_dmd", "dmd", "no_detach", "detach_only"),
+    )
+    gradient_steps: str = knob(
+        "random",
+        "Which steps carry the matching gradient: one random step (least memory), last, or all.",
+        group="student",
+        choices=("random", "last", "all"),
+    )
+
+    # Training
+    steps: int = knob(1000, "Student updates.", low=1, high=1_000_000)
+    batch_size: int = knob(1, "Pictures per update.", low=1, high=1024)
+    fake_updates: int = knob(5, "Fake-score updates per student update.", low=1, high=100)
+    fake_head_start: int = knob(
+        0, "Fake-score updates before the first student update.", low=0, high=100_000
+    )
+    share_rollouts: bool = knob(
+        True, "Train the fake score on the student update's own samples instead of fresh ones."
+    )
+    student_rank: int = knob(64, "Rank of the student's LoRA.", low=1, high=1024)
+    fake_rank: int = knob(64, "Rank of the fake score's LoRA.", low=1, high=1024)
+    lora_layers: str = knob(
+        "full",
+        "Which layers get LoRA: attention and feed-forward only, or full (convolutions too).",
+        choices=("attention", "full"),
+    )
+    student_lr: float = knob(1e-4, "Learning rate of the student.", low=0.0, high=1.0)
+    fake_lr: float = knob(1e-4, "Learning rate of the fake score.", low=0.0, high=1.0)
+    optimizer: str = knob(
+        "adamw",
+        "adamw; adamw8bit: moments in 8 bit, a quarter of the memory; needs bitsandbytes.",
+        choices=("adamw", "adamw8bit"),
+    )
+    warmup_steps: int = knob(20, "Student updates of linear warm-up.", low=0, high=100_000)
+    final_lr_fraction: float = knob(
+        0.1, "Cosine decay ends at this share of the learning rate.", low=0.0, high=1.0
+    )
+    max_grad_norm: float = knob(1.0, "Gradient norm is clipped to this.", low=1e-6, high=1e6)
+    ema_decay: float = knob(
+        0.0,
+        "Decay of the student's moving average, ramped up at the start; 0 keeps the last weights.",
+        low=0.0,
+        high=0.99999,
+    )
+    evaluation_prompts: int = knob(
+        6,
+        "Prompts set aside to measure the student on, from 5 times as many; 0: no measurements.",
+        low=0,
+        high=1000,
+    )
+    keep: str = knob(
+        "best",
+        "Which student is written: the best measured one, where one is clearly better than the "
+        "last, or always the last.",
+        choices=("best", "last"),
+    )
+    seed: int = knob(0, "Seed of prompts, noise and initial weights.", low=0, high=2**31 - 1)
+
+    # The machine
+    device: str = knob(
+        AUTO, "cuda, xpu, mps or cpu; auto takes the best that works.", group="machine"
+    )
+    dtype: str = knob(
+        AUTO,
+        "Number format of the network.",
+        group="machine",
+        choices=(AUTO, "float32", "bfloat16", "float16"),
+    )
+    base_weights: str = knob(
+        "keep",
+        "How the frozen network is stored: keep (in dtype), int8, fp8 or nf4 (4 bits, needs "
+        "bitsandbytes). It computes in dtype all the same; fewer bits take less memory, more time "
+        "and change the teacher a little.",
+        group="machine",
+        choices=("keep", "int8", "fp8", "nf4"),
+    )
+    offload_base: bool = knob(
+        False,
+        "Keep the frozen network in the CPU's memory and bring it to the device a layer at a "
+        "time: least memory, slower, same results.",
+        group="machine",
+    )
+    attention: str = knob(
+        AUTO, "auto times what works here once and takes the fastest; sdpa is PyTorch's own.",
+        group="machine", choices=(AUTO, "sdpa", "xformers"),
+    )  # fmt: skip
+    gradient_checkpointing: bool = knob(
+        False,
+        "Recompute activations in the backward pass: less memory, about a third slower.",
+        group="machine",
+    )
+    micro_batch_size: int = knob(
+        0,
+        "Pictures per forward and backward pass, their gradients summed: less memory for a large "
+        "batch; 0 takes the whole batch at once.",
+        group="machine",
+        low=0,
+        high=1024,
+    )
+    shard_base: bool = knob(
+        False,
+        "With several processes: each device holds a share of the frozen network; less memory, and "
+        "more traffic between them. Makes no previews or measurements.",
+        group="machine",
+    )
+    offload_optimizer: bool = knob(
+        False,
+        "Keep Adam's moments in the CPU's memory between steps: same result.",
+        group="machine",
+    )
+    fit_memory: bool = knob(True, "Save more memory where too little is free.", group="machine")
+    save_every: int = knob(
+        100, "Student updates between saved states.", group="machine", low=1, high=1_000_000
+    )
+    preview_every: int = knob(
+        100,
+        "Student updates between previews; 0 makes none.",
+        group="machine",
+        low=0,
+        high=1_000_000,
+    )
+    evaluate_every: int = knob(
+        250,
+        "Student updates between measurements of its diversity and its distance from the teacher; "
+        "0 makes none.",
+        group="machine",
+        low=0,
+        high=1_000_000,
+    )
+
+    @property
+    def effective_teacher_steps(self) -> int:
+        """Steps of the teacher's grid after "0 takes 7 per student step"."""
+        return self.teacher_steps or 7 * self.num_steps
+
+    @property
+    def effective_anchor_step(self) -> int:
+        """K after "0 stops where the student's first step ends"."""
+        return self.anchor_step or max(1, round(self.effective_teacher_steps / self.num_steps))
+
+    @property
+    def resolutions(self) -> tuple[tuple[int, int], ...]:
+        """(width, height) pairs of `resolution`; empty where the model's own is asked for."""
+        return parse_resolutions(self.resolution)
+
+    def validate(self) -> DistillConfig:
+        """This configuration, or SettingsError naming what was found and what is allowed."""
+        for spec in dataclasses.fields(self):
+            check_value(spec, getattr(self, spec.name))
+        if self.effective_anchor_step > self.effective_teacher_steps:
+            raise SettingsError(
+                f"anchor_step (K) is {self.anchor_step}, but the teacher's grid has only "
+                f"{self.effective_teacher_steps} steps. Lower --anchor-step or raise "
+                "--teacher-steps."
+            )
+        if self.num_anchored_steps >= self.num_steps and self.objective != "dmd":
+            raise SettingsError(
+                f"num_anchored_steps is {self.num_anchored_steps} of {self.num_steps} steps; at "
+                f"least one step must be left to distribution matching: at most "
+                f"{self.num_steps - 1}."
+            )
+        if self.num_anchored_steps > 1 and self.effective_teacher_steps % self.num_steps:
+            raise SettingsError(
+                f"Anchoring {self.num_anchored_steps} steps needs the teacher to pass through the "
+                f"student's levels: teacher_steps must be a multiple of {self.num_steps}, found "
+                f"{self.effective_teacher_steps}."
+            )
+        per_step = self.effective_teacher_steps // self.num_steps
+        if self.num_anchored_steps > 1 and self.effective_anchor_step >= 2 * per_step:
+            raise SettingsError(
+                f"anchor_step (K) is {self.effective_anchor_step}; with several anchored steps the "
+                f"first anchor must come before the second one, at teacher step {2 * per_step}."
+            )
+        parse_resolutions(self.resolution)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings by name, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
+        """Settings from their names; unknown names and wrong types are errors, never ignored."""
+        known = {spec.name for spec in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise SettingsError(f"Unknown settings: {', '.join(unknown)}.")
+        return cls(**values).validate()
+
+    def to_json(self) -> str:
+        """The settings as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2)

@@ -1,0 +1,52 @@
+"""What can be found out about a new run before any heavy library is loaded."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from ...core.errors import CheckpointError, OutputError
+from ...core.families import identify
+from ...core.files import atomic_write
+from ...core.files.atomic_write import check_output
+from .request import DistillRequest
+from .resolutions import choose_resolutions
+
+
+def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> DistillRequest:
+    """The request with absolute paths, once its files, settings and places are known to do.
+
+    Only headers of the checkpoint are read. What needs the engine (does the device work, do the
+    teacher LoRAs fit, is a text encoder missing) comes out when the run begins.
+
+    Args:
+        folder: where the run will be.
+
+    Raises:
+        CheckpointError: a model file is missing or no supported model.
+        SettingsError: a setting is not possible with this model.
+        OutputError: the LoRA or the run cannot be written where they shall go.
+    """
+    request = request.absolute()
+    config = request.config.validate()
+    for name in request.files():
+        if not Path(name).exists():
+            raise CheckpointError(f"There is no file {name}. Check the spelling of the path.")
+    choose_resolutions(config, identify(Path(request.model.checkpoint)))
+    _check_places(Path(folder).expanduser().resolve(), request, overwrite)
+    return request
+
+
+def _check_places(folder: Path, request: DistillRequest, overwrite: bool) -> None:
+    """Raise OutputError now for all that would else come out after hours of training."""
+    output = Path(request.output)
+    check_output(output, overwrite=overwrite)
+    if output.suffix.lower() != ".safetensors":
+        raise OutputError(f"{output.name} must end in .safetensors; hosts look for that.")
+    for name in request.files():
+        if output.exists() and Path(name).exists() and output.samefile(name):
+            raise OutputError(f"{output} is a file that this run reads. Name another --output.")
+    if output == folder:
+        raise OutputError(f"{output} is named for the LoRA and for the run's folder, too.")
+    with atomic_write.explained(output), tempfile.TemporaryFile(dir=output.parent):
+        pass

@@ -1,0 +1,66 @@
+"""Settings that suit a card's memory, by family. A setting given by hand always wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...core.errors import SettingsError
+
+MEMORIES = ("6gb", "8gb", "12gb", "16gb", "24gb")
+
+_CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True, "batch_size": 1}
+_SMALLEST: dict[str, Any] = _CHECKPOINTED | {"offload_optimizer": True, "base_weights": "int8"}
+
+# Chosen by arithmetic (weights, two adapters with Adam, activations), not measured on every card.
+# All keep the default quality: full layers, rank 64.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "sd1": {
+        "6gb": _CHECKPOINTED,
+        "8gb": _CHECKPOINTED,
+        "12gb": {"batch_size": 2},
+        "16gb": {"batch_size": 4},
+        "24gb": {"batch_size": 6},
+    },
+    "sdxl": {
+        "8gb": _SMALLEST,
+        "12gb": _CHECKPOINTED | {"offload_optimizer": True},
+        "16gb": _CHECKPOINTED,
+        "24gb": {"gradient_checkpointing": True, "batch_size": 2},
+    },
+    "sd3": {
+        "8gb": _SMALLEST,
+        "12gb": _CHECKPOINTED,
+        "16gb": _CHECKPOINTED,
+        "24gb": {"gradient_checkpointing": True, "batch_size": 2},
+    },
+}
+
+# The embedded teachers: minutes on two cores.
+DEMO: dict[str, Any] = {
+    "steps": 200,
+    "batch_size": 16,
+    "num_anchored_steps": 2,
+    "gradient_steps": "last",
+    "student_rank": 32,
+    "fake_rank": 32,
+    "student_lr": 1e-3,
+    "fake_lr": 1e-3,
+    "save_every": 100,
+    "preview_every": 50,
+    "evaluate_every": 100,
+}
+
+
+def preset(family: str, memory: str) -> dict[str, Any]:
+    """Settings for a family ("sd1", "sdxl", "sd3") on a card with that much memory.
+
+    Raises:
+        SettingsError: there is no preset for that little memory.
+    """
+    available = PRESETS[family]
+    if memory not in available:
+        raise SettingsError(
+            f"There is no preset for {family} on {memory}; the presets for {family} are "
+            f"{', '.join(available)}."
+        )
+    return dict(available[memory])

@@ -1,0 +1,104 @@
+"""What a front end asks of the worker: one distillation, as it is written into settings.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ...core.errors import RunError, SettingsError
+from .distill_config import DistillConfig
+
+FILE_FORMATS = ("kohya", "peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """The checkpoint and the files that stand in for, or add to, what it holds."""
+
+    checkpoint: str
+    clip_l: str | None = None
+    clip_g: str | None = None
+    t5: str | None = None
+    vae: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherLora:
+    """A LoRA that is merged into the teacher; `sha256` is its file's when the run began."""
+
+    path: str
+    strength: float = 1.0
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not isinstance(self.strength, int | float):
+            raise TypeError("a teacher LoRA has a path and a strength")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillRequest:
+    """One distillation: which model, which settings, where the LoRA goes.
+
+    Args:
+        teacher_loras: the user's LoRAs that are part of the teacher.
+        include_teacher_loras: whether the written LoRA holds them, too.
+    """
+
+    model: ModelFiles
+    config: DistillConfig
+    output: str
+    teacher_loras: tuple[TeacherLora, ...] = ()
+    include_teacher_loras: bool = False
+    overwrite: bool = False
+    file_format: Literal["kohya", "peft"] = "kohya"
+    created_at: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request as JSON-ready names and values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DistillRequest:
+        """A request read back from settings.json, or RunError if it is not one."""
+        try:
+            own = {k: v for k, v in values.items() if k != "version"}
+            model = ModelFiles(**own.pop("model"))
+            config = DistillConfig.from_dict(own.pop("config"))
+            loras = tuple(TeacherLora(**item) for item in own.pop("teacher_loras", ()))
+            return cls(model=model, config=config, teacher_loras=loras, **own)
+        except SettingsError:
+            raise
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"settings.json does not describe a run ({error}). It was edited or damaged; start "
+                "a new run."
+            ) from error
+
+    def files(self) -> list[str]:
+        """Paths of all files that the run reads."""
+        named = [value for value in dataclasses.asdict(self.model).values() if value]
+        return named + [lora.path for lora in self.teacher_loras]
+
+    def absolute(self) -> DistillRequest:
+        """The same with absolute paths, so that a resume works from any folder."""
+        files = {
+            name: value and _absolute(value)
+            for name, value in dataclasses.asdict(self.model).items()
+        }
+        loras = [
+            dataclasses.replace(lora, path=_absolute(lora.path)) for lora in self.teacher_loras
+        ]
+        return dataclasses.replace(
+            self,
+            model=ModelFiles(**files),
+            teacher_loras=tuple(loras),
+            output=_absolute(self.output),
+        )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())

@@ -1,0 +1,1 @@
+"""What each page's controls mean, without gradio."""

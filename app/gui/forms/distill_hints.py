@@ -1,0 +1,214 @@
+"""What the Distill page says while it is filled in: what was detected, counts, examples, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ....core.errors import CheckpointError, DPDMDError
+from ....core.families import Detection, identify
+from ...estimate import Estimate, bytes_in_16_bit, estimate
+from ...library import choices as sources
+from ...library import preferences
+from ...library.home import home
+from ...library.model_folders import size_text
+from ...prompts.reading import PromptList, read_prompts
+from ...runs.directory import RunDirectory
+from ..widgets.html import duration, error_note, escape, facts, note, table_of_examples
+from . import distill as form
+from .changes import Change, Values, errors
+from .controls import config_of
+from .distill import DEMO_PRESET, KEEP, memory_choices, prompts_of
+
+EXAMPLES = 3
+EARLIER_RUNS = 20
+ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "its own, for shapes"}
+
+
+def opening() -> Values:
+    """Everything the page shows when it is opened; dropdowns with their choices."""
+    values = form.initial()
+    checkpoints, loras = sources.checkpoints(), sources.loras()
+    found = values | describe_checkpoint(values)
+    values["memory"] = found["memory"]["value"]
+    found |= describe_prompts(values) | describe_cost(values) | lists()
+    known = {value for _, value in loras}
+    chosen = [path for path in values["teacher_loras"] if path in known]
+    found["checkpoint"] = Change(choices=checkpoints, value=values["checkpoint"])
+    found["teacher_loras"] = Change(choices=loras, value=chosen)
+    found["settings_lora"] = Change(choices=loras, value=None)
+    demo = Path(values["checkpoint"]).parent == sources.ASSETS
+    starters = sources.starters()
+    proposed = sources.SHAPES if demo else starters[0][1]
+    found["starter"] = Change(choices=starters, value=proposed)
+    return found
+
+
+def lists() -> Values:
+    """What can be chosen now, after folders have changed; choices alone, nothing is unchosen."""
+    named = [(folder, folder) for folder in preferences.load().folders]
+    loras = sources.loras()
+    return {
+        "checkpoint": Change(choices=sources.checkpoints()),
+        "teacher_loras": Change(choices=loras),
+        "settings_lora": Change(choices=loras),
+        "folder": Change(choices=named, value=named[0][1] if named else None),
+    }
+
+
+def add_folder(values: Mapping[str, Any]) -> Values:
+    """Take a folder into the lists."""
+    try:
+        path = sources.add_folder(values.get("new_folder"))
+    except DPDMDError as error:
+        return errors(("folder",), {"folder": error})
+    count = len(sources.list_models([path], "checkpoint"))
+    loras = len(sources.list_models([path], "lora"))
+    text = f"Found {count} checkpoints and {loras} LoRAs there."
+    return lists() | {"new_folder": "", "folder_note": note(text, "done")}
+
+
+def forget_folder(values: Mapping[str, Any]) -> Values:
+    """Take a folder out of the lists; its files stay where they are."""
+    sources.forget_folder(values.get("folder"))
+    return lists() | {"folder_note": ""}
+
+
+def describe_checkpoint(values: Mapping[str, Any]) -> Values:
+    """What was detected in the chosen file, presets that suit it, and what is wrong with it."""
+    try:
+        path = sources.model_path(values.get("checkpoint"))
+        detection, embedded = identify(path), sources.is_embedded(path)
+    except DPDMDError as error:
+        presets = Change(choices=memory_choices(None, False), value=KEEP)
+        return {"detected": "", "memory": presets, **errors(("checkpoint",), {"checkpoint": error})}
+    choices = memory_choices(detection, embedded)
+    kept = values.get("memory")
+    known = kept in {value for _, value in choices}
+    value = kept if known else DEMO_PRESET if embedded else KEEP
+    found = {"detected": _detected(path, detection), "memory": Change(choices=choices, value=value)}
+    return found | errors(("checkpoint",), {})
+
+
+def _detected(path: Path, detection: Detection) -> str:
+    missing = "not in the file: name them below" if detection.family == "sd3" else "not in the file"
+    encoders = ", ".join(ENCODERS.get(name, name) for name in detection.text_encoders)
+    zero = " with zero terminal SNR" if detection.zero_terminal_snr else ""
+    return facts(
+        {
+            "Model": detection.title,
+            "Predicts": f"{detection.prediction}{zero}",
+            "Made for": f"{detection.resolution} x {detection.resolution} pixels",
+            "Text encoders": encoders or missing,
+            "VAE": "in the file" if detection.has_vae else "not in the file: name it below",
+            "Size": size_text(checkpoint_bytes(path)),
+        }
+    )
+
+
+def checkpoint_bytes(path: Path) -> int:
+    """Size of a checkpoint's file, or of the weights in a diffusers folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*.safetensors"))
+
+
+def describe_prompts(values: Mapping[str, Any]) -> Values:
+    """How many prompts there are, what was dropped, and a few as the model will read them."""
+    if not str(values.get("prompts") or "").strip():
+        return {"prompts_count": "No prompts yet.", "examples": "", "prompts_note": ""}
+    try:
+        found = prompts_of(values)
+        shown = examples(found)
+    except DPDMDError as error:
+        return {"prompts_count": "", "examples": "", "prompts_note": error_note(error)}
+    count = len(found.prompts)
+    text = "1 prompt" if count == 1 else f"{count:,} prompts"
+    aside = _set_aside(count, values.get("evaluation_prompts"))
+    notes = "".join(f'<p class="dp-quiet">{escape(line)}</p>' for line in found.notes)
+    return {
+        "prompts_count": f"<strong>{text}</strong>{escape(aside)}. As the model reads them:",
+        "examples": notes + shown,
+        "prompts_note": "",
+    }
+
+
+def apply_starter(values: Mapping[str, Any]) -> Values:
+    """The text of the chosen starter prompts, counted."""
+    try:
+        text = sources.starter(values.get("starter"))
+    except DPDMDError as error:
+        return errors(("prompts",), {"prompts": error})
+    return {"prompts": text} | describe_prompts({**values, "prompts": text})
+
+
+def read_prompt_source(values: Mapping[str, Any]) -> Values:
+    """The prompts of an uploaded file, or of a path in the named folders, counted."""
+    try:
+        uploaded = values.get("prompts_upload")
+        path = Path(uploaded) if uploaded else sources.prompts_path(values.get("prompts_path"))
+        text = "\n".join(read_prompts(path).prompts) + "\n"
+    except DPDMDError as error:
+        return errors(("prompts",), {"prompts": error})
+    return {"prompts": text} | describe_prompts({**values, "prompts": text})
+
+
+def _set_aside(count: int, wanted: object) -> str:
+    aside = min(wanted if isinstance(wanted, int) else 0, count // 5)
+    if aside < 2:
+        return "; none is set aside to measure the student on (that takes 10 prompts or more)"
+    return f"; {aside} of them are set aside to measure the student on"
+
+
+def examples(found: PromptList) -> str:
+    """A few prompts with their alternatives chosen."""
+    picked = found.prompts[:: max(1, len(found.prompts) // EXAMPLES)][:EXAMPLES]
+    try:
+        from ...prompts.expansion import expand, protect
+    except ImportError:  # a host's environment: alternatives are the worker's affair
+        return table_of_examples(picked)
+    return table_of_examples(
+        expand(protect(text), Random(number)) for number, text in enumerate(picked)
+    )
+
+
+def describe_cost(values: Mapping[str, Any]) -> Values:
+    """What the run is expected to need; empty while the form cannot be read."""
+    try:
+        path = sources.model_path(values.get("checkpoint"))
+        config = config_of(values)
+        size, half = checkpoint_bytes(path), bytes_in_16_bit(path)
+        found = estimate(identify(path), config, size, earlier_runs(), half_bytes=half)
+    except CheckpointError:
+        return {"estimate": "", "settings_note": ""}
+    except DPDMDError as error:
+        try:
+            config_of(values)
+        except DPDMDError:
+            return {"estimate": "", "settings_note": error_note(error)}
+        return {"estimate": "", "settings_note": ""}
+    return {"estimate": _estimate_text(found), "settings_note": ""}
+
+
+def _estimate_text(found: Estimate) -> str:
+    memory = "not known"
+    if found.memory_bytes:
+        gib = found.memory_bytes / 2**30  # as cards are sold and as the text beside it counts
+        memory = f"{gib:.1f} GB" if gib >= 1 else "under 1 GB"
+    time = duration(found.seconds) or "not known yet"
+    tiles = (
+        f'<div class="dp-tiles"><div><span>Memory</span><strong>{escape(memory)}</strong></div>'
+        f"<div><span>Time</span><strong>{escape(time)}</strong></div></div>"
+    )
+    return f'{tiles}<p class="dp-soft">{escape(found.text)}</p>'
+
+
+def earlier_runs() -> Iterable[RunDirectory]:
+    """The newest runs of this computer."""
+    folder = home() / "runs"
+    paths = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
+    return [
+        RunDirectory(path) for path in paths[:EARLIER_RUNS] if (path / "metrics.jsonl").exists()
+    ]

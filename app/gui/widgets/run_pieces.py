@@ -1,0 +1,259 @@
+"""The parts of one run's view as HTML, each with a key that changes when the part does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ....core.errors import DPDMDError
+from ....core.files.tensor_file import read_header
+from ....core.recipe.recipe import read_recipe, usage_hint
+from ...findings.diagnosis import diagnose
+from ...jobs import Job, log_tail
+from ...runs.directory import EVALUATIONS, METRICS, RunDirectory
+from ...runs.previews import TEACHER, student_previews
+from . import html
+
+STATES = {
+    "new": "Not started",
+    "queued": "Waiting",
+    "starting": "Starting",
+    "running": "Running",
+    "stopping": "Stopping",
+    "stopped": "Stopped",
+    "interrupted": "Interrupted",
+    "finished": "Finished",
+    "failed": "Failed",
+}
+KINDS = {
+    "distill": "Distillation",
+    "compare": "Comparison",
+    "package": "Package",
+    "setup": "Set-up",
+}
+LIVE = ("queued", "starting", "running", "stopping")
+MORE_CURVES = (
+    "diversity_loss",
+    "matching_gradient",
+    "score_cosine",
+    "fake_loss",
+    "student_grad_norm",
+    "fake_grad_norm",
+    "seconds",
+)
+FIRST_CURVES, MOST_FIRST = ("diversity_kept", "teacher_distance", *MORE_CURVES[:2]), 2
+"""What a run is about; until it is measured, losses stand in."""
+LOG_LINES = 60
+PROGRESS_LINE = re.compile(r"update \d+/\d+,|---")  # the bar says it already
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a page that is drawn again only when its key is another one."""
+
+    key: str
+    render: Callable[[], str]
+
+
+def pieces(job: Job) -> dict[str, Piece]:
+    """The parts of a job's view by name."""
+    measured = _marks(job, METRICS, EVALUATIONS)
+    return {
+        "status": _piece(status(job)),
+        "findings": Piece(_marks(job, METRICS, EVALUATIONS, job.state), lambda: findings(job)),
+        "pictures": Piece(_pictures_key(job), lambda: pictures(job)),
+        "curves": Piece(measured, lambda: curves(job, first=True)),
+        "more": Piece(measured, lambda: curves(job, first=False)),
+        "files": Piece(_marks(job, "result.json", job.state), lambda: files(job)),
+        "log": Piece(_marks(job, "log.txt"), lambda: log(job)),
+    }
+
+
+def _piece(text: str) -> Piece:
+    return Piece(text, lambda: text)
+
+
+def _marks(job: Job, *names: str) -> str:
+    """Size and time of change of files in the job's folder; other words stand for themselves."""
+    found = [job.id]
+    for name in names:
+        try:
+            facts = (job.path / name).stat()
+            found.append(f"{facts.st_size}@{facts.st_mtime_ns}")
+        except OSError:
+            found.append(name)
+    return "/".join(found)
+
+
+def status(job: Job) -> str:
+    """Title, state, how far it is and what it said last."""
+    state = (
+        f'<span class="dp-state dp-{html.escape(job.state)}">'
+        f"{html.escape(STATES.get(job.state, job.state))}</span>"
+    )
+    kind = html.escape(KINDS.get(job.kind, job.kind))
+    parts = [
+        f'<div class="dp-title"><h2>{html.escape(job.title)}</h2>{state}</div>',
+        f'<p class="dp-soft">{kind} · <span class="dp-id">{html.escape(job.id)}</span></p>',
+    ]
+    if job.steps and job.state != "queued":
+        words = how_far(job)
+        parts.append(html.progress_bar(job.step / job.steps, words))
+        parts.append(f'<p class="dp-soft">{html.escape(words)}</p>')
+    elif job.state in ("starting", "running"):
+        parts.append(
+            '<div class="dp-progress dp-unknown" role="progressbar" aria-label="Working">'
+            "<i></i></div>"
+        )
+    if job.place is not None:
+        before = "next in the queue" if not job.place else f"{job.place} before it in the queue"
+        parts.append(f'<p class="dp-soft">{before}</p>')
+    parts.append(_said(job))
+    return "".join(parts)
+
+
+def _said(job: Job) -> str:
+    """What a person should know of the state: the error, or what goes on at the moment."""
+    if job.state in ("failed", "interrupted"):
+        return html.error_note(job.message)
+    if job.state == "stopped" and job.kind == "distill":
+        return html.note("What there was is kept. Resume goes on exactly where it stopped.")
+    if job.state in ("starting", "running") and not PROGRESS_LINE.match(job.message):
+        return html.note(job.message)
+    return ""
+
+
+def how_far(job: Job) -> str:
+    """Such as "54 of 200 updates · 2.9 s each · 7 min left"."""
+    unit = "updates" if job.kind == "distill" else "steps"
+    words = [f"{job.step:,} of {job.steps:,} {unit}"]
+    if job.state in LIVE:
+        if job.seconds_per_step:
+            words.append(f"{html.duration(job.seconds_per_step)} each")
+        left = html.duration(job.seconds_left)
+        if left and job.step < job.steps:
+            words.append(f"{left} left")
+    return " · ".join(words)
+
+
+def findings(job: Job) -> str:
+    """What the diagnosis says of a distillation, and its diversity beside the teacher's."""
+    if job.kind != "distill":
+        return ""
+    run = RunDirectory(job.path)
+    last = next((line for line in reversed(run.metrics(EVALUATIONS)) if isinstance(line, dict)), {})
+    kept, step = last.get("diversity_kept"), last.get("step")
+    meter = ""
+    if isinstance(kept, (int, float)) and isinstance(step, int):
+        meter = html.diversity_meter(kept, step)
+    return meter + html.findings(diagnose(run))
+
+
+def _pictures_key(job: Job) -> str:
+    teacher = (job.path / "previews" / TEACHER).exists()
+    return f"{job.id}/{teacher}/{len(student_previews(job.path))}"
+
+
+def pictures(job: Job) -> str:
+    """The teacher's and the newest student's sheet side by side, an early one before them."""
+    sheets = student_previews(job.path)
+    teacher = html.picture(
+        job.path / "previews" / TEACHER,
+        "Pictures of the teacher on fixed prompts and seeds",
+        "Teacher, all its steps",
+    )
+    chosen = [sheets[0], sheets[-1]] if len(sheets) > 1 else sheets
+    students = [
+        html.picture(
+            sheet.path,
+            f"The student's pictures after update {sheet.step}, same prompts and seeds",
+            f"Student after update {sheet.step:,}",
+        )
+        for sheet in chosen
+    ]
+    shown = [text for text in [teacher, *reversed(students)] if text]
+    if not shown:
+        return ""
+    text = "Same prompts and seeds in each. One column is one seed."
+    head = html.heading("Pictures", text, level=3)
+    return f'{head}<div class="dp-sheets">{"".join(shown)}</div>'
+
+
+def curves(job: Job, *, first: bool) -> str:
+    """The metrics that a run is about as charts, or all others."""
+    if job.kind != "distill":
+        return ""
+    from ...report import charts  # numpy only; the same charts as in the report
+
+    run = RunDirectory(job.path)
+    lines = [*run.metrics(METRICS), *run.metrics(EVALUATIONS)]
+    lines = [line for line in lines if isinstance(line, dict)]
+    known = {curve.key: curve for curve in charts.known_curves(lines)}
+    drawable = [key for key in known if len(charts.series(lines, key)[0]) > 1]
+    about = [key for key in FIRST_CURVES if key in drawable][:MOST_FIRST]
+    keys = about if first else [key for key in MORE_CURVES if key in drawable and key not in about]
+    drawn = [_chart(charts, lines, known[key]) for key in keys]
+    return f'<div class="dp-charts">{"".join(drawn)}</div>' if drawn else ""
+
+
+def _chart(charts: ModuleType, lines: list[dict[str, Any]], curve: Any) -> str:
+    steps, values = charts.series(lines, curve.key)
+    smooth = charts.running_mean(values) if curve.smoothed else values
+    now = charts.readable_number(smooth[-1])
+    title, caption = html.escape(curve.title), html.escape(curve.caption)
+    return (
+        f'<div class="dp-chart"><div class="dp-row"><h4>{title}</h4><span>{now}</span></div>'
+        f'{charts.line_chart(title, steps, values, smooth)}<p class="dp-soft">{caption}</p></div>'
+    )
+
+
+def files(job: Job) -> str:
+    """Where the LoRA and the run are, and how to draw with the LoRA."""
+    rows = []
+    lora = job.result.get("lora")
+    if isinstance(lora, str):
+        rows.append(html.copyable("LoRA", lora))
+    made = result_path(job, "folder")
+    if made:
+        rows.append(html.copyable("Package", str(made)))
+    rows.append(html.copyable("Run folder" if job.kind == "distill" else "Files", str(job.path)))
+    usage = _usage(Path(lora)) if isinstance(lora, str) else ""
+    return usage + "".join(rows)
+
+
+def _usage(lora: Path) -> str:
+    try:
+        recipe = read_recipe(read_header(lora).metadata)
+    except (DPDMDError, OSError):
+        return ""
+    if recipe is None:
+        return ""
+    return html.heading("Draw with it", usage_hint(recipe), level=3)
+
+
+def result_path(job: Job, name: str) -> Path | None:
+    """A path that the job's result names, if it is there."""
+    value = job.result.get(name)
+    path = Path(value) if isinstance(value, str) and value else None
+    try:
+        return path if path is not None and path.exists() else None
+    except (OSError, ValueError):
+        return None
+
+
+def report_of(job: Job) -> Path | None:
+    """The report that the job made, if it did."""
+    named = result_path(job, "report")
+    own = job.path / "report" / "report.html"
+    found = named if named is not None and named.suffix == ".html" else own
+    return found if found.is_file() else None
+
+
+def log(job: Job) -> str:
+    """The end of the job's log."""
+    text = log_tail(job.id, LOG_LINES)
+    return f'<pre class="dp-log" tabindex="0">{html.escape(text)}</pre>' if text else ""

@@ -1,0 +1,199 @@
+"""The Runs page without its widgets: the list, one run's view, and what the buttons do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ....core.errors import DPDMDError
+from ... import jobs
+from ...jobs import Job
+from ...library.home import home
+from ..forms.changes import Change, Values
+from ..forms.trainer import before_start
+from . import html
+from .run_pieces import LIVE, STATES, pieces, report_of
+
+PIECES = ("list", "status", "findings", "pictures", "curves", "more", "files", "log", "report")
+FOLDED = ("more", "report", "log")
+"""Pieces inside a box of their own, `<name>_box`, that is there only when they are."""
+BUTTONS = ("start", "stop", "up", "down", "duplicate", "delete")
+Seen = dict[str, str]
+"""Piece -> the key it had when it was last sent to this page."""
+Address = Callable[[Job], str]
+STARTABLE = ("new", "stopped", "interrupted", "failed")
+START_LABELS = {"new": "Start", "failed": "Try again"}
+
+
+def refresh(
+    selected: object,
+    seen: Mapping[str, str] | None,
+    address: Address | None = None,
+    *,
+    keep_message: bool = False,
+) -> Values:
+    """What has changed since `seen`: pieces, buttons, selection. `seen` itself is the last value.
+
+    Args:
+        selected: the id of the job in view; the newest one if there is none of that id.
+        address: where a browser finds a job's report; without it the report goes into the page.
+        keep_message: whether the last message stays although the job or its state is another.
+    """
+    before, now = dict(seen or {}), {}
+    every = jobs.all_jobs()
+    job = next((one for one in every if one.id == selected), every[0] if every else None)
+    parts: dict[str, tuple[str, Callable[[], str]]] = {}
+    listing = job_list(every, job)
+    parts["list"] = (listing, lambda: listing)
+    if job is not None:
+        parts |= {name: (piece.key, piece.render) for name, piece in pieces(job).items()}
+        chosen = job
+        parts["report"] = (_report_key(job), lambda: _report(chosen, address))
+    changed: Values = {}
+    for name in PIECES:
+        key, render = parts.get(name, ("none", lambda: ""))
+        now[name] = key
+        if before.get(name) != key:
+            text = render()
+            changed[name] = Change(value=text, visible=bool(text))
+            if name in FOLDED:
+                changed[f"{name}_box"] = Change(visible=bool(text))
+    changed |= _buttons(job, every, before, now)
+    if not keep_message and before.get("buttons") not in (None, now["buttons"]):
+        changed["message"] = ""
+    return changed | {"selected": job.id if job else "", "seen": now}
+
+
+def _buttons(job: Job | None, every: list[Job], before: Seen, now: Seen) -> Values:
+    now["buttons"] = repr(
+        (job.id, job.state, job.place, sum(one.state == "queued" for one in every)) if job else None
+    )
+    if before.get("buttons") == now["buttons"]:
+        return {}
+    state = job.state if job else ""
+    place = job.place if job else None
+    last = sum(one.state == "queued" for one in every) - 1
+    allowed = {
+        "start": state in STARTABLE,
+        "stop": state in ("queued", "starting", "running"),
+        "up": place is not None and place > 0,
+        "down": place is not None and place < last,
+        "duplicate": job is not None and job.kind == "distill",
+        "delete": job is not None and state not in ("starting", "running", "stopping"),
+    }
+    changes: Values = {name: Change(visible=value) for name, value in allowed.items()}
+    changes["start"]["value"] = START_LABELS.get(state, "Resume")
+    changes["stop"]["value"] = "Take out of the queue" if state == "queued" else "Stop and keep"
+    changes["new_title"] = job.title if job else ""
+    return changes
+
+
+def job_list(every: list[Job], chosen: Job | None) -> str:
+    """All jobs as buttons, what waits or runs first; `data-live` says whether to ask again soon."""
+    live = any(job.state in LIVE for job in every)
+    if not every:
+        return f'<div id="dpdmd-live" data-live="0">{_nothing()}</div>'
+    rank = {"running": 0, "stopping": 0, "starting": 0, "queued": 1}
+    order = sorted(every, key=lambda job: (rank.get(job.state, 2), job.place or 0))
+    rows = "".join(_row(job, job is chosen) for job in order)
+    return f'<div id="dpdmd-live" data-live="{int(live)}"><ul class="dp-jobs">{rows}</ul></div>'
+
+
+def _nothing() -> str:
+    return html.empty("No runs yet", "Choose a checkpoint on the Distil page and start one.")
+
+
+def _row(job: Job, chosen: bool) -> str:
+    words = STATES.get(job.state, job.state)
+    if job.state in ("running", "stopping", "stopped", "interrupted") and job.steps:
+        words += f" · {job.step / job.steps:.0%}"
+    goes_on = job.state == "running" and job.step < job.steps
+    left = html.duration(job.seconds_left) if goes_on else ""
+    words += f" · {left} left" if left else ""
+    if job.place is not None:
+        words += f" · place {job.place + 1}"
+    current = ' aria-current="true"' if chosen else ""
+    return (
+        f'<li><button type="button" class="dp-job" data-job="{html.escape(job.id)}"{current}>'
+        f'<i class="dp-dot dp-{html.escape(job.state)}" aria-hidden="true"></i>'
+        f"<span><strong>{html.escape(job.title)}</strong><small>{html.escape(words)}</small></span>"
+        "</button></li>"
+    )
+
+
+def _report_key(job: Job) -> str:
+    path = report_of(job)
+    try:
+        return f"{job.id}/{path.stat().st_mtime_ns}" if path else f"{job.id}/none"
+    except OSError:
+        return f"{job.id}/none"
+
+
+def _report(job: Job, address: Address | None) -> str:
+    path = report_of(job)
+    if path is None:
+        return ""
+    place = address(job) if address else None
+    return html.frame(f"Report of {job.title}", address=place, path=path)
+
+
+def act(action: str, selected: object, text: object = "") -> Values:
+    """Do what a button says with the selected job: `message`, and `selected` where that changes.
+
+    Args:
+        action: start, stop, up, down, duplicate, rename, delete or restore.
+        text: the new title for rename; the name in the trash for restore.
+    """
+    try:
+        return _act(action, str(selected or ""), str(text or ""))
+    except DPDMDError as error:
+        return {"message": html.error_note(error)}
+
+
+def _act(action: str, id: str, text: str) -> Values:
+    if action == "restore":
+        job = jobs.restore(text)
+        return {"message": html.note("It is back.", "done"), "selected": _id(job, text)}
+    if action == "start":
+        if jobs.get_job(id).kind != "setup":
+            before_start()
+        jobs.start(id)
+        return _said("It is in the queue.")
+    if action == "stop":
+        job = jobs.stop(id)
+        live = job.state in LIVE
+        return _said(
+            "It stops after the update at hand and keeps what there is."
+            if live
+            else "It is out of the queue."
+        )
+    if action in ("up", "down"):
+        place = jobs.get_job(id).place
+        if place is None:
+            return _said("It does not wait in the queue any more.")
+        jobs.move(id, max(0, place + (1 if action == "down" else -1)))
+        return {"message": ""}
+    if action == "duplicate":
+        job = jobs.duplicate(id)
+        return _said("The copy is not started yet.") | {"selected": job.id}
+    if action == "rename":
+        jobs.rename(id, text)
+        return _said("Renamed.")
+    jobs.delete(id)
+    return _said("It is in the trash below, from where it can be taken back.") | {"selected": ""}
+
+
+def _id(job: object, fallback: str) -> str:
+    return job.id if isinstance(job, Job) else fallback
+
+
+def _said(message: str) -> Values:
+    return {"message": html.note(message, "done")}
+
+
+def trash() -> list[str]:
+    """Names of deleted jobs, newest first."""
+    folder = home() / "trash"
+    if not folder.is_dir():
+        return []
+    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    return sorted((name for name in names if not name.startswith(".")), reverse=True)

@@ -1,0 +1,182 @@
+"""What front ends do with jobs that exist; two at once agree, as each decides under a guard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from ...core.errors import OutputError, RunError, SettingsError
+from ...core.files import atomic_write
+from ..config.request import DistillRequest
+from ..runs import exit_note
+from ..runs.directory import EVALUATION_PROMPTS, GIVEN_PROMPTS, PROMPTS, UNPREPARED, RunDirectory
+from ..runs.lock import live_owner
+from . import files, spawn, submit
+from .job import KINDS, LIVE, Job, get_job, started_by
+from .queue import dequeue, enqueue
+from .spawn import end_process
+
+STARTABLE = ("new", "stopped", "interrupted", "failed")
+
+
+def start(id: str) -> Job:
+    """Put a job into the queue and wake the worker; a distillation goes on where it was.
+
+    A job that waits already stays where it is.
+
+    Raises:
+        RunError: there is no such job, it runs already, or is finished.
+        OutputError: the queue cannot be written.
+    """
+    folder = files.job_folder(id)
+    with files.jobs_guard():
+        job = get_job(id)
+        if job.state in LIVE:
+            raise RunError(f"{job.title} is {job.state} already.")
+        if job.state == "finished":
+            raise RunError(f"{job.title} is finished. Duplicate it to run it once more.")
+        if job.state in STARTABLE:
+            _check_startable(folder)
+            enqueue(folder, first=job.kind == "setup")
+    spawn.ensure_worker()
+    return get_job(id)
+
+
+def _check_startable(folder: Path) -> None:
+    """Raise RunError for a folder that no worker could run."""
+    if not (folder / files.TASK).is_file():
+        DistillRequest.from_dict(RunDirectory.open(folder).settings())
+        return
+    task = files.read_json(folder / files.TASK)
+    if task.get("kind") not in KINDS or not isinstance(task.get("arguments"), list):
+        raise RunError(f"{folder / files.TASK} is damaged, or of another version. Delete this job.")
+
+
+def stop(id: str) -> Job:
+    """Take a job out of the queue, or end it: a distillation keeps what there is.
+
+    Raises:
+        RunError: there is no such job, or it neither waits nor runs.
+        OutputError: the request cannot be written.
+    """
+    folder = files.job_folder(id)
+    with files.jobs_guard():
+        job = get_job(id)
+        if job.state == "queued":
+            dequeue(folder)
+            return get_job(id)
+        if job.state not in LIVE:
+            raise RunError(f"{job.title} is {job.state}; there is nothing to stop.")
+        atomic_write.write_text(folder / files.STOP, "")
+    child = started_by(folder)
+    alone = live_owner(folder / files.TAKEN) is None
+    if job.kind != "distill" and alone and child is not None and live_owner(folder / files.CHILD):
+        end_process(child.pid)  # its worker was killed and cannot do it
+        exit_note.note(folder, 1, "Stopped.", stopped=True)
+    return get_job(id)
+
+
+def duplicate(id: str, title: str = "") -> Job:
+    """A new distillation with the same settings and prompts, not started.
+
+    Raises:
+        RunError: there is no such job, it is no distillation, or it is damaged.
+        OutputError: the new one cannot be written.
+    """
+    job = get_job(id)
+    if job.kind != "distill":
+        raise RunError(f"{job.title} is a {job.kind}; only distillations can be duplicated.")
+    run = RunDirectory.open(job.path)
+    values = DistillRequest.from_dict(run.settings()).to_dict()
+    values |= {"output": str(free_output(Path(values["output"]))), "created_at": time.time()}
+    values |= {"overwrite": False}
+    draft = files.draft_folder()
+    try:
+        copy = RunDirectory.create(
+            draft, values, run.prompts(), evaluation_prompts=run.evaluation_prompts()
+        )
+        atomic_write.write_text(draft / UNPREPARED, "")
+        if (run.path / GIVEN_PROMPTS).exists():
+            given = "\n".join(run.given_prompts()) + "\n"
+            atomic_write.write_text(draft / GIVEN_PROMPTS, given)
+            atomic_write.write_text(draft / PROMPTS, given)
+            (draft / EVALUATION_PROMPTS).unlink(missing_ok=True)
+        name = Path(values["output"]).stem
+        return submit.publish(copy.path, name, files.clean_title(title) or name, queue=False)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def free_output(asked: Path) -> Path:
+    """`asked`, or a name beside it, that neither exists nor is the aim of another job."""
+    taken = set()
+    for folder in files.job_folders():
+        output = files.read_json(folder / files.SETTINGS).get("output")
+        taken |= {os.path.normcase(output)} if isinstance(output, str) else set()
+    count, free = 1, asked
+    while free.exists() or os.path.normcase(str(free)) in taken:
+        count += 1
+        free = asked.with_name(f"{asked.stem}-{count}{asked.suffix}")
+    return free
+
+
+def rename(id: str, title: str) -> Job:
+    """Give a job another title; its folder and files keep their names.
+
+    Raises:
+        SettingsError: nothing readable is left of the title.
+        RunError: there is no such job.
+    """
+    folder, plain = files.job_folder(id), files.clean_title(title)
+    if not plain:
+        raise SettingsError("The title is empty. Give a word or two.")
+    created = get_job(id).created_at
+    files.write_json(folder / files.JOB, {"version": 1, "title": plain, "created_at": created})
+    return get_job(id)
+
+
+def delete(id: str) -> Path:
+    """Move a job into the trash; returns where it is now. A LoRA that it wrote stays in place.
+
+    Raises:
+        RunError: there is no such job, or it runs.
+        OutputError: its files cannot be moved.
+    """
+    folder = files.job_folder(id)
+    with files.jobs_guard():
+        job = get_job(id)
+        if job.state in LIVE:
+            raise RunError(f"{job.title} is {job.state}. Stop it before it is deleted.")
+        return _move(folder, files.trash())
+
+
+def restore(id: str) -> Job:
+    """Take a job back out of the trash; one that was queued waits again.
+
+    Raises:
+        RunError: there is no such job in the trash.
+        OutputError: its files cannot be moved.
+    """
+    folder = files.job_folder(id, inside=files.trash())
+    with files.jobs_guard():
+        job = get_job(_move(folder, files.runs()).name)
+    spawn.ensure_worker()
+    return job
+
+
+def _move(folder: Path, into: Path) -> Path:
+    target, count = into / folder.name, 1
+    with atomic_write.explained(target):
+        into.mkdir(parents=True, exist_ok=True)
+    while target.exists():
+        count += 1
+        target = into / f"{folder.name}-{count}"
+    try:
+        atomic_write.replace(folder, target)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be moved to {into}: {error}. Close what has its files open."
+        ) from error
+    return target

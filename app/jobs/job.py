@@ -1,0 +1,268 @@
+"""A job as front ends see it: everything is read from its directory at that moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import DPDMDError
+from ..runs import exit_note
+from ..runs.lock import Owner, live_owner, read_owner
+from . import files, spawn
+from .queue import place_number, waiting
+
+STATES = (
+    "new",
+    "queued",
+    "starting",
+    "running",
+    "stopping",
+    "stopped",
+    "interrupted",
+    "finished",
+    "failed",
+)
+LIVE = ("starting", "running", "stopping")
+KINDS = ("distill", "compare", "package", "setup")
+ENDED = ("finished", "stopped", "failed")
+LOG_TAIL_BYTES, MESSAGE_BYTES = 64 << 10, 4 << 10
+NOT_A_RUN = (
+    "This folder holds no run: its settings are missing or damaged. Nothing can be done with it "
+    "but to delete it."
+)
+CUT_SHORT = "The process ended before the job did. Start it again: a distillation goes on exactly"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is known of a job.
+
+    Attributes:
+        id: the name of its folder.
+        kind: one of KINDS.
+        title: for people; may be any text.
+        state: one of STATES.
+        place: its place in the queue from 0; None if it does not wait there.
+        step: finished updates of a distillation, or steps of a task; 0 when unknown.
+        steps: how many there will be; 0 when unknown.
+        seconds_per_step: 0 when unknown.
+        seconds_left: None when unknown.
+        message: what it said last, or what went wrong.
+        result: what it made.
+        created_at: seconds since the epoch.
+        updated_at: seconds since the epoch.
+    """
+
+    id: str
+    path: Path
+    kind: str
+    title: str
+    state: str
+    place: int | None = None
+    step: int = 0
+    steps: int = 0
+    seconds_per_step: float = 0.0
+    seconds_left: float | None = None
+    message: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    created_at: float = 0.0
+    updated_at: float = 0.0
+
+    @property
+    def live(self) -> bool:
+        """Whether a process works on it."""
+        return self.state in LIVE
+
+
+def all_jobs() -> list[Job]:
+    """All jobs, newest first; a damaged one is there as failed and says so.
+
+    Whoever looks also wakes the worker, if jobs wait and it was killed.
+    """
+    with contextlib.suppress(DPDMDError, OSError):  # a full disk is no reason not to look
+        spawn.ensure_worker()
+    order = {folder.name: place for place, folder in enumerate(waiting())}
+    jobs = [read_job(folder, order.get(folder.name)) for folder in files.job_folders()]
+    return sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)
+
+
+def get_job(id: str) -> Job:
+    """One job.
+
+    Raises:
+        RunError: there is none of that name, or the name cannot be one.
+    """
+    folder = files.job_folder(id)
+    order = waiting()
+    return read_job(folder, order.index(folder) if folder in order else None)
+
+
+def log_tail(id: str, lines: int = 40) -> str:
+    """The last lines of a job's log; empty if there is none yet."""
+    folder = files.job_folder(id)
+    return "\n".join(tail(folder / files.LOG)[-max(1, lines) :])
+
+
+def tail(path: Path, most: int = LOG_TAIL_BYTES) -> list[str]:
+    """The last lines of a text file that grows; of a line redrawn in place, the last drawing.
+
+    Args:
+        most: bytes to look at.
+    """
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - most))
+            text = stream.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def read_job(folder: Path, place: int | None = None) -> Job:
+    """The job in a folder; never raises for what the folder holds."""
+    settings, task = (files.read_json(folder / n) for n in (files.SETTINGS, files.TASK))
+    progress = files.read_json(folder / files.PROGRESS)
+    kind = str(task.get("kind", "")) if task else "distill"
+    usable = kind in KINDS and (bool(task) or isinstance(settings.get("config"), dict))
+    state = state_of(folder, kind, progress) if usable else "failed"
+    left = progress.get("seconds_left") if state in LIVE else None
+    return Job(
+        id=folder.name,
+        path=folder,
+        kind=kind if kind in KINDS else "distill",
+        title=_title(folder, settings),
+        state=state,
+        place=place if state == "queued" else None,
+        step=int(files.number(progress.get("step"))) or _saved_step(folder),
+        steps=int(files.number(progress.get("steps")) or _planned_steps(settings)),
+        seconds_per_step=files.number(progress.get("seconds_per_step")),
+        seconds_left=files.number(left) if left is not None else None,
+        message=_message(folder, state, progress) if usable else NOT_A_RUN,
+        result=_result(folder, kind, state),
+        created_at=_created_at(folder, settings or task),
+        updated_at=_updated_at(folder, progress),
+    )
+
+
+def state_of(folder: Path, kind: str, progress: Mapping[str, Any]) -> str:
+    """The state, from the locks, requests and notes in the folder."""
+    owners = [owner for owner in _owners(folder) if owner is not None]
+    if owners:
+        if (folder / files.STOP).exists():
+            return "stopping"
+        began = min(owner.since for owner in owners)
+        fresh = files.number(progress.get("updated_at")) >= began
+        status = progress.get("status") if fresh else None
+        if kind == "distill" and status in (None, "loading"):
+            return "starting"
+        return "stopping" if status == "stopped" else "running"
+    if place_number(folder) is not None:
+        return "queued"
+    return ended_state(folder, kind, progress)
+
+
+def _owners(folder: Path) -> list[Owner | None]:
+    """Live processes that have to do with the job: the worker, the child, a terminal."""
+    return [live_owner(folder / name) for name in (files.TAKEN, files.CHILD, files.LOCK)]
+
+
+def ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> str:
+    """The state of a job that no process works on, the queue left aside."""
+    note = _exit_note(folder, progress)
+    if note.get("stopped") is True:
+        return "stopped"
+    if note and kind != "distill" and note.get("code") == 0:
+        return "finished"
+    if note.get("code") in (1, 2):
+        return "failed"
+    status = progress.get("status")
+    if kind == "distill" and status in ENDED:
+        return str(status)
+    marks = (files.TAKEN, files.CHILD, files.LOCK)
+    begun = bool(note or status) or any((folder / name).exists() for name in marks)
+    return "interrupted" if begun else "new"
+
+
+def _exit_note(folder: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
+    """How the last process ended, unless the run went on since then without the queue."""
+    note = files.read_json(folder / exit_note.NAME)
+    newer = files.number(note.get("at")) >= files.number(progress.get("updated_at"))
+    return note if newer else {}
+
+
+def _message(folder: Path, state: str, progress: Mapping[str, Any]) -> str:
+    note = _exit_note(folder, progress)
+    error = str(note.get("message") or progress.get("error") or "")
+    if state == "interrupted":
+        return error or f"{CUT_SHORT} where its last saved state is."
+    if state == "failed" and error:
+        return error
+    if state in ("new", "queued"):
+        return ""
+    if state == "stopped":
+        step = int(files.number(progress.get("step"))) or _saved_step(folder)
+        return f"Stopped after {step} updates. It can go on from there." if step else "Stopped."
+    lines = tail(folder / files.LOG, MESSAGE_BYTES)
+    # a line "--- DATE" marks where a process began; it says nothing
+    said = (line for line in reversed(lines) if line.strip() and not line.startswith("--- "))
+    return next(said, "")
+
+
+def _result(folder: Path, kind: str, state: str) -> dict[str, Any]:
+    if kind == "distill" or state != "finished":
+        return files.read_json(folder / files.RESULT)
+    for line in reversed(tail(folder / files.OUTPUT)):
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.loads(line)
+            if isinstance(content, dict):
+                return content
+    return {}
+
+
+def _title(folder: Path, settings: Mapping[str, Any]) -> str:
+    title = files.clean_title(files.read_json(folder / files.JOB).get("title") or "")
+    output = settings.get("output")
+    made = Path(output).stem if isinstance(output, str) and not title else ""
+    return title or files.clean_title(made) or folder.name
+
+
+def _planned_steps(settings: Mapping[str, Any]) -> float:
+    config = settings.get("config")
+    return files.number(config.get("steps")) if isinstance(config, dict) else 0.0
+
+
+def _saved_step(folder: Path) -> int:
+    """The update of the last saved state: a run that is loading says no more."""
+    names = [path.name.removeprefix("step-") for path in (folder / "state").glob("step-*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _created_at(folder: Path, facts: Mapping[str, Any]) -> float:
+    job = files.read_json(folder / files.JOB)
+    noted = files.number(job.get("created_at")) or files.number(facts.get("created_at"))
+    return noted or _changed_at(folder)
+
+
+def _updated_at(folder: Path, progress: Mapping[str, Any]) -> float:
+    names = (files.LOG, exit_note.NAME, files.QUEUED, files.JOB, files.RESULT)
+    times = [_changed_at(folder / name) for name in names]
+    return max(files.number(progress.get("updated_at")), _changed_at(folder), *times)
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def started_by(folder: Path) -> Owner | None:
+    """The process that does the work of a job, whether or not it lives."""
+    return read_owner(folder / files.CHILD)

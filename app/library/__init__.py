@@ -1,0 +1,1 @@
+"""What lies on this computer: data folder, model folders, preferences, files."""

@@ -1,0 +1,199 @@
+"""What the pages choose from: folders, checkpoints, LoRAs, starter prompts. Headers only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...core.errors import PromptError, SettingsError
+from ...core.families import SHAPES_KEY
+from ...core.files.tensor_file import read_header
+from ..jobs import all_jobs
+from . import preferences, surroundings
+from .home import home
+from .lora_output import lora_file
+from .model_folders import ModelFile, contained, default_folders, list_models
+from .path_checks import check_name, is_inside, resolved
+
+Choices = list[tuple[str, str]]
+"""(what people read, the value) of a dropdown."""
+
+ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "trainer" / "assets"
+TEMPLATES = ROOT / "app" / "prompts" / "templates"
+SHAPES = "shapes"
+SHAPES_PROMPTS = 400
+HOSTS = "host:"
+"""Before the name of a list of prompts that a host holds."""
+EMBEDDED = {
+    "shapes-sd3.safetensors": "Shapes demo, flow (SD3 layout, 16 MB)",
+    "shapes-sd1.safetensors": "Shapes demo, eps (SD1 layout, 7 MB)",
+}
+STARTERS: Choices = [
+    ("Photographs", "photo"),
+    ("Drawings and paintings", "illustration"),
+    ("Tags (anime models)", "tags"),
+    ("Shapes (for the demo checkpoints)", SHAPES),
+]
+
+
+def folders() -> list[Path]:
+    """Folders that models may be chosen from: the person's, those of hosts nearby, our own."""
+    if not surroundings.current.listed:
+        return [ASSETS]
+    named = [Path(folder) for folder in preferences.load().folders]
+    found = [*surroundings.current.folders(), *default_folders()]
+    loras = [output_folder(), home() / "loras"]
+    every = [*named, *found, *loras, ASSETS]
+    return [folder for folder in dict.fromkeys(every) if folder.is_dir()]
+
+
+def output_folder() -> Path:
+    """Where new LoRAs go unless another folder is named: a host's own folder comes first."""
+    hosts = surroundings.current.lora_folder()
+    if hosts is not None:
+        return hosts
+    chosen = preferences.load().output_folder
+    return Path(chosen) if chosen else home() / "loras"
+
+
+def checkpoints() -> Choices:
+    """Checkpoints of all folders; the embedded demo ones come last."""
+    listed = list_models([folder for folder in folders() if folder != ASSETS], "checkpoint")
+    known = {str(model.path) for model in listed}
+    linked = [path for path in _hosts_files() if str(path) not in known]
+    linked = [(f"{path.name} (linked)", str(path)) for path in linked]
+    return (
+        _choices(listed)
+        + linked
+        + [(label, str(ASSETS / name)) for name, label in EMBEDDED.items()]
+    )
+
+
+def loras() -> Choices:
+    """LoRAs that runs made, newest first, then those of all folders."""
+    made = {}
+    for job in all_jobs():
+        lora = job.result.get("lora") if job.kind == "distill" else None
+        if isinstance(lora, str) and Path(lora).is_file():
+            made.setdefault(lora, f"{job.title} ({Path(lora).name})")
+    others = [m for m in list_models(folders(), "lora") if str(m.path) not in made]
+    return [(label, path) for path, label in made.items()] + _choices(others)
+
+
+def _choices(models: Iterable[ModelFile]) -> Choices:
+    return [(model.label, str(model.path)) for model in models]
+
+
+def _hosts_files() -> list[Path]:
+    """Checkpoints that the host lists though they are links that leave its folders."""
+    if not surroundings.current.listed:
+        return []
+    return [path for path in surroundings.current.checkpoints() if path.is_symlink()]
+
+
+def model_path(text: object) -> Path:
+    """The model file a person chose or typed, or SettingsError if it is outside the folders."""
+    linked = next((path for path in _hosts_files() if str(path) == text), None)
+    if linked is not None and linked.is_file():
+        return linked.resolve()
+    return contained(str(text or ""), folders())
+
+
+def lora_path(text: object) -> Path:
+    """A LoRA that a run wrote, wherever that was, or one in the folders."""
+    made = {value for _, value in loras()}
+    return Path(str(text)) if str(text) in made else model_path(text)
+
+
+def prompts_path(text: object) -> Path:
+    """A text file, or a folder of pictures, inside one of the folders.
+
+    Raises:
+        SettingsError: outside of them.
+    """
+    name = str(text or "").strip().strip('"')
+    check_name(name)
+    path = resolved(name)
+    places = [resolved(str(folder)) for folder in folders()]
+    if not any(path == place or is_inside(path, place) for place in places):
+        raise SettingsError(
+            f"{name} lies outside the folders that are read here. Add its folder under "
+            '"Folders and other model files", or paste the prompts.'
+        )
+    return Path(path)
+
+
+def is_embedded(path: Path) -> bool:
+    """Whether the checkpoint is one of the demo's."""
+    return path.is_file() and SHAPES_KEY in read_header(path).metadata
+
+
+def add_folder(text: object) -> Path:
+    """Remember a folder with models; its absolute path.
+
+    Raises:
+        SettingsError: no such folder, or a path that is none.
+    """
+    path = _local_folder(text)
+    if not path.is_dir():
+        raise SettingsError(f"There is no folder {path}. Name an existing folder with models.")
+    known = preferences.load().folders
+    preferences.remember(folders=tuple(dict.fromkeys([*known, str(path)])))
+    return path
+
+
+def forget_folder(text: object) -> None:
+    """Forget a folder; the files in it stay."""
+    known = preferences.load().folders
+    preferences.remember(folders=tuple(folder for folder in known if folder != text))
+
+
+def _local_folder(text: object) -> Path:
+    name = str(text or "").strip()
+    check_name(name)
+    path = Path(name).expanduser()
+    if name.startswith(("\\\\", "//")):
+        raise SettingsError(f"{name} is a network address. Name a folder of this computer.")
+    if not path.is_absolute():
+        raise SettingsError(f"{name} is not a whole path. Write it from the root or drive on.")
+    return path.resolve()
+
+
+def chosen_output(folder: object, name: object) -> Path:
+    """The file that a new LoRA is written to; its folder is made if only that is missing.
+
+    Raises:
+        SettingsError, OutputError: a name with folders in it, or no place to write.
+    """
+    return lora_file(_local_folder(folder or output_folder()), name)
+
+
+def free_output(folder: object, name: str) -> str:
+    """`name`, or with a number behind it the first that no file has yet."""
+    place = Path(str(folder)) if folder else output_folder()
+    count, free = 1, name
+    while os.path.exists(place / f"{free}.safetensors"):
+        count += 1
+        free = f"{name}-{count}"
+    return free
+
+
+def starters() -> Choices:
+    """Starter templates, then lists of prompts that a host holds."""
+    return STARTERS + [(name, HOSTS + name) for name in surroundings.current.prompt_lists()]
+
+
+def starter(name: object) -> str:
+    """The text of a starter template, or of a host's list."""
+    if isinstance(name, str) and name.startswith(HOSTS):
+        return surroundings.current.read_prompts(name.removeprefix(HOSTS))
+    if name not in {value for _, value in STARTERS}:
+        raise PromptError(f"There are no starter prompts named {name}.")
+    if name != SHAPES:
+        return (TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")
+    from ...trainer.toys.shapes import caption_sample  # numpy only
+
+    texts = dict.fromkeys(caption_sample(held_out=False, count=2 * SHAPES_PROMPTS, seed=0))
+    return "\n".join(list(texts)[:SHAPES_PROMPTS]) + "\n"

@@ -1,0 +1,170 @@
+"""What a checkpoint or LoRA file is, read off its bytes without torch: the `inspect` command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ...core.errors import CheckpointError, LoraError, RecipeError
+from ...core.families import Detection, identify
+from ...core.families.unsupported import LORA_KEY
+from ...core.files.hashes import EMPTY_AUTOV1, Progress, file_hashes
+from ...core.files.tensor_file import DTYPE_BITS, TensorFile, TensorInfo, read_header
+from ...core.lora.keys import LoraModule, detect_family, group_keys
+from ...core.recipe.recipe import METADATA_KEY, read_recipe, usage_hint
+
+Facts = dict[str, object]
+SHOWN_CHARACTERS = 300
+SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d"}
+
+
+def inspect(path: Path, progress: Progress | None = None, *, hashed: bool = True) -> Facts:
+    """Facts of a model file (or diffusers folder) as plain data, ready for JSON.
+
+    A file that is sound but cannot be used here has its reason under "problem".
+
+    Args:
+        progress: called with bytes hashed and bytes in all.
+        hashed: whether to read all of the file for its hashes; without them only its header is.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not a safetensors file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return {"file": str(path), "kind": "diffusers folder", **_detection(identify(path))}
+    header = read_header(path)
+    is_lora = any(LORA_KEY.search(key) for key in header.tensors)
+    facts: Facts = {"file": str(path), "bytes": path.stat().st_size}
+    facts |= _lora(header) if is_lora else _checkpoint(header)
+    facts |= _tensors(header)
+    if hashed:
+        facts["hashes"] = _hashes(header, progress)
+    facts |= _recipe(header.metadata)
+    facts["metadata"] = {k: v for k, v in header.metadata.items() if k != METADATA_KEY}
+    return facts
+
+
+def _checkpoint(header: TensorFile) -> Facts:
+    try:
+        return {"kind": "checkpoint", **_detection(identify(header.path))}
+    except CheckpointError as error:
+        return {"kind": "other model file", "problem": str(error)}
+
+
+def _detection(found: Detection) -> Facts:
+    facts = dataclasses.asdict(found)
+    names = ("family", "title", "prediction", "zero_terminal_snr", "resolution", "latent_channels")
+    kept: Facts = {name: facts[name] for name in names}
+    return {**kept, "text_encoders": list(found.text_encoders), "vae": found.vae}
+
+
+def _lora(header: TensorFile) -> Facts:
+    try:
+        modules, text_encoder_keys = group_keys(header.tensors, header.path.name)
+    except LoraError as error:
+        return {"kind": "LoRA", "problem": str(error)}
+    shapes = {key: info.shape for key, info in header.tensors.items()}
+    ranks = Counter(
+        shapes[module.keys["down"]][0] for module in modules.values() if "down" in module.keys
+    )
+    return {
+        "kind": "LoRA",
+        "family": detect_family(modules, shapes) or None,
+        "modules": len(modules),
+        "text_encoder_tensors": len(text_encoder_keys),
+        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "scales": sorted({round(scale, 6) for scale in _scales(header, modules)}),
+    }
+
+
+def _scales(header: TensorFile, modules: Mapping[str, LoraModule]) -> Iterator[float]:
+    """alpha / rank of every module: what the file multiplies by at strength 1.0."""
+    with header.path.open("rb") as file:
+        for module in modules.values():
+            alpha = module.keys.get("alpha")
+            if alpha is None:
+                yield 1.0
+            elif "down" in module.keys and header.tensors[alpha].dtype in SCALARS:
+                info = header.tensors[alpha]
+                file.seek(header.data_offset + info.start)
+                code = SCALARS[info.dtype]
+                (value,) = struct.unpack(code, file.read(struct.calcsize(code)))
+                rank = header.tensors[module.keys["down"]].shape[0]
+                yield value / rank if rank and math.isfinite(value) else 0.0
+
+
+def _tensors(header: TensorFile) -> Facts:
+    infos = list(header.tensors.values())
+    dtypes = Counter(info.dtype for info in infos)
+    return {
+        "tensors": len(infos),
+        "parameters": sum(info.count for info in infos),
+        "dtypes": dict(dtypes.most_common()),
+        "tensor_bytes": sum(_size(info) for info in infos),
+    }
+
+
+def _size(info: TensorInfo) -> int:
+    return info.count * DTYPE_BITS[info.dtype] // 8
+
+
+def _hashes(header: TensorFile, progress: Progress | None) -> Facts:
+    found = file_hashes(header.path, progress)
+    facts: Facts = {
+        "sha256": found.sha256,
+        "autov1": None if found.autov1 == EMPTY_AUTOV1 else found.autov1,
+        "autov2": found.autov2,
+        "autov3": found.autov3,
+        "tensors_sha256": found.tensors,
+    }
+    declared = header.metadata.get("sshs_model_hash")
+    if declared is not None:
+        facts["sshs_model_hash_is_true"] = declared.lower() == found.tensors
+    return facts
+
+
+def _recipe(metadata: Mapping[str, str]) -> Facts:
+    try:
+        recipe = read_recipe(metadata)
+    except RecipeError as error:
+        return {"recipe": None, "recipe_problem": str(error)}
+    if recipe is None:
+        return {"recipe": None}
+    return {"recipe": json.loads(recipe.to_json()), "usage": usage_hint(recipe)}
+
+
+def format_text(facts: Facts) -> str:
+    """The facts as aligned lines for people; long metadata are shortened."""
+    lines = list(_lines(facts))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in lines)
+
+
+def _lines(facts: Facts, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        label = (
+            prefix + name.replace("_", " ") if not prefix.startswith("metadata") else prefix + name
+        )
+        if isinstance(value, dict) and name in ("hashes", "recipe", "metadata"):
+            yield from _lines(value, f"{name} ")
+        elif value not in (None, "", [], {}):
+            yield label, _text(name, value)
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name in ("bytes", "tensor_bytes", "parameters") and isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_text("", item) if isinstance(item, dict) else str(item) for item in value)
+    text = "".join(c if c.isprintable() else " " for c in str(value))
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."

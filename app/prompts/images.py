@@ -1,0 +1,204 @@
+"""Prompts out of the user's own PNGs: what A1111 and ComfyUI wrote into them; no pixel is read.
+
+A1111's `parameters` text holds the prompt as it was drawn, alternatives chosen: its braces stand
+for themselves. ComfyUI saves the graph with the texts of its widgets, where alternatives may still
+stand; they are treated like those of a prompts file. Negative prompts are never taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import PictureError, PromptError
+from ...core.files.png_text import read_png_text
+
+MAX_PICTURES, MAX_PROMPT_CHARACTERS = 100_000, 10_000
+SHOWN = 3
+OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".avif")
+NEGATIVE = "Negative prompt:"
+SETTINGS_LINE = re.compile(r"^Steps: \d+, ", re.MULTILINE)
+SAMPLERS = ("KSampler", "SamplerCustom", "Sampler")
+"""Beginnings of class names whose `positive` (or `guider`) input leads to the prompt."""
+TEXT_INPUTS = ("text", "text_g", "text_l", "clip_l", "clip_g", "t5xxl", "prompt", "positive")
+STRING_INPUTS = ("value", "string", "text", "STRING", "prompt", "text_a", "string_a")
+CONDITIONING_INPUTS = ("positive", "conditioning", "conditioning_1", "conditioning_to", "cond",
+                       "base_positive", "guider")  # fmt: skip
+MAX_NODES = 2000
+
+
+@dataclass
+class Found:
+    """What a folder of pictures holds."""
+
+    prompts: list[str] = field(default_factory=list)
+    negatives: Counter[str] = field(default_factory=Counter)
+    pictures: int = 0
+    others: int = 0
+    without: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def folder_prompts(folder: Path) -> Found:
+    """The prompts in the metadata of all PNGs in a folder and its subfolders, in order of path.
+
+    Raises:
+        PromptError: no PNG holds a prompt.
+    """
+    found = Found()
+    for path in _pictures(folder, found):
+        found.pictures += 1
+        if found.pictures > MAX_PICTURES:
+            raise PromptError(
+                f"{folder} holds more than {MAX_PICTURES:,} PNGs. Name a folder with fewer."
+            )
+        try:
+            prompt, negative = picture_prompt(read_png_text(path))
+        except (PictureError, OSError):
+            found.damaged.append(path.name)
+            continue
+        if 0 < len(prompt) <= MAX_PROMPT_CHARACTERS:
+            found.prompts.append(prompt)
+            found.negatives[negative] += 1
+        else:
+            found.without.append(path.name)
+    if not found.prompts:
+        raise PromptError(_nothing(folder, found))
+    return found
+
+
+def notes(found: Found) -> Iterator[str]:
+    """What a person should know of how the pictures were read."""
+    parts = [f"{found.pictures} pictures read, {len(found.prompts)} with a prompt"]
+    for names, what in ((found.without, "without one"), (found.damaged, "damaged")):
+        if names:
+            shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+            parts.append(f"{len(names)} {what} ({shown})")
+    yield "; ".join(parts) + "."
+    if found.negatives:
+        negative, count = found.negatives.most_common(1)[0]
+        if negative and 2 * count > len(found.prompts):
+            yield (
+                f"Most of these pictures have the negative prompt {_shortened(negative)!r}. "
+                "--teacher-negative distils one into the LoRA."
+            )
+
+
+def picture_prompt(texts: Mapping[str, str]) -> tuple[str, str]:
+    """(prompt, negative prompt) in a picture's text chunks; both empty where there is none."""
+    if "parameters" in texts:
+        prompt, negative = infotext_prompts(texts["parameters"])
+        if prompt:
+            return re.sub(r"([{}|])", r"\\\1", prompt), negative
+    if "prompt" in texts:
+        return graph_prompt(texts["prompt"]), ""
+    return "", ""
+
+
+def infotext_prompts(text: str) -> tuple[str, str]:
+    """(prompt, negative prompt) of A1111's `parameters` text, each on one line."""
+    text = text.replace("\r\n", "\n")
+    if (settings := SETTINGS_LINE.search(text)) is not None:
+        text = text[: settings.start()]
+    prompt, _, negative = ("\n" + text).partition(f"\n{NEGATIVE}")
+    return _one_line(prompt), _one_line(negative)
+
+
+def graph_prompt(text: str) -> str:
+    """The positive prompt of a ComfyUI graph in API form; empty where none is found."""
+    try:
+        graph = json.loads(text)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(graph, dict):
+        return ""
+    nodes = {str(k): v for k, v in list(graph.items())[:MAX_NODES] if isinstance(v, dict)}
+    for node in nodes.values():
+        if str(node.get("class_type", "")).startswith(SAMPLERS):
+            for name in ("positive", "guider", "conditioning"):
+                found = _texts(nodes, _inputs(node).get(name), set())
+                if found:
+                    return _one_line(", ".join(dict.fromkeys(found)))
+    return ""
+
+
+def _texts(nodes: Mapping[str, dict], link: Any, seen: set[str]) -> list[str]:
+    """Texts of the encoders that a conditioning link leads to, nearest first."""
+    waiting, found = [link], []
+    while waiting:
+        key = _target(waiting.pop(0))
+        if key is None or key not in nodes or key in seen:
+            continue
+        seen.add(key)
+        inputs = _inputs(nodes[key])
+        own = [_string(nodes, inputs.get(name)) for name in TEXT_INPUTS if name in inputs]
+        own = [text for text in own if text]
+        found += own
+        if not own:
+            waiting += [inputs.get(name) for name in CONDITIONING_INPUTS]
+            waiting += [v for k, v in inputs.items() if k.startswith("conditioning")]
+    return found
+
+
+def _string(nodes: Mapping[str, dict], value: Any) -> str:
+    """A text, or the text of the string node that a link leads to."""
+    seen: set[str] = set()
+    while not isinstance(value, str):
+        key = _target(value)
+        if key is None or key not in nodes or key in seen:
+            return ""
+        seen.add(key)
+        inputs = _inputs(nodes[key])
+        value = next((inputs[name] for name in STRING_INPUTS if name in inputs), None)
+    return value.strip()
+
+
+def _target(link: Any) -> str | None:
+    """The node that a link [node, output] names."""
+    return str(link[0]) if isinstance(link, list) and len(link) == 2 else None
+
+
+def _inputs(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    inputs = node.get("inputs")
+    return inputs if isinstance(inputs, dict) else {}
+
+
+def _pictures(folder: Path, found: Found) -> Iterator[Path]:
+    """PNGs below the folder; hidden names are left out and links to folders not followed."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(".png"):
+                yield Path(place) / name
+            found.others += name.lower().endswith(OTHER_PICTURES)
+
+
+def _nothing(folder: Path, found: Found) -> str:
+    if found.pictures:
+        problem = f"none of its {found.pictures} PNGs holds a prompt"
+        if found.damaged:
+            problem += f" ({len(found.damaged)} are damaged)"
+    else:
+        problem = "it holds no PNG"
+        if found.others:
+            problem += f" ({found.others} pictures of other kinds; only PNGs are read)"
+    return (
+        f"{folder} is a folder, and {problem}. Expected PNGs as A1111 or ComfyUI save them, with "
+        "their settings inside, or a text file with one prompt a line."
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,160 @@
+"""The report of a run: report.html (one file, opens offline), report.json, and picture sheets."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...core.errors import OutputError
+from ...core.files import atomic_write
+from .grid import picture_grid
+from .images import embedded_side
+from .page import page
+
+LABEL_LENGTH = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way of making pictures: the teacher, the teacher at few steps, a student."""
+
+    name: str
+    note: str
+    evaluations: int
+    """Network evaluations per picture; a guided step costs two."""
+    seconds_per_picture: float
+    pictures: list[list[np.ndarray]]
+    """[prompt][seed], uint8 (H, W, 3)."""
+    measures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """Everything a report shows. The teacher is the first arm; the summary is about `focus`."""
+
+    title: str
+    subtitle: str
+    facts: dict[str, str]
+    """Shown as they are; `report_page.PLAIN_HOST_FACT` goes to "How to use this LoRA"."""
+    prompts: list[str]
+    seeds: list[int]
+    arms: list[Arm]
+    metrics: list[dict[str, Any]]
+    """Lines of metrics.jsonl."""
+    measure_labels: dict[str, tuple[str, str]]
+    """Key -> (short label, plain words). Measures without a label go to a folded table."""
+    measure_units: dict[str, str] = field(default_factory=dict)
+    """Key -> unit; "share", the default, is shown in percent."""
+    previews: Sequence[tuple[int, np.ndarray]] = ()
+    """(step, sheet) over training."""
+    notes: Sequence[str] = ()
+    lora: str = ""
+    focus: int = -1
+    """Index of the arm that the first screen speaks of."""
+
+    def __post_init__(self) -> None:
+        if not self.arms or not self.prompts or not self.seeds:
+            raise ValueError("a report needs at least one arm, one prompt and one seed")
+        for arm in self.arms:
+            if [len(row) for row in arm.pictures] != [len(self.seeds)] * len(self.prompts):
+                raise ValueError(
+                    f"{arm.name}: pictures must be {len(self.prompts)} prompts x "
+                    f"{len(self.seeds)} seeds, found rows of {[len(r) for r in arm.pictures]}"
+                )
+
+
+def write_report(folder: Path, data: ReportData) -> Path:
+    """Path of report.html, written into `folder` with report.json and one grid-*.png per arm.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {folder} cannot be made: {error}.") from error
+    sheets = sheet_names([arm.name for arm in data.arms])
+    for arm, name in zip(data.arms, sheets, strict=True):
+        with atomic_write.atomic_path(folder / name) as temporary:
+            _sheet(data.prompts, arm.pictures).save(temporary, format="PNG")
+    numbers = json.dumps(report_numbers(data), indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write.write_text(folder / "report.json", numbers + "\n")
+    atomic_write.write_text(folder / "report.html", page(data))
+    return folder / "report.html"
+
+
+def report_numbers(data: ReportData) -> dict[str, Any]:
+    """The numbers of the page, ready for JSON; null stands for what was not measured."""
+    arms = [
+        {
+            "name": arm.name,
+            "note": arm.note,
+            "evaluations": arm.evaluations,
+            "seconds_per_picture": arm.seconds_per_picture,
+            "measures": arm.measures,
+            "sheet": sheet,
+        }
+        for arm, sheet in zip(data.arms, sheet_names([a.name for a in data.arms]), strict=True)
+    ]
+    return _plain(
+        {
+            "title": data.title,
+            "subtitle": data.subtitle,
+            "lora": data.lora,
+            "facts": data.facts,
+            "prompts": data.prompts,
+            "seeds": data.seeds,
+            "arms": arms,
+            "measure_labels": data.measure_labels,
+            "measure_units": data.measure_units,
+            "notes": data.notes,
+            "metrics": data.metrics,
+        }
+    )
+
+
+def sheet_names(arms: Sequence[str]) -> list[str]:
+    """grid-<arm>.png for each arm: lower-case ASCII, no two alike."""
+    names: list[str] = []
+    for arm in arms:
+        stem = re.sub(r"[^a-z0-9]+", "-", arm.lower()).strip("-")[:60] or "arm"
+        same = sum(bool(re.fullmatch(rf"grid-{stem}(-no\d+)?\.png", name)) for name in names)
+        names.append(f"grid-{stem}-no{same + 1}.png" if same else f"grid-{stem}.png")
+    return names
+
+
+def _sheet(prompts: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    side = embedded_side(len(prompts) * len(pictures[0]))
+    rows = [
+        (" ".join(prompt.split())[:LABEL_LENGTH], [_at_most(picture, side) for picture in row])
+        for prompt, row in zip(prompts, pictures, strict=True)
+    ]
+    return picture_grid(rows)
+
+
+def _at_most(picture: np.ndarray, side: int) -> np.ndarray:
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's own types; numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,154 @@
+"""The small files beside a LoRA that hosts and sites read: cards, model information, notes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ...core.files.hashes import EMPTY_AUTOV1
+from .blocks import to_html, to_markdown
+from .describe import description, license_text, limits, summary
+from .facts import LORA_STRENGTH, PackageFacts
+from .hosts import SAMPLER, SCHEDULE, clip_skip, reads_in_diffusers
+from .labels import base_model_note
+from .names import one_line, safe_name
+
+TAGS = ("few-step", "distillation", "dp-dmd", "lora")
+# What A1111 and Forge call a family on a card; a version they do not know is never hidden.
+WEBUI_VERSIONS = {"sd1": "SD1", "sdxl": "SDXL", "sd3": "Unknown"}
+
+
+def settings_line(facts: PackageFacts) -> str:
+    """All settings in one line."""
+    recipe, (width, height) = facts.recipe, facts.size
+    parts = [
+        f"{SAMPLER}, Schedule type {SCHEDULE}, {recipe.num_steps} steps",
+        f"CFG {recipe.guidance_scale:g}, strength {LORA_STRENGTH:.1f}, {width} x {height}",
+    ]
+    if clip_skip(recipe) > 1:
+        parts.append(f"Clip skip {clip_skip(recipe)}")
+    if recipe.shift not in (None, 3.0):
+        parts.append(f"shift {recipe.shift:g}")
+    return ", ".join(parts)
+
+
+def webui_card(facts: PackageFacts) -> str:
+    """NAME.json: the card that A1111 and Forge show, and what a click on it writes."""
+    card = {
+        "description": f"{summary(facts)} {settings_line(facts)}.",
+        "sd version": WEBUI_VERSIONS[facts.family],
+        "activation text": ", ".join(facts.trigger_words),
+        "preferred weight": LORA_STRENGTH,
+        "negative text": "",
+        "notes": "\n".join([f"{settings_line(facts)}.", *limits(facts), license_text(facts)]),
+    }
+    return _json(card)
+
+
+def civitai_info(facts: PackageFacts) -> str:
+    """NAME.civitai.info: a model version as Civitai's interface describes one.
+
+    It has no ids, since the site gives those; programs that read the file take that for "not on
+    the site".
+    """
+    hashes = {
+        "AutoV2": facts.hashes.autov2.upper(),
+        "SHA256": facts.hashes.sha256.upper(),
+        "AutoV3": facts.hashes.autov3.upper(),
+    }
+    if facts.hashes.autov1 != EMPTY_AUTOV1:
+        hashes["AutoV1"] = facts.hashes.autov1.upper()
+    info: dict[str, Any] = {
+        "name": facts.title,
+        "baseModel": facts.label,
+        "trainedWords": list(facts.trigger_words),
+        "description": to_html(description(facts), facts.title),
+        "model": {"name": facts.title, "type": "LORA", "nsfw": False, "poi": False},
+        "files": [
+            {
+                "name": facts.file,
+                "sizeKB": facts.bytes / 1024,
+                "type": "Model",
+                "primary": True,
+                "metadata": {"format": "SafeTensor"},
+                "hashes": hashes,
+            }
+        ],
+        "images": [],
+        "tags": list(TAGS),
+    }
+    return _json(info)
+
+
+def model_card(facts: PackageFacts) -> str:
+    """README.md for Hugging Face: YAML front matter, then the description."""
+    lines = ["---"]
+    if facts.base.repository:
+        lines += [f"base_model: {_yaml(facts.base.repository)}", "base_model_relation: adapter"]
+    if reads_in_diffusers(facts):
+        lines.append("library_name: diffusers")
+    lines += ["pipeline_tag: text-to-image", "license: other"]
+    own = safe_name(facts.license).lower() if facts.license else ""
+    lines += [
+        f"license_name: {_yaml(own or facts.base.license_name)}",
+        f"license_link: {_yaml(facts.base.license_link)}",
+        "tags:",
+        *(f"- {_yaml(tag)}" for tag in ("text-to-image", "stable-diffusion", *TAGS)),
+    ]
+    if facts.trigger_words:
+        lines.append(f"instance_prompt: {_yaml(', '.join(facts.trigger_words))}")
+    if facts.pictures:
+        lines.append("widget:")
+    for picture in facts.pictures:
+        lines += [f"- text: {_yaml(picture.prompt or ' ')}", "  output:"]
+        lines.append(f"    url: {_yaml(picture.file)}")
+    text = to_markdown(description(facts))
+    title, _, rest = text.partition("\n\n")
+    return "\n".join([*lines, "---", "", title, "", "<Gallery />", "", rest])
+
+
+def upload_notes(facts: PackageFacts) -> str:
+    """CIVITAI.txt: what to put into the site's upload form."""
+    checkpoint = facts.checkpoint
+    note = base_model_note(facts.family, checkpoint.detection.title, embedded=checkpoint.embedded)
+    words = ", ".join(facts.trigger_words) or 'none; tick that the model "needs none"'
+    steps = one_line(facts.metadata.get("ss_steps", ""), 20) or "leave empty"
+    skip = str(clip_skip(facts.recipe)) if facts.family == "sd1" else "leave empty"
+    return f"""\
+How to upload this package to Civitai
+
+Type                 LoRA
+Name                 {facts.title}
+Base model           {facts.label}
+Trigger words        {words}
+File                 {facts.file}
+Pictures             all of pictures/, 01.png first; their settings are read from them
+Description          open description.html in a browser, select all, copy, paste
+Training steps       {steps}
+Epochs               leave empty
+Clip skip            {skip}
+Strength             minimum 1, maximum 1
+Tags                 {", ".join(TAGS)}
+Recommended          the checkpoint {facts.teacher}
+
+About the base model: {note}
+
+About the licence: {license_text(facts)}
+
+The site links a picture to this LoRA by the hash in the picture's text:
+AutoV2               {facts.hashes.autov2}
+AutoV3               {facts.hashes.autov3}
+SHA256               {facts.hashes.sha256}
+
+Hugging Face: upload the whole folder; README.md is the model card.
+A1111, Forge: {facts.name}.json and {facts.name}.preview.png go beside the file into models/Lora.
+"""
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _yaml(text: str) -> str:
+    """A YAML scalar that is this text, whatever it holds (a JSON string is one)."""
+    return json.dumps(one_line(text, 2000) or " ", ensure_ascii=False)

@@ -1,0 +1,177 @@
+"""What a package is made from: the LoRA, its checkpoint, prompts and measurements; all checked.
+
+Everything here reads headers and small files only, so a front end can ask before anything is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...core.errors import CheckpointError, LoraError, RunError, SettingsError
+from ...core.families import SHAPES_KEY, Detection, identify
+from ...core.files.tensor_file import read_header
+from ...core.lora.keys import group_keys
+from ...core.recipe.recipe import Recipe, is_plain_grid, read_recipe
+from ..config.request import DistillRequest, ModelFiles
+from ..runs.directory import RunDirectory
+from .request import PackageRequest
+
+FAMILY_NAMES = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageSource:
+    """What was found.
+
+    Args:
+        lora: the file to package.
+        file_format: kohya or peft, by its key names.
+        prompts: for the pictures, alternatives not yet chosen; may be empty for embedded teachers.
+        embedded: whether the checkpoint is a teacher that ships with this program.
+        notes: what a person should know of these choices.
+    """
+
+    lora: Path
+    recipe: Recipe
+    file_format: str
+    model: ModelFiles
+    detection: Detection
+    embedded: bool
+    prompts: tuple[str, ...]
+    with_loras: tuple[tuple[str, float], ...]
+    report: Path | None
+    notes: tuple[str, ...] = ()
+
+
+def find_source(request: PackageRequest) -> PackageSource:
+    """Everything that a package needs, found and checked.
+
+    Raises:
+        DPDMDError: something is missing, or does not fit together.
+    """
+    path = Path(request.source).expanduser()
+    run = RunDirectory.open(path) if path.is_dir() else None
+    asked = DistillRequest.from_dict(run.settings()) if run else None
+    lora = _result_of(run) if run else path
+    recipe, file_format = read_student(lora)
+    model = _model(request, asked)
+    detection = _checked_family(model, recipe, lora)
+    checkpoint = Path(model.checkpoint)
+    embedded = checkpoint.is_file() and SHAPES_KEY in read_header(checkpoint).metadata
+    prompts, notes = _prompts(request, run, embedded)
+    return PackageSource(
+        lora=lora,
+        recipe=recipe,
+        file_format=file_format,
+        model=model,
+        detection=detection,
+        embedded=embedded,
+        prompts=prompts,
+        with_loras=request.with_loras or _merged(asked),
+        report=request.report or _report_of(run),
+        notes=notes,
+    )
+
+
+def read_student(path: Path) -> tuple[Recipe, str]:
+    """(recipe, kohya or peft) of a LoRA file that this program wrote.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+        LoraError: it is no LoRA, has no recipe, or needs a sampler that hosts lack.
+        RecipeError: its recipe is broken or of another version.
+    """
+    header = read_header(path)
+    group_keys(header.tensors, path.name)
+    recipe = read_recipe(header.metadata)
+    if recipe is None:
+        raise LoraError(
+            f"{path.name} holds no recipe (dpdmd.recipe), so the settings that a package has to "
+            "state are unknown. Only LoRAs that DP-DMD Studio made can be packaged; if this one "
+            "was, take the original file, since some programs drop metadata."
+        )
+    if recipe.solver != "ode" or not is_plain_grid(recipe):
+        raise LoraError(
+            f"{path.name} needs the DP-DMD sampler: no host walks its noise levels with Euler and "
+            "Simple. A package states settings that everybody can choose, so it cannot be made."
+        )
+    kohya = any(key.startswith("lora_unet_") for key in header.tensors)
+    return recipe, "kohya" if kohya else "peft"
+
+
+def _result_of(run: RunDirectory) -> Path:
+    if not (run.path / "result.json").is_file():
+        raise RunError(
+            f"The run {run.path} has not written a LoRA yet. Finish it with `resume`, stop it "
+            "so that it writes what there is, or name one of the files in its checkpoints folder."
+        )
+    named = run.read_json("result.json").get("lora")
+    lora = Path(named) if isinstance(named, str) and named else None
+    if lora is None or not lora.is_file():
+        raise RunError(
+            f"The run's LoRA {named} is not there any more. Name the file itself, wherever it is "
+            "now, and its checkpoint."
+        )
+    return lora
+
+
+def _model(request: PackageRequest, asked: DistillRequest | None) -> ModelFiles:
+    if asked is None and not request.files.get("checkpoint"):
+        raise SettingsError(
+            "The pictures need the checkpoint that the LoRA was made for: name it behind the LoRA, "
+            "or name the run's folder instead of the LoRA."
+        )
+    known = dataclasses.asdict(asked.model) if asked else {}
+    model = ModelFiles(**(known | request.files))
+    for name, file in dataclasses.asdict(model).items():
+        if file and not Path(file).expanduser().exists():
+            raise CheckpointError(
+                f"There is no {name.replace('_', '-')} file {file}. If it was moved, name its new "
+                "place."
+            )
+    files = {name: str(Path(f).expanduser()) for name, f in dataclasses.asdict(model).items() if f}
+    return ModelFiles(**files)
+
+
+def _checked_family(model: ModelFiles, recipe: Recipe, lora: Path) -> Detection:
+    detection = identify(Path(model.checkpoint))
+    if detection.family != recipe.family:
+        raise LoraError(
+            f"{lora.name} is a LoRA for {FAMILY_NAMES[recipe.family]}, but "
+            f"{Path(model.checkpoint).name} is {detection.title}. Name the checkpoint that it was "
+            "made for."
+        )
+    return detection
+
+
+def _prompts(
+    request: PackageRequest, run: RunDirectory | None, embedded: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(prompts, notes on them)."""
+    if request.prompts:
+        return request.prompts, ()
+    if run is not None and (kept := run.evaluation_prompts()):
+        return tuple(kept), ()
+    if embedded:
+        return (), ()
+    if run is not None:
+        note = "The run set no prompts aside: the pictures show prompts that it was trained on."
+        return tuple(run.prompts()), (note,)
+    raise SettingsError(
+        "The pictures need prompts: give a file with --prompts, or name the run's folder instead "
+        "of the LoRA."
+    )
+
+
+def _merged(asked: DistillRequest | None) -> tuple[tuple[str, float], ...]:
+    """The run's LoRAs that its student does not hold, so that they have to be on as well."""
+    if asked is None or asked.include_teacher_loras:
+        return ()
+    return tuple((lora.path, float(lora.strength)) for lora in asked.teacher_loras)
+
+
+def _report_of(run: RunDirectory | None) -> Path | None:
+    report = run.report / "report.json" if run else None
+    return report if report is not None and report.is_file() else None

@@ -1,0 +1,283 @@
+"""The command line: one function a command; heavy imports wait for use."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from ..app.config.distill_config import DistillConfig
+from ..app.config.presets import MEMORIES
+from ..app.config.request import DistillRequest, ModelFiles, TeacherLora
+from ..app.environment.launched import place, require_one_process
+from ..app.runs.exit_note import recorded
+from ..core.errors import DPDMDError
+from .arguments import (
+    add_config_arguments,
+    add_model_files,
+    add_other_files,
+    parse_lora,
+    parse_seeds,
+)
+from .compare import add_compare
+from .estimate import add_estimate
+from .gui import add_gui
+from .jobs import add_job_commands, add_queue_option, queue_distill
+from .outcome import PROGRAM, print_outcome
+from .package import add_package
+from .settings import add_settings, add_settings_option, settings_values
+
+USER_ERROR, INTERRUPTED = 2, 130
+MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 2 the user's mistake, 130 interrupted)."""
+    for stream in (sys.stdout, sys.stderr):  # a console without a letter shows ? in its place
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+    try:
+        if arguments.run_command not in (_distill, _resume):
+            require_one_process("This command")
+        return recorded(arguments.run_command, arguments)
+    except DPDMDError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .. import __version__
+
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Distil your own checkpoint into a few-step LoRA, from prompts alone.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_distill(commands.add_parser("distill", help="make a few-step LoRA of a checkpoint"))
+    add_estimate(commands.add_parser("estimate", help="say what a run will need, before it starts"))
+    _add_resume(commands.add_parser("resume", help="go on with a stopped or interrupted run"))
+    _add_sample(commands.add_parser("sample", help="make pictures with a checkpoint or a LoRA"))
+    comparison = commands.add_parser("compare", help="draw and measure LoRAs beside their teacher")
+    add_model_files(comparison)
+    add_compare(comparison)
+    packaging = commands.add_parser("package", help="make a folder and a zip to share a LoRA")
+    add_package(packaging)
+    add_other_files(packaging)
+    add_job_commands(commands)
+    add_gui(commands.add_parser("gui", help="open the pages in a browser"))
+    add_settings(commands.add_parser("settings", help="write settings to share"))
+    _add_inspect(commands.add_parser("inspect", help="say what a checkpoint or LoRA file is"))
+    _add_demo(commands.add_parser("demo", help="distil the embedded checkpoint, show the result"))
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _add_distill(parser: argparse.ArgumentParser) -> None:
+    add_model_files(parser)
+    parser.add_argument("--prompts", required=True, metavar="FILE",
+                        help="one prompt a line, or a folder of your own PNGs")  # fmt: skip
+    parser.add_argument("--output", required=True, metavar="FILE", help="the LoRA to write")
+    parser.add_argument("--run", metavar="DIR", help="run folder (default: in the data folder)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--format", choices=("kohya", "peft"), default="kohya",
+                        help="kohya: for ComfyUI, A1111, Forge; peft: for diffusers")  # fmt: skip
+    parser.add_argument("--teacher-lora", action="append", default=[], metavar="FILE[:STRENGTH]",
+                        help="a LoRA to merge into the teacher; may be repeated")  # fmt: skip
+    parser.add_argument("--include-teacher-loras", action="store_true",
+                        help="the new LoRA holds these LoRAs, too")  # fmt: skip
+    parser.add_argument("--preset", choices=MEMORIES, help="settings for a card's memory")
+    add_settings_option(parser)
+    add_queue_option(parser)
+    add_config_arguments(parser)
+    parser.set_defaults(run_command=_distill)
+
+
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--checkpoint", metavar="FILE", help="where it is now, if it was moved")
+    add_other_files(parser)
+    parser.set_defaults(run_command=_resume)
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    add_model_files(parser)
+    parser.add_argument("--lora", metavar="FILE[:STRENGTH]", help="without it: the teacher")
+    parser.add_argument("--with-lora", action="append", default=[], metavar="FILE[:STRENGTH]",
+                        help="a LoRA that is on as well; may be repeated")  # fmt: skip
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT")
+    source.add_argument("--prompts", metavar="FILE")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--seeds", default="0-3", metavar="LIST", help="such as 0-8 (default 0-3)")
+    parser.add_argument("--negative", default="", metavar="TEXT")
+    parser.add_argument("--steps", type=int, metavar="N", help="default: the LoRA's, or 28")
+    parser.add_argument("--guidance-scale", type=float, metavar="X", help="1 is off")
+    parser.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X")
+    parser.add_argument("--resolution", default="", metavar="WxH")
+    parser.add_argument("--clip-skip", type=int, metavar="N")
+    parser.add_argument("--prediction", choices=("auto", "eps", "v", "flow"), default="auto")
+    parser.add_argument("--zero-terminal-snr", choices=("auto", "yes", "no"), default="auto")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures of that name")
+    parser.set_defaults(run_command=_sample)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE")
+    parser.set_defaults(run_command=_inspect)
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", default="demo-output", metavar="DIR", help="default: demo-output"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="student updates of the demo")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo")
+    parser.set_defaults(run_command=_demo)
+
+
+def _distill(arguments: argparse.Namespace) -> int:
+    from ..app.library.home import new_run_folder
+    from ..app.prompts.reading import read_prompts
+    from ..core.families import identify
+
+    # before anything is made or replaced: is that a model at all?
+    detection = identify(Path(arguments.checkpoint).expanduser())
+    config = DistillConfig.from_dict(settings_values(arguments, detection.family))
+    prompts = read_prompts(Path(arguments.prompts))
+    for note in prompts.notes:
+        _say(note)
+    request = DistillRequest(
+        model=_model_files(arguments),
+        config=config,
+        output=arguments.output,
+        overwrite=arguments.overwrite,
+        file_format=arguments.format,
+        teacher_loras=tuple(
+            TeacherLora(path=path, strength=strength)
+            for path, strength in map(parse_lora, arguments.teacher_lora)
+        ),
+        include_teacher_loras=arguments.include_teacher_loras,
+        created_at=time.time(),
+    )
+    if arguments.queue:
+        require_one_process("`distill --queue`")
+        return queue_distill(arguments, request, prompts.prompts)
+    from ..trainer.commands.distill import create_run  # heavy, and not needed to queue
+
+    folder = Path(arguments.run) if arguments.run else new_run_folder(Path(arguments.output).stem)
+    run = create_run(folder, request, list(prompts.prompts), overwrite=arguments.overwrite)
+    _say(f"Run: {run.path}")
+    return _train(run, arguments.json)
+
+
+def _model_files(arguments: argparse.Namespace) -> ModelFiles:
+    return ModelFiles(**{name: getattr(arguments, name) for name in MODEL_FILES})
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from ..app.runs.directory import RunDirectory
+    from ..trainer.commands.distill import move_model_files
+
+    run = RunDirectory.open(Path(arguments.run))
+    named = {name: getattr(arguments, name) for name in MODEL_FILES}
+    moved = {name: file for name, file in named.items() if file}
+    if moved:
+        move_model_files(run, moved)
+    return _train(run, arguments.json)
+
+
+def _train(run: Any, as_json: bool) -> int:
+    from ..trainer.commands.distill import run_distillation
+    from ..trainer.commands.terminal import ProgressLine
+
+    with ProgressLine() as line:
+        outcome = run_distillation(run, report=line.message, on_progress=line.show)
+    print_outcome(outcome, run.path, as_json)
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from ..app.prompts.expansion import expand, protect
+    from ..app.prompts.reading import parse_line, read_prompts
+    from ..trainer.commands.sample import SampleRequest, sample_pictures
+
+    if arguments.prompts:
+        listed = read_prompts(Path(arguments.prompts))
+    else:
+        listed = parse_line(arguments.prompt)
+    for note in listed.notes:
+        _say(note)
+    names = ("negative", "steps", "guidance_scale", "guidance_rescale", "resolution",
+             "clip_skip", "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
+             "overwrite")  # fmt: skip
+    request = SampleRequest(
+        model=_model_files(arguments),
+        prompts=tuple(
+            expand(protect(text), Random(number)) for number, text in enumerate(listed.prompts)
+        ),
+        seeds=tuple(parse_seeds(arguments.seeds)),
+        lora=parse_lora(arguments.lora) if arguments.lora else None,
+        with_loras=tuple(map(parse_lora, arguments.with_lora)),
+        output=Path(arguments.output),
+        **{name: getattr(arguments, name) for name in names},
+    )
+    paths = sample_pictures(request, report=_say)
+    if arguments.json:
+        sys.stdout.write(json.dumps({"pictures": [str(path) for path in paths]}) + "\n")
+    else:
+        sys.stdout.write(f"{len(paths)} pictures in {arguments.output}\n")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from ..app.library.inspect import format_text, inspect
+
+    facts = inspect(Path(arguments.file))
+    text = json.dumps(facts, indent=2, ensure_ascii=False) if arguments.json else format_text(facts)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from ..trainer.commands.demo import run_demo
+    from ..trainer.commands.terminal import ProgressLine
+
+    with ProgressLine() as line:
+        facts = run_demo(
+            Path(arguments.output),
+            steps=arguments.steps,
+            overwrite=arguments.overwrite,
+            report=line.message,
+            on_progress=line.show,
+        )
+    sys.stdout.write(json.dumps(facts.to_dict()) if arguments.json else facts.to_text())
+    sys.stdout.write("\n")
+    return 0
+
+
+def _say(message: str) -> None:
+    """What all processes of a run would say alike is said by the first."""
+    if not place().is_main:
+        return
+    sys.stderr.write(message + "\n")

@@ -1,0 +1,83 @@
+"""The `package` command's options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .arguments import parse_lora, parse_seeds
+
+FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
+OPTIONS = ("count", "cover", "name", "author", "license", "trigger_words", "batch_size", "device",
+           "dtype", "overwrite")  # fmt: skip
+
+
+def add_package(parser: argparse.ArgumentParser) -> None:
+    """Options besides those of the files that stand in for parts of the checkpoint."""
+    parser.add_argument("source", metavar="LORA_OR_RUN", help="a LoRA made here, or its run folder")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?",
+                        help="what it was made for; a run knows that itself")  # fmt: skip
+    parser.add_argument("--output", required=True, metavar="DIR",
+                        help="folder to make; DIR.zip is made, too")  # fmt: skip
+    parser.add_argument("--prompts", metavar="FILE",
+                        help="what the pictures show (default: the run's)")  # fmt: skip
+    parser.add_argument("--count", type=int, default=8, metavar="N", help="pictures (default 8)")
+    parser.add_argument("--seeds", default="", metavar="LIST", help="default: 0 and upwards")
+    parser.add_argument("--cover", type=int, default=1, metavar="N", help="the picture in front")
+    parser.add_argument("--name", default="", metavar="TEXT", help="title and name of the file")
+    parser.add_argument("--author", default="", metavar="TEXT")
+    parser.add_argument("--license", default="", metavar="TEXT", help="your own licence for it")
+    parser.add_argument("--base-model", default="", metavar="LABEL",
+                        help="Civitai's label, such as Pony (default: SDXL 1.0)")  # fmt: skip
+    parser.add_argument("--trigger-words", default="", metavar="LIST", help="default: needs none")
+    parser.add_argument("--with-lora", action="append", default=[], metavar="FILE[:STRENGTH]",
+                        help="a LoRA that is on as well; may be repeated")  # fmt: skip
+    parser.add_argument("--report", metavar="FILE",
+                        help="report.json whose numbers to quote (default: the run's)")  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier package")
+    parser.set_defaults(run_command=run_package)
+
+
+def run_package(arguments: argparse.Namespace) -> int:
+    """Make the package and say where it is; returns the exit code."""
+    from ..app.share.request import PackageRequest
+    from ..trainer.commands.package import package
+
+    named = {name: getattr(arguments, name) for name in FILES}
+    request = PackageRequest(
+        source=Path(arguments.source),
+        output=Path(arguments.output),
+        files={name: file for name, file in named.items() if file},
+        prompts=_prompts(arguments.prompts),
+        seeds=tuple(parse_seeds(arguments.seeds)) if arguments.seeds else (),
+        label=arguments.base_model,
+        with_loras=tuple(map(parse_lora, arguments.with_lora)),
+        report=Path(arguments.report).expanduser() if arguments.report else None,
+        **{name: getattr(arguments, name) for name in OPTIONS},
+    )
+    result = package(request, report=_say)
+    sys.stdout.write(json.dumps(result.to_dict()) if arguments.json else result.to_text())
+    sys.stdout.write("\n")
+    return 0
+
+
+def _prompts(path: str | None) -> tuple[str, ...]:
+    if not path:
+        return ()
+    from ..app.prompts.reading import read_prompts
+
+    listed = read_prompts(Path(path).expanduser())
+    for note in listed.notes:
+        _say(note)
+    return tuple(listed.prompts)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(message + "\n")

@@ -1,0 +1,156 @@
+"""The node that gives one MODEL xformers' memory-efficient attention, or PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from ...core import attention as kernels
+from .. import host
+
+BACKENDS = ("auto", "xformers", "pytorch")
+Original = Callable[..., Tensor]
+
+
+class Attention:
+    """DP-DMD Attention."""
+
+    DISPLAY_NAME = "DP-DMD Attention"
+    CATEGORY = "DP-DMD/sampling"
+    DESCRIPTION = (
+        "Memory-efficient attention for this model alone: xformers where it works on this card, or "
+        "PyTorch's. Says what is in force; VAE and text encoders are left as they are."
+    )
+    SEARCH_ALIASES = ("xformers", "memory efficient attention", "sdpa", "attention backend")
+    RETURN_TYPES = ("MODEL", "STRING")
+    RETURN_NAMES = ("model", "in_force")
+    OUTPUT_TOOLTIPS = ("The model with that attention.", "What is in force, and why.")
+    FUNCTION = "patch"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs of the node."""
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "Any model."}),
+                "backend": (
+                    list(BACKENDS),
+                    {
+                        "default": "auto",
+                        "tooltip": "auto: xformers if it works here, else ComfyUI's own choice.",
+                    },
+                ),
+            }
+        }
+
+    def patch(self, model: host.Model, backend: str) -> dict[str, Any]:
+        """A clone of the model with that attention, or the model itself and the reason."""
+        if backend == "pytorch":
+            patched = host.with_attention(model, pytorch_override)
+            return _said(patched, "PyTorch's scaled_dot_product_attention, on this model.")
+        found = kernels.choose(*host.load_device(model))
+        if found.function is None:
+            own = host.attention_in_force()
+            return _said(model, f"Nothing was changed: {found.reason}. ComfyUI uses {own}.")
+        return _said(host.with_attention(model, xformers_override), f"xformers: {found.reason}.")
+
+
+def _said(model: host.Model, text: str) -> dict[str, Any]:
+    return {"ui": {"text": [text]}, "result": (model, text)}
+
+
+def _override(compute: Callable[..., Tensor]) -> Original:
+    """ComfyUI's attention call by `compute(q, k, v, mask, scale)`; the original takes the rest."""
+
+    def override(
+        original: Original,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        mask: Tensor | None = None,
+        *positional: object,
+        **options: Any,
+    ) -> Tensor:
+        """q: (batch, tokens, heads * width), or (batch, heads, tokens, width) with skip_reshape."""
+        if positional or not _known(options) or len(q) > LARGEST_BATCH:
+            return original(q, k, v, heads, mask, *positional, **options)
+        split = _split(q, k, v, heads, bool(options.get("skip_reshape")))
+        fitting = None if mask is None else _fitting_mask(mask, split[0], split[1])
+        if mask is not None and fitting is None:
+            return original(q, k, v, heads, mask, **options)
+        output = compute(*split, fitting, options.get("scale"))
+        return _merged(output, bool(options.get("skip_output_reshape")))
+
+    return override
+
+
+def _by_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: Any) -> Tensor:
+    return kernels.attention(q, k, v, mask=mask, scale=scale)
+
+
+def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: Any) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+xformers_override = _override(_by_xformers)
+pytorch_override = _override(_by_pytorch)
+
+LARGEST_BATCH = 2**15
+"""Kernels of both kinds fail on larger ones on NVIDIA cards; ComfyUI's own code splits them."""
+KNOWN_OPTIONS = {
+    "attn_precision",
+    "skip_reshape",
+    "skip_output_reshape",
+    "scale",
+    "enable_gqa",
+    "transformer_options",
+    "_inside_attn_wrapper",
+}
+
+
+def _known(options: dict[str, Any]) -> bool:
+    """Whether every option is one that is handled here, and no other precision is asked."""
+    asked = options.get("attn_precision")
+    handled = set(options) <= KNOWN_OPTIONS and not options.get("enable_gqa")
+    return handled and asked in (None, torch.float16, torch.bfloat16)
+
+
+def _split(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, is_split: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v as (batch, heads, tokens, width)."""
+    if is_split:
+        return q, k, v
+    batch = q.shape[0]
+    q, k, v = (t.reshape(batch, -1, heads, t.shape[-1] // heads).transpose(1, 2) for t in (q, k, v))
+    return q, k, v
+
+
+def _merged(output: Tensor, keep_split: bool) -> Tensor:
+    if keep_split:
+        return output
+    batch, heads, tokens, width = output.shape
+    return output.transpose(1, 2).reshape(batch, tokens, heads * width)
+
+
+def _fitting_mask(mask: Tensor, q: Tensor, k: Tensor) -> Tensor | None:
+    """The mask broadcastable to (batch, heads, tokens, keys), None where that is not clear.
+
+    ComfyUI hands masks as (tokens, keys), (batch, tokens, keys) or (batch, heads, tokens, keys).
+    """
+    if mask.ndim == 3:
+        mask = mask.unsqueeze(1)
+    if mask.ndim not in (2, 4):
+        return None
+    shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    padded = (1,) * (4 - mask.ndim) + tuple(mask.shape)
+    fits = all(have in (1, want) for have, want in zip(padded, shape, strict=True))
+    return mask.reshape(padded) if fits else None
+
+
+NODES = (Attention,)

@@ -1,0 +1,259 @@
+"""DP-DMD Compare Seeds: pictures of several models at several seeds, with their diversity."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.images.diversity import LAYOUT_TITLE, layout_vectors, sample_diversity
+from ...core.images.seed_sheet import Row, seed_sheet
+from ...core.recipe.anchored import evaluations_per_step
+from .. import host
+from .few_step import SEED, check_negative, plan_for, sampler_of
+from .recipes import has_recipe
+
+ARMS = ("a", "b", "c", "d")
+MAX_SEEDS = 64
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A model with how it is sampled; `kind` says that in a few words."""
+
+    label: str
+    model: host.Model
+    sampler: Any
+    sigmas: Tensor
+    guidance_scale: float
+    kind: str
+    note: str = ""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps for one picture."""
+        return len(self.sigmas) - 1
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations for one picture."""
+        return self.num_steps * evaluations_per_step(self.guidance_scale)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What every arm draws."""
+
+    positive: host.Conditioning
+    negative: host.Conditioning | None
+    latent: host.Latent
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An arm's pictures, uint8 (H, W, 3), and what they cost and are worth."""
+
+    arm: Arm
+    pictures: list[np.ndarray]
+    seconds: float
+    diversity: float
+
+
+def arm_of(name: str, label: str, model: host.Model, base_steps: int, base_cfg: float) -> Arm:
+    """The arm of a MODEL: by its recipe where it carries one, otherwise as a teacher.
+
+    Raises:
+        DPDMDError: its recipe does not fit or cannot be read.
+    """
+    letter = name.upper()
+    if has_recipe(model):
+        plan, _ = plan_for(model, None, 0, 1.0)
+        sampler, sigmas, guidance, note = (
+            sampler_of(plan),
+            plan.sigmas,
+            plan.guidance_scale,
+            plan.note,
+        )
+        kind = "by its recipe"
+    else:
+        (sampler, sigmas), guidance, note = host.core_sampling(model, base_steps), base_cfg, ""
+        kind = "euler, simple"
+    title = f"{letter}: {label.strip()}" if label.strip() else letter
+    return Arm(title, model, sampler, sigmas, guidance, kind, note)
+
+
+def sample_arms(arms: Sequence[Arm], subject: Subject) -> list[tuple[list[Tensor], float]]:
+    """(latents, median seconds of a picture) of every arm; one picture at a time, one arm a time.
+
+    So every picture is what core's KSampler draws with its seed, and no weights are patched between
+    the pictures of an arm.
+    """
+    total = sum(arm.num_steps for arm in arms) * len(subject.seeds)
+    done, found = 0, []
+    for arm in arms:
+        latents, seconds = [], []
+        for seed in subject.seeds:
+            begun = time.perf_counter()
+            latent = host.sample(
+                arm.model, arm.sampler, arm.sigmas, arm.guidance_scale, subject.positive,
+                subject.negative, subject.latent, seed, done=done, total=total,
+            )  # fmt: skip
+            seconds.append(time.perf_counter() - begun)
+            latents.append(latent["samples"])
+            done += arm.num_steps
+        found.append((latents, statistics.median(seconds)))
+    return found
+
+
+def as_picture(image: Tensor) -> np.ndarray:
+    """A decoded picture, values 0 .. 1, shape (1, H, W, 3) or (1, 1, H, W, 3), as uint8."""
+    flat = image.reshape(-1, *image.shape[-3:])[0, ..., :3]
+    return (flat.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def single(latent: host.Latent) -> tuple[host.Latent, str]:
+    """(the first latent of a batch, a note if there were more)."""
+    samples = latent["samples"]
+    one = {key: value for key, value in latent.items() if key != "batch_index"}
+    one["samples"] = samples[:1]
+    if (mask := latent.get("noise_mask")) is not None:
+        one["noise_mask"] = mask[:1]
+    note = f"Only the first of {len(samples)} latents is used." if len(samples) > 1 else ""
+    return one, note
+
+
+def report(drawn: Sequence[Drawn], seeds: Sequence[int], notes: Sequence[str]) -> str:
+    """The numbers as text: a line for every arm."""
+    lines = [
+        f"Seeds {seeds[0]} to {seeds[-1]}. Diversity is 1 - mean cosine of all pairs of pictures; "
+        f"feature: {LAYOUT_TITLE}."
+    ]
+    lines += [f"{one.arm.label}: {facts(one, drawn[0].diversity)}" for one in drawn]
+    lines += [f"{one.arm.label}: {one.arm.note}" for one in drawn if one.arm.note]
+    return "\n".join([*lines, *filter(None, notes)])
+
+
+def facts(drawn: Drawn, reference: float) -> str:
+    """Diversity, evaluations and seconds of an arm in one line."""
+    arm = drawn.arm
+    share = f" ({drawn.diversity / reference:.0%} of A)" if reference > 1e-6 else ""
+    steps = "1 step" if arm.num_steps == 1 else f"{arm.num_steps} steps"
+    evaluations = (
+        "1 evaluation" if arm.num_evaluations == 1 else f"{arm.num_evaluations} evaluations"
+    )
+    return (
+        f"diversity {drawn.diversity:.3f}{share}, {arm.kind}, {steps}, CFG "
+        f"{arm.guidance_scale:g}, {evaluations}, {drawn.seconds:.2f} s a picture"
+    )
+
+
+class CompareSeeds:
+    """DP-DMD Compare Seeds."""
+
+    DISPLAY_NAME = "DP-DMD Compare Seeds"
+    CATEGORY = "DP-DMD/sampling"
+    DESCRIPTION = (
+        "Draws the same seeds with up to four models: a row for each model, a column for each "
+        "seed, and how much the pictures of a row differ. A model that carries a recipe is sampled "
+        "by it, any other one as a teacher: euler, simple, base_steps, base_cfg."
+    )
+    SEARCH_ALIASES = ("seed grid", "diversity", "xy plot", "compare models", "contact sheet")
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("image", "report")
+    OUTPUT_TOOLTIPS = (
+        "All pictures on one labelled sheet.",
+        "Diversity, network evaluations and seconds of every model.",
+    )
+    FUNCTION = "compare"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs of the node."""
+        cfg = {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1}
+        base = "of models without a recipe."
+        seeds = {"default": 4, "min": 2, "max": MAX_SEEDS}
+        optional: dict[str, Any] = {
+            "negative": (
+                "CONDITIONING",
+                {"tooltip": "For models that are sampled with guidance; it may be empty."},
+            )
+        }
+        for name in ARMS[1:]:
+            optional[f"model_{name}"] = ("MODEL", {"tooltip": "Another model to compare."})
+            optional[f"label_{name}"] = label_input()
+        return {
+            "required": {
+                "positive": ("CONDITIONING", {"tooltip": "The prompt of all pictures."}),
+                "vae": ("VAE", {"tooltip": "Decodes the pictures."}),
+                "latent_image": ("LATENT", {"tooltip": "An empty latent of the wanted size."}),
+                "model_a": (
+                    "MODEL",
+                    {"tooltip": "The first model; diversity is compared with its own."},
+                ),
+                "first_seed": ("INT", {**SEED, "tooltip": "The others follow it."}),
+                "num_seeds": ("INT", {**seeds, "tooltip": "Pictures of every model."}),
+                "base_steps": (
+                    "INT",
+                    {"default": 28, "min": 1, "max": 1000, "tooltip": f"Steps {base}"},
+                ),
+                "base_cfg": ("FLOAT", {**cfg, "tooltip": f"Guidance {base}"}),
+                "label_a": label_input(),
+            },
+            "optional": optional,
+        }
+
+    def compare(
+        self,
+        positive: host.Conditioning,
+        vae: Any,
+        latent_image: host.Latent,
+        first_seed: int,
+        num_seeds: int,
+        base_steps: int,
+        base_cfg: float,
+        negative: host.Conditioning | None = None,
+        **models: Any,
+    ) -> dict[str, Any]:
+        """Draw, measure and lay out.
+
+        Raises:
+            DPDMDError: a model that cannot be sampled, or guidance without a negative prompt.
+        """
+        arms = [
+            arm_of(name, models.get(f"label_{name}") or "", model, base_steps, base_cfg)
+            for name in ARMS
+            if (model := models.get(f"model_{name}")) is not None
+        ]
+        for arm in arms:
+            check_negative(arm.guidance_scale, negative)
+        latent, note = single(latent_image)
+        seeds = range(first_seed, first_seed + num_seeds)
+        sampled = sample_arms(arms, Subject(positive, negative, latent, seeds))
+        drawn = [
+            measured(arm, [as_picture(vae.decode(latent)) for latent in latents], seconds)
+            for arm, (latents, seconds) in zip(arms, sampled, strict=True)
+        ]
+        text = report(drawn, seeds, [note])
+        rows = [Row(d.arm.label, facts(d, drawn[0].diversity), d.pictures) for d in drawn]
+        sheet = torch.from_numpy(np.asarray(seed_sheet(rows, seeds), dtype=np.float32) / 255)
+        return {"ui": {"text": [text]}, "result": (sheet[None], text)}
+
+
+def label_input() -> tuple[str, dict[str, Any]]:
+    """What a row is called."""
+    return ("STRING", {"default": "", "tooltip": "What the model's row is called."})
+
+
+def measured(arm: Arm, pictures: list[np.ndarray], seconds: float) -> Drawn:
+    """An arm's pictures with their diversity."""
+    return Drawn(arm, pictures, seconds, sample_diversity(layout_vectors(pictures)))
+
+
+NODES = (CompareSeeds,)

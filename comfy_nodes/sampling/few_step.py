@@ -1,0 +1,188 @@
+"""Nodes that sample by a recipe: as SAMPLER and SIGMAS for custom sampling, or all in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ...core.diffusion.sampler import sample_few_step
+from ...core.errors import SettingsError
+from ...core.recipe.few_step import Plan, plan
+from ...core.recipe.recipe import MAX_STEPS, Recipe
+from .. import host
+from .recipes import find_recipe
+
+MODEL_TOOLTIP = "The model with the few-step LoRA."
+RECIPE_TOOLTIP = (
+    "How the LoRA was trained to be sampled. Without it the recipe is read from the model's LoRA, "
+    "and failing that the family's usual grid is taken."
+)
+STEPS_TOOLTIP = "0 takes the recipe's own number. Other numbers keep the spacing of its grid."
+DENOISE_TOOLTIP = (
+    "Below 1 for image to image: sampling starts at the trained noise level nearest to it."
+)
+SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
+
+
+def steps_input() -> tuple[str, dict[str, Any]]:
+    """The number of steps, 0 for the recipe's."""
+    return ("INT", {"default": 0, "min": 0, "max": MAX_STEPS, "tooltip": STEPS_TOOLTIP})
+
+
+def denoise_input() -> tuple[str, dict[str, Any]]:
+    """The share of the trajectory to redo."""
+    limits = {"default": 1.0, "min": 0.01, "max": 1.0, "step": 0.01}
+    return ("FLOAT", {**limits, "tooltip": DENOISE_TOOLTIP})
+
+
+def few_step_sampler(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    *,
+    solver: str = "ode",
+) -> Tensor:
+    """The few-step sampler as ComfyUI calls samplers; noise of "sde" comes from its seed."""
+    if solver == "ode":
+        return sample_few_step(model, x, sigmas, extra_args, callback, disable)
+    noise = host.noise_sampler(x, (extra_args or {}).get("seed"))
+    flow = host.is_flow(model)
+    return sample_few_step(
+        model, x, sigmas, extra_args, callback, disable,
+        solver=solver, noise_sampler=noise, flow=flow,
+    )  # fmt: skip
+
+
+def plan_for(
+    model: host.Model, recipe: Recipe | None, steps: int, denoise: float
+) -> tuple[Plan, Recipe]:
+    """(levels to sample a MODEL at, the recipe they come from)."""
+    found = find_recipe(model, recipe)
+    return plan(found.recipe, steps=steps, denoise=denoise, note=found.note), found.recipe
+
+
+def sampler_of(plan: Plan) -> Any:
+    """The SAMPLER of a plan."""
+    return host.sampler_object(few_step_sampler, {"solver": plan.solver})
+
+
+class Sampler:
+    """DP-DMD Sampler: for SamplerCustomAdvanced and its guiders."""
+
+    DISPLAY_NAME = "DP-DMD Sampler"
+    CATEGORY = "DP-DMD/sampling"
+    DESCRIPTION = (
+        "Sampler, noise levels and guidance of a few-step LoRA for custom sampling: connect them "
+        "to SamplerCustomAdvanced and to CFGGuider (or BasicGuider, which is CFG 1)."
+    )
+    SEARCH_ALIASES = ("few step", "sigmas", "dmd sampler", "custom sampler")
+    RETURN_TYPES = ("SAMPLER", "SIGMAS", "FLOAT")
+    RETURN_NAMES = ("sampler", "sigmas", "cfg")
+    OUTPUT_TOOLTIPS = (
+        "The few-step solver.",
+        "The noise levels the LoRA was trained at.",
+        "The guidance scale it is sampled with, mostly 1.",
+    )
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs of the node."""
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": MODEL_TOOLTIP}),
+                "steps": steps_input(),
+                "denoise": denoise_input(),
+            },
+            "optional": {"recipe": ("DPDMD_RECIPE", {"tooltip": RECIPE_TOOLTIP})},
+        }
+
+    def make(
+        self, model: host.Model, steps: int, denoise: float, recipe: Recipe | None = None
+    ) -> dict[str, Any]:
+        """SAMPLER, SIGMAS and guidance for a model."""
+        wanted, _ = plan_for(model, recipe, steps, denoise)
+        result = (sampler_of(wanted), wanted.sigmas, wanted.guidance_scale)
+        return {"ui": {"text": [wanted.describe()]}, "result": result}
+
+
+class KSampler:
+    """DP-DMD KSampler: all in one."""
+
+    DISPLAY_NAME = "DP-DMD KSampler"
+    CATEGORY = "DP-DMD/sampling"
+    DESCRIPTION = (
+        "Samples with a few-step LoRA at its own steps, noise levels and guidance. A negative "
+        "prompt is only needed where the recipe asks for guidance."
+    )
+    SEARCH_ALIASES = ("few step sampler", "ksampler", "dmd sampler", "sample", "lightning sampler")
+    RETURN_TYPES = ("LATENT",)
+    RETURN_NAMES = ("latent",)
+    OUTPUT_TOOLTIPS = ("The sampled latent.",)
+    FUNCTION = "sample"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs of the node."""
+        seed = {**SEED, "tooltip": "The same seed gives core's KSampler the same noise."}
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": MODEL_TOOLTIP}),
+                "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
+                "latent_image": (
+                    "LATENT",
+                    {"tooltip": "An empty latent, or a picture's with denoise below 1."},
+                ),
+                "seed": ("INT", seed),
+                "steps": steps_input(),
+                "denoise": denoise_input(),
+            },
+            "optional": {
+                "negative": (
+                    "CONDITIONING",
+                    {"tooltip": "Not evaluated at CFG 1, so it may be left open."},
+                ),
+                "recipe": ("DPDMD_RECIPE", {"tooltip": RECIPE_TOOLTIP}),
+            },
+        }
+
+    def sample(
+        self,
+        model: host.Model,
+        positive: host.Conditioning,
+        latent_image: host.Latent,
+        seed: int,
+        steps: int,
+        denoise: float,
+        negative: host.Conditioning | None = None,
+        recipe: Recipe | None = None,
+    ) -> dict[str, Any]:
+        """Sample by the recipe.
+
+        Raises:
+            SettingsError: the recipe wants guidance and there is no negative prompt.
+        """
+        wanted, _ = plan_for(model, recipe, steps, denoise)
+        check_negative(wanted.guidance_scale, negative)
+        latent = host.sample(
+            model, sampler_of(wanted), wanted.sigmas, wanted.guidance_scale, positive, negative,
+            latent_image, seed,
+        )  # fmt: skip
+        return {"ui": {"text": [wanted.describe()]}, "result": (latent,)}
+
+
+def check_negative(guidance_scale: float, negative: host.Conditioning | None) -> None:
+    """Raise SettingsError where guidance needs a negative prompt that is not there."""
+    if guidance_scale != 1.0 and negative is None:
+        raise SettingsError(
+            f"This samples with CFG {guidance_scale:g}, and no negative prompt is connected. "
+            "Connect one (it may be empty) to the negative input."
+        )
+
+
+NODES = (Sampler, KSampler)

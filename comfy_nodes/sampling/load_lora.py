@@ -1,0 +1,160 @@
+"""The node that loads a few-step LoRA together with what it says about its own sampling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import CheckpointError, LoraError
+from ...core.files.tensor_file import TensorFile, read_header
+from ...core.lora.keys import detect_family, group_keys
+from ...core.recipe.few_step import FAMILY_LABELS
+from ...core.recipe.recipe import Recipe, usage_hint
+from .. import host
+from ..host.lora_fit import Applied
+from .recipes import (
+    STRENGTH_ATTACHMENT,
+    TWO_LORAS,
+    FoundRecipe,
+    check_model,
+    find_recipe,
+    recipe_text,
+    recipe_text_of,
+)
+
+
+class LoadLora:
+    """DP-DMD Load LoRA."""
+
+    DISPLAY_NAME = "DP-DMD Load LoRA"
+    CATEGORY = "DP-DMD/sampling"
+    DESCRIPTION = (
+        "Loads a few-step LoRA and reads from the file how it is sampled: steps, noise levels, "
+        "guidance. Refuses LoRAs of another family."
+    )
+    SEARCH_ALIASES = ("few step lora", "lora loader", "distilled lora", "dmd", "lightning")
+    RETURN_TYPES = ("MODEL", "DPDMD_RECIPE")
+    RETURN_NAMES = ("model", "recipe")
+    OUTPUT_TOOLTIPS = (
+        "The model with the LoRA. It carries the recipe, so the samplers of this pack find it.",
+        "How the LoRA was trained to be sampled.",
+    )
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs of the node."""
+        strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The checkpoint that the LoRA was made for."}),
+                "lora_name": (
+                    host.file_names("loras"),
+                    {"tooltip": "A LoRA in the host's loras folder."},
+                ),
+                "strength": (
+                    "FLOAT",
+                    {**strength, "tooltip": "Few-step LoRAs are made for 1.0."},
+                ),
+            }
+        }
+
+    def load(self, model: host.Model, lora_name: str, strength: float) -> dict[str, Any]:
+        """Load the file onto the model.
+
+        Raises:
+            LoraError: it is no LoRA, is damaged, fits nothing in the model, or is for another
+                family or prediction.
+            RecipeError: its recipe is broken or of a newer version.
+        """
+        path = host.file_path("loras", lora_name)
+        file, modules, family = inspect_lora(path)
+        facts = host.model_facts(model)
+        text, before = recipe_text(file.metadata), recipe_text_of(model)
+        recipe = Recipe.from_json(text) if text is not None else None
+        if recipe is not None:
+            check_model(recipe, facts, path.name)
+        elif family in FAMILY_LABELS and facts.family and family != facts.family:
+            raise LoraError(
+                f"{path.name} was made for {FAMILY_LABELS[family]}, but the model is "
+                f"{FAMILY_LABELS[facts.family]}. A LoRA fits models of its own family only: choose "
+                "another LoRA or another checkpoint."
+            )
+        loaded = host.load_lora(model, path, strength)
+        notes = _check_applied(path, loaded.applied, modules)
+        if text is not None:
+            host.attach(loaded.model, host.RECIPE_ATTACHMENT, text)
+            host.attach(loaded.model, STRENGTH_ATTACHMENT, float(strength))
+        elif before is not None:  # of a few-step LoRA under this one
+            host.attach(loaded.model, host.RECIPE_ATTACHMENT, before)
+        found = find_recipe(loaded.model, recipe)
+        said = [_summary(path, found, is_own=recipe is not None), found.note, *notes]
+        if recipe is not None and before is not None:
+            said.append(TWO_LORAS)
+        text_shown = "\n".join(filter(None, said))
+        return {"ui": {"text": [text_shown]}, "result": (loaded.model, found.recipe)}
+
+
+def _summary(path: Path, found: FoundRecipe, *, is_own: bool) -> str:
+    if is_own:
+        return f"{path.name}: {usage_hint(found.recipe)}"
+    if found.from_lora:
+        return f"{path.name} is on. The recipe is that of the few-step LoRA under it."
+    return ""
+
+
+def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
+    """(header, number of modules of the denoiser, family or "") of a LoRA file.
+
+    Kinds that only the host knows have 0 modules and no family here.
+
+    Raises:
+        LoraError: it is not a safetensors file, or is damaged.
+    """
+    if path.suffix.lower() != ".safetensors":
+        raise LoraError(
+            f"{path.name} is not a .safetensors file. Other formats can run any code when they are "
+            "opened; get the .safetensors version."
+        )
+    try:
+        file = read_header(path)
+    except CheckpointError as error:
+        raise LoraError(f"The LoRA cannot be read. {error}") from error
+    try:
+        modules, _ = group_keys(file.tensors, path.name)
+    except LoraError:
+        return file, 0, ""
+    shapes = {key: info.shape for key, info in file.tensors.items()}
+    return file, len(modules), detect_family(modules, shapes)
+
+
+def _check_applied(path: Path, applied: Applied, modules: int) -> list[str]:
+    """Notes on modules that the host did not take; LoraError if it took none."""
+    if applied.count == 0:
+        raise LoraError(
+            f"Nothing in {path.name} fits this model: no name in it is one that ComfyUI knows "
+            "here. It is no LoRA, was made for another model, or is written in a form that only "
+            "diffusers reads; then distil or convert it in kohya's form."
+        )
+    if applied.misfits == applied.count:
+        raise LoraError(
+            f"Nothing in {path.name} fits this model: its {applied.count} modules have the names "
+            "of this model's, and other sizes. It was made for another size of the family, such as "
+            "SD3.5 large where this is medium: choose another LoRA or another checkpoint."
+        )
+    notes = []
+    if applied.count < modules:
+        notes.append(
+            f"Only {applied.count} of {modules} modules of the LoRA were applied: ComfyUI does not "
+            "know the names of the others. Pictures will be wrong; convert it to kohya's form."
+        )
+    if applied.misfits:
+        notes.append(
+            f"{applied.misfits} of {applied.count} modules of the LoRA have another size than this "
+            "model's and are left out. That is usual for the first layer of an inpainting model; "
+            "more of them, and pictures will be wrong."
+        )
+    return notes
+
+
+NODES = (LoadLora,)

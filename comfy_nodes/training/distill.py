@@ -1,0 +1,204 @@
+"""DP-DMD Distill: a checkpoint and prompts become a few-step LoRA, in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import host
+from .knob_inputs import PRESET_CHOICES, PRESET_TOOLTIP, knob_inputs
+
+if TYPE_CHECKING:
+    from ...app.jobs import Job
+
+WAIT, BACKGROUND = "wait", "background"
+LOSSES = ("diversity_loss", "matching_gradient", "fake_loss")
+"""The first one that a run has is what core's loss graph draws."""
+
+
+def _lists() -> dict[str, list[str]]:
+    """What the node's lists hold at this moment."""
+    from .new_run import NOTHING, checkpoint_names
+
+    return {
+        "checkpoint": checkpoint_names(),
+        "lora": [NOTHING, *host.file_names("loras")],
+        "encoder": [NOTHING, *host.file_names("text_encoders")],
+        "vae": [NOTHING, *host.file_names("vae")],
+    }
+
+
+class Distill:
+    """DP-DMD Distill."""
+
+    DISPLAY_NAME = "DP-DMD Distill"
+    CATEGORY = "DP-DMD/training"
+    DESCRIPTION = (
+        "Turns a checkpoint into a few-step LoRA by DP-DMD, from prompts alone. It trains in a "
+        "process of its own and reads the checkpoint's file. The LoRA is written to the loras "
+        "folder and carries how it is sampled."
+    )
+    SEARCH_ALIASES = ("train lora", "distillation", "few step training", "dmd", "make lora")
+    RETURN_TYPES = ("LORA_MODEL", "LOSS_MAP", "STRING", "DPDMD_RECIPE")
+    RETURN_NAMES = ("lora", "losses", "lora_name", "recipe")
+    OUTPUT_TOOLTIPS = (
+        "The LoRA's weights, for core's Load LoRA Model and Save LoRA Weights.",
+        "The losses of every update, for core's Plot Loss Graph.",
+        "The LoRA's name in the lists of loras.",
+        "How the LoRA is sampled, for the samplers of this pack.",
+    )
+    FUNCTION = "distill"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Inputs of the node."""
+        lists = _lists()
+        return {
+            "required": _required(lists) | knob_inputs(),
+            "optional": _optional(lists),
+            "hidden": {"unique_id": "UNIQUE_ID", "graph": "PROMPT"},
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **values: Any) -> Any:
+        """A background run is looked at each time; a finished one only if its files changed."""
+        if values.get("mode") == BACKGROUND:
+            return float("nan")
+        from .new_run import file_stamps
+
+        return file_stamps(values)
+
+    def distill(
+        self, unique_id: str | None = None, graph: Any = None, mode: str = WAIT, **values: Any
+    ) -> dict[str, Any]:
+        """Train, or queue the training.
+
+        Raises:
+            DPDMDError: something is wrong with the inputs, or the run failed.
+        """
+        from . import new_run as training
+        from . import waiting
+
+        training.check_trainer()
+        asked = training.ask(values, graph, unique_id)
+        begins = not training.is_under_way(asked)
+        job, notes = training.begin(asked)
+        notes = [*asked.notes, *notes]
+        if begins:
+            host.free_memory()
+            notes.append("ComfyUI's models were taken off the device to make room.")
+        if mode == BACKGROUND and job.state != "finished":
+            text = (
+                f"Run {job.id} is {job.state}. Watch it in the DP-DMD panel or with DP-DMD Runs. "
+                "Queue this node again when it is finished: then it gives the LoRA."
+            )
+            return _answer([text, *notes], (host.blocked(),) * len(self.RETURN_TYPES))
+        job = waiting.wait(job, unique_id)
+        waiting.check_ended(job)
+        return _finished(job, notes)
+
+
+def _required(lists: Mapping[str, list[str]]) -> dict[str, Any]:
+    prompts = {
+        "multiline": True,
+        "default": "",
+        "placeholder": "Prompts, one a line; a few hundred are a good start.",
+        "tooltip": "One prompt a line. Only prompts are needed, no pictures.",
+    }
+    checkpoint = (
+        "The checkpoint that becomes the teacher. The demo ones come with the pack and take "
+        "minutes on any computer."
+    )
+    mode = (
+        "wait holds the queue until the LoRA is there, and Cancel keeps what there is. background "
+        "queues the run and returns at once."
+    )
+    name = {"default": "my-4step", "tooltip": "Name of the LoRA; a number is added if it is taken."}
+    return {
+        "checkpoint": (lists["checkpoint"], {"tooltip": checkpoint}),
+        "prompts": ("STRING", prompts),
+        "output_name": ("STRING", name),
+        "preset": (list(PRESET_CHOICES), {"default": "auto", "tooltip": PRESET_TOOLTIP}),
+        "mode": ([WAIT, BACKGROUND], {"default": WAIT, "tooltip": mode}),
+    }
+
+
+def _optional(lists: Mapping[str, list[str]]) -> dict[str, Any]:
+    strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
+    model = (
+        "Takes the file of this MODEL in place of the chosen checkpoint. LoRAs and other patches "
+        "on it are not seen by the trainer; name a LoRA under teacher_lora."
+    )
+    file = (
+        "A text file with one prompt a line, or a folder of PNGs with prompts in them, in the "
+        "input or output folder. It is added to the prompts above."
+    )
+    lora = "A LoRA that is merged into the teacher, so that the student learns its style."
+    include = "Whether the new LoRA holds the teacher's LoRA too, so that it is used alone."
+    settings = (
+        "All other settings as JSON, or a settings file's text. What stands here wins over the "
+        "preset and the inputs above."
+    )
+    encoder = "Only for checkpoints without this text encoder."
+    text = {"multiline": True, "default": ""}
+    found: dict[str, Any] = {
+        "model": ("MODEL", {"tooltip": model}),
+        "prompts_file": ("STRING", {"default": "", "tooltip": file}),
+        "teacher_lora": (lists["lora"], {"tooltip": lora}),
+        "teacher_lora_strength": (
+            "FLOAT",
+            {**strength, "tooltip": "How strongly that LoRA is merged."},
+        ),
+        "include_teacher_lora": ("BOOLEAN", {"default": False, "tooltip": include}),
+        "settings_json": ("STRING", {**text, "tooltip": settings}),
+    }
+    for name in ("clip_l", "clip_g", "t5"):
+        found[name] = (lists["encoder"], {"tooltip": encoder, "advanced": True})
+    vae = {"tooltip": "Only for checkpoints without a VAE.", "advanced": True}
+    return found | {"vae": (lists["vae"], vae)}
+
+
+def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
+    """The outputs of a run that has ended, and its last picture on the node."""
+    from ...core.errors import RunError
+    from ...core.files.tensor_file import read_header
+    from ...core.recipe.recipe import read_recipe
+    from .new_run import lora_of
+    from .waiting import latest_picture
+
+    path = lora_of(job)
+    if path is None:
+        raise RunError(
+            f"Run {job.id} has ended, but its LoRA is not where it was written. It was moved or "
+            "deleted; queue this node again to train it anew."
+        )
+    name = host.listed_name("loras", path)
+    said = f"{name} is in the loras folder"
+    if job.state == "stopped":
+        said = f"Stopped after update {job.step} of {job.steps}: {name} holds what there was"
+    picture = latest_picture(job.path)
+    recipe = read_recipe(read_header(path).metadata)
+    result = (host.read_weights(path), losses(job.path), name, recipe)
+    return _answer([f"{said}.", *notes], result, picture)
+
+
+def losses(run: Path) -> dict[str, list[float]]:
+    """The losses of a run, update by update; "loss" is what core's loss graph draws."""
+    from ...app.runs.directory import RunDirectory
+    from ...app.runs.facts import read_facts
+
+    facts = read_facts(RunDirectory(run))
+    found = {name: values for name in LOSSES if (values := facts.values(name))}
+    return {"loss": next(iter(found.values()), []), **found}
+
+
+def _answer(texts: list[str], result: tuple[Any, ...], picture: Any = None) -> dict[str, Any]:
+    ui: dict[str, Any] = {"text": ["\n".join(texts)]}
+    if picture is not None:
+        ui["images"] = [host.show_picture(picture)]
+    return {"ui": ui, "result": result}
+
+
+NODES = (Distill,)

@@ -1,0 +1,284 @@
+"""From a node's inputs to a run: which files, which settings, and whether it exists already."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...app import jobs
+from ...app.config.request import DistillRequest, ModelFiles, TeacherLora
+from ...app.environment import readiness
+from ...app.jobs import Job, files
+from ...app.library import preferences
+from ...app.library.choices import ASSETS, EMBEDDED, SHAPES, starter
+from ...app.library.lora_output import lora_file
+from ...app.prompts.reading import parse_prompts, read_prompts
+from ...core.errors import PromptError, SettingsError
+from ...core.families import SHAPES_KEY, identify
+from ...core.files.tensor_file import read_header
+from .. import host
+from .knob_inputs import Card, config_of
+from .waiting import until_ended
+
+NOTHING = "none"
+"""The choice of a list that means no file."""
+OTHER_FILES = {
+    "clip_l": "text_encoders",
+    "clip_g": "text_encoders",
+    "t5": "text_encoders",
+    "vae": "vae",
+}
+ASKED = "comfyui"
+"""Under this name in a run's settings stands what a node asked for, so that it finds it again."""
+MAX_LINKS = 100
+Prompt = Mapping[str, Mapping[str, Any]]
+"""The host's graph: node id -> {"class_type", "inputs"}."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a node asks of the trainer, and what its user should know of it."""
+
+    request: DistillRequest
+    prompts: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def mark(self) -> str:
+        """The same for the same request, on whatever day it is asked."""
+        return self.request.extra[ASKED]
+
+
+def demo_checkpoints() -> dict[str, Path]:
+    """The embedded teachers, by what a list of checkpoints calls them."""
+    return {label: ASSETS / name for name, label in EMBEDDED.items()}
+
+
+def checkpoint_names() -> list[str]:
+    """The host's checkpoints that may be distilled, and the embedded ones."""
+    found = [name for name in host.file_names("checkpoints") if name.endswith(".safetensors")]
+    return found + list(demo_checkpoints())
+
+
+def check_trainer() -> None:
+    """Raise SettingsError, with what to do, while the trainer is not installed."""
+    if not readiness.is_ready():
+        raise SettingsError(
+            "The trainer is not installed. Open the DP-DMD panel in the sidebar and press Set it "
+            f"up, or run in a terminal: {readiness.setup_command()} (the short form is `python "
+            "install.py setup` in the pack's folder). Sampling works without it."
+        )
+
+
+def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) -> Asked:
+    """The request that a node's inputs describe.
+
+    Args:
+        values: the node's inputs by name.
+        graph: the graph that the node is in, where the host tells.
+
+    Raises:
+        DPDMDError: a file is missing or no model, prompts or settings cannot be used.
+    """
+    path, notes = checkpoint(values, graph, node_id)
+    detection = identify(path)
+    demo = path.is_file() and SHAPES_KEY in read_header(path).metadata
+    prompts, more = prompts_of(values, demo)
+    card = Card(detection.family, demo, host.device_memory())
+    shown = {name: value for name, value in values.items() if value is not None}
+    config, said = config_of(
+        shown, values.get("preset", "auto"), card, values.get("settings_json") or ""
+    )
+    others = {name: _chosen(kind, values.get(name)) for name, kind in OTHER_FILES.items()}
+    lora = _chosen("loras", values.get("teacher_lora"))
+    strength = float(values.get("teacher_lora_strength", 1.0))
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(path), **others),
+        config=config,
+        output=str(lora_file(host.folders("loras")[0], values.get("output_name"))),
+        teacher_loras=(TeacherLora(path=lora, strength=strength),) if lora else (),
+        include_teacher_loras=bool(lora and values.get("include_teacher_lora", False)),
+    )
+    marked = _marked(request.absolute(), prompts)
+    return Asked(marked, prompts, (*notes, *more, *said))
+
+
+def _chosen(kind: str, name: object) -> str | None:
+    return str(host.file_path(kind, str(name))) if name and name != NOTHING else None
+
+
+def checkpoint(
+    values: Mapping[str, Any], graph: Prompt | None, node_id: str | None
+) -> tuple[Path, list[str]]:
+    """(the teacher's file, notes): that of the MODEL if one is connected, else the chosen one."""
+    model, name = values.get("model"), str(values.get("checkpoint"))
+    if model is None:
+        demo = demo_checkpoints()
+        return (demo[name] if name in demo else host.file_path("checkpoints", name)), []
+    path = host.checkpoint_of(model) or checkpoint_in_graph(graph or {}, node_id)
+    if path is None:
+        raise SettingsError(
+            "Which file this MODEL was loaded from cannot be found out: its loader does not say. "
+            "Disconnect it and choose the checkpoint in this node's list, or load it with core's "
+            "Load Checkpoint."
+        )
+    notes = [f"Teacher: {path.name}, the file of the connected MODEL."]
+    changes = _changes(model)
+    if changes:
+        notes.append(
+            f"The MODEL carries {changes}. The trainer reads the file and does not see them: name "
+            "a LoRA under teacher_lora instead, so that it becomes part of the teacher."
+        )
+    return path, notes
+
+
+def _changes(model: host.Model) -> str:
+    """What was done to a MODEL since it was loaded, in words; "" for nothing."""
+    patches, objects = host.patch_count(model), host.changed_objects(model)
+    words = [f"{patches} patched weights (LoRAs)"] if patches else []
+    words += [f"another {', '.join(objects)}"] if objects else []
+    return " and ".join(words)
+
+
+def checkpoint_in_graph(graph: Prompt, node_id: str | None) -> Path | None:
+    """The checkpoint whose loader the node's MODEL comes from, along inputs named model."""
+    inputs = graph.get(str(node_id), {}).get("inputs", {})
+    for _ in range(MAX_LINKS):
+        link = inputs.get("model")
+        if not isinstance(link, list) or not link:
+            break
+        inputs = graph.get(str(link[0]), {}).get("inputs", {})
+    name = inputs.get("ckpt_name")
+    return host.file_path("checkpoints", name) if isinstance(name, str) else None
+
+
+def prompts_of(values: Mapping[str, Any], demo: bool) -> tuple[tuple[str, ...], list[str]]:
+    """(prompts, notes) of the text and the file; the demo's own for its checkpoints.
+
+    Raises:
+        PromptError: there are none, or the file cannot be used.
+    """
+    text, name = str(values.get("prompts") or ""), str(values.get("prompts_file") or "").strip()
+    lists = [parse_prompts(text, "The prompts input")] if text.strip() else []
+    if name:
+        lists.append(read_prompts(prompts_path(name)))
+    if not lists and demo:
+        lists = [parse_prompts(starter(SHAPES), "The demo's prompts")]
+        return lists[0].prompts, ["Prompts: the demo's own captions, as none were given."]
+    if not lists:
+        raise PromptError(
+            "There are no prompts. Write some into the prompts input, one a line (a few hundred "
+            "are a good start), or name a text file under prompts_file."
+        )
+    merged = dict.fromkeys(prompt for found in lists for prompt in found.prompts)
+    return tuple(merged), [note for found in lists for note in found.notes]
+
+
+def prompts_path(name: str) -> Path:
+    """A file or folder of prompts: one in the host's input or output folder, or that the GUI knows.
+
+    Whoever may queue a graph could otherwise have any file of this machine drawn into a picture.
+
+    Raises:
+        SettingsError: it lies elsewhere.
+    """
+    path = (host.input_folder() / Path(name.strip('"')).expanduser()).resolve()
+    allowed = [host.input_folder(), host.output_folder(), *map(Path, preferences.load().folders)]
+    if not any(path.is_relative_to(folder.resolve()) for folder in allowed):
+        places = ", ".join(str(folder) for folder in allowed)
+        raise SettingsError(
+            f"{name} lies outside the folders that prompts are read from ({places}). Put it into "
+            "the input folder, or paste the prompts."
+        )
+    return path
+
+
+def _marked(request: DistillRequest, prompts: tuple[str, ...]) -> DistillRequest:
+    """The request with a mark of all that decides what comes out of it."""
+    stamps = [_stamp(Path(name)) for name in request.files()]
+    facts = json.dumps([request.to_dict(), prompts, stamps], sort_keys=True)
+    mark = hashlib.sha256(facts.encode("utf-8", "surrogatepass")).hexdigest()
+    request.extra[ASKED] = mark
+    return request
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of change: another file under the same name is another teacher."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return []
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def file_stamps(values: Mapping[str, Any]) -> str:
+    """Changes when a file that the inputs name does; for the host's cache of outputs."""
+    name, prompts = str(values.get("checkpoint")), str(values.get("prompts_file") or "").strip()
+    paths = [demo_checkpoints().get(name) or host.file_path("checkpoints", name)]
+    if prompts:
+        paths.append(prompts_path(prompts))
+    for input, kind in (*OTHER_FILES.items(), ("teacher_lora", "loras")):
+        chosen = _chosen(kind, values.get(input))
+        paths += [Path(chosen)] if chosen else []
+    return repr([_stamp(path) for path in paths])
+
+
+def earlier_run(asked: Asked) -> Job | None:
+    """A run that was asked for in the same words: a finished one, else one under way, else any.
+
+    A copy made in the panel carries the words of its original; it does not hide a finished one.
+    """
+    found = []
+    for job in jobs.all_jobs():
+        extra = files.read_json(job.path / files.SETTINGS).get("extra")
+        same = isinstance(extra, dict) and extra.get(ASKED) == asked.mark
+        if same and (job.state != "finished" or lora_of(job) is not None):
+            found.append(job)
+    rank = {"finished": 0, "running": 1, "stopping": 1, "starting": 1, "queued": 2, "new": 4}
+    return min(found, key=lambda job: rank.get(job.state, 3), default=None)
+
+
+def is_under_way(asked: Asked) -> bool:
+    """Whether what is asked for is done, runs or waits already, so that nothing new begins."""
+    job = earlier_run(asked)
+    return job is not None and (job.live or job.state in ("queued", "finished"))
+
+
+def lora_of(job: Job) -> Path | None:
+    """The LoRA that a run wrote, if it is there."""
+    path = job.result.get("lora")
+    return Path(path) if isinstance(path, str) and Path(path).is_file() else None
+
+
+def begin(asked: Asked) -> tuple[Job, list[str]]:
+    """(the run that does what was asked for, notes): an earlier one goes on or is taken as it is.
+
+    Raises:
+        DPDMDError: the run cannot be made or started.
+    """
+    job = earlier_run(asked)
+    if job is None:
+        return _new(asked)
+    job = until_ended(job)  # cancelled a moment ago
+    if job.state == "finished":
+        return job, [f"This was trained before: the result of run {job.id} is taken."]
+    if job.live or job.state == "queued":
+        return job, [f"This is run {job.id}, which is {job.state} already."]
+    return jobs.start(job.id), [
+        f"Run {job.id} was asked for the same and was {job.state}: it goes on after update "
+        f"{job.step}. Change the seed, or delete it in the DP-DMD panel, to begin anew."
+    ]
+
+
+def _new(asked: Asked) -> tuple[Job, list[str]]:
+    wanted = Path(asked.request.output)
+    output = jobs.free_output(wanted)
+    request = dataclasses.replace(asked.request, output=str(output))
+    job = jobs.submit_distill(request, asked.prompts, output.stem)
+    taken = f"{wanted.name} is taken; the LoRA will be {output.name}."
+    return job, [taken] if output != wanted else []

@@ -1,0 +1,1 @@
+"""Schedules, predictions, guidance, the sampler. Knows no recipe and no model family."""

@@ -1,0 +1,1 @@
+"""Bytes on disk: safetensors headers, hashes, atomic writes, the text inside PNGs."""

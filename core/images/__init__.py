@@ -1,0 +1,1 @@
+"""Seed sheets and the diversity of images."""

@@ -1,0 +1,1 @@
+"""LoRA files: key names, layout, arithmetic, metadata."""

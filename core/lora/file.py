@@ -1,0 +1,276 @@
+"""LoRA files: written so that hosts apply them at strength 1.0 as trained, read from any trainer.
+
+SD 1.x and SDXL are written in kohya's form, with alpha = scale * rank. SD3 has no alpha (A1111's
+loader fails on one): the scale is in `up`, and q, k and v form one exact block-diagonal update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, LoraError
+from ..families.base import Config, Family
+from ..files.atomic_write import atomic_path, check_output
+from ..files.tensor_file import read_header
+from ..recipe.recipe import Recipe, read_recipe
+from .keys import LoraModule, adapter_alpha, detect_family, group_keys
+from .layout import Format, common_alpha, lora_tensors
+from .lycoris import low_rank_factors
+from .math import LoraPair, delta
+from .metadata import NetworkFacts, lora_metadata
+from .serialize import serialize
+from .targets import Target, part_of, resolve, targets_by_name
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def write_lora(
+    path: Path,
+    family: Family,
+    network_config: Config,
+    weights: Mapping[str, LoraPair],
+    *,
+    recipe: Recipe,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float16,
+    format: Format = "kohya",
+    overwrite: bool = False,
+) -> Path:
+    """Write the LoRA with its recipe, metadata and hashes in one atomic move; returns its path.
+
+    Args:
+        weights: trained pairs by full diffusers module name.
+        metadata: `training_metadata` and whatever else the file shall say.
+        format: "kohya" for hosts, "peft" for diffusers.
+
+    Raises:
+        OutputError: the place cannot be written or holds a file and `overwrite` is off.
+        NonFiniteError: a weight is NaN, infinite, or too large for `dtype`.
+    """
+    path = Path(path)
+    check_output(path, overwrite)
+    tensors = lora_tensors(family, network_config, weights, dtype, format)
+    facts = _network_facts(path.stem, network_config, weights)
+    described = lora_metadata(recipe, facts, metadata or {})
+    content = serialize(tensors, described)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for chunk in content:
+            file.write(chunk)
+    return path
+
+
+def _network_facts(name: str, config: Config, weights: Mapping[str, LoraPair]) -> NetworkFacts:
+    largest = max(weights.values(), key=lambda pair: pair.rank)
+    return NetworkFacts(
+        name=name,
+        rank=largest.rank,
+        alpha=common_alpha(weights),
+        has_convolutions=any(pair.down.shape[2:].numel() > 1 for pair in weights.values()),
+        is_sd35=bool(config.get("dual_attention_layers")),
+    )
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA as it lies on disk, its modules found by name; nothing is known of a network yet.
+
+    Args:
+        family: sd1, sdxl, sd3, the name of another family, or "" where names and shapes do not say.
+        text_encoder_keys: tensors for text encoders, which are not applied here.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    metadata: dict[str, str]
+    modules: dict[str, LoraModule]
+    family: str
+    text_encoder_keys: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The sampling recipe in the file, if it has one; raises RecipeError if it is broken."""
+        return read_recipe(self.metadata)
+
+    def pair(self, module: LoraModule, text_encoder: str = "") -> LoraPair:
+        """The low-rank pair of one module, with its scale at strength 1.0.
+
+        Args:
+            text_encoder: diffusers' name of the encoder that the module is part of, if it is.
+
+        Raises:
+            LoraError: a tensor is missing, or sizes contradict each other.
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        label = f"{self.path.name}: {module.name}"
+        parts = {part: self.state[key] for part, key in module.keys.items()}
+        stated = parts.pop("alpha", None)
+        pair, rank = low_rank_factors(parts, label)
+        if rank is None:
+            return pair
+        if stated is not None:
+            alpha = _number(stated, label)
+        else:
+            found = adapter_alpha(self.metadata, self.path.name, text_encoder)
+            alpha = rank if found is None else found
+        return LoraPair(pair.down, pair.up, alpha / rank)
+
+
+def _number(alpha: Tensor, label: str) -> float:
+    value = float(alpha.float().reshape(-1)[0]) if alpha.numel() == 1 else math.nan
+    if not math.isfinite(value):
+        raise LoraError(
+            f"{label}: its alpha is not a finite number. The file is damaged; download it again."
+        )
+    return value
+
+
+def open_lora(path: Path) -> LoraFile:
+    """The LoRA file at `path`, be it for the denoiser, text encoders or both.
+
+    Raises:
+        LoraError: it is anything else, or of a kind that is not handled.
+    """
+    path = Path(path)
+    if path.suffix.lower() in PICKLES and path.is_file():
+        raise LoraError(
+            f"{path.name} is a pickle file, which can run any code when opened, so it is refused. "
+            "Get the .safetensors version, or convert it once in a tool you trust."
+        )
+    try:
+        header = read_header(path)
+        modules, text_encoder_keys = group_keys(header.tensors, path.name)
+        state = safetensors.torch.load_file(path)
+    except (CheckpointError, safetensors.SafetensorError) as error:
+        raise LoraError(f"The LoRA cannot be read. {error}") from error
+    shapes = {key: info.shape for key, info in header.tensors.items()}
+    family = detect_family(modules, shapes) or _declared_family(header.metadata)
+    return LoraFile(path, state, header.metadata, modules, family, tuple(text_encoder_keys))
+
+
+def read_lora(path: Path) -> LoraFile:
+    """The LoRA file at `path`; LoraError if it is anything else, or for text encoders only."""
+    lora = open_lora(path)
+    if not lora.modules:
+        raise LoraError(f"{lora.path.name} changes text encoders only; there is nothing to apply.")
+    return lora
+
+
+def _declared_family(metadata: Mapping[str, str]) -> str:
+    version = metadata.get("ss_base_model_version", "")
+    known = {"sdxl_": "sdxl", "sd3": "sd3", "sd_v1": "sd1"}
+    return next((family for start, family in known.items() if version.startswith(start)), "")
+
+
+def check_family(lora: LoraFile, family: Family) -> None:
+    """LoraError if the LoRA is known to be of another family."""
+    if lora.family and lora.family != family.name:
+        raise LoraError(
+            f"{lora.path.name} is a LoRA for {lora.family}, but the model is {family.label}. "
+            "A LoRA fits models of its own family only."
+        )
+
+
+def lora_deltas(
+    lora: LoraFile,
+    family: Family,
+    config: Config,
+    shapes: Mapping[str, torch.Size],
+    strength: float = 1.0,
+) -> Mapping[str, LoraPair]:
+    """What the LoRA adds to each module of a network: W + scale * up @ down, strength in `scale`.
+
+    Args:
+        config: the diffusers configuration of the network.
+        shapes: shape of the weight of every module of the network, by diffusers name.
+    """
+    check_family(lora, family)
+    targets = targets_by_name(shapes, family, config)
+    return module_deltas(lora, lora.modules, targets, shapes, strength)
+
+
+def module_deltas(
+    lora: LoraFile,
+    modules: Mapping[str, LoraModule],
+    targets: Mapping[str, list[Target]],
+    shapes: Mapping[str, torch.Size],
+    strength: float,
+    text_encoder: str = "",
+) -> Mapping[str, LoraPair]:
+    """What some modules of the file add to a network, by the network's module names.
+
+    Args:
+        modules: of the file, by plain name.
+        targets: of the network, by plain name.
+        text_encoder: diffusers' name of the encoder that the network is, if it is one.
+
+    Raises:
+        LoraError: a module has no target, does not fit it, or shares it with another.
+    """
+    label = f"{lora.path.name}, {text_encoder}" if text_encoder else lora.path.name
+    places = resolve(modules, targets, label)
+    found = Deltas(lora, shapes, strength, text_encoder)
+    for name, module in modules.items():
+        for target in places[name]:
+            if target.module in found:
+                raise LoraError(
+                    f"{label} changes {target.module} twice, under two names. It is damaged, or "
+                    "joined from two files; take the original."
+                )
+            found.places[target.module] = (module, target)
+            pair, shape = found[target.module], shapes[target.module]
+            if pair.up.shape[0] * pair.down[0].numel() != shape.numel():
+                raise LoraError(
+                    f"{label}: {name} has sizes {tuple(pair.down.shape)} and "
+                    f"{tuple(pair.up.shape)}, which do not fit the model's {tuple(shape)}. It was "
+                    "made for another model."
+                )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Deltas(Mapping[str, LoraPair]):
+    """What a file adds, by network module; each pair is made whenever it is asked for.
+
+    Written out as pairs, a LoHa or LoKr takes many times its file's size: one module at a time.
+    """
+
+    lora: LoraFile
+    shapes: Mapping[str, torch.Size]
+    strength: float
+    text_encoder: str = ""
+    places: dict[str, tuple[LoraModule, Target]] = field(default_factory=dict)
+
+    def __getitem__(self, module: str) -> LoraPair:
+        """The module's pair, strength in `scale`."""
+        entry, target = self.places[module]
+        pair = part_of(self.lora.pair(entry, self.text_encoder), target, self.shapes[module])
+        return LoraPair(pair.down, pair.up, pair.scale * self.strength)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def weight_shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """Shape of the weight of every linear and convolutional layer, by module name."""
+    layers = (nn.Linear, nn.Conv2d)
+    named = network.named_modules()
+    return {name: layer.weight.shape for name, layer in named if isinstance(layer, layers)}
+
+
+@torch.no_grad()
+def merge_lora(network: nn.Module, deltas: Mapping[str, LoraPair]) -> None:
+    """Add the deltas to the network's weights in place, summed in fp32."""
+    for name, pair in deltas.items():
+        weight = network.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        weight.copy_(weight.float() + delta(pair.to(weight.device), weight.shape))

@@ -1,0 +1,216 @@
+"""Reading LoRA key names of any trainer: which module, which half, which family. No torch.
+
+Trainers name one module in many ways: kohya writes `lora_unet_` and the host's name with
+underscores, PEFT the diffusers name after `unet.` or `transformer.`, others the checkpoint's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ..errors import LoraError
+
+# Each way to end a key, and the part of the update it names.
+SUFFIXES = {
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".lora_mid.weight": "mid",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".alpha": "alpha",
+    **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
+    **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
+    **{f".lokr_{part}": f"lokr_{part}" for part in ("t1", "t2")},
+}
+OTHER_KINDS = {
+    "DoRA": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
+    "OFT": (".oft_blocks", ".oft_diag"),
+    "GLoRA": (".a1.weight", ".b1.weight"),
+    "a full difference": (".diff", ".diff_b"),
+}
+TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoders?[._\d]|lora_prior_te_|te\d?[._])")
+PREFIXES = (
+    "base_model.model.", "lora_transformer_", "lora_unet_", "lycoris_",
+    "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.",
+)  # fmt: skip
+OTHER_FAMILIES = {
+    "AuraFlow": r"joint_transformer_blocks",
+    "Flux": r"single_transformer_blocks|single_blocks|double_blocks",
+    "HunyuanVideo": r"img_attn_qkv|txt_attn_qkv",
+    "Qwen-Image": r"transformer_blocks[._]\d+[._]img_mlp",
+    "Stable Cascade": r"lora_prior_unet_",
+    "Wan": r"blocks[._]\d+[._](cross_attn|self_attn)[._]",
+    "PixArt": r"adaln_single|caption_projection",
+}
+SD3_NAMES = r"^(joint_blocks_\d+_|transformer_blocks_\d+_(attn_|attn2_to_|ff_|norm1_))"
+CONTEXT_WIDTHS = {768: "sd1", 1024: "Stable Diffusion 2", 2048: "sdxl"}
+
+
+@dataclass
+class LoraModule:
+    """The tensors of one module in the file: part -> key.
+
+    Parts: "alpha"; "down", "up" and "mid" of a LoRA; "hada_w1_a" and so on of a LoHa or LoKr.
+    """
+
+    name: str
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+def group_keys(keys: Iterable[str], file_name: str) -> tuple[dict[str, LoraModule], list[str]]:
+    """Modules of the denoiser by their plain name, and the keys left to text encoders.
+
+    A plain name has no prefix and underscores for dots, so that all ways of writing meet.
+    """
+    modules: dict[str, LoraModule] = {}
+    text_encoder_keys, unknown = [], []
+    for key in keys:
+        if TEXT_ENCODER.match(key):
+            text_encoder_keys.append(key)
+            continue
+        stem, part = split_suffix(key)
+        if not part:
+            unknown.append(key)
+            continue
+        add_key(modules, plain_name(stem), part, key, file_name)
+    refuse_unknown(unknown, bool(modules), file_name)
+    return modules, text_encoder_keys
+
+
+def split_suffix(key: str) -> tuple[str, str]:
+    """(module as written, part of the pair) of a key; the part is "" if the ending is not known."""
+    suffix = next((ending for ending in SUFFIXES if key.endswith(ending)), None)
+    return (key, "") if suffix is None else (key[: -len(suffix)], SUFFIXES[suffix])
+
+
+def add_key(modules: dict[str, LoraModule], name: str, part: str, key: str, file_name: str) -> None:
+    """Note a key as one part of the module `name`; LoraError if that part was named before."""
+    module = modules.setdefault(name, LoraModule(name))
+    if part in module.keys:
+        raise LoraError(
+            f"{file_name} has two tensors for one place, {module.keys[part]!r} and {key!r}. It was "
+            "joined from two files; take the original."
+        )
+    module.keys[part] = key
+
+
+def plain_name(module: str) -> str:
+    """A module's name without trainer prefixes and with underscores for dots."""
+    changed = True
+    while changed:
+        changed = False
+        for prefix in PREFIXES:
+            if module.startswith(prefix):
+                module, changed = module[len(prefix) :], True
+    return module.replace(".processor.", ".").replace(".", "_")
+
+
+def adapter_alpha(
+    metadata: Mapping[str, str], file_name: str, text_encoder: str = ""
+) -> float | None:
+    """lora_alpha out of the metadata of a file that diffusers wrote; None where it says nothing.
+
+    Such files carry it nowhere else, and their scale is alpha / rank.
+
+    Args:
+        text_encoder: the encoder whose alpha is asked for ("text_encoder_2"); "": the denoiser's.
+
+    Raises:
+        LoraError: the metadata is damaged, or states several alphas.
+    """
+    text = metadata.get("lora_adapter_metadata")
+    if text is None:
+        return None
+    try:
+        facts = {}
+        for name, value in json.loads(text).items():
+            component, _, field_name = name.rpartition(".")
+            is_encoder = component.startswith("text_encoder")
+            if component == text_encoder if text_encoder else not is_encoder:
+                facts[field_name] = value
+        alpha = facts.get("lora_alpha")
+        several = facts.get("alpha_pattern") or facts.get("use_rslora")
+        found = None if alpha is None else float(alpha)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise LoraError(f"{file_name}: its lora_adapter_metadata is damaged ({error}).") from error
+    if several or (found is not None and not 0 < found < 1e6):
+        raise LoraError(
+            f"{file_name} was written with rank-stabilised, several, or impossible alphas, which "
+            "are not handled here. Convert it to kohya's format, which states each."
+        )
+    return found
+
+
+def refuse_unknown(unknown: list[str], has_pairs: bool, file_name: str) -> None:
+    """LoraError naming what these keys are, if there are any."""
+    for kind, endings in OTHER_KINDS.items():
+        found = [key for key in unknown if key.endswith(endings)]
+        if found:
+            raise LoraError(
+                f"{file_name} is of kind {kind} ({found[0]!r}), which is not handled here. "
+                "LoRA, LoCon, LoHa and LoKr files are."
+            )
+    if unknown and not has_pairs:
+        raise LoraError(
+            f"{file_name} is not a LoRA: none of its {len(unknown)} tensors is one half of a "
+            f"low-rank pair (the first is {unknown[0]!r}). If it is a checkpoint, give it as the "
+            "model."
+        )
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise LoraError(
+            f"{file_name} holds {len(unknown)} tensors that are no part of a LoRA: {shown}. "
+            "It may be damaged, or of a kind that is not handled here."
+        )
+
+
+def detect_family(modules: Mapping[str, LoraModule], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The family a LoRA's names and shapes tell of: sd1, sdxl, sd3, another's name, or "".
+
+    Args:
+        modules: what `group_keys` found.
+        shapes: shape of each tensor by key.
+    """
+    names = "\n".join(modules)
+    for family, pattern in OTHER_FAMILIES.items():
+        if re.search(pattern, names):
+            return family
+    if re.search(SD3_NAMES, names, re.MULTILINE):
+        return "sd3"
+    for name, module in modules.items():
+        if name.endswith(("attn2_to_k", "attn2_to_v")):
+            width = _input_width(module, shapes)
+            if width in CONTEXT_WIDTHS:
+                return CONTEXT_WIDTHS[width]
+    return _unet_by_names(names)
+
+
+def _input_width(module: LoraModule, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Inputs of a linear layer; 0 where the module's tensors do not tell."""
+
+    def columns(*parts: str) -> int:
+        sizes = [shapes[module.keys[part]] for part in parts if part in module.keys]
+        return sizes[0][1] if sizes and len(sizes[0]) > 1 else 0
+
+    kronecker = columns("lokr_w1", "lokr_w1_b") * columns("lokr_w2", "lokr_w2_b")
+    return columns("down", "hada_w1_b") or kronecker
+
+
+def _unet_by_names(names: str) -> str:
+    """Only SDXL stacks transformer blocks; only SD 1.x attends in its first blocks."""
+    if re.search(r"_transformer_blocks_[2-9]_", names):
+        return "sdxl"
+    if re.search(r"^(input_blocks_[12]_1|down_blocks_0_attentions)_", names, re.MULTILINE):
+        return "sd1"
+    return ""

@@ -1,0 +1,265 @@
+"""Anchored sampling: the base model takes the first part of a few-step trajectory.
+
+A few-step student decides the layout of a picture in its first step, and that is where distilled
+models lose their diversity (arXiv:2503.10637; arXiv:2602.03139, section 4). So the base model walks
+from the start to the level where the student's first step ends, in K small guided steps or in one
+plain step, and the student goes on from there on its own grid. It works with any few-step LoRA.
+
+The handover. The student takes over at its level s_1 in the state z_K the base model reached,
+
+    z_0 = start,   z_{k+1} = x0_k + (sigma_{k+1} / sigma_k) (z_k - x0_k),   sigma_K = s_1,
+
+for both solvers. An "sde" student, which sees fresh noise after each of its own steps, could also
+be given x0_{K-1} with fresh noise. But x0_{K-1} is the mean of all pictures that z_{K-1} may
+become, and their variance would be lost. For Gaussian data of variance P on a VP schedule (in the
+k-diffusion convention, where the state at s has variance P + s^2) one plain step from s_0 leaves
+z_1 short of that by P (s_0 - s_1)^2 / (P + s_0^2), the re-noised mean by P s_0^2 / (P + s_0^2),
+which is more for every P; z_K of many steps falls short by nothing. So fresh noise comes in with
+the student's own first step, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diffusion.sampler import Denoiser, NoiseSampler, sample_few_step
+from ..diffusion.schedule import FlowSchedule, Schedule
+from ..errors import SettingsError
+from ..families import family
+from .few_step import plan as few_step_plan
+from .few_step import schedule_of
+from .recipe import Recipe
+
+# The teacher's grid is the student's with every step divided by this, as in training: 4 steps to 28
+ANCHOR_DIVISION = 7
+MAX_ANCHOR_STEPS = 200
+UNKNOWN_OBJECTIVE = "unknown"  # of recipes that were made up for a LoRA without one
+
+
+@dataclass(frozen=True)
+class AnchoredPlan:
+    """Both parts of a trajectory.
+
+    Attributes:
+        base_sigmas: the base model's K + 1 levels; the last is the student's first.
+        student_sigmas: the student's levels, down to 0.
+        base_guidance: guidance of the base model's steps.
+        guidance_scale: guidance of the student's steps.
+        solver: the student's, "ode" or "sde".
+        flow: whether the model is a flow, which decides how fresh noise is added.
+        note: what a user has to see, "" for nothing.
+    """
+
+    base_sigmas: Tensor
+    student_sigmas: Tensor
+    base_guidance: float
+    guidance_scale: float
+    solver: str
+    flow: bool
+    note: str = ""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of both parts together."""
+        return len(self.base_sigmas) + len(self.student_sigmas) - 2
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations for one picture; a guided step is two."""
+        base = (len(self.base_sigmas) - 1) * evaluations_per_step(self.base_guidance)
+        return base + (len(self.student_sigmas) - 1) * evaluations_per_step(self.guidance_scale)
+
+    def with_note(self, note: str) -> AnchoredPlan:
+        """The same plan with a note in front of its own."""
+        return replace(self, note="\n".join(filter(None, (note, self.note))))
+
+    def describe(self) -> str:
+        """Lines for people: both parts, then the note."""
+        base, few = len(self.base_sigmas) - 1, len(self.student_sigmas) - 1
+        kind = ", re-noising" if self.solver == "sde" else ""
+        lines = (
+            f"Base model: {_steps(base)} at CFG {self.base_guidance:g}, noise levels "
+            f"{_level(self.base_sigmas[0])} to {_level(self.base_sigmas[-1])}.",
+            f"Few-step model: {_steps(few)} at CFG {self.guidance_scale:g}{kind}, noise levels "
+            f"{' '.join(map(_level, self.student_sigmas))}.",
+            f"{self.num_evaluations} network evaluations.",
+        )
+        return "\n".join(filter(None, (*lines, self.note)))
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def _level(sigma: Tensor) -> str:
+    return f"{float(sigma):.3g}"
+
+
+def evaluations_per_step(guidance_scale: float) -> int:
+    """1 where guidance is off (1.0), otherwise 2."""
+    return 1 if guidance_scale == 1.0 else 2
+
+
+def anchored_plan(
+    recipe: Recipe,
+    *,
+    steps: int = 0,
+    denoise: float = 1.0,
+    anchor_steps: int = 0,
+    base_guidance: float | None = None,
+    solver: str = "auto",
+) -> AnchoredPlan:
+    """Where the base model walks and where the student does.
+
+    Args:
+        recipe: the student's.
+        steps: of the whole few-step grid, whose first the base model takes; 0 is the recipe's.
+        denoise: share of the trajectory to redo, on the student's grid; the base model takes the
+            first of the steps that are left.
+        anchor_steps: K, the number of equal parts, in position, of the step the base model takes;
+            0 is as many as in training, 7 where that is not known.
+        base_guidance: guidance of the base model; None is the teacher's of the recipe, and the
+            family's usual one where the student's teacher is not known.
+        solver: "auto" is the recipe's.
+
+    Raises:
+        SettingsError: nothing would be left for the student, or a value out of its range.
+    """
+    _check(anchor_steps, base_guidance, solver)
+    few = few_step_plan(recipe, steps=steps, denoise=denoise)
+    _check_length(few.sigmas)
+    parts = anchor_steps or trained_anchor_steps(recipe, float(few.sigmas[1]))
+    guidance = usual_guidance(recipe) if base_guidance is None else base_guidance
+    return AnchoredPlan(
+        base_sigmas=divided_step(schedule_of(recipe), few.sigmas[:2], parts),
+        student_sigmas=few.sigmas[1:],
+        base_guidance=guidance,
+        guidance_scale=few.guidance_scale,
+        solver=recipe.solver if solver == "auto" else solver,
+        flow=recipe.prediction == "flow",
+        note=few.note,
+    )
+
+
+def _check(anchor_steps: int, base_guidance: float | None, solver: str) -> None:
+    if not 0 <= anchor_steps <= MAX_ANCHOR_STEPS:
+        raise SettingsError(
+            f"{anchor_steps} anchor steps were asked for; expected 1 to {MAX_ANCHOR_STEPS}, or 0 "
+            "for as many as in training."
+        )
+    if base_guidance is not None and not 0 < base_guidance <= 1000:
+        raise SettingsError(
+            f"The base model's guidance is {base_guidance:g}; expected more than 0, 1 for off."
+        )
+    if solver not in ("auto", "ode", "sde"):
+        raise SettingsError(f"The solver is {solver!r}; expected auto, ode or sde.")
+
+
+def _check_length(sigmas: Tensor) -> None:
+    if len(sigmas) < 3:
+        raise SettingsError(
+            f"{len(sigmas) - 1} step is left of the few-step grid, and the base model takes the "
+            "first: nothing would be left for the few-step model. Expected 2 steps or more: raise "
+            "steps, or denoise."
+        )
+
+
+def usual_guidance(recipe: Recipe) -> float:
+    """The guidance of the recipe's teacher, or the family's for students of other makers."""
+    known = recipe.objective != UNKNOWN_OBJECTIVE
+    return recipe.teacher_guidance_scale if known else family(recipe.family).guidance_scale
+
+
+def trained_anchor_steps(recipe: Recipe, end_sigma: float) -> int:
+    """K of the training if its anchor lies at the end of the student's first step, otherwise 7."""
+    anchor = recipe.anchor
+    if anchor is not None and abs(anchor.sigma - end_sigma) <= 1e-3 * max(1.0, end_sigma):
+        return anchor.steps
+    return ANCHOR_DIVISION
+
+
+def divided_step(schedule: Schedule, ends: Tensor, parts: int) -> Tensor:
+    """Levels that divide one step into `parts` equal ones, in position; both ends stay exact.
+
+    Args:
+        ends: the step's start and end, shape (2,).
+
+    Returns:
+        Decreasing levels, shape (parts + 1,), on the device and in the type of `ends`.
+    """
+    start, end = position_at(schedule, ends)
+    inner = torch.linspace(float(start), float(end), parts + 1, dtype=torch.float64)[1:-1]
+    levels = schedule.sigma_at(inner).to(ends)
+    return torch.cat([ends[:1], levels, ends[1:]])
+
+
+def position_at(schedule: Schedule, sigmas: Tensor) -> Tensor:
+    """The position, 999 for pure noise, of every level; float64 on the CPU."""
+    sigmas = sigmas.cpu().double()
+    if isinstance(schedule, FlowSchedule):
+        time = sigmas / (schedule.shift - (schedule.shift - 1) * sigmas)
+        return time * 1000 - 1
+    return schedule.timestep_at(sigmas).double()
+
+
+Callback = Callable[[dict[str, Any]], None]
+
+
+class AnchoredTrajectory:
+    """The two parts as samplers in the k-diffusion contract, for hosts that sample with one model.
+
+    The state passes from one to the other inside this object, as it is: a host would scale, round
+    and noise it again between two of its own sampling calls. `sigmas` are the plan's of that part.
+    """
+
+    def __init__(self, plan: AnchoredPlan) -> None:
+        self.plan = plan
+        self.anchor: Tensor | None = None
+
+    def base_part(
+        self,
+        model: Denoiser,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callback | None = None,
+        disable: bool | None = None,
+    ) -> Tensor:
+        """The state z_K at the end of the base model's part, which is kept, shape (B, C, H, W)."""
+        self.anchor = sample_few_step(model, x, sigmas, extra_args, callback, disable)
+        return self.anchor
+
+    def student_part(
+        self,
+        model: Denoiser,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callback | None = None,
+        disable: bool | None = None,
+        noise_sampler: NoiseSampler | None = None,
+    ) -> Tensor:
+        """The sample, shape (B, C, H, W), from where the base model's part ended; `x` is not used.
+
+        Args:
+            noise_sampler: fresh noise for an "sde" plan; see `sample_few_step`.
+        """
+        assert self.anchor is not None, "the base model's part comes first"
+        start = self.anchor.to(x)
+        self.anchor = None
+        return sample_few_step(
+            model,
+            start,
+            sigmas,
+            extra_args,
+            callback,
+            disable,
+            solver=self.plan.solver,
+            noise_sampler=noise_sampler,
+            flow=self.plan.flow,
+        )

@@ -1,0 +1,200 @@
+"""What to sample with: a recipe, the wish of a user, and the noise levels that follow.
+
+A student is right at the levels it was trained at. So other numbers of steps keep the spacing of
+its grid, image to image starts at one of its levels, and whatever differs is said in a note.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..diffusion.sampler import partial_sigmas, sigmas_from
+from ..diffusion.schedule import FlowSchedule, Levels, Schedule, VPSchedule, few_step_positions
+from ..errors import LoraError, SettingsError
+from .recipe import MAX_STEPS, Recipe, is_plain_grid
+
+SAME_LEVEL = 1e-3
+"""Levels whose ratio differs from 1 by less are one level."""
+FAMILY_LABELS = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Noise levels of shape (N + 1,), guidance, solver, and what a user should know of them."""
+
+    sigmas: Tensor
+    guidance_scale: float = 1.0
+    solver: str = "ode"
+    note: str = ""
+
+    @property
+    def num_steps(self) -> int:
+        """Network evaluations at guidance 1."""
+        return len(self.sigmas) - 1
+
+    def describe(self) -> str:
+        """One line, and the note below it."""
+        levels = " ".join(f"{sigma:.3g}" for sigma in self.sigmas.tolist())
+        steps = "1 step" if self.num_steps == 1 else f"{self.num_steps} steps"
+        kind = ", re-noising" if self.solver == "sde" else ""
+        line = f"{steps}, CFG {self.guidance_scale:g}{kind}, noise levels {levels}"
+        return f"{line}\n{self.note}" if self.note else line
+
+
+def schedule_of(recipe: Recipe) -> Schedule:
+    """The noise schedule that a recipe's levels are on."""
+    if recipe.prediction == "flow":
+        return FlowSchedule(recipe.shift or 1.0)
+    return VPSchedule(recipe.zero_terminal_snr)
+
+
+def default_recipe(
+    family: str,
+    prediction: str,
+    *,
+    shift: float | None = None,
+    zero_terminal_snr: bool = False,
+    num_steps: int = 4,
+) -> Recipe:
+    """The grid that students have unless made otherwise: even in position, as "Simple" in hosts.
+
+    Args:
+        shift: of a flow model; None is SD3's 3.
+    """
+    if prediction == "flow":
+        shift = 3.0 if shift is None else shift
+    flow = prediction == "flow"
+    schedule = FlowSchedule(shift or 1.0) if flow else VPSchedule(zero_terminal_snr)
+    levels = Levels.at_positions(schedule, few_step_positions(num_steps))
+    return Recipe(
+        family=family,
+        prediction=prediction,
+        num_steps=num_steps,
+        sigmas=tuple(levels.sigmas.tolist()),
+        timesteps=tuple(levels.timesteps.tolist()[:-1]),
+        shift=shift if flow else None,
+        zero_terminal_snr=zero_terminal_snr,
+        num_anchored_steps=0,
+        objective="unknown",
+    )
+
+
+def plan(
+    recipe: Recipe, *, steps: int = 0, denoise: float = 1.0, exact: bool = False, note: str = ""
+) -> Plan:
+    """The levels to sample at.
+
+    Args:
+        steps: 0 takes the recipe's; others keep the spacing of its grid.
+        denoise: share of the trajectory to redo, in (0, 1]; below 1 it starts at the trained level
+            nearest to it, or with `exact` at that very level.
+        note: what is known before; put in front of the plan's own.
+
+    Raises:
+        SettingsError: fewer than one step, too many, or a denoise outside (0, 1].
+    """
+    notes = [note] if note else []
+    sigmas = torch.tensor(recipe.sigmas, dtype=torch.float32)
+    if steps and steps != recipe.num_steps:
+        sigmas = respaced(recipe, steps)
+        notes.append(
+            f"The LoRA was trained for {recipe.num_steps} steps; {steps} follow the same spacing, "
+            "which it has not seen."
+        )
+    if denoise != 1:
+        whole = sigmas
+        sigmas = _exact(recipe, sigmas, denoise) if exact else partial_sigmas(sigmas, denoise)
+        left, total = len(sigmas) - 1, len(whole) - 1
+        if not exact:
+            notes.append(
+                f"Denoise {denoise:g} starts at the nearest trained level: {left} of {total} "
+                f"steps, which is {left / total:.2g}."
+            )
+    return Plan(sigmas, recipe.guidance_scale, recipe.solver, "\n".join(notes))
+
+
+def _exact(recipe: Recipe, sigmas: Tensor, denoise: float) -> Tensor:
+    if not 0 < denoise <= 1:
+        raise SettingsError(f"denoise is {denoise}; expected more than 0 and at most 1.")
+    position = torch.tensor([1000 * denoise - 1], dtype=torch.float64)
+    return sigmas_from(sigmas, float(schedule_of(recipe).sigma_at(position)))
+
+
+def respaced(recipe: Recipe, steps: int) -> Tensor:
+    """The recipe's grid with another number of steps: same spacing, shape (steps + 1,).
+
+    Raises:
+        SettingsError: fewer than one step, or more than a recipe can have.
+    """
+    if not 1 <= steps <= MAX_STEPS:
+        raise SettingsError(
+            f"{steps} steps were asked for; expected 1 to {MAX_STEPS}, or 0 for the recipe's own "
+            f"{recipe.num_steps}."
+        )
+    schedule = schedule_of(recipe)
+    if is_plain_grid(recipe):
+        return Levels.at_positions(schedule, few_step_positions(steps)).sigmas
+    own = torch.tensor([*_positions(recipe), -1.0], dtype=torch.float64)
+    place = torch.linspace(0, len(own) - 1, steps + 1, dtype=torch.float64)
+    low = place.floor().long().clamp(max=len(own) - 2)
+    positions = torch.lerp(own[low], own[low + 1], place - low)
+    return Levels.at_positions(schedule, positions).sigmas
+
+
+def _positions(recipe: Recipe) -> list[float]:
+    """Positions 999 .. 0 of the recipe's levels; those of a flow are found by undoing its shift."""
+    if recipe.prediction != "flow":
+        return list(recipe.timesteps)
+    shift = recipe.shift or 1.0
+    return [1000 * s / (shift - (shift - 1) * s) - 1 for s in recipe.sigmas[:-1]]
+
+
+def trained_levels(recipe: Recipe, sigmas: Tensor) -> Tensor:
+    """A host's levels with those between the first and the last replaced by trained ones.
+
+    The first is what the host noised to, and the last where it wants to end; a host that asks for
+    a whole trajectory of another number of steps gets that many, by the recipe's spacing.
+
+    Args:
+        sigmas: decreasing, shape (n + 1,).
+    """
+    if len(sigmas) < 2:
+        return sigmas
+    own = torch.tensor(recipe.sigmas, dtype=torch.float32)
+    first, last, count = float(sigmas[0]), float(sigmas[-1]), len(sigmas) - 1
+    whole = first >= float(own[0]) * (1 - SAME_LEVEL) and last == 0
+    if whole and count != recipe.num_steps:
+        own = respaced(recipe, count)
+    inner = own[(own < first * (1 - SAME_LEVEL)) & (own > last * (1 + SAME_LEVEL))]
+    ends = sigmas[:1].float().cpu(), sigmas[-1:].float().cpu()
+    return torch.cat([ends[0], inner, ends[1]]).to(sigmas)
+
+
+def check_fit(
+    recipe: Recipe, family: str, prediction: str, what: str = "The LoRA", hint: str = ""
+) -> None:
+    """Raise LoraError if a recipe is for another kind of model than the one at hand.
+
+    Args:
+        family: of the model; "" for one that is none of ours.
+        prediction: of the model; "" for one that samples in a way that is not known here.
+        what: names the LoRA in the message.
+        hint: how the host is told a model's prediction, put behind a message about that.
+    """
+    label = FAMILY_LABELS.get(family, "of another family")
+    if recipe.family != family:
+        raise LoraError(
+            f"{what} was made for {FAMILY_LABELS[recipe.family]}, but the model is {label}. A LoRA "
+            "fits models of its own family only: choose another LoRA or another checkpoint."
+        )
+    if recipe.prediction != prediction:
+        found = f"predicts {prediction}" if prediction else "is set to sample in another way"
+        advice = "Use the checkpoint it was made for"
+        advice += f" ({recipe.teacher_name})." if recipe.teacher_name else "."
+        raise LoraError(
+            f"{what} was made for a model of {recipe.prediction}-prediction, but the model at hand "
+            f"{found}. {advice}{' ' + hint if hint else ''}"
+        )

@@ -1,0 +1,1 @@
+"""Which attention kernel a network uses."""

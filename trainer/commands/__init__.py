@@ -1,0 +1,1 @@
+"""The commands, each put together from the rooms below."""

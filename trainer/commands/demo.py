@@ -1,0 +1,150 @@
+"""The demo: distil the embedded teacher and show, side by side, what the student kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...app.config.distill_config import DistillConfig
+from ...app.config.presets import DEMO
+from ...app.config.request import DistillRequest, ModelFiles
+from ...app.report.report import write_report
+from ...app.runs.directory import RunDirectory
+from ...core.errors import OutputError, RunError
+from ..evaluation.comparison import measures_by_arm, measures_table
+from ..evaluation.evaluate import evaluate
+from ..evaluation.run_evaluation import evaluation_set, measures_for, run_arms, session_painter
+from ..evaluation.run_report import report_data
+from ..toys.shapes import caption_sample
+from ..training.loop import Progress
+from .distill import create_run, run_distillation
+from .run_result import Outcome
+
+TEACHER = Path(__file__).parents[1] / "assets" / "shapes-sd3.safetensors"
+TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 40
+EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_008))
+PLAIN = "Plain DMD, 4 steps"
+PLAIN_NOTE = "Distribution matching alone (no target prediction, no detach), with the same budget."
+CONFIG = DistillConfig(**DEMO)
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made and measured."""
+
+    report: Path
+    lora: Path
+    seconds: float
+    arms: dict[str, dict[str, float]]
+    labels: dict[str, tuple[str, str]]
+    units: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready facts."""
+        return {
+            "report": str(self.report),
+            "lora": str(self.lora),
+            "seconds": self.seconds,
+            "arms": self.arms,
+        }
+
+    def to_text(self) -> str:
+        """A table for the terminal."""
+        table = measures_table(self.arms, self.labels, self.units)
+        return f"{table}\nLoRA:   {self.lora}\nReport: {self.report}"
+
+
+def run_demo(
+    output: Path,
+    *,
+    steps: int | None,
+    overwrite: bool,
+    report: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+    config: DistillConfig = CONFIG,
+) -> DemoResult:
+    """Distil the embedded teacher into `output`, compare, and write report.html there.
+
+    Plain DMD is trained first, on the same prompts with the same budget, for the comparison alone.
+
+    Raises:
+        OutputError: `output` holds something already and `overwrite` is not set.
+    """
+    started = time.perf_counter()
+    config = DistillConfig.from_dict(config.to_dict() | ({"steps": steps} if steps else {}))
+    _make_folder(output, overwrite)
+    held_out = caption_sample(held_out=True, count=EVALUATION_PROMPTS, seed=0)
+    # matching has to reach every step where none is anchored
+    plain = replace(
+        config, objective="dmd", gradient_steps="random", preview_every=0, evaluate_every=0
+    )
+
+    def trained(settings: DistillConfig, name: str) -> Outcome:
+        run = _new_run(output, settings, name, held_out, overwrite)
+        outcome = run_distillation(run, report=report, on_progress=on_progress, with_report=False)
+        if not outcome.finished:
+            raise RunError(
+                f"The demo was stopped after {outcome.step} updates; nothing was compared. Its "
+                f"LoRA is {outcome.lora}. Run it again with --overwrite for the whole demo."
+            )
+        return outcome
+
+    report("Training plain DMD, to compare with")
+    others = {PLAIN: trained(plain, "plain-dmd-4step").session.trainer.student_weights()}
+    report("Training the DP-DMD student")
+    outcome = trained(config, "shapes-dpdmd-4step")
+    report("Comparing teacher and students on prompts and seeds that training never saw")
+    session, measures = outcome.session, measures_for(outcome.session.checkpoint)
+    arms = evaluate(
+        session_painter(session, others),
+        run_arms(session, {PLAIN: PLAIN_NOTE}),
+        evaluation_set(session, held_out, EVALUATION_SEEDS, report),
+        measures,
+        report,
+    )
+    seconds = time.perf_counter() - started
+    data = report_data(
+        session,
+        arms,
+        held_out,
+        EVALUATION_SEEDS,
+        measures,
+        lora=outcome.lora,
+        title="DP-DMD Studio: the demo's result",
+        subtitle="The embedded teacher, distilled from prompts alone into a 4-step LoRA.",
+        facts={"Whole demo": f"{seconds / 60:.1f} minutes, plain DMD included"},
+    )
+    page = write_report(output, data)
+    return DemoResult(
+        page, outcome.lora, seconds, measures_by_arm(arms), measures.labels, measures.units
+    )
+
+
+def _make_folder(output: Path, overwrite: bool) -> None:
+    if (output / "report.html").exists() and not overwrite:
+        raise OutputError(
+            f"{output} holds an earlier demo's report. Add --overwrite to replace it, or name "
+            "another folder with --output."
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {output} cannot be made: {error}.") from error
+
+
+def _new_run(
+    output: Path, config: DistillConfig, name: str, held_out: list[str], overwrite: bool
+) -> RunDirectory:
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(TEACHER)),
+        config=config,
+        output=str(output / f"{name}.safetensors"),
+        overwrite=overwrite,
+        created_at=time.time(),
+    )
+    prompts = caption_sample(held_out=False, count=TRAINING_PROMPTS, seed=config.seed)
+    folder = output / ("run" if config.objective == "dp_dmd" else "run-plain-dmd")
+    return create_run(folder, request, prompts, overwrite=overwrite, evaluation_prompts=held_out)

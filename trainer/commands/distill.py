@@ -1,0 +1,250 @@
+"""One distillation from start to finish: the worker's whole job for a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ...app.config.new_run import check_request
+from ...app.config.request import DistillRequest
+from ...app.prompts.expansion import set_aside
+from ...app.runs.directory import FollowedRun, RunDirectory
+from ...app.runs.exit_note import queued_run
+from ...core.errors import CheckpointError, RunError
+from ..device import choose_device, is_out_of_memory
+from ..distributed import joined
+from ..evaluation.monitor import Monitor
+from ..evaluation.previews import Previews
+from ..evaluation.run_report import write_run_report
+from ..loading.teacher_loras import check_teacher_loras
+from ..memory.sharded_base import check_sharding
+from ..training.loop import Progress, train
+from ..training.optimizers import check_optimizer
+from ..training.session import Session, open_session, text_encoder_files
+from .device_lock import device_held
+from .preparation import prepare
+from .run_result import Outcome, write_result
+from .run_status import Interrupt, Status
+
+KEPT_CHECKPOINTS = 5
+
+
+def run_distillation(
+    run: RunDirectory,
+    *,
+    report: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+    with_report: bool = True,
+) -> Outcome:
+    """Train until done or stopped, and write the LoRA; resumes where a saved state is found.
+
+    A finished run that has prompts to measure on ends in a report, if `with_report` is set.
+
+    A stop (Ctrl-C once, or a `stop` file in the run) ends after the update at hand, saves the state
+    and writes what there is. A second Ctrl-C stops at once and leaves the last saved state.
+
+    Where a launcher has started several processes, all call this; the first alone writes and tells.
+
+    Raises:
+        DPDMDError: whatever is wrong with the request, its files, or the training itself.
+    """
+    ranks = joined()
+    if not ranks.is_main:
+        run, report, on_progress = FollowedRun(run.path), _unsaid, _unsaid
+    with (
+        ranks.together(),
+        run.lock(),
+        Interrupt(report) as interrupt,
+        device_held(run, interrupt, report),
+    ):
+        if not queued_run(run.path):  # the queue has forgotten them, before it began to listen
+            run.clear_requests()
+        with Status(run) as status:
+            status.write("loading", force=True)
+            try:
+                with ranks.main_first():
+                    prepare(run)
+                session = open_session(run, report)
+                if session.trainer.resume(run):
+                    report(f"Resuming after update {session.trainer.step}")
+                if not ranks.is_main:
+                    return _follow(run, session, interrupt)
+                outcome = _train(run, session, status, interrupt, report, on_progress)
+                if with_report and outcome.finished:
+                    outcome = _with_report(outcome, status, interrupt, report)
+                return outcome
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise RunError(
+                    f"The device ran out of memory ({str(error).splitlines()[0]}). States saved "
+                    f"so far are kept in {run.path}. Start a new run with --preset for your "
+                    "card, --gradient-checkpointing, a smaller --batch-size or --resolution."
+                ) from error
+
+
+def _unsaid(_: object) -> None:
+    """What all processes of a run would say alike is said by the first."""
+
+
+def _follow(run: RunDirectory, session: Session, interrupt: Interrupt) -> Outcome:
+    """Train as a process that only helps: the first draws, measures and writes."""
+    finished = train(
+        session.trainer,
+        run,
+        report=_unsaid,
+        should_stop=interrupt.should_stop(run),
+        on_save=_unsaid,
+    )
+    step = session.trainer.step
+    return Outcome(Path(session.request.output), step, finished, session, step)
+
+
+def _train(
+    run: RunDirectory,
+    session: Session,
+    status: Status,
+    interrupt: Interrupt,
+    report: Callable[[str], None],
+    on_progress: Callable[[Progress], None],
+) -> Outcome:
+    previews = Previews(run, session, report)
+    previews.teacher()
+    config = session.config
+    monitor = Monitor(run, session, report, interrupt.should_stop(run))
+    if config.evaluation_prompts and config.evaluate_every and not monitor.usable:
+        report(
+            "Too few prompts to set some aside: the student is not measured. The `compare` "
+            "command does that afterwards, with prompts of its own."
+        )
+    monitor.catch_up(session.trainer.step)
+
+    def after_update(progress: Progress) -> None:
+        status.write("running", progress=progress)
+        on_progress(progress)
+        every = config.preview_every
+        if every and (progress.step % every == 0 or progress.step == progress.steps):
+            previews.student(progress.step)
+        if monitor.due(progress.step):
+            monitor.measure(progress.step)
+
+    def after_save(step: int) -> None:
+        session.write_lora(run.checkpoints / f"step-{step:08d}.safetensors", overwrite=True)
+        for old in sorted(run.checkpoints.glob("step-*.safetensors"))[:-KEPT_CHECKPOINTS]:
+            with contextlib.suppress(OSError):  # open in a host, perhaps
+                old.unlink()
+
+    finished = train(
+        session.trainer,
+        run,
+        report=after_update,
+        should_stop=interrupt.should_stop(run),
+        on_save=after_save,
+    )
+    return write_result(run, session, monitor, status, finished, report)
+
+
+def _with_report(
+    outcome: Outcome, status: Status, interrupt: Interrupt, report: Callable[[str], None]
+) -> Outcome:
+    """The outcome with the report made, where the run can be measured."""
+    session = outcome.session
+    should_stop = interrupt.should_stop(session.run)
+    monitor = Monitor(session.run, session, report, should_stop)
+    if not monitor.usable:
+        return outcome
+    status.write("reporting", force=True)
+    page = write_run_report(session, monitor, outcome.lora, report, should_stop)
+    if page is not None:
+        facts = session.run.read_json("result.json")
+        session.run.write_json("result.json", facts | {"report": str(page)})
+    session.run.clear_requests()
+    status.write("finished", force=True)
+    return dataclasses.replace(outcome, report=page)
+
+
+def create_run(
+    folder: Path,
+    request: DistillRequest,
+    prompts: list[str],
+    *,
+    overwrite: bool,
+    evaluation_prompts: Sequence[str] | None = None,
+) -> RunDirectory:
+    """A run directory for a request, ready for `run_distillation`.
+
+    Of several processes the first makes it, and the others open it.
+
+    What can be found out early is found out before an earlier run makes room.
+
+    Args:
+        evaluation_prompts: what the student is measured on; by default some of `prompts` are set
+            aside for that.
+
+    Raises:
+        CheckpointError: a model file is missing or no supported model.
+        SettingsError: a setting is not possible with this model or on this machine.
+        LoraError: a LoRA cannot be merged into this model, or not be included.
+        OutputError: the LoRA or the run cannot be written where they shall go.
+    """
+    ranks = joined()
+    with ranks.together():
+        if not ranks.is_main:
+            return RunDirectory.open(Path(ranks.of_main("")))
+        run = _make_run(folder, request, prompts, evaluation_prompts, overwrite=overwrite)
+        ranks.of_main(str(run.path.resolve()))
+        return run
+
+
+def _make_run(
+    folder: Path,
+    request: DistillRequest,
+    prompts: list[str],
+    evaluation_prompts: Sequence[str] | None,
+    *,
+    overwrite: bool,
+) -> RunDirectory:
+    request = check_request(folder, request, overwrite=overwrite)
+    config = request.config
+    joined().own_rows(config.batch_size)  # a picture for each
+    check_sharding(config, joined(), choose_device(config.device))
+    check_optimizer(config.optimizer, choose_device(config.device))
+    request = check_teacher_loras(request, text_encoder_files(request.model))
+    if evaluation_prompts is None:
+        prompts, evaluation_prompts = set_aside(prompts, config.evaluation_prompts, config.seed)
+    return RunDirectory.create(
+        folder,
+        request.to_dict(),
+        prompts,
+        evaluation_prompts=evaluation_prompts,
+        overwrite=overwrite,
+    )
+
+
+def move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:
+    """Note where a run's model files are now; a resume finds out whether they are the same.
+
+    Args:
+        files: new paths by name: checkpoint, clip_l, clip_g, t5, vae.
+
+    Raises:
+        RunError: a live process owns the run.
+        CheckpointError: there is no such file.
+    """
+    ranks = joined()
+    with ranks.together(), ranks.main_first():
+        if ranks.is_main:
+            _move_model_files(run, files)
+
+
+def _move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:
+    for file in files.values():
+        if not Path(file).expanduser().exists():
+            raise CheckpointError(f"There is no file {file}.")
+    with run.lock():
+        settings = run.settings()
+        request = DistillRequest.from_dict(settings)
+        request = dataclasses.replace(request, model=dataclasses.replace(request.model, **files))
+        run.write_json("settings.json", settings | request.absolute().to_dict())

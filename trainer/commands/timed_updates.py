@@ -1,0 +1,59 @@
+"""Seconds of an update before a run: a few updates of a run that is thrown away."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...app.config.distill_config import DistillConfig
+from ...app.config.request import DistillRequest, ModelFiles
+from ...app.runs.directory import RunDirectory
+from ..training.session import open_session
+from .device_lock import device_held
+from .distill import create_run
+from .preparation import prepare
+from .run_status import Interrupt
+
+UPDATES = 5
+PROMPT = "a photo"
+
+
+def seconds_per_update(
+    model: ModelFiles, config: DistillConfig, report: Callable[[str], None]
+) -> float:
+    """Median seconds of student updates with their fake updates, on the device of `config`.
+
+    Nothing of it is kept but the prompt's encoding and the attention kernels' timings.
+
+    Raises:
+        DPDMDError: whatever would end a run with these settings; the device is in use.
+    """
+    quick = replace(config, evaluation_prompts=0, evaluate_every=0, preview_every=0)
+    with tempfile.TemporaryDirectory(prefix="dpdmd-") as folder:
+        output = str(Path(folder) / "unused.safetensors")
+        request = DistillRequest(model=model, config=quick, output=output)
+        run = create_run(Path(folder) / "run", request, [PROMPT], overwrite=True)
+        with run.lock(), Interrupt(report) as interrupt, device_held(run, interrupt, report):
+            prepare(run)
+            return _timed(run, report)
+
+
+def _timed(run: RunDirectory, report: Callable[[str], None]) -> float:
+    trainer = open_session(run, report).trainer
+    device = trainer.distiller.network.device
+    module = getattr(torch, device.type, None)
+    synchronize: Callable[[], object] = getattr(module, "synchronize", lambda: None)
+    trainer.update()  # the first one warms up
+    seconds = []
+    for _ in range(UPDATES):
+        started = time.perf_counter()
+        trainer.update()
+        synchronize()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)

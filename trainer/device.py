@@ -1,0 +1,151 @@
+"""Which device and number format to use, chosen by trying them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import sys
+
+import torch
+
+from ..app.environment.launched import place
+from ..core.errors import SettingsError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NUMBERED = ("cuda", "xpu")  # kinds of device that a machine may have several of
+WITH_PINNED_COPIES = ("cuda", "xpu")  # kinds that read the computer's memory by themselves
+log = logging.getLogger("dpdmd_studio.device")
+
+
+def choose_device(wanted: str = "auto") -> torch.device:
+    """The device to train on: the one asked for if it works, else the first that does.
+
+    Where a launcher has started several processes, each takes the one of its own number.
+
+    Raises:
+        SettingsError: the device asked for is not usable here.
+    """
+    candidates = ["cuda", "xpu", "mps", "cpu"] if wanted == "auto" else [wanted]
+    reasons = []
+    for kind in candidates:
+        name = _own_device(kind)
+        reason = _unusable(name)
+        if reason is None:
+            return torch.device(name)
+        reasons.append(f"{name}: {reason}")
+        if wanted == "auto" and _visible(kind):
+            log.warning("The %s device is there but cannot be used: %s", name, reason)
+    raise SettingsError(
+        f"Device {wanted!r} cannot be used ({'; '.join(reasons)}). Use --device auto or cpu."
+    )
+
+
+def _own_device(kind: str) -> str:
+    """The name of this process's device of a kind."""
+    where = place()
+    return f"{kind}:{where.local_rank}" if where.size > 1 and kind in NUMBERED else kind
+
+
+def _visible(name: str) -> bool:
+    """Whether torch sees such a device, usable or not."""
+    backend = torch.backends.mps if name == "mps" else getattr(torch, name, None)
+    return backend is not None and backend.is_available()
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on the device, without waiting for what the device has still to do.
+
+    An ordinary copy to a GPU ends the queue of kernels: the host waits until all of them have run,
+    and the device then waits for the host. One from pinned memory takes its place in the queue;
+    the allocator of pinned memory keeps the source until it is done.
+    """
+    if device.type in WITH_PINNED_COPIES and tensor.device.type == "cpu":
+        with contextlib.suppress(RuntimeError):  # the system allows only so much of it
+            tensor = tensor.pin_memory()
+        return tensor.to(device, non_blocking=True)  # from other memory it waits as ever
+    return tensor.to(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device ran out of memory: CUDA has a class for it, others say it."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    named = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return named or isinstance(error, torch.OutOfMemoryError)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give memory that the allocator keeps for later back to the device."""
+    gc.collect()
+    empty = getattr(getattr(torch, device.type, None), "empty_cache", None)
+    if device.type != "cpu" and empty is not None:
+        empty()
+
+
+def _unusable(name: str) -> str | None:
+    """Why a device fails a small computation with a gradient, or None if it works."""
+    try:
+        value = torch.ones(4, 4, device=name, requires_grad=True)
+        (value @ value).sum().backward()
+        if value.grad is None or float(value.grad.sum()) != 128.0:
+            return "gives wrong results"
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The network's number format: float32 on a CPU, bfloat16 where it works, else float16."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    try:
+        x = torch.ones(8, 8, device=device, dtype=torch.bfloat16)
+        bf16 = bool((x @ x == 8).all()) and (
+            device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+    except (RuntimeError, NotImplementedError):
+        bf16 = False
+    return torch.bfloat16 if bf16 else torch.float16
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words, such as "cuda (NVIDIA GeForce RTX 3060, 12.0 GB)"."""
+    if device.type == "cuda":
+        facts = torch.cuda.get_device_properties(device)
+        return f"cuda ({facts.name}, {facts.total_memory / 2**30:.1f} GB)"
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return device.type
+
+
+def memory_in_use(device: torch.device) -> int | None:
+    """Peak bytes allocated on an accelerator, or the process's peak on a CPU where known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes of memory that an accelerator has of its own; None where it shares the computer's."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).get_device_properties(device).total_memory
+    return None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still take on an accelerator with memory of its own, or None.
+
+    What its allocator holds and does not use counts as free.
+    """
+    module = getattr(torch, device.type, None)
+    if device.type not in ("cuda", "xpu") or not hasattr(module, "mem_get_info"):
+        return None
+    free, _ = module.mem_get_info(device)  # type: ignore[union-attr]
+    return free + module.memory_reserved(device) - module.memory_allocated(device)  # type: ignore[union-attr]

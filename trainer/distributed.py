@@ -1,0 +1,285 @@
+"""One run in several processes, on several devices or machines: what they say to each other.
+
+Every rank draws the random numbers of the whole batch and works on its own rows; the gradients are
+summed, so that the adapters stay equal everywhere. Short messages go over the CPU (gloo), the
+gradients over the devices (NCCL where there is one). A failure travels as a message, too: wherever
+the others are, the next message they wait for tells them. With one rank all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..app.environment.launched import Place, place
+from ..core.errors import RunError, SettingsError
+from .device import is_out_of_memory
+
+T = TypeVar("T")
+
+MESSAGE_BYTES = 4096
+# The first rank draws, measures and saves while the others wait for its next message; one that has
+# died is noticed by its closed connection, not by this.
+PATIENCE = timedelta(hours=12)
+CONNECTING = timedelta(minutes=30)
+FAREWELL = timedelta(seconds=30)
+BUCKET_NUMBERS = 1 << 24
+# Ranks on unlike devices may round differently; a lost or doubled gradient is far above this.
+ADAPTER_TOLERANCE = 1e-3
+DEVICE_BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
+
+
+class OtherRankError(RunError):
+    """Another rank has ended the run."""
+
+
+class Ranks:
+    """The processes of this run; this one is number `rank` of `size`."""
+
+    def __init__(self, where: Place, messages: dist.ProcessGroup | None = None) -> None:
+        """Args:
+        where: this process's place.
+        messages: the connection for messages; the one for gradients is torch's own default.
+        """
+        self.rank, self.size, self._messages = where.rank, where.size, messages
+        self.in_step = False  # passes are exchanges themselves: none can be done again alone
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank alone writes, draws and reports."""
+        return self.rank == 0
+
+    # Shares of the work
+
+    def own_rows(self, count: int) -> slice:
+        """This rank's rows of a batch of `count`: shares differ by one at most.
+
+        Raises:
+            SettingsError: there are fewer pictures than ranks.
+        """
+        if count < self.size:
+            raise SettingsError(
+                f"batch_size is {count} for {self.size} processes, and each needs a picture of its "
+                f"own. Set --batch-size to {self.size} or more, or start fewer processes."
+            )
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Add up every rank's gradients in place, in few large pieces.
+
+        Losses are weighted by a rank's share of the batch, so the sum is the batch's gradient.
+        """
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.size == 1 or not gradients:
+            return
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            self._sum(flat)
+            parts = flat.split([gradient.numel() for gradient in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def _sum(self, flat: Tensor) -> None:
+        own = DEVICE_BACKENDS.get(flat.device.type)
+        over_cpu = flat.device.type != "cpu" and not (own and dist.is_backend_available(own))
+        carried = flat.cpu() if over_cpu else flat
+        with _explained():
+            dist.all_reduce(carried)
+        if over_cpu:
+            flat.copy_(carried)
+
+    def mean(self, values: Sequence[float], count: int) -> list[float]:
+        """Means of every rank's values, weighted by its rows of a batch of `count`."""
+        if self.size == 1:
+            return list(values)
+        rows = self.own_rows(count)
+        weight = (rows.stop - rows.start) / count
+        weighted = self.exchange([value * weight for value in values])
+        return [sum(column) for column in zip(*weighted, strict=True)]
+
+    # Messages
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Every rank's value, in their order; each rank has to ask.
+
+        Args:
+            value: JSON of less than `MESSAGE_BYTES`.
+
+        Raises:
+            OtherRankError: a rank has failed, or its process is gone.
+        """
+        if self.size == 1:
+            return [value]
+        with _explained():
+            messages = self._gather({"value": value}, PATIENCE)
+        for rank, message in enumerate(messages):
+            if "failed" in message:
+                raise OtherRankError(f"Process {rank} of {self.size} failed: {message['failed']}")
+        return [message["value"] for message in messages]
+
+    def _gather(self, message: dict[str, Any], patience: timedelta) -> list[dict[str, Any]]:
+        content = json.dumps(message).encode()
+        if len(content) > MESSAGE_BYTES:
+            raise ValueError(f"a message of {len(content)} bytes; at most {MESSAGE_BYTES} fit")
+        own = torch.frombuffer(bytearray(content.ljust(MESSAGE_BYTES)), dtype=torch.uint8)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        work = dist.all_gather(found, own, group=self._messages, async_op=True)
+        assert work is not None
+        work.wait(patience)
+        return [json.loads(bytes(part.tolist())) for part in found]
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+        return any(self.exchange(bool(flag)))
+
+    def of_main(self, value: T) -> T:
+        """The first rank's value."""
+        return self.exchange(value if self.is_main else None)[0]
+
+    def attempt(self, work: Callable[[], T]) -> T:
+        """The result of `work`; if one rank runs out of memory in it, so do all.
+
+        Where ranks work in step, the one that fails leaves, and its closed connection says so.
+
+        Raises:
+            torch.OutOfMemoryError: another rank ran out of memory.
+        """
+        if self.in_step:
+            return work()
+        try:
+            result = work()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                self.any(True)
+            raise
+        if self.any(False):
+            raise torch.OutOfMemoryError("out of memory in another process of this run")
+        return result
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The first rank does the block before the others do."""
+        if not self.is_main:
+            self.exchange(None)
+        yield
+        if self.is_main:
+            self.exchange(None)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What ends this rank within the block ends the others."""
+        try:
+            yield
+        except BaseException as error:
+            if self.size > 1 and not isinstance(error, OtherRankError):
+                text = (str(error) or type(error).__name__)[:500]
+                with contextlib.suppress(RuntimeError):
+                    self._gather({"failed": text}, FAREWELL)
+            raise
+
+    # Checks
+
+    def require_same(self, what: str, value: Any) -> None:
+        """Raise RunError unless all ranks have the same `what`."""
+        found = self.exchange(value)
+        if any(other != found[0] for other in found):
+            raise RunError(
+                f"The processes of this run differ in {what}: {', '.join(map(str, found))}. All "
+                "machines need the same files, settings and versions, and like devices."
+            )
+
+    def use_device(self, device: torch.device) -> None:
+        """Work on `device`, which has to be of the same kind on all ranks."""
+        if self.size > 1:
+            self.require_same("their device", device.type)
+            if device.index is not None:
+                getattr(torch, device.type).set_device(device)
+
+    def require_equal(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """Raise RunError unless these tensors are the same on all ranks, up to rounding."""
+        if self.size == 1:
+            return
+        with torch.no_grad():
+            sums = torch.stack([tensor.float().abs().sum() for tensor in tensors]).tolist()
+        found = self.exchange([sum(sums), sum(i * value for i, value in enumerate(sums))])
+        for other in found:
+            for value, first in zip(other, found[0], strict=True):
+                if not abs(value - first) <= ADAPTER_TOLERANCE * abs(first) + 1e-12:
+                    raise RunError(
+                        f"The processes of this run no longer have the same {what} (checksums "
+                        f"{found}). Resume the run: all begin from the last saved state."
+                    )
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in groups of about `BUCKET_NUMBERS`: a copy of all would need their memory."""
+    group: list[Tensor] = []
+    for tensor in tensors:
+        if group and sum(t.numel() for t in group) + tensor.numel() > BUCKET_NUMBERS:
+            yield group
+            group = []
+        group.append(tensor)
+    yield group
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """A broken connection in words."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, OtherRankError) or is_out_of_memory(error):
+            raise
+        raise OtherRankError(
+            "Another process of this run has ended or cannot be reached "
+            f"({str(error).splitlines()[0][:200]}). Its own message says why; states saved so far "
+            "are kept: resume the run."
+        ) from error
+
+
+@functools.cache
+def joined() -> Ranks:
+    """This process among those of its run, connected on first use; alone without a launcher.
+
+    Raises:
+        SettingsError: the launcher's variables are incomplete, or this PyTorch cannot do it.
+        OtherRankError: the others cannot be reached.
+    """
+    where = place()
+    if where.size == 1:
+        return Ranks(where)
+    if not dist.is_available():
+        raise SettingsError(
+            f"A run in {where.size} processes needs a PyTorch built with torch.distributed; "
+            f"{torch.__version__} is not. Start the run in one process."
+        )
+    with _explained():
+        dist.init_process_group(_backends(), timeout=CONNECTING)
+        atexit.register(_leave)
+        messages = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(messages, dist.ProcessGroup)
+    return Ranks(where, messages)
+
+
+def _backends() -> str:
+    """gloo for messages, and the devices' own way for gradients where there is one."""
+    pairs = []
+    for kind, backend in DEVICE_BACKENDS.items():
+        module = getattr(torch, kind, None)
+        if module is not None and module.is_available() and dist.is_backend_available(backend):
+            pairs.append(f"{kind}:{backend}")
+    return ",".join(["cpu:gloo", *pairs]) if pairs else "gloo"
+
+
+def _leave() -> None:
+    with contextlib.suppress(RuntimeError):
+        dist.destroy_process_group()

@@ -1,1 +1,0 @@
-"""The worker's engine: the only place that imports diffusers, transformers and peft."""

@@ -1,0 +1,1 @@
+"""Images of teacher and students, measured."""

@@ -1,0 +1,259 @@
+"""Arms of a comparison: pictures of teacher and students on the same prompts and seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...app.report.report import Arm
+from ..loading.checkpoint import LoadedCheckpoint
+from ..loading.vae import decode
+from ..model.conditioning import Conditioning
+from ..model.network import NetworkCall
+from .measures import MeasureSet
+from .sampling import integrate, start_latents
+
+BATCH = 32
+TELL_SECONDS = 10.0
+Watch = Callable[[int, int], None]
+"""(network evaluations done, of how many)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """A part of a trajectory that one set of weights draws.
+
+    Attributes:
+        weights: "teacher" or the name of a student, as the painter's `use` knows it.
+        sigmas: decreasing noise levels, shape (n + 1,); the next leg starts where this one ends.
+        guidance_scale: 1.0 is off.
+    """
+
+    weights: str
+    sigmas: Tensor
+    guidance_scale: float = 1.0
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations it costs."""
+        return (len(self.sigmas) - 1) * (1 if self.guidance_scale == 1.0 else 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSetting:
+    """One way of making pictures."""
+
+    name: str
+    note: str
+    legs: tuple[Leg, ...]
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations a picture costs."""
+        return sum(leg.evaluations for leg in self.legs)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Prompts, their conditioning (batch size 1 each) and seeds: the same for every arm."""
+
+    prompts: tuple[str, ...]
+    conditioning: tuple[Conditioning, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painter:
+    """What draws the pictures of all arms.
+
+    Attributes:
+        checkpoint: its decoder makes the pictures.
+        call: the network.
+        use: puts the named weights in force.
+        negative: conditioning of the negative prompt, batch size 1.
+        latent_shape: (C, h, w) of every picture.
+        batch_size: pictures drawn at a time.
+    """
+
+    checkpoint: LoadedCheckpoint
+    call: NetworkCall
+    use: Callable[[str], None]
+    negative: Conditioning
+    latent_shape: tuple[int, int, int]
+    guidance_rescale: float = 0.0
+    batch_size: int = BATCH
+
+    def draw(
+        self, setting: ArmSetting, material: EvaluationSet, watch: Watch = lambda done, total: None
+    ) -> list[list[np.ndarray]]:
+        """Pictures of one arm, by [prompt][seed]; `watch` is told what part of the work is done."""
+        jobs = [(p, seed) for p in range(len(material.prompts)) for seed in material.seeds]
+        latents = start_latents(
+            self.call.schedule,
+            [seed for _, seed in jobs],
+            self.latent_shape,
+            float(setting.legs[0].sigmas[0]),
+        )
+        conditioning, before = [material.conditioning[p] for p, _ in jobs], 0
+        for leg in setting.legs:
+            self.use(leg.weights)
+            latents = self._through(
+                leg,
+                latents,
+                conditioning,
+                lambda n, cost=leg.evaluations, before=before: watch(
+                    before + n * cost, len(jobs) * setting.evaluations
+                ),
+            )
+            before += len(jobs) * leg.evaluations
+        flat = list(decode(self.checkpoint, latents))
+        count = len(material.seeds)
+        return [flat[i : i + count] for i in range(0, len(flat), count)]
+
+    def _through(
+        self,
+        leg: Leg,
+        latents: Tensor,
+        prompts: list[Conditioning],
+        finished: Callable[[int], None],
+    ) -> Tensor:
+        parts, first = [], 0
+        while first < len(prompts):
+            last = first + 1
+            while last < min(len(prompts), first + self.batch_size) and prompts[
+                first
+            ].batches_exactly_with(prompts[last]):
+                last += 1
+            parts.append(
+                integrate(
+                    self.call,
+                    latents[first:last],
+                    Conditioning.cat(prompts[first:last]),
+                    self.negative,
+                    leg.sigmas,
+                    guidance_scale=leg.guidance_scale,
+                    guidance_rescale=self.guidance_rescale,
+                )
+            )
+            first = last
+            finished(first)
+        return torch.cat(parts)
+
+
+class EvaluationStoppedError(Exception):
+    """Somebody asked to stop while pictures were drawn."""
+
+
+class Watcher:
+    """Says how far the drawing is, now and then, and ends it when a stop is asked for."""
+
+    def __init__(
+        self, name: str, report: Callable[[str], None], should_stop: Callable[[], bool]
+    ) -> None:
+        self._name, self._report, self._should_stop = name, report, should_stop
+        self._started = self._told = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Take note of `done` of `total` network evaluations; EvaluationStoppedError on request."""
+        if self._should_stop():
+            raise EvaluationStoppedError
+        now = time.monotonic()
+        if now - self._told >= TELL_SECONDS and done < total:
+            self._told = now
+            left = (now - self._started) * (total - done) / done
+            self._report(f"{self._name}: {done / total:.0%} drawn, about {left / 60:.1f} min left")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures by [prompt][seed], and the seconds that each took, decoding included."""
+
+    pictures: list[list[np.ndarray]]
+    seconds_per_picture: float
+
+
+def evaluate(
+    painter: Painter,
+    settings: Sequence[ArmSetting],
+    material: EvaluationSet,
+    measures: MeasureSet,
+    report: Callable[[str], None],
+    *,
+    known: Mapping[str, Drawn] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Arm]:
+    """All arms drawn and measured, the teacher first.
+
+    Every arm starts each prompt and seed from the same noise.
+
+    Args:
+        known: what has been drawn before, by arm.
+
+    Raises:
+        EvaluationStoppedError: `should_stop` said so.
+    """
+    arms: list[Arm] = []
+    for number, setting in enumerate(settings, 1):
+        drawn = (known or {}).get(setting.name)
+        if drawn is None:
+            report(f"[{number}/{len(settings)}] Drawing: {setting.name}")
+            drawn = draw_timed(painter, setting, material, report, should_stop)
+        teacher = arms[0].pictures if arms else drawn.pictures
+        arms.append(
+            Arm(
+                name=setting.name,
+                note=setting.note,
+                evaluations=setting.evaluations,
+                seconds_per_picture=drawn.seconds_per_picture,
+                pictures=drawn.pictures,
+                measures=measures(material.prompts, drawn.pictures, teacher),
+            )
+        )
+    return arms
+
+
+def draw_timed(
+    painter: Painter,
+    setting: ArmSetting,
+    material: EvaluationSet,
+    report: Callable[[str], None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Drawn:
+    """The pictures of one arm and how long they took; EvaluationStoppedError on request."""
+    started = time.perf_counter()
+    pictures = painter.draw(setting, material, Watcher(setting.name, report, should_stop))
+    seconds = time.perf_counter() - started
+    return Drawn(pictures, seconds / (len(material.prompts) * len(material.seeds)))
+
+
+def teacher_arms(own: Tensor, few: Tensor, guidance_scale: float) -> tuple[ArmSetting, ArmSetting]:
+    """The teacher at its own guided steps, and bare on a student's grid.
+
+    Args:
+        own: the teacher's noise levels, shape (steps + 1,).
+        few: the student's, shape (N + 1,).
+    """
+    guided = ArmSetting(
+        name=f"Teacher, {len(own) - 1} steps, guidance {guidance_scale:g}",
+        note="The checkpoint as it is meant to be used.",
+        legs=(Leg(weights="teacher", sigmas=own, guidance_scale=guidance_scale),),
+    )
+    bare = ArmSetting(
+        name=f"Bare teacher, {len(few) - 1} steps",
+        note="The same checkpoint on the student's grid, without guidance: what few steps look "
+        "like without distillation.",
+        legs=(Leg(weights="teacher", sigmas=few),),
+    )
+    return guided, bare
+
+
+def rival_arm(weights: str, few: Tensor, name: str) -> ArmSetting:
+    """The rival that needs no training of ours: `weights` off at the first step, on afterwards."""
+    legs = (Leg(weights="teacher", sigmas=few[:2]), Leg(weights=weights, sigmas=few[1:]))
+    note = "The checkpoint draws the first step, the LoRA the others: costs no training."
+    return ArmSetting(name=name, note=note, legs=legs)

@@ -1,0 +1,156 @@
+"""What pictures look like, as unit vectors: the features that diversity is measured in.
+
+Two sources: a local DINO or CLIP folder that the user names, or the built-in layout feature, which
+needs no network and no download.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from ...core.errors import SettingsError
+from ...core.images.diversity import LAYOUT_TITLE, layout_vectors
+
+BATCH = 16
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+Pictures = Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class PictureFeatures:
+    """A way to turn pictures into vectors.
+
+    Attributes:
+        title: what to call it in a report.
+        of: uint8 pictures (H, W, 3) to unit vectors, float32, shape (N, D).
+        prompt_score: mean cosine of a CLIP between pictures and one prompt, where there is a CLIP.
+    """
+
+    title: str
+    of: Callable[[Pictures], Tensor]
+    prompt_score: Callable[[str, Pictures], float] | None = None
+
+
+def layout_features() -> PictureFeatures:
+    """The built-in feature: where which colours and edges are (`layout_vectors`)."""
+    return PictureFeatures(LAYOUT_TITLE, layout_vectors)
+
+
+def folder_features(folder: Path, device: torch.device) -> PictureFeatures:
+    """The features of a DINO (v1 to v3) or CLIP model in a local diffusers-style folder.
+
+    CLIP: the last hidden state's first token, without projection; DINO: the pooled output, else the
+    mean over tokens (as the paper's own measurement, arXiv:2602.03139, section 5.1).
+
+    Raises:
+        SettingsError: the folder holds no such model, or cannot be read.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_model(folder, f"it has no readable config.json ({_first_line(error)})") from error
+    if not kind.startswith(("clip", "dino")):
+        raise _no_model(folder, f"its config.json says {kind!r}")
+    try:
+        model: Any = AutoModel.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _no_model(folder, f"its weights cannot be read ({_first_line(error)})") from error
+    model = model.eval().to(device)
+    prepare = _Preparation(folder, device)
+    vision = getattr(model, "vision_model", model)
+    scores = _ClipScore(folder, model, prepare) if hasattr(model, "text_model") else None
+
+    @torch.no_grad()
+    def of(pictures: Pictures) -> Tensor:
+        batches = [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
+        found = [_pooled(kind, vision(pixel_values=prepare(batch))) for batch in batches]
+        return functional.normalize(torch.cat(found).float(), dim=-1).cpu()
+
+    return PictureFeatures(f"{kind} in {folder.name}", of, scores)
+
+
+def _no_model(folder: Path, why: str) -> SettingsError:
+    return SettingsError(
+        f"{folder} is no folder of picture features: {why}. Expected a DINO, DINOv2, DINOv3 or "
+        "CLIP model as a folder with config.json and model.safetensors."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _pooled(kind: str, output: Any) -> Tensor:
+    if kind.startswith("clip"):
+        return output.last_hidden_state[:, 0]
+    pooled = getattr(output, "pooler_output", None)
+    return pooled if pooled is not None else output.last_hidden_state.mean(dim=1)
+
+
+class _Preparation:
+    """Pictures as a vision model expects them: the shorter side resized, the middle cut out."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        path = folder / "preprocessor_config.json"
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError as error:
+            raise _no_model(folder, f"its {path.name} is damaged ({error})") from error
+        crop = facts.get("crop_size") or facts.get("size") or 224
+        sides = crop if isinstance(crop, dict) else {"height": crop}
+        self.side = int(sides.get("height") or sides.get("shortest_edge") or 224)
+        shape, self.device = (3, 1, 1), device
+        self.mean = torch.tensor(facts.get("image_mean") or IMAGENET["image_mean"]).view(shape)
+        self.std = torch.tensor(facts.get("image_std") or IMAGENET["image_std"]).view(shape)
+
+    def __call__(self, pictures: Pictures) -> Tensor:
+        return torch.stack([self._one(picture) for picture in pictures]).to(self.device)
+
+    def _one(self, picture: np.ndarray) -> Tensor:
+        image = Image.fromarray(picture)
+        scale = self.side / min(image.size)
+        width, height = (max(self.side, round(length * scale)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.side) // 2, (height - self.side) // 2
+        image = image.crop((left, top, left + self.side, top + self.side))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        return (pixels - self.mean) / self.std
+
+
+class _ClipScore:
+    """Mean cosine between a prompt and pictures in a CLIP's shared space."""
+
+    def __init__(self, folder: Path, model: Any, prepare: _Preparation) -> None:
+        from transformers import AutoTokenizer
+
+        self.model, self.prepare = model, prepare
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            why = f"its tokenizer cannot be read ({_first_line(error)})"
+            raise _no_model(folder, why) from error
+
+    @torch.no_grad()
+    def __call__(self, prompt: str, pictures: Pictures) -> float:
+        tokens = self.tokenizer([prompt], truncation=True, max_length=77, return_tensors="pt")
+        tokens = tokens.to(self.prepare.device)
+        text = self.model.text_projection(self.model.text_model(**tokens).pooler_output)
+        batches = [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
+        seen = [
+            self.model.vision_model(pixel_values=self.prepare(b)).pooler_output for b in batches
+        ]
+        shown = self.model.visual_projection(torch.cat(seen))
+        return float(functional.cosine_similarity(shown, text).mean())

@@ -1,0 +1,227 @@
+"""Measures the student on fixed prompts and seeds while it learns, and keeps the best one.
+
+Prompts and seeds are never trained on. The measures are the diversity of each prompt's pictures
+(arXiv:2602.03139, Eq. 9) and their energy distance from the teacher's pictures of the same prompts,
+which grows with lost quality and with lost diversity alike: by it the best student is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...app.runs.directory import EVALUATIONS, RunDirectory
+from ...app.runs.facts import clearly_nearer
+from ...core.errors import RunError
+from ...core.files import atomic_write
+from ...core.images.diversity import sample_diversity
+from ..device import is_out_of_memory, release_memory
+from .evaluate import Drawn, EvaluationSet, EvaluationStoppedError, Painter, draw_timed
+from .features import layout_features
+from .measures import energy_distance
+from .run_evaluation import evaluation_set, run_arms, session_painter
+
+if TYPE_CHECKING:
+    from ..training.session import Session
+
+EVALUATION_SEEDS = tuple(range(2_000_001, 2_000_010))
+MEASURED_PROMPTS = 6
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Best:
+    """An earlier student that is clearly nearer to the teacher than the last one."""
+
+    step: int
+    weights: dict[str, Tensor]
+
+
+class Monitor:
+    """Measurements of one run."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        session: Session,
+        report: Callable[[str], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._run, self._session, self._report = run, session, report
+        self._should_stop = should_stop
+        self._features = layout_features()
+        # alternatives of a training prompt may come out as one that was set aside
+        fresh = [text for text in run.evaluation_prompts() if text not in session.encoded]
+        self._prompts = fresh[:MEASURED_PROMPTS]
+        self._material: EvaluationSet | None = None
+        self._teacher: list[Tensor] = []
+        self._one_by_one = False
+        self._usable = bool(self._prompts and session.config.evaluate_every)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the run has prompts to measure on and asks for measurements."""
+        return self._usable
+
+    def due(self, step: int) -> bool:
+        """Whether the student after this update is to be measured."""
+        config = self._session.config
+        wanted = self._usable and step > 0
+        return wanted and (step % config.evaluate_every == 0 or step == config.steps)
+
+    def catch_up(self, step: int) -> None:
+        """Measure a resumed run's student if the run ended before that was done."""
+        lines = self._run.metrics(EVALUATIONS)
+        if self.due(step) and not any(line["step"] == step for line in lines):
+            self.measure(step)
+
+    def measure(self, step: int) -> None:
+        """Measure the student after update `step`; a device too small for it costs no run."""
+        for _ in range(2):
+            try:
+                self._measure(step)
+                return
+            except EvaluationStoppedError:
+                return  # the stop itself is the loop's affair; a resume measures this one again
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._one_by_one = True
+            release_memory(self._session.call.device)
+        self._usable = False
+        self._report(
+            "The student is not measured: the device has too little memory to draw it. "
+            "--evaluate-every 0 asks for no measurements."
+        )
+
+    def _painter(self) -> Painter:
+        """What draws; one picture at a time once memory has run out."""
+        painter = session_painter(self._session)
+        return replace(painter, batch_size=1) if self._one_by_one else painter
+
+    def _measure(self, step: int) -> None:
+        session = self._session
+        if not self._teacher:
+            self._teacher = [self._features.of(row) for row in self.teacher().pictures]
+        kept = session.roles.state("student")
+        try:
+            setting = run_arms(session)[-1]
+            pictures = self._painter().draw(setting, self.material(), self._watch)
+        finally:
+            session.load_student(kept)
+        found = [self._features.of(row) for row in pictures]
+        line = _numbers(step, found, self._teacher)
+        earlier = self._run.metrics(EVALUATIONS)
+        self._run.append_metrics(line, EVALUATIONS)
+        if all(line["teacher_distance"] <= other["teacher_distance"] for other in earlier):
+            self._keep(step)
+        self._report(
+            f"After update {step}: {line['diversity_kept']:.0%} of the teacher's diversity, "
+            f"distance from the teacher {line['teacher_distance']:.4f}"
+        )
+
+    def _watch(self, done: int, total: int) -> None:
+        if self._should_stop():
+            raise EvaluationStoppedError
+
+    def material(self) -> EvaluationSet:
+        """The prompts, encoded, and the seeds."""
+        if self._material is None:
+            self._material = evaluation_set(
+                self._session, self._prompts, EVALUATION_SEEDS, self._report
+            )
+        return self._material
+
+    def teacher(self) -> Drawn:
+        """The teacher's pictures; drawn once per run and kept in its folder."""
+        kept = _load_drawn(self._run, self._prompts)
+        if kept is not None:
+            return kept
+        setting = run_arms(self._session)[0]
+        count = len(self._prompts) * len(EVALUATION_SEEDS)
+        self._report(f"Drawing the teacher's {count} pictures to measure against, once")
+        drawn = draw_timed(
+            self._painter(),
+            setting,
+            self.material(),
+            self._report,
+            self._should_stop,
+        )
+        _save_drawn(self._run, self._prompts, drawn)
+        return drawn
+
+    def _keep(self, step: int) -> None:
+        """Put this student by as the best so far."""
+        path = self._run.states / BEST
+        with atomic_write.atomic_path(path) as temporary:
+            save_file(self._session.trainer.student_weights(), temporary, {"step": str(step)})
+
+    def best(self) -> Best | None:
+        """The best earlier student if it is clearly better than the last, else None.
+
+        Raises:
+            OSError: the kept student cannot be read.
+        """
+        lines = self._run.metrics(EVALUATIONS)
+        if len(lines) < 2 or not (self._run.states / BEST).exists():
+            return None
+        last = lines[-1]
+        first = min(lines, key=lambda line: line["teacher_distance"])
+        if first is last or not clearly_nearer(first["distances"], last["distances"]):
+            return None
+        weights = load_file(self._run.states / BEST)
+        return Best(int(first["step"]), {name: value.clone() for name, value in weights.items()})
+
+
+def _numbers(step: int, found: list[Tensor], teacher: list[Tensor]) -> dict[str, Any]:
+    diversity = mean(sample_diversity(row) for row in found)
+    own = mean(sample_diversity(row) for row in teacher)
+    distances = [energy_distance(a, b) for a, b in zip(found, teacher, strict=True)]
+    return {
+        "step": step,
+        "sample_diversity": diversity,
+        "diversity_kept": diversity / own if own else 1.0,
+        "teacher_distance": mean(distances),
+        "distances": distances,
+    }
+
+
+def _load_drawn(run: RunDirectory, prompts: Sequence[str]) -> Drawn | None:
+    """What was drawn before, if all of it is there and for the same prompts and seeds."""
+    try:
+        facts = run.read_json("evaluation/teacher.json")
+        if facts["prompts"] != list(prompts) or facts["seeds"] != list(EVALUATION_SEEDS):
+            return None
+        pictures = [
+            [np.array(Image.open(_picture(run, p, seed))) for seed in EVALUATION_SEEDS]
+            for p in range(len(prompts))
+        ]
+        return Drawn(pictures, float(facts["seconds_per_picture"]))
+    except (RunError, OSError, KeyError, TypeError, ValueError):
+        return None  # drawn again
+
+
+def _save_drawn(run: RunDirectory, prompts: Sequence[str], drawn: Drawn) -> None:
+    run.evaluation.mkdir(exist_ok=True)
+    for p, row in enumerate(drawn.pictures):
+        for seed, picture in zip(EVALUATION_SEEDS, row, strict=True):
+            with atomic_write.atomic_path(_picture(run, p, seed)) as temporary:
+                Image.fromarray(picture).save(temporary, format="PNG")
+    facts = {
+        "prompts": list(prompts),
+        "seeds": list(EVALUATION_SEEDS),
+        "seconds_per_picture": drawn.seconds_per_picture,
+    }
+    run.write_json("evaluation/teacher.json", facts)
+
+
+def _picture(run: RunDirectory, prompt: int, seed: int) -> Path:
+    return run.evaluation / f"teacher-{prompt + 1:02d}-{seed}.png"

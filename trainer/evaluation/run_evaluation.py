@@ -1,0 +1,93 @@
+"""A run's student beside its teacher: the arms, the painter and the measures of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from ...app.library.home import prompt_cache
+from ...core.diffusion.schedule import Levels, trailing_positions
+from ..loading.checkpoint import LoadedCheckpoint
+from ..text.cache import encode_prompts
+from ..toys.facts import shapes_facts
+from ..training.session import Session
+from .evaluate import ArmSetting, EvaluationSet, Leg, Painter, rival_arm, teacher_arms
+from .features import PictureFeatures, layout_features
+from .measures import MeasureSet, feature_measures, shapes_measures
+
+STUDENT, TEACHER = "student", "teacher"
+
+
+def measures_for(
+    checkpoint: LoadedCheckpoint, features: PictureFeatures | None = None
+) -> MeasureSet:
+    """Diversity and distance in the features (default: built in); on shapes exact counts first."""
+    found = feature_measures(features or layout_features())
+    return shapes_measures() + found if shapes_facts(checkpoint.path) else found
+
+
+def teacher_levels(session: Session) -> Tensor:
+    """The teacher's own noise levels: an embedded teacher's stated steps, else the run's grid."""
+    steps = shapes_facts(session.checkpoint.path).get("steps")
+    if steps is None:
+        return session.trainer.distiller.teacher_levels.sigmas.cpu()
+    return Levels.at_positions(session.call.schedule, trailing_positions(int(steps))).sigmas
+
+
+def run_arms(session: Session, others: Mapping[str, str] | None = None) -> list[ArmSetting]:
+    """Teacher, bare teacher, zero-training rival, other students (name: note), then the student."""
+    few = session.trainer.distiller.levels.sigmas.cpu()
+    count = session.config.num_steps
+    guidance = session.teacher.guidance_scale
+    arms = [
+        *teacher_arms(teacher_levels(session), few, guidance),
+        rival_arm(STUDENT, few, "Student, off at step 1"),
+    ]
+    for name, note in (others or {}).items():
+        arms.append(ArmSetting(name=name, note=note, legs=(Leg(weights=name, sigmas=few),)))
+    student = ArmSetting(
+        name=f"DP-DMD student, {count} steps",
+        note="The checkpoint with the LoRA that this run made.",
+        legs=(Leg(weights=STUDENT, sigmas=few),),
+    )
+    return [*arms, student]
+
+
+def session_painter(
+    session: Session, others: Mapping[str, Mapping[str, Tensor]] | None = None
+) -> Painter:
+    """What draws with this session's network; `others` are further students' adapters by name."""
+    own = session.trainer.student_weights()
+    adapters = {STUDENT: own, **(others or {})}
+
+    def use(weights: str) -> None:
+        if weights == TEACHER:
+            session.roles.use("teacher")
+        else:
+            session.load_student(dict(adapters[weights]))
+            session.roles.use("student")
+
+    return Painter(
+        checkpoint=session.checkpoint,
+        call=session.call,
+        use=use,
+        negative=session.negative,
+        latent_shape=session.latent_shapes[0],
+        guidance_rescale=session.config.guidance_rescale,
+    )
+
+
+def evaluation_set(
+    session: Session, prompts: Sequence[str], seeds: Sequence[int], report: Callable[[str], None]
+) -> EvaluationSet:
+    """The prompts, encoded, and the seeds."""
+    encoded = encode_prompts(
+        session.checkpoint,
+        list(prompts),
+        clip_skip=session.config.clip_skip,
+        cache_folder=prompt_cache(),
+        device=session.checkpoint.device,
+        report=report,
+    )
+    return EvaluationSet(tuple(prompts), tuple(encoded[p] for p in prompts), tuple(seeds))

@@ -1,0 +1,133 @@
+"""The report that a run ends in: what its student kept of its teacher, on prompts set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...app.report.report import Arm, ReportData, write_report
+from ...app.runs.directory import EVALUATIONS, RunDirectory
+from ..device import is_out_of_memory
+from ..training.session import Session
+from .evaluate import EvaluationStoppedError, evaluate
+from .measures import MeasureSet
+from .monitor import Monitor
+from .run_evaluation import measures_for, run_arms, session_painter
+
+SHOWN_PROMPTS = 6
+NOTES = (
+    "Prompts and seeds of this page were never used in training.",
+    "Diversity must be read beside the others: a broken picture can be diverse, too.",
+)
+
+
+def write_run_report(
+    session: Session,
+    monitor: Monitor,
+    lora: Path,
+    report: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> Path | None:
+    """Path of the run's report.html, or None where none could be made; `report` is told why."""
+    run = session.run
+    try:
+        teacher = monitor.teacher()
+        settings = run_arms(session)
+        measures = measures_for(session.checkpoint)
+        arms = evaluate(
+            session_painter(session),
+            settings,
+            monitor.material(),
+            measures,
+            report,
+            known={settings[0].name: teacher},
+            should_stop=should_stop,
+        )
+    except EvaluationStoppedError:
+        report("Stopped before the report was done; the `compare` command makes one.")
+        return None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        report("There is no report: the device has too little memory to draw its pictures.")
+        return None
+    material = monitor.material()
+    data = report_data(
+        session,
+        arms,
+        material.prompts,
+        material.seeds,
+        measures,
+        lora=lora,
+        title=f"{lora.stem}: what it kept of its teacher",
+        subtitle=f"{session.teacher.name}, distilled into a {session.config.num_steps}-step LoRA.",
+    )
+    return write_report(run.report, data)
+
+
+def report_data(
+    session: Session,
+    arms: Sequence[Arm],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    measures: MeasureSet,
+    *,
+    lora: Path,
+    title: str,
+    subtitle: str,
+    facts: Mapping[str, str] | None = None,
+) -> ReportData:
+    """Everything that the report of a run shows; pictures of the first prompts only."""
+    shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
+    return ReportData(
+        title=title,
+        subtitle=subtitle,
+        facts=run_facts(session, len(prompts), len(seeds)) | dict(facts or {}),
+        prompts=list(prompts[:SHOWN_PROMPTS]),
+        seeds=list(seeds),
+        arms=shown,
+        metrics=run_metrics(session.run),
+        measure_labels=measures.labels,
+        measure_units=measures.units,
+        previews=saved_previews(session.run),
+        notes=NOTES,
+        lora=lora.name,
+    )
+
+
+def run_facts(session: Session, prompts: int, seeds: int) -> dict[str, str]:
+    """What a report says of how the student was made and measured."""
+    config = session.config
+    return {
+        "Checkpoint": f"{session.teacher.name} ({session.teacher.detection.title})",
+        "Training": f"{session.trainer.step} student updates of {config.batch_size} pictures, "
+        f"{config.fake_updates} fake-score updates each",
+        "Anchor": f"{config.effective_anchor_step} of {config.effective_teacher_steps} guided "
+        f"teacher steps, weight {config.diversity_weight:g}",
+        "LoRA rank": str(config.student_rank),
+        "Sample it with": session.recipe().plain_host,
+        "Evaluation": f"{prompts} prompts set aside, {seeds} seeds each",
+        "Machine": f"{session.call.device.type}, {torch.get_num_threads()} CPU threads",
+    }
+
+
+def run_metrics(run: RunDirectory) -> list[dict[str, Any]]:
+    """Every update's metrics, and the measurements along the way."""
+    lines = run.metrics()
+    for line in run.metrics(EVALUATIONS):
+        lines.append({key: line[key] for key in ("step", "diversity_kept", "teacher_distance")})
+    return lines
+
+
+def saved_previews(run: RunDirectory) -> list[tuple[int, np.ndarray]]:
+    """(step, sheet) of the run's previews."""
+    found = []
+    for path in sorted(run.previews.glob("step-*.png")):
+        with Image.open(path) as image:
+            found.append((int(path.stem.removeprefix("step-")), np.array(image.convert("RGB"))))
+    return found

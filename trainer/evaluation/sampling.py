@@ -1,0 +1,121 @@
+"""Latents for given prompts and seeds, through the same sampler that hosts use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...core.diffusion.prediction import to_x0
+from ...core.diffusion.sampler import sample_few_step
+from ...core.diffusion.schedule import FlowSchedule, Levels, Schedule
+from ..method.guidance import guided
+from ..model.conditioning import Conditioning
+from ..model.network import NetworkCall
+from ..training.batches import start_noise
+
+
+def host_denoiser(
+    call: NetworkCall,
+    conditional: Conditioning,
+    unconditional: Conditioning,
+    guidance_scale: float,
+    guidance_rescale: float = 0.0,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """model(x, sigma) -> x0 in the k-diffusion contract, for a batch of prompts.
+
+    Hosts hold a VP state as x = x0 + sigma * eps; the network sees alpha * x.
+    """
+    flow = isinstance(call.schedule, FlowSchedule)
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        level = Levels.at_sigmas(call.schedule, sigma)
+        alpha, std = level.broadcast_scales
+        x_t = x if flow else alpha * x
+        output = guided(
+            call,
+            x_t,
+            level.timesteps,
+            conditional,
+            unconditional,
+            scale=guidance_scale,
+            rescale=guidance_rescale,
+        )
+        return to_x0(call.prediction, output, x_t, alpha, std)
+
+    return model
+
+
+def start_latents(
+    schedule: Schedule, seeds: Sequence[int], latent_shape: tuple[int, int, int], sigma: float
+) -> Tensor:
+    """The noise that pictures of these seeds start from at `sigma`, on the CPU, (B, C, h, w).
+
+    A seed alone decides its noise, whatever stands beside it in the batch.
+    """
+    noise = torch.stack([start_noise(seed, latent_shape) for seed in seeds])
+    return noise if isinstance(schedule, FlowSchedule) else noise * (1 + sigma**2) ** 0.5
+
+
+@torch.no_grad()
+def integrate(
+    call: NetworkCall,
+    latents: Tensor,
+    conditional: Conditioning,
+    unconditional: Conditioning,
+    sigmas: Tensor,
+    *,
+    guidance_scale: float = 1.0,
+    guidance_rescale: float = 0.0,
+) -> Tensor:
+    """Latents moved from sigmas[0] to sigmas[-1], float32 on the CPU, shape (B, C, h, w).
+
+    Args:
+        latents: in the hosts' convention (VP: x0 + sigma * eps), shape (B, C, h, w).
+        conditional: prompts, batch size B.
+        unconditional: negative prompt, batch size 1 or B.
+        sigmas: decreasing levels, shape (N + 1,); the schedule's own or a recipe's.
+    """
+    negative = unconditional
+    if len(negative) == 1:
+        negative = negative.repeat(len(latents))
+    model = host_denoiser(
+        call,
+        conditional.to(call.device),
+        negative.to(call.device),
+        guidance_scale,
+        guidance_rescale,
+    )
+    sigmas = sigmas.to(call.device, torch.float32)
+    return sample_few_step(model, latents.to(call.device), sigmas).cpu()
+
+
+def sample_latents(
+    call: NetworkCall,
+    conditional: Conditioning,
+    unconditional: Conditioning,
+    seeds: Sequence[int],
+    latent_shape: tuple[int, int, int],
+    sigmas: Tensor,
+    *,
+    guidance_scale: float = 1.0,
+    guidance_rescale: float = 0.0,
+) -> Tensor:
+    """One latent per prompt and seed, float32 on the CPU, shape (B, C, h, w).
+
+    Args:
+        conditional: prompts, batch size B = len(seeds).
+        unconditional: negative prompt, batch size 1 or B.
+        seeds: seed of each picture's start noise; it alone decides the noise.
+        sigmas: decreasing levels ending in 0, shape (N + 1,); the schedule's own or a recipe's.
+    """
+    return integrate(
+        call,
+        start_latents(call.schedule, seeds, latent_shape, float(sigmas[0])),
+        conditional,
+        unconditional,
+        sigmas,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+    )

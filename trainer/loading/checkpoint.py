@@ -1,0 +1,248 @@
+"""Loading a local checkpoint, single file or diffusers folder, without any network access.
+
+Everything the denoiser and the text encoders in use need is looked up in the files' headers first;
+only when nothing is missing or misshaped is anything built. Text encoders and the VAE are loaded on
+demand and belong to the caller, who drops them after use.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of huggingface_hub
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ...core.diffusion.schedule import Schedule
+from ...core.errors import CheckpointError, LoraError, SettingsError
+from ...core.families import Config, Detection, Family, family
+from ...core.lora.file import LoraFile, lora_deltas, merge_lora, weight_shapes
+from ..model.network import NetworkCall, schedule_of
+from .encoders import TITLES, encoder_file
+from .leftovers import describe_leftovers
+from .lora_merge import MergingLora, plan_merge
+from .parts import Parts, folder_parts, single_file_parts
+from .vae import LatentDecoder, decoder_file, find_decoder
+from .weights import Component
+
+logger = logging.getLogger("dpdmd_studio.loading")
+Report = Callable[[str], None]
+
+
+@dataclass
+class LoadedCheckpoint:
+    """A checkpoint whose denoiser is in memory.
+
+    Attributes:
+        path: the file or folder.
+        detection: what it is; `prediction` is the setting's where one was given.
+        family: facts of its family.
+        network: the diffusers UNet2DConditionModel or SD3Transformer2DModel, frozen.
+        config: the network's full diffusers config; `family.lora_keys(config)` works on it.
+        encoders: text encoders in use, checked and not loaded.
+        decoder: the VAE decoder in use, checked and not loaded; None: a linear preview.
+        notes: what the user should know about this checkpoint.
+    """
+
+    path: Path
+    detection: Detection
+    family: Family
+    network: nn.Module
+    config: Config
+    dtype: torch.dtype
+    device: torch.device
+    encoders: dict[str, Component]
+    decoder: LatentDecoder | None
+    notes: list[str]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule the checkpoint was trained with."""
+        return schedule_of(self.family, self.detection.zero_terminal_snr)
+
+    def call(self) -> NetworkCall:
+        """The denoiser as the sampler and the distiller call it."""
+        return NetworkCall(
+            self.network, self.family, self.detection.prediction, self.schedule, self.device
+        )
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    prediction: str | None = None,
+    zero_terminal_snr: bool | None = None,
+    text_encoders: Mapping[str, Path] | None = None,
+    vae: Path | None = None,
+    loras: Sequence[MergingLora] = (),
+    report: Report = logger.warning,
+) -> LoadedCheckpoint:
+    """The checkpoint at `path`, denoiser loaded.
+
+    Args:
+        path: a .safetensors file in the A1111/ComfyUI layout, or a diffusers folder.
+        dtype: of the denoiser's parameters.
+        device: of the denoiser's parameters.
+        prediction: "eps" or "v", overriding what the file's markers say.
+        zero_terminal_snr: of a v-prediction model, overriding what the file's markers say.
+        text_encoders: files for "clip_l", "clip_g", "t5xxl" that replace or complete the file's.
+        vae: a VAE file that replaces the file's.
+        loras: merged into the denoiser, and into the text encoders whenever those are loaded.
+        report: is told what the user should know, a line at a time.
+
+    Raises:
+        CheckpointError: missing, damaged, incomplete or unsupported files.
+        LoraError: a LoRA does not fit.
+        NonFiniteError: NaN or infinite weights.
+    """
+    path, notes = Path(path), []
+    parts, encoders = find_components(path, text_encoders or {}, notes)
+    detection = _with_prediction(parts.detection, prediction, notes)
+    detection = _with_zero_snr(detection, zero_terminal_snr, notes)
+    facts = family(detection.family)
+    parts.denoiser.check()
+    for component in encoders.values():
+        component.check()
+    _check_widths(facts, parts.config, encoders)
+    notes += describe_leftovers(parts, encoders)
+    decoder = _decoder(parts, vae, notes)
+    notes += plan_merge(loras, parts.denoiser, encoders, facts)
+    network = parts.denoiser.load(dtype, device)
+    for note in notes:
+        report(note)
+    return LoadedCheckpoint(
+        path=path,
+        detection=detection,
+        family=facts,
+        network=network,
+        config=dict(network.config),  # type: ignore[arg-type]
+        dtype=dtype,
+        device=torch.device(device),
+        encoders=encoders,
+        decoder=decoder,
+        notes=notes,
+    )
+
+
+def find_components(
+    path: Path, text_encoders: Mapping[str, Path], notes: list[str]
+) -> tuple[Parts, dict[str, Component]]:
+    """(parts of the checkpoint, text encoders in use by kind); nothing is loaded.
+
+    Args:
+        path: as for `load_checkpoint`, like the next.
+        text_encoders: files that replace or complete the checkpoint's own.
+        notes: what the user should know is appended.
+    """
+    parts = folder_parts(path) if path.is_dir() else single_file_parts(path)
+    named = {kind: encoder_file(kind, Path(file)) for kind, file in text_encoders.items()}
+    facts = family(parts.detection.family)
+    return parts, _encoders_in_use(facts, {**parts.encoders, **named}, path, notes)
+
+
+def _with_prediction(detection: Detection, prediction: str | None, notes: list[str]) -> Detection:
+    if prediction is None or prediction == detection.prediction:
+        return detection
+    allowed = family(detection.family).predictions
+    if prediction not in allowed:
+        raise SettingsError(
+            f"{detection.title} cannot predict {prediction!r}; allowed: {', '.join(allowed)}."
+        )
+    notes.append(
+        f"Prediction type {prediction!r} by setting; the file says {detection.prediction!r}."
+    )
+    zero_snr = detection.zero_terminal_snr and prediction == "v"
+    return replace(detection, prediction=prediction, zero_terminal_snr=zero_snr)  # type: ignore[arg-type]
+
+
+def _with_zero_snr(detection: Detection, wanted: bool | None, notes: list[str]) -> Detection:
+    if wanted is None or wanted == detection.zero_terminal_snr:
+        return detection
+    if wanted and detection.prediction != "v":
+        raise SettingsError(
+            f"zero_terminal_snr is for v-prediction; {detection.title} predicts "
+            f"{detection.prediction!r} (--prediction v, if the file does not say that it is v)."
+        )
+    notes.append(f"Zero terminal SNR {'on' if wanted else 'off'} by setting, not by the file.")
+    return replace(detection, zero_terminal_snr=wanted)
+
+
+def _encoders_in_use(
+    facts: Family, found: Mapping[str, Component], path: Path, notes: list[str]
+) -> dict[str, Component]:
+    if "dpdmd" in found:
+        return {"dpdmd": found["dpdmd"]}
+    wanted = {kind: found[kind] for kind in facts.text_encoders if kind in found}
+    absent = [kind for kind in facts.text_encoders if kind not in found]
+    options = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
+    if absent and (facts.needs_all_text_encoders or not wanted):
+        raise CheckpointError(
+            f"{path.name} has no {' and no '.join(TITLES[kind] for kind in absent)}. "
+            f"{facts.label} needs {'all of them' if facts.needs_all_text_encoders else 'one'}: "
+            f"give {' '.join(f'{options[kind]} FILE' for kind in absent)}, or use the full "
+            "checkpoint."
+        )
+    if absent:
+        names = ", ".join(TITLES[kind] for kind in absent)
+        notes.append(f"No {names}: its part of the prompt is zeros, as in ComfyUI.")
+    return wanted
+
+
+def _check_widths(facts: Family, config: Config, encoders: Mapping[str, Component]) -> None:
+    """Whether the encoders fit the denoiser's text input."""
+    widths = {kind: _width(component) for kind, component in encoders.items()}
+    context = config.get("joint_attention_dim", config.get("cross_attention_dim"))
+    clip = sum(width for kind, width in widths.items() if kind.startswith("clip"))
+    exact = facts.network == "UNet2DConditionModel" and "dpdmd" not in widths
+    fits = clip == context if exact else all(w <= context for w in (clip, *widths.values()))  # type: ignore[operator]
+    if not fits or widths.get("t5xxl", context) != context:
+        shown = ", ".join(f"{TITLES[kind]} {width}" for kind, width in widths.items())
+        raise CheckpointError(
+            f"The text encoders do not fit the denoiser: widths are {shown}, its text input is "
+            f"{context} wide. Give the encoders this model was trained with."
+        )
+
+
+def _width(component: Component) -> int:
+    config = component.config
+    return config["d_model"] if "d_model" in config else config["hidden_size"]
+
+
+def _decoder(parts: Parts, path: Path | None, notes: list[str]) -> LatentDecoder | None:
+    """The VAE decoder for previews: the named file's, else the checkpoint's own, else none."""
+    if path is not None:
+        decoder = decoder_file(Path(path))
+    else:
+        try:
+            decoder = (
+                find_decoder(parts.vae_files, "the checkpoint's own VAE")
+                if parts.vae_files
+                else None
+            )
+        except CheckpointError as error:
+            notes.append(str(error))
+            decoder = None
+    title = "a rough linear map (no VAE given)" if decoder is None else decoder.title
+    notes.append(f"Previews are drawn through {title}.")
+    return decoder
+
+
+def apply_lora(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> None:
+    """Merge a LoRA into the checkpoint's network.
+
+    Raises:
+        LoraError: it is of another family, or fits no layer.
+    """
+    shapes = weight_shapes(checkpoint.network)
+    deltas = lora_deltas(lora, checkpoint.family, checkpoint.config, shapes, strength)
+    if not deltas:
+        raise LoraError(f"{lora.path.name} changes no layer of {checkpoint.path.name}.")
+    merge_lora(checkpoint.network, deltas)

@@ -1,0 +1,108 @@
+"""LoRAs that are merged into a checkpoint as it is loaded: denoiser and text encoders alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...core.errors import LoraError
+from ...core.families import Family
+from ...core.files.hashes import file_hashes
+from ...core.files.png_info import UsedLora
+from ...core.lora.file import LoraFile, check_family, lora_deltas, open_lora
+from ...core.lora.keys import LoraModule
+from ...core.lora.text_encoders import text_encoder_deltas, text_encoder_modules
+from ...core.recipe.merged_loras import PresentLora
+from .encoders import TITLES
+from .weights import Component
+
+SHOWN = 3
+WITH_LORA = " with --with-lora"
+
+
+@dataclass(frozen=True)
+class MergingLora:
+    """A LoRA file and the strength it is merged at."""
+
+    file: LoraFile
+    strength: float
+    sha256: str
+    autov3: str
+
+    @property
+    def name(self) -> str:
+        """The file's name; letters that cannot be shown are question marks."""
+        return "".join(c if c.isprintable() else "?" for c in self.file.path.name)
+
+    def present(self) -> PresentLora:
+        """The LoRA as one that is in force while sampling."""
+        return PresentLora(self.name, self.strength, self.sha256, self.autov3)
+
+    def used(self) -> UsedLora:
+        """The LoRA as a picture's text names it."""
+        return UsedLora(name=self.file.path.stem, strength=self.strength, autov3=self.autov3)
+
+
+def open_merging(path: Path, strength: float) -> MergingLora:
+    """The LoRA file at `path`, with its hashes.
+
+    Raises:
+        LoraError: it is missing, no LoRA, or of a kind that is not handled.
+    """
+    file = open_lora(path)
+    hashes = file_hashes(path)
+    return MergingLora(file, strength, hashes.sha256, hashes.autov3)
+
+
+def plan_merge(
+    loras: Sequence[MergingLora],
+    denoiser: Component,
+    encoders: Mapping[str, Component],
+    family: Family,
+) -> list[str]:
+    """Enter the LoRAs into the components' updates; says what was merged, a line per LoRA.
+
+    Raises:
+        LoraError: one is of another family, fits nothing, or holds what no layer here fits.
+        NonFiniteError: a weight is NaN or infinite.
+    """
+    notes = []
+    for lora in loras:
+        check_family(lora.file, family)
+        changed = []
+        if lora.file.modules:
+            shapes = denoiser.layer_shapes
+            deltas = lora_deltas(lora.file, family, denoiser.config, shapes, lora.strength)
+            denoiser.updates.add(deltas, lora.sha256, lora.strength)
+            changed.append(f"{len(deltas)} layers of the {denoiser.what}")
+        parts = text_encoder_modules(lora.file, family)
+        unused = {}
+        for kind, modules in parts.items():
+            if kind not in encoders:
+                unused[kind] = modules
+                continue
+            part = encoders[kind]
+            shapes = part.layer_shapes
+            deltas = text_encoder_deltas(lora.file, kind, modules, family, shapes, lora.strength)
+            part.updates.add(deltas, lora.sha256, lora.strength)
+            changed.append(f"{len(deltas)} layers of the {part.what}")
+        notes.append(_note(lora, changed, unused))
+    return notes
+
+
+def _note(
+    lora: MergingLora, changed: list[str], unused: Mapping[str, Mapping[str, LoraModule]]
+) -> str:
+    keys = [key for modules in unused.values() for m in modules.values() for key in m.keys.values()]
+    absent = " and no ".join(TITLES[kind] for kind in unused)
+    if not changed:
+        raise LoraError(
+            f"{lora.name} changes nothing here: all its {len(keys)} tensors are for text encoders, "
+            f"and the checkpoint has no {absent}. Give the encoder's file, or leave the LoRA out."
+        )
+    note = f"Merged {lora.name} at strength {lora.strength:g}: {', '.join(changed)}."
+    if not keys:
+        return f"{note} All its tensors are used."
+    shown = ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+    return f"{note} {len(keys)} of its tensors are not used, as there is no {absent}: {shown}."

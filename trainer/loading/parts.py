@@ -1,0 +1,116 @@
+"""The components of a checkpoint, found by their place in a file or a diffusers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
+
+from ...core.families import (
+    FAMILIES,
+    Config,
+    Detection,
+    denoiser_tensors,
+    detect,
+    detect_folder,
+    encoder_folders,
+    family,
+    is_model_folder,
+    read_folder,
+    text_encoder_prefix,
+)
+from ...core.files.tensor_file import TensorFile, read_header
+from .encoders import encoder_component
+from .names import identity
+from .weights import Component, Weights
+
+NETWORKS = {
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "SD3Transformer2DModel": SD3Transformer2DModel,
+}
+DENOISER_TITLES = {"UNet2DConditionModel": "UNet", "SD3Transformer2DModel": "transformer"}
+PRIVATE = "_"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was found, checked only as far as detection goes.
+
+    Attributes:
+        detection: family and variant.
+        config: the denoiser's diffusers config.
+        denoiser: its component.
+        encoders: the text encoders that are there, by kind.
+        file: the single file, or None for a folder.
+        vae_files: headers of the file or shards the VAE lies in; empty if there is none.
+    """
+
+    detection: Detection
+    config: Config
+    denoiser: Component
+    encoders: dict[str, Component]
+    file: TensorFile | None
+    vae_files: tuple[TensorFile, ...]
+
+
+def single_file_parts(path: Path) -> Parts:
+    """The parts of a .safetensors file."""
+    file = read_header(path)
+    detection = detect(file)
+    facts = family(detection.family)
+    config = facts.network_config(denoiser_tensors(file, detection.denoiser_prefix))
+    encoders = {}
+    for kind in detection.text_encoders:
+        prefix = text_encoder_prefix(file, facts, kind)
+        assert prefix is not None
+        encoders[kind] = encoder_component(kind, [file], prefix)
+    return Parts(
+        detection=detection,
+        config=config,
+        denoiser=Component(
+            DENOISER_TITLES[facts.network],
+            _factory(facts.network, config),
+            Weights([file], detection.denoiser_prefix),
+            lambda name: facts.tensor_source(name, config),
+        ),
+        encoders=encoders,
+        file=file,
+        vae_files=(file,) if detection.has_vae else (),
+    )
+
+
+def folder_parts(path: Path) -> Parts:
+    """The parts of a diffusers folder."""
+    if not is_model_folder(path):
+        read_header(path)  # raises: a folder where a file is wanted
+    folder = read_folder(path)
+    detection = detect_folder(folder, {item.name: item for item in FAMILIES})
+    facts = family(detection.family)
+    denoiser = folder.component("transformer" if facts.schedule == "flow" else "unet")
+    config = {k: v for k, v in denoiser.config.items() if not k.startswith(PRIVATE)}
+    encoders = {}
+    for kind, name in encoder_folders(facts).items():
+        if folder.has(name):
+            part = folder.component(name)
+            encoders[kind] = encoder_component(kind, part.files, "", part.config)
+    return Parts(
+        detection=detection,
+        config=config,
+        denoiser=Component(
+            DENOISER_TITLES[facts.network],
+            _factory(facts.network, config),
+            Weights(denoiser.files),
+            identity,
+        ),
+        encoders=encoders,
+        file=None,
+        vae_files=folder.component("vae").files if detection.has_vae else (),
+    )
+
+
+def _factory(name: str, config: Config) -> Callable[[], nn.Module]:
+    return lambda: NETWORKS[name].from_config(config)

@@ -1,0 +1,202 @@
+"""Latents to pictures, for previews: by a KL VAE, a tiny VAE (TAESD), or a linear map to RGB."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.vae import Decoder, DecoderTiny
+from torch import Tensor, nn
+
+from ...core.errors import CheckpointError, NonFiniteError
+from ...core.families import TensorSource
+from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
+from .names import Source, identity, vae_source
+from .weights import Component, Weights
+
+if TYPE_CHECKING:
+    from .checkpoint import LoadedCheckpoint
+
+logger = logging.getLogger("dpdmd_studio.loading")
+
+PREFIXES = ("first_stage_model.", "vae.", "")
+TINY_BLOCKS = (3, 3, 3, 1)
+TINY_LAYOUTS = (("taesd_decoder.", 1), ("decoder.layers.", 0), ("", 1))
+"""Prefix of a tiny decoder's layers, and how many its file counts before diffusers' first."""
+SCALE_KEY, SHIFT_KEY = "vae_scale", "vae_shift"
+LATENT_TO_PIXELS = 8
+
+
+@dataclass(frozen=True)
+class LatentDecoder:
+    """A decoder in a file, and how the network's latents become its input.
+
+    Attributes:
+        component: the decoder; takes (B, C, h, w), gives RGB in [-1, 1].
+        title: what to call it.
+        takes_network_latents: a TAESD on its own was made for them; all others take VAE latents.
+    """
+
+    component: Component
+    title: str
+    takes_network_latents: bool = False
+
+
+class KLDecoder(nn.Module):
+    """The decoding half of a KL VAE."""
+
+    def __init__(self, channels: list[int], layers: int, latents: int, quantised: bool) -> None:
+        super().__init__()
+        self.decoder = Decoder(
+            in_channels=latents,
+            up_block_types=("UpDecoderBlock2D",) * len(channels),
+            block_out_channels=tuple(channels),
+            layers_per_block=layers,
+        )
+        self.post_quant_conv = nn.Conv2d(latents, latents, 1) if quantised else None
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """RGB in [-1, 1], shape (B, 3, 8h, 8w), of VAE latents (B, C, h, w)."""
+        if self.post_quant_conv is not None:
+            latents = self.post_quant_conv(latents)
+        return self.decoder(latents)
+
+
+def find_decoder(files: Sequence[TensorFile], title: str) -> LatentDecoder:
+    """The VAE decoder in `files`, checked.
+
+    Raises:
+        CheckpointError: there is none, or it is incomplete.
+    """
+    for prefix in PREFIXES:
+        weights = Weights(files, prefix)
+        if "decoder.conv_in.weight" in weights.infos:
+            found = LatentDecoder(_kl_component(weights), f"{title} (KL)")
+        elif layout := _tiny_layout(weights.infos):
+            bare = SCALE_KEY not in weights.infos
+            found = LatentDecoder(_tiny_component(weights, *layout), f"{title} (tiny)", bare)
+        else:
+            continue
+        found.component.check()
+        return found
+    raise CheckpointError(
+        f"{files[0].path.name} holds no VAE decoder. Give a KL VAE or a TAESD decoder as "
+        ".safetensors."
+    )
+
+
+def decoder_file(path: Path) -> LatentDecoder:
+    """The decoder in a VAE file that the user named."""
+    return find_decoder([read_header(path)], f"VAE {path.name}")
+
+
+def _kl_component(weights: Weights) -> Component:
+    infos = weights.infos
+    ours = "decoder.up_blocks.0.resnets.0.conv1.weight" in infos
+    pattern = r"decoder\.up_blocks\.(\d+)\." if ours else r"decoder\.up\.(\d+)\."
+    levels = 1 + max((int(m[1]) for key in infos if (m := re.match(pattern, key))), default=0)
+    source: Source = identity if ours else vae_source(levels)
+    if "decoder.mid_block.attentions.0.query.weight" in infos:
+        source = _older_names
+
+    def shape(name: str) -> tuple[int, ...]:
+        info = infos.get(source(name).key)
+        return info.shape if info else (32,)  # absent: the check names it
+
+    channels = [shape(f"decoder.up_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels)]
+    layers = 0
+    while source(f"decoder.up_blocks.0.resnets.{layers + 1}.conv1.weight").key in infos:
+        layers += 1
+    latents = infos["decoder.conv_in.weight"].shape[1]
+    quantised = "post_quant_conv.weight" in infos
+    return Component(
+        "VAE decoder",
+        lambda: KLDecoder(channels[::-1], layers, latents, quantised),
+        weights,
+        source,
+    )
+
+
+def _older_names(name: str) -> TensorSource:
+    """The mid block's attention as diffusers called its parts before 0.17."""
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, old in older.items():
+        name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
+    return TensorSource(name)
+
+
+def _tiny_layout(infos: dict[str, TensorInfo]) -> tuple[str, int] | None:
+    for prefix, offset in TINY_LAYOUTS:
+        first = infos.get(f"{prefix}{offset}.weight")
+        if first is not None and len(first.shape) == 4:
+            return prefix, offset
+    return None
+
+
+def _tiny_component(weights: Weights, prefix: str, offset: int) -> Component:
+    width, latents = weights.infos[f"{prefix}{offset}.weight"].shape[:2]
+
+    def source(name: str) -> TensorSource:
+        _, index, rest = name.split(".", 2)
+        return TensorSource(f"{prefix}{int(index) + offset}.{rest}")
+
+    def factory() -> nn.Module:
+        return DecoderTiny(latents, 3, TINY_BLOCKS, (width,) * 4, 2, "relu", "nearest")
+
+    return Component("tiny VAE decoder", factory, weights, source)
+
+
+@torch.no_grad()
+def decode(checkpoint: LoadedCheckpoint, latents: Tensor) -> np.ndarray:
+    """Pictures, uint8, shape (B, H, W, 3), of the network's latents (B, C, h, w).
+
+    One picture at a time, in fp32 on the CPU and bf16 on GPUs: never fp16, in which SDXL's VAE
+    overflows. The decoder is loaded for this call and dropped after it.
+    """
+    decoder = checkpoint.decoder
+    if decoder is not None:
+        try:
+            return _pictures(_decode_each(checkpoint, decoder, latents))
+        except NonFiniteError as error:
+            logger.warning("%s Pictures are shown through a linear map instead.", error)
+    return _pictures([linear_preview(checkpoint, item[None]) for item in latents])
+
+
+def _decode_each(
+    checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor
+) -> list[Tensor]:
+    device = checkpoint.device
+    dtype = torch.bfloat16 if device.type in ("cuda", "xpu") else torch.float32
+    model = decoder.component.load(dtype, device)
+    inputs = vae_latents(checkpoint, decoder, latents.float())
+    return [model(item[None].to(device, dtype)).float().cpu() for item in inputs]
+
+
+def vae_latents(checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor) -> Tensor:
+    """The decoder's input: latents / scaling + shift, for a tiny VAE then (. - shift) * scale."""
+    if decoder.takes_network_latents:
+        return latents
+    facts, weights = checkpoint.family.vae, decoder.component.weights
+    latents = latents / facts.scaling_factor + facts.shift_factor
+    if SCALE_KEY in weights.infos:
+        shift = weights.read(SHIFT_KEY).item() if SHIFT_KEY in weights.infos else 0.0
+        latents = (latents - shift) * weights.read(SCALE_KEY).item()
+    return latents
+
+
+def linear_preview(checkpoint: LoadedCheckpoint, latents: Tensor) -> Tensor:
+    """A rough picture by one linear map per latent pixel, RGB in [-1, 1], (B, 3, 8h, 8w)."""
+    factors = torch.tensor(checkpoint.family.vae.rgb_factors)
+    rgb = torch.einsum("bchw,cr->brhw", latents.float().cpu(), factors)
+    return torch.nn.functional.interpolate(rgb, scale_factor=LATENT_TO_PIXELS, mode="nearest")
+
+
+def _pictures(images: list[Tensor]) -> np.ndarray:
+    rgb = torch.cat(images).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return rgb.permute(0, 2, 3, 1).contiguous().numpy()

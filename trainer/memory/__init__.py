@@ -1,0 +1,1 @@
+"""Fitting an update into the memory that is there."""

@@ -1,0 +1,128 @@
+"""Chooses before training which rungs of the memory ladder a run begins on.
+
+What an update needs is reckoned and compared with the device's free memory; one rung after the
+other is taken until it fits. Counting an update of SDXL on fake tensors takes longer than a run
+should wait, so this is the arithmetic that is held against that count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ...app.config.distill_config import DistillConfig
+from ...app.estimate import arithmetic_memory, bytes_in_16_bit
+from ...app.runs.directory import RunDirectory
+from ...core.families import identify
+from ..device import device_memory, free_memory
+from ..distributed import joined
+from ..training.memory_ladder import Rung, note_rungs, noted_rungs, rungs_below
+
+GIB = 2**30
+# What an allocator rounds up and cannot use: assumed, not measured on a card.
+ALLOCATOR_SHARE = 0.08
+Needed = Callable[[DistillConfig], float]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Settings that fit, or the lowest there are.
+
+    Attributes:
+        rungs: what was changed.
+        text: what was found and chosen, for the user.
+    """
+
+    config: DistillConfig
+    rungs: tuple[Rung, ...]
+    fits: bool
+    text: str
+
+
+def fit_memory(config: DistillConfig, needs: Needed, free: int, total: int | None) -> Fit:
+    """The settings, changed only where that saves memory and only as far as needed.
+
+    Args:
+        needs: bytes that an update takes with some settings.
+        free: bytes of the device that the run can take.
+        total: bytes that the device has, where known.
+    """
+    card = f"{total / GIB:.1f} GB on the device, " if total else ""
+    needed = needs(config)
+    text = f"Memory: {card}{free / GIB:.1f} GB free; "
+    text += f"an update needs about {needed / GIB:.1f} GB as set"
+    taken: list[Rung] = []
+    while needed > free and (below := rungs_below(config)):
+        rung = below[0]
+        config = rung.taken(config).validate()
+        before, needed = needed, needs(config)
+        if taken and taken[-1].name == rung.name:
+            taken.pop()  # a smaller share of the batch replaces a larger
+        taken.append(rung)
+        text += f"; {rung.option}: {needed / GIB:.1f} GB"
+        assert needed <= before, rung
+    if needed > free:
+        text += (
+            ". That is more than is free, and there is no rung left: the run begins all the same. "
+            "Close what else uses the device, or choose a smaller --resolution or rank"
+        )
+    elif taken:
+        text += ". Chosen, as --no-fit-memory would not: " + "; ".join(r.words for r in taken)
+    return Fit(config, tuple(taken), needed <= free, f"{text}.")
+
+
+def needed_memory(path: Path, dtype: torch.dtype) -> Needed:
+    """Bytes that an update of this checkpoint takes with some settings, as a function.
+
+    Of several processes those of the one with the largest share of the batch.
+
+    Raises:
+        CheckpointError: its header cannot be read.
+    """
+    detection = identify(path)
+    half = bytes_in_16_bit(path)
+    name = str(dtype).removeprefix("torch.")
+
+    def needs(config: DistillConfig) -> float:
+        share = -(-config.batch_size // joined().size)  # the largest of a run's processes
+        own = replace(config, dtype=name, batch_size=share)
+        found = arithmetic_memory(detection, own, half)
+        return found * (1 + ALLOCATOR_SHARE)
+
+    return needs
+
+
+def begin_on_rung(
+    run: RunDirectory,
+    config: DistillConfig,
+    needs: Needed,
+    device: torch.device,
+    report: Callable[[str], None],
+) -> tuple[DistillConfig, dict[str, int]]:
+    """(settings that the run begins with, the update each rung is in force since).
+
+    A run that was on a rung before stays on it.
+
+    Args:
+        config: the run's settings as they are.
+        needs: bytes that an update takes with some settings.
+
+    Raises:
+        DPDMDError: the run's note of its rungs or the checkpoint is damaged.
+    """
+    config, since = noted_rungs(run, config, report)
+    found = joined().exchange(free_memory(device))  # of several processes the smallest decides
+    if not config.fit_memory or None in found:
+        return config, since
+    free = min(found)
+    fit = fit_memory(config, needs, free, device_memory(device))
+    report(fit.text)
+    if fit.rungs:
+        state = run.latest_state()
+        first = 1 if state is None else int(state.name.rpartition("-")[2]) + 1
+        since = {rung.name: first for rung in fit.rungs} | since
+        note_rungs(run, fit.config, since)
+    return fit.config, since

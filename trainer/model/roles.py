@@ -1,0 +1,114 @@
+"""Teacher, student and fake score as one frozen network with two switched LoRA adapters.
+
+PEFT's own switches (`set_adapter`, `disable_adapters`) also flip `requires_grad`, which autograd
+reads at backward time: switching between a forward and its backward silently gives zero gradients.
+`AdapterRoles` therefore sets only which adapter is active and leaves every adapter trainable; the
+losses are backpropagated with the same role active as in their forward, as gradient checkpointing
+needs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from ...core.errors import LoraError
+from .lora_layers import LAYERS
+
+ROLES = ("teacher", "student", "fake")
+
+
+class AdapterRoles:
+    """Two LoRA adapters in a frozen network, and the switch between the three roles."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        targets: Sequence[str] | str,
+        *,
+        student_rank: int,
+        fake_rank: int,
+        seed: int,
+    ) -> None:
+        """Add the adapters; lora_alpha equals the rank, so a LoRA's trained scale is 1.
+
+        Args:
+            network: the frozen denoiser; its LoRA layers are added in place.
+            targets: PEFT target modules (name endings, or a regular expression).
+            student_rank: rank of the student's adapter.
+            fake_rank: rank of the fake score's adapter.
+            seed: seed of the initial weights (A random, B zero: all roles start equal).
+        """
+        network.requires_grad_(False)
+        for name, rank in (("student", student_rank), ("fake", fake_rank)):
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=rank,
+                target_modules=targets if isinstance(targets, str) else list(targets),
+                init_lora_weights=True,
+            )
+            config._register_custom_module(LAYERS)
+            with warnings.catch_warnings():  # a second adapter is what we want
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                inject_adapter_in_model(config, network, adapter_name=name)
+        self._layers = {
+            name: layer for name, layer in network.named_modules() if isinstance(layer, LoraLayer)
+        }
+        if not self._layers:
+            raise LoraError(f"No layer of the network matches the LoRA targets {targets}.")
+        self._initialise(seed)
+        self.use("teacher")
+
+    def _initialise(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for role in ("student", "fake"):
+            for name, parameter in self.named_parameters(role):
+                parameter.requires_grad_(True)
+                parameter.data = parameter.data.float()
+                if "lora_A" in name:
+                    bound = parameter[0].numel() ** -0.5
+                    fresh = torch.empty(parameter.shape).uniform_(
+                        -bound, bound, generator=generator
+                    )
+                    parameter.data.copy_(fresh)
+                else:
+                    parameter.data.zero_()
+
+    def use(self, role: str) -> None:
+        """Make `role` the one that the network's next calls (and their backward) act as."""
+        for layer in self._layers.values():
+            layer._disable_adapters = role == "teacher"
+            if role != "teacher":
+                layer._active_adapter = [role]
+
+    def named_parameters(self, role: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name, parameter) of one adapter, in a fixed order; names end in lora_A or lora_B."""
+        for name, layer in self._layers.items():
+            for half in ("lora_A", "lora_B"):
+                weight = getattr(layer, half)[role].weight
+                yield f"{name}.{half}", weight
+
+    def parameters(self, role: str) -> list[nn.Parameter]:
+        """The trainable tensors of one adapter."""
+        return [parameter for _, parameter in self.named_parameters(role)]
+
+    def state(self, role: str) -> dict[str, Tensor]:
+        """A detached CPU copy of one adapter's tensors."""
+        return {n: p.detach().cpu().clone() for n, p in self.named_parameters(role)}
+
+    @torch.no_grad()
+    def load_state(self, role: str, state: Mapping[str, Tensor]) -> None:
+        """Copy tensors saved by `state` back in; every name must fit."""
+        own = dict(self.named_parameters(role))
+        if own.keys() != state.keys():
+            raise LoraError(
+                f"The saved {role} adapter has {len(state)} tensors, this network's has "
+                f"{len(own)}: they belong to different models or LoRA settings."
+            )
+        for name, parameter in own.items():
+            parameter.copy_(state[name])

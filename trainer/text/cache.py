@@ -1,0 +1,235 @@
+"""Prompts encoded once: on disk under a hash of encoder, prompt and settings."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from ...core.errors import OutputError, RunError
+from ..loading.checkpoint import LoadedCheckpoint
+from ..loading.weights import Component
+from ..model.conditioning import Conditioning
+from .encoders import TOKEN_IDS, Encoded, EncoderPlan, combine, encoder_dtype, plan
+
+logger = logging.getLogger("dpdmd_studio.loading")
+Report = Callable[[str], None]
+Progress = Callable[[int, int], None]
+
+CACHE_VERSION = 1
+SAMPLED_BYTES = 4096
+# Encoded prompts up to this size stay in memory; thousands of SD3's would take many gigabytes.
+KEPT_BYTES = 2**30
+
+
+class EncodedPrompts(Mapping[str, Conditioning]):
+    """Encoded prompts in the cache, by their text; each has batch size 1 and lies on the CPU.
+
+    The first ones to fit into `KEPT_BYTES` stay in memory, the others are read when asked for.
+    """
+
+    def __init__(self, files: Mapping[str, Path], checkpoint: LoadedCheckpoint) -> None:
+        self._files, self._repeatable = dict(files), checkpoint.family.name != "sd3"
+        self._kept: dict[str, Conditioning] = {}
+        self._room = KEPT_BYTES
+
+    def __getitem__(self, text: str) -> Conditioning:
+        """Raises RunError if the file was removed or damaged since it was written."""
+        if text in self._kept:
+            return self._kept[text]
+        found = self.read(text)
+        if found is None:
+            raise RunError(
+                f"The encoded prompt {self._files[text]} was removed or damaged while it was in "
+                "use. Resume the run: missing prompts are encoded anew."
+            )
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, text: str) -> Conditioning | None:
+        """What the cache holds for it, or None if that is nothing or damaged."""
+        found = _read(self._files[text], self._repeatable)
+        if found is not None and found.num_bytes <= self._room:
+            self._room -= found.num_bytes
+            self._kept[text] = found
+        return found
+
+    def write(self, text: str, conditioning: Conditioning) -> None:
+        """Add it to the cache."""
+        _write(self._files[text], conditioning)
+
+
+def encode_prompts(
+    checkpoint: LoadedCheckpoint,
+    prompts: Sequence[str],
+    *,
+    cache_folder: Path,
+    clip_skip: int = 1,
+    device: torch.device | str = "cpu",
+    report: Report = logger.info,
+    progress: Progress | None = None,
+) -> EncodedPrompts:
+    """Conditioning of each prompt: batch size 1, on the CPU, in the denoiser's dtype.
+
+    Args:
+        checkpoint: its encoders are loaded one after the other, if anything is missing at all.
+        prompts: texts without `<lora:...>` tags.
+        cache_folder: made if need be.
+        clip_skip: 1 is the last layer; SD 1.x only.
+        device: where the encoders run.
+        report: is told what is going to happen before it does.
+        progress: is called with (prompts done by all encoders so far, how many there are).
+    """
+    plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
+    settings = _settings(checkpoint, clip_skip)
+    files = {text: cache_folder / f"{_key(settings, text)}.safetensors" for text in prompts}
+    encoded = EncodedPrompts(files, checkpoint)
+    missing = [text for text in encoded if encoded.read(text) is None]
+    if missing:
+        size = estimate_cache_bytes(checkpoint, missing, clip_skip=clip_skip)
+        report(
+            f"Encoding {len(missing)} of {len(encoded)} prompts; this adds {size / 1e6:.1f} MB to "
+            f"the prompt cache in {cache_folder}."
+        )
+        network = checkpoint.network
+        try:
+            network.to("cpu")  # a T5 beside the denoiser would not fit on most cards
+            for text, conditioning in _encode(checkpoint, plans, missing, device, progress):
+                encoded.write(text, conditioning)
+        finally:
+            network.to(checkpoint.device)
+    return encoded
+
+
+def estimate_cache_bytes(
+    checkpoint: LoadedCheckpoint, prompts: Sequence[str], *, clip_skip: int = 1
+) -> int:
+    """Bytes that these prompts take in the cache and in memory."""
+    plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
+    config, total = checkpoint.config, 0
+    width = int(str(config.get("joint_attention_dim") or config["cross_attention_dim"]))
+    pooled = int(str(config.get("pooled_projection_dim") or 0))
+    clip = [kind for kind in plans if kind != "t5xxl"]
+    for text in prompts:
+        lengths = [plans[kind].num_tokens(text) for kind in clip[:1]]
+        lengths += [plans[kind].num_tokens(text) for kind in plans if kind == "t5xxl"]
+        total += sum(lengths) * width + pooled
+    return total * torch.empty((), dtype=checkpoint.dtype).element_size()
+
+
+def _encode(
+    checkpoint: LoadedCheckpoint,
+    plans: dict[str, EncoderPlan],
+    prompts: list[str],
+    device: torch.device | str,
+    progress: Progress | None,
+) -> Iterator[tuple[str, Conditioning]]:
+    """(prompt, conditioning) of each prompt, one encoder in memory at a time.
+
+    Each is handed out once the last encoder has seen it: T5's outputs never pile up in memory.
+    """
+    parts: dict[str, dict[str, Encoded]] = {text: {} for text in prompts}
+    for number, (kind, component) in enumerate(checkpoint.encoders.items()):
+        model = component.load(encoder_dtype(component.config), device)
+        for done, text in enumerate(prompts, start=1):
+            with torch.no_grad():
+                encoded = plans[kind].encode(model, text)
+            parts[text][kind] = _kept(encoded, checkpoint.dtype)
+            if progress is not None:
+                progress(number * len(prompts) + done, len(plans) * len(prompts))
+            if number + 1 == len(plans):
+                yield text, combine(checkpoint, parts.pop(text))
+        del model
+
+
+def _kept(encoded: Encoded, dtype: torch.dtype) -> Encoded:
+    pooled = None if encoded.pooled is None else encoded.pooled.to("cpu", dtype)
+    return Encoded(encoded.tokens.to("cpu", dtype), pooled)
+
+
+def _settings(checkpoint: LoadedCheckpoint, clip_skip: int) -> str:
+    """Everything but the prompt that decides the outcome, as text."""
+    config = checkpoint.config
+    return json.dumps({
+        "version": CACHE_VERSION,
+        "family": checkpoint.family.name,
+        "encoders": {k: encoder_identity(c) for k, c in checkpoint.encoders.items()},
+        "clip_skip": clip_skip if checkpoint.family.name == "sd1" else 2,
+        "dtype": str(checkpoint.dtype),
+        "widths": [config.get(name) for name in
+                   ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim")],
+    }, sort_keys=True)  # fmt: skip
+
+
+def encoder_identity(component: Component) -> str:
+    """Hash of an encoder's tensors: names, dtypes, shapes, and the ends of each one's bytes.
+
+    Independent of the file's name and of what else is in it; sampling keeps a 9 GB encoder cheap.
+    Merged LoRAs count with all their bytes, strength and order.
+    """
+    digest = hashlib.sha256()
+    weights = component.weights
+    names = [(name, weights.infos[name], weights.prefix) for name in weights.infos]
+    extra = weights.files[0].tensors.get(TOKEN_IDS)
+    if extra is not None:
+        names.append((TOKEN_IDS, extra, ""))
+    for name, info, prefix in sorted(names, key=lambda item: item[0]):
+        digest.update(f"{name}|{info.dtype}|{info.shape}|".encode())
+        digest.update(weights.sample_bytes(prefix + name, SAMPLED_BYTES))
+    if component.updates.origin:
+        digest.update(f"|merged|{json.dumps(component.updates.origin)}".encode())
+    return digest.hexdigest()
+
+
+def _key(settings: str, prompt: str) -> str:
+    return hashlib.sha256(f"{settings}\0{prompt}".encode()).hexdigest()
+
+
+def _read(file: Path, repeatable: bool) -> Conditioning | None:
+    """The cached conditioning, or None if it is absent or damaged.
+
+    Read, not mapped into memory: a mapped file that somebody truncates ends the process.
+    """
+    try:
+        tensors = load(file.read_bytes())
+        context = tensors["context"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return Conditioning(context, tensors.get("pooled"), repeatable=repeatable)
+
+
+def _write(file: Path, conditioning: Conditioning) -> None:
+    """Write to a temporary file and put it in place, so that no reader sees half a file."""
+    tensors: dict[str, Tensor] = {"context": conditioning.context.contiguous()}
+    if conditioning.pooled is not None:
+        tensors["pooled"] = conditioning.pooled.contiguous()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
+        os.close(handle)
+        try:
+            save_file(tensors, name)
+            os.replace(name, file)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"Cannot write the prompt cache in {file.parent}: {error}. Free some space there, or "
+            "set DPDMD_HOME to another folder."
+        ) from error

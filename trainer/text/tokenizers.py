@@ -1,0 +1,179 @@
+"""CLIP and T5 tokens of prompts, chunked and weighted as in hosts, from local files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import CLIPTokenizer
+
+from ...core.errors import CheckpointError
+from .syntax import Segment, parse_prompt
+
+VOCABULARIES_VARIABLE = "DPDMD_VOCABULARIES"
+CLIP_FILE = Path("clip") / "bpe_simple_vocab_16e6.txt.gz"
+T5_FILE = Path("t5") / "tokenizer.json"
+CLIP_SIZE, T5_SIZE = 49408, 32100
+NUM_MERGES = 49152 - 256 - 2
+BOS, EOS = 49406, 49407
+T5_EOS, T5_PAD = 1, 0
+T5_MIN_LENGTH = 77
+CHUNK = 75
+COMMA_BACKTRACK = 20
+"""Hosts move up to this many tokens after the last comma to the next chunk."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Token ids and their weights, both of the encoder's fixed length."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+def vocabulary_file(name: Path) -> Path:
+    """Where install.py has put a vocabulary; DPDMD_VOCABULARIES names another folder.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    named = os.environ.get(VOCABULARIES_VARIABLE)
+    folder = Path(named) if named else Path(sys.prefix) / "share" / "dpdmd_studio"
+    if not (folder / name).is_file():
+        raise CheckpointError(
+            f"The vocabulary {name.name} is missing from {folder}. Run `python install.py setup` "
+            f"once; it sets this up (or set {VOCABULARIES_VARIABLE} to a folder that has {name})."
+        )
+    return folder / name
+
+
+@lru_cache(maxsize=1)
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer, 49408 tokens."""
+    vocabulary, merges = _clip_tables(vocabulary_file(CLIP_FILE))
+    with tempfile.TemporaryDirectory(prefix="dpdmd-clip-") as name:
+        folder = Path(name)
+        (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        merge_lines = "#version: 0.2\n" + "\n".join(merges) + "\n"
+        (folder / "merges.txt").write_text(merge_lines, encoding="utf-8")
+        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    # transformers makes a two-token tokenizer without complaint when it misses its files
+    assert len(tokenizer) == CLIP_SIZE, f"CLIP vocabulary of {len(tokenizer)} tokens"
+    return tokenizer
+
+
+def _clip_tables(path: Path) -> tuple[dict[str, int], list[str]]:
+    """(token -> id, merges) of OpenAI's published merge list."""
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}). Run `python install.py setup`."
+        ) from error
+    merges = lines[1 : 1 + NUM_MERGES]
+    letters = _byte_letters()
+    tokens = letters + [letter + "</w>" for letter in letters]
+    tokens += ["".join(merge.split()) for merge in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    if len(tokens) != CLIP_SIZE:
+        raise CheckpointError(f"{path} holds {len(tokens)} tokens, expected {CLIP_SIZE}.")
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def _byte_letters() -> list[str]:
+    """A printable letter for each byte value, in the order of byte-level BPE vocabularies."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+
+
+@lru_cache(maxsize=1)
+def t5_tokenizer() -> Tokenizer:
+    """T5's tokenizer, 32100 tokens."""
+    path = vocabulary_file(T5_FILE)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(
+            f"{path} is damaged ({error}). Run `python install.py setup`."
+        ) from error
+    assert tokenizer.get_vocab_size() == T5_SIZE, f"T5 vocabulary of {tokenizer.get_vocab_size()}"
+    return tokenizer
+
+
+def clip_ids(text: str) -> list[int]:
+    """CLIP token ids of plain text, without start and end."""
+    return clip_tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def clip_chunks(prompt: str, pad: int = EOS) -> list[Chunk]:
+    """The prompt in chunks of 77: start, up to 75 tokens, end, padding.
+
+    Args:
+        prompt: may hold weights, escapes and BREAK.
+        pad: fills up after the end token: the end token itself for CLIP-L, 0 for CLIP-G.
+    """
+    chunks = []
+    for tokens in _split(_clip_tokens(parse_prompt(prompt))):
+        filling = CHUNK - len(tokens)
+        ids = [BOS, *(token for token, _ in tokens), EOS, *[pad] * filling]
+        weights = [1.0, *(weight for _, weight in tokens), 1.0, *[1.0] * filling]
+        chunks.append(Chunk(tuple(ids), tuple(weights)))
+    return chunks
+
+
+Weighted = tuple[int, float]
+
+
+def _clip_tokens(segments: list[Segment]) -> Iterator[Weighted | None]:
+    """(id, weight) of every token; None for a BREAK."""
+    for segment in segments:
+        if segment.is_break:
+            yield None
+        else:
+            yield from ((token, segment.weight) for token in clip_ids(segment.text))
+
+
+def _split(tokens: Iterator[Weighted | None]) -> list[list[Weighted]]:
+    """Chunks of at most 75 tokens, broken at the last comma where one is near."""
+    (comma,) = clip_ids(",")
+    chunks: list[list[Weighted]] = [[]]
+    for token in tokens:
+        if token is None:
+            chunks.append([])
+            continue
+        if len(chunks[-1]) == CHUNK:
+            chunks.append(_after_comma(chunks[-1], token, comma))
+        chunks[-1].append(token)
+    return chunks
+
+
+def _after_comma(chunk: list[Weighted], following: Weighted, comma: int) -> list[Weighted]:
+    """Take what stands behind the chunk's last comma off it, if that is little."""
+    commas = [index for index, (token, _) in enumerate(chunk) if token == comma]
+    if not commas or following[0] == comma or CHUNK - commas[-1] > COMMA_BACKTRACK:
+        return []
+    moved = chunk[commas[-1] + 1 :]
+    del chunk[commas[-1] + 1 :]
+    return moved
+
+
+def t5_chunk(prompt: str) -> Chunk:
+    """The prompt as one run of T5 tokens with its end token, padded to at least 77."""
+    tokens: list[Weighted] = []
+    for segment in parse_prompt(prompt):
+        ids = t5_tokenizer().encode(segment.text, add_special_tokens=False).ids
+        tokens += [(token, segment.weight) for token in ids]
+    tokens.append((T5_EOS, 1.0))
+    tokens += [(T5_PAD, 1.0)] * (T5_MIN_LENGTH - len(tokens))
+    return Chunk(tuple(token for token, _ in tokens), tuple(weight for _, weight in tokens))

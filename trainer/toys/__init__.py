@@ -1,0 +1,1 @@
+"""The world of the embedded teachers, and how their images are measured."""

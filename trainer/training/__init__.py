@@ -1,0 +1,1 @@
+"""Updates, optimizers, saved states, the student's file."""

@@ -1,0 +1,74 @@
+"""Inputs of updates as pure functions of seed and step: prompts, start noise, random draws."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+
+from ...app.config.distill_config import DistillConfig
+from ...app.prompts.expansion import PromptSource
+from ..device import to_device
+from ..method.distiller import Batch
+from ..model.conditioning import Conditioning
+
+
+def stream_generator(seed: int, stream: str, step: int, index: int = 0) -> torch.Generator:
+    """A CPU generator that depends on these four numbers alone."""
+    digest = hashlib.sha256(f"{seed}/{stream}/{step}/{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def start_noise(seed: int, shape: tuple[int, int, int]) -> torch.Tensor:
+    """The start noise of one picture: fp32 randn(C, h, w) from a CPU generator seeded `seed`."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class BatchSource:
+    """Batches drawn from encoded prompts."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        prompts: PromptSource,
+        encoded: Mapping[str, Conditioning],
+        negative: Conditioning,
+        *,
+        latent_shapes: list[tuple[int, int, int]],
+        device: torch.device,
+    ) -> None:
+        """Args:
+        encoded: conditioning of every prompt that `prompts` can draw in this run, batch size 1.
+        negative: the teacher's unconditional input, batch size 1.
+        latent_shapes: (C, h, w) of each resolution; one is drawn per update.
+        """
+        self._config, self._prompts, self._encoded = config, prompts, encoded
+        self._negative, self._shapes, self._device = negative, latent_shapes, device
+
+    def generator(self, stream: str, step: int, index: int = 0) -> torch.Generator:
+        """The random draws of one use at one step."""
+        return stream_generator(self._config.seed, stream, step, index)
+
+    def batch(self, stream: str, step: int, index: int = 0) -> Batch:
+        """Prompts and start noise of one update."""
+        generator = self.generator(f"{stream}-batch", step, index)
+        size = self._config.batch_size
+        shape = self._shapes[int(torch.randint(len(self._shapes), (), generator=generator))]
+        noise = torch.randn(size, *shape, generator=generator)
+        first = prompt_index(stream, index, size)
+        texts = [self._prompts.draw(step, first + i) for i in range(size)]
+        conditional = Conditioning.cat([self._encoded[text] for text in texts])
+        unconditional = self._negative.repeat(size)
+        noise = to_device(noise, self._device)
+        return Batch(noise, conditional.to(self._device), unconditional.to(self._device))
+
+
+def prompt_index(stream: str, index: int, batch_size: int) -> int:
+    """Number of an update's first prompt within its step: the student's first, then the fakes'."""
+    return 0 if stream == "student" else batch_size * (1 + index)
+
+
+def prompts_per_step(config: DistillConfig) -> int:
+    """How many prompts one step draws at most."""
+    return config.batch_size * (1 if config.share_rollouts else 1 + config.fake_updates)

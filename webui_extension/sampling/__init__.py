@@ -1,0 +1,1 @@
+"""The sampler, its accordion and what sets it up."""

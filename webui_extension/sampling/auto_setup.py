@@ -1,0 +1,184 @@
+"""What a prompt's few-step LoRAs ask for: the settings they are made for, and what is amiss."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...core.errors import DPDMDError
+from ...core.recipe.few_step import check_fit
+from ...core.recipe.known_students import KNOWN_STUDENTS
+from ...core.recipe.recipe import Recipe
+from .. import host
+
+TAG = re.compile(r"<lora:([^:>]+)((?::[^>]*)?)>", re.IGNORECASE)
+FROM_FILE = "what the LoRA says"
+OFF = "off"
+GUIDED, ONE_PLAIN = "guided steps", "one plain step"
+ANCHORS = (OFF, GUIDED, ONE_PLAIN)
+Reader = Callable[[Path], Recipe | None]
+Finder = Callable[[str], Path | None]
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A `<lora:name:strength>` of a prompt; the strength is that of the denoiser."""
+
+    name: str
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the accordion says.
+
+    Attributes:
+        enabled: whether settings are taken from the LoRA.
+        kind: one of the known few-step LoRAs of other makers, or "" for a recipe in the file.
+        lora: the name of that other maker's LoRA; may stay empty if the prompt has only one.
+        anchor: who walks the first part of the trajectory: "off" is the LoRA as usual.
+        anchor_steps: guided steps of the base model; 0 as in training.
+        base_guidance: guidance of the base model; 0 the teacher's.
+        attention: one of `attention.CHOICES`.
+    """
+
+    enabled: bool = True
+    kind: str = ""
+    lora: str = ""
+    anchor: str = OFF
+    anchor_steps: int = 0
+    base_guidance: float = 0.0
+    attention: str = "the host's"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What to do for a prompt.
+
+    Attributes:
+        recipe: what to sample by; None leaves everything as the user set it.
+        loras: names of the few-step LoRAs in the prompt.
+        notes: what the user has to know.
+    """
+
+    recipe: Recipe | None = None
+    loras: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def names(self) -> str:
+        """The few-step LoRAs in one phrase."""
+        return " and ".join(self.loras)
+
+    def settings(self) -> str:
+        """What is set beside the sampler; empty where nothing is."""
+        if self.recipe is None:
+            return ""
+        kind = ", re-noising" if self.recipe.solver == "sde" else ""
+        return f"{self.recipe.num_steps} steps, CFG {self.recipe.guidance_scale:g}{kind}"
+
+    def describe(self) -> str:
+        """One line for the infotext; empty where nothing was set."""
+        return f"{self.names()}: {self.settings()}" if self.recipe is not None else ""
+
+
+def tags(prompt: str) -> list[Tag]:
+    """The LoRAs of a prompt in their order, each once."""
+    found: dict[str, Tag] = {}
+    for name, rest in TAG.findall(prompt):
+        found.setdefault(name, Tag(name, _strength(rest)))
+    return list(found.values())
+
+
+def _strength(rest: str) -> float:
+    """The denoiser's strength in ":1", ":1:.5" or ":te=1:unet=.5"; 1 where it is unreadable."""
+    parts = [part.strip() for part in rest.split(":")[1:]]
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    plain = [part for part in parts if "=" not in part]
+    text = named.get("unet") or (plain[1] if len(plain) > 1 else None)
+    text = text or named.get("te") or (plain[0] if plain else "1")
+    try:
+        return float(text)
+    except ValueError:
+        return 1.0
+
+
+def look(
+    prompts: Sequence[str],
+    facts: host.ModelFacts | None,
+    wishes: Wishes,
+    *,
+    read: Reader,
+    find: Finder,
+) -> Setup:
+    """What the few-step LoRAs in some prompts ask for.
+
+    Args:
+        facts: of the checkpoint, None while none is loaded.
+        read: the recipe in a file.
+        find: the file of a name.
+    """
+    every = tags("\n".join(prompts))
+    if wishes.kind:
+        return _foreign(every, facts, wishes)
+    notes, found = [], []
+    for tag in every:
+        path = find(tag.name)
+        try:
+            recipe = read(path) if path is not None else None
+        except DPDMDError as error:
+            notes.append(f"{tag.name}: {error}")
+            continue
+        if recipe is not None:
+            found.append((tag, recipe))
+    if not found:
+        return Setup(notes=tuple(notes))
+    tag, recipe = found[0]
+    if facts is not None:
+        try:
+            check_fit(recipe, facts.family, facts.prediction, tag.name)
+        except DPDMDError as error:
+            return Setup(None, (tag.name,), (*notes, str(error)))
+    return Setup(recipe, tuple(t.name for t, _ in found), (*notes, *_warnings(found)))
+
+
+def _warnings(found: list[tuple[Tag, Recipe]]) -> list[str]:
+    notes = []
+    if len(found) > 1:
+        names = " and ".join(tag.name for tag, _ in found)
+        notes.append(f"{names} are both few-step LoRAs and do the same work twice: take one out.")
+    for tag, _ in found:
+        if tag.strength != 1.0:
+            notes.append(
+                f"{tag.name} is at strength {tag.strength:g}; it was trained for 1, where its "
+                "steps and noise levels are right."
+            )
+    return notes
+
+
+def _foreign(every: list[Tag], facts: host.ModelFacts | None, wishes: Wishes) -> Setup:
+    """The setup for a few-step LoRA of another maker."""
+    student = KNOWN_STUDENTS[wishes.kind]
+    named = [tag for tag in every if tag.name == wishes.lora] if wishes.lora else every
+    if len(named) != 1:
+        there = ", ".join(tag.name for tag in every) or "none"
+        return Setup(
+            notes=(
+                f"Which LoRA of the prompt is the {wishes.kind} one? Write its name into the box; "
+                f"found: {there}.",
+            )
+        )
+    if facts is None:
+        return Setup(notes=("No checkpoint is loaded. Choose one first.",))
+    try:
+        recipe = student.recipe(
+            facts.family,
+            facts.prediction,
+            shift=facts.shift,
+            zero_terminal_snr=facts.zero_terminal_snr,
+        )
+    except DPDMDError as error:
+        return Setup(None, (named[0].name,), (str(error),))
+    notes = (student.hint,) if student.hint else ()
+    return Setup(recipe, (named[0].name,), notes)

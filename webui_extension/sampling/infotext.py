@@ -1,0 +1,69 @@
+"""The accordion's values in a picture's infotext: written by a generation, read when it is pasted.
+
+One word of our own is a control's name for the host, so that "Send to img2img" carries it, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ...core.recipe.known_students import KNOWN_STUDENTS
+from .auto_setup import FROM_FILE, GUIDED, OFF, ONE_PLAIN, Wishes
+
+FOUND, KIND, LORA, ANCHORED = "DP-DMD", "DP-DMD kind", "DP-DMD LoRA", "DP-DMD anchored"
+SWITCHED_OFF = "off"
+CONTROLS = (
+    "DP-DMD automatic", KIND, LORA, "DP-DMD anchor", "DP-DMD anchor steps", "DP-DMD anchor CFG",
+)  # fmt: skip
+"""Names of the accordion's controls that shape a picture, in their order."""
+ANCHOR = re.compile(r"(trained|\d+) steps? at CFG ([\d.]+)")
+
+
+def written(wishes: Wishes, found: str, anchored: str) -> dict[str, str]:
+    """What a generation's infotext says.
+
+    Args:
+        found: what was set for which LoRA; "" where nothing was.
+        anchored: how the base model walked; "" where it did not.
+    """
+    named = {
+        FOUND: found,
+        KIND: wishes.kind if found else "",
+        LORA: wishes.lora if found and wishes.kind else "",
+        ANCHORED: anchored,
+    }
+    return {key: value for key, value in named.items() if value}
+
+
+def read(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The controls' values by name; empty where the picture says nothing of ours.
+
+    Args:
+        parameters: an infotext as the host takes it apart.
+    """
+    found = parameters.get(FOUND)
+    if not found:
+        return {}
+    kind = parameters.get(KIND)
+    kind = kind if kind in KNOWN_STUDENTS else FROM_FILE
+    lora = str(parameters.get(LORA) or "")
+    anchor = anchor_in(str(parameters.get(ANCHORED) or ""))
+    return dict(zip(CONTROLS, (found != SWITCHED_OFF, kind, lora, *anchor), strict=True))
+
+
+def anchor_in(text: str) -> tuple[str, int, float]:
+    """(who walks the first part, guided steps, guidance) from the words of `Anchor.describe`."""
+    matched = ANCHOR.fullmatch(text)
+    if matched is None:
+        return OFF, 0, 0.0
+    steps, guidance = matched.groups()
+    if steps == "1":
+        return ONE_PLAIN, 0, float(guidance)
+    return GUIDED, 0 if steps == "trained" else int(steps), float(guidance)
+
+
+def paste(_: str, parameters: dict[str, Any]) -> None:
+    """The host's call when an infotext is pasted: put the controls' values beside the others."""
+    parameters.update(read(parameters))

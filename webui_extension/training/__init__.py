@@ -1,0 +1,1 @@
+"""The tab, its routes, and the card's memory."""

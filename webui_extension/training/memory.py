@@ -1,0 +1,156 @@
+"""The graphics card's memory goes to a training run and comes back, whatever becomes of the run.
+
+A thread looks at the runs: they may begin in another window, end without a word, or go on from
+before the host was started. A generation meanwhile gets the model back at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ...app import jobs
+from ...app.jobs import LIVE, Job
+from ...app.jobs.queue import waiting
+from .. import host
+from .settings import FREE_MEMORY
+
+PAUSE, BUSY_PAUSE = 3.0, 1.0
+PROMISE_SECONDS = 20.0
+"""How long memory is kept free for a run that is about to be queued."""
+WAIT_SECONDS = 10.0
+log = logging.getLogger("dpdmd_studio.memory")
+
+
+class Keeper:
+    """Unloads the host's model for runs and loads it again.
+
+    Args:
+        after: called with all jobs each time one of them may have changed its state.
+    """
+
+    def __init__(self, after: Callable[[list[Job]], None] = lambda every: None) -> None:
+        self._after = after
+        self._lent = False
+        self._promised_until = 0.0
+        self._wake, self._free = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._seen: dict[str, str] | None = None
+        self._complained = ""
+
+    @property
+    def lent(self) -> bool:
+        """Whether the model is unloaded at the moment."""
+        return self._lent
+
+    def start(self) -> None:
+        """Begin to look; once is enough."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="dpdmd-memory", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                busy = self.look()
+                self._complained = ""
+            except Exception as error:  # the thread must outlive a full disk or a host's mistake
+                self._complain(error)
+                busy = True
+            self._wake.wait(BUSY_PAUSE if busy else PAUSE)
+            self._wake.clear()
+
+    def _complain(self, error: Exception) -> None:
+        if str(error) != self._complained:
+            self._complained = str(error)
+            log.warning("The model could not be moved: %s", error)
+
+    def look(self) -> bool:
+        """Look at the runs once and act; whether one waits or runs."""
+        every = jobs.all_jobs() if self._seen is None or self._may_have_changed() else None
+        busy = every is not None and any(_needs_memory(job) for job in every)
+        if every is not None:
+            states = {job.id: job.state for job in every}
+            if states != self._seen:
+                self._after(every)
+                self._seen = states
+        promised = time.monotonic() < self._promised_until
+        self._adjust(bool(host.option(FREE_MEMORY, True)) and (busy or promised))
+        return busy
+
+    def _may_have_changed(self) -> bool:
+        """Whether a worker or a run in the queue is there, or was when it was last looked."""
+        seen = self._seen or {}
+        going = any(state in LIVE or state == "queued" for state in seen.values())
+        return going or jobs.worker_lives() or bool(waiting())
+
+    def _adjust(self, wanted: bool) -> None:
+        if wanted and not self._lent and host.has_model():
+            with host.generating():
+                self._lent = True  # before, so that it comes back if this fails half-way
+                host.unload_model()
+        elif self._lent and not wanted:
+            with host.generating():
+                if self._lent:  # a generation may have been first
+                    host.reload_model()
+                    self._lent = False
+        if wanted:
+            self._free.set()
+
+    def before_start(self) -> None:
+        """Free the memory for a run that is about to be queued; waits a moment until it is."""
+        self._free.clear()
+        self._promised_until = time.monotonic() + PROMISE_SECONDS
+        if self._thread is not None and host.option(FREE_MEMORY, True):
+            self._wake.set()
+            self._free.wait(WAIT_SECONDS)
+
+    def before_generation(self) -> None:
+        """Bring the model back for a generation, which holds the host's lock."""
+        if self._lent:
+            host.reload_model()
+            self._lent = False
+
+
+def _needs_memory(job: Job) -> bool:
+    return job.kind != "setup" and (job.state == "queued" or job.state in LIVE)
+
+
+def _after(every: list[Job]) -> None:
+    from .finished import welcome
+
+    welcome(every)
+
+
+keeper = Keeper(_after)
+
+
+def register() -> None:
+    """Look after the memory from the host's start on, and before each generation."""
+    host.add_script(make_script)
+    host.on_started(lambda app: keeper.start())
+
+
+def make_script() -> type:
+    """The host's kind of script; it has no controls."""
+    base: Any = host.script_base()
+
+    class DPDMDMemoryScript(base):
+        """Gives a generation its model back while a training run has the memory."""
+
+        def title(self) -> str:
+            """The name by which the API calls it."""
+            return "DP-DMD memory"
+
+        def show(self, is_img2img: bool) -> Any:
+            """In both tabs, always."""
+            return host.always_visible()
+
+        def before_process(self, p: host.Processing, *values: Any) -> None:
+            """Called by the host before a generation."""
+            keeper.before_generation()
+
+    return DPDMDMemoryScript

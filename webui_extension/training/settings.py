@@ -1,0 +1,57 @@
+"""Our section of the host's settings page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import host
+from ..sampling.accordion import AUTO_SETUP
+from ..sampling.sampler import EXACT_STRENGTH, EXACT_STRENGTH_TEXT
+
+SECTION = ("dpdmd", "DP-DMD")
+FREE_MEMORY, LORA_FOLDER = "dpdmd_free_memory", "dpdmd_lora_folder"
+SETTINGS = (
+    {
+        "name": AUTO_SETUP,
+        "default": True,
+        "label": "Set sampler, steps and CFG from the few-step LoRA in the prompt",
+        "info": "how the accordion starts out; the UI has to be reloaded",
+    },
+    {
+        "name": EXACT_STRENGTH,
+        "default": False,
+        "label": "Image to image starts exactly at the asked denoising strength",
+        "info": "otherwise at the trained noise level nearest to it, where pictures are best",
+        "infotext": EXACT_STRENGTH_TEXT,
+    },
+    {
+        "name": FREE_MEMORY,
+        "default": True,
+        "label": "Unload the checkpoint while a training run goes on",
+        "info": "frees the graphics card's memory; it comes back afterwards, and for a generation",
+    },
+    {
+        "name": LORA_FOLDER,
+        "default": "",
+        "label": "Folder for new LoRAs",
+        "info": "empty: the folder of this program; others do not show up in its list of LoRAs",
+        "private": True,
+    },
+)
+
+
+def register() -> None:
+    """Have the host show our settings."""
+    host.on_settings(add)
+
+
+def add() -> None:
+    """Put our settings on the page."""
+    for setting in SETTINGS:
+        host.add_setting(SECTION, setting)
+
+
+def lora_folder() -> Path:
+    """Where new LoRAs go."""
+    chosen = str(host.option(LORA_FOLDER, "") or "").strip()
+    return Path(chosen).expanduser() if chosen else host.lora_folder()

@@ -26,7 +26,7 @@ RUNS: dict[str, tuple[str, dict]] = {
 def use_device(device) -> None:
     """Every command that chooses a device gets this one."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("dpdmd_studio.trainer.engine") and hasattr(module, "choose_device"):
+        if name.startswith("dpdmd_studio.trainer.") and hasattr(module, "choose_device"):
             module.choose_device = lambda wanted="auto": device  # type: ignore[attr-defined]
 
 

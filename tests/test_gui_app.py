@@ -224,8 +224,10 @@ import conftest, json
 from dpdmd_studio.app.jobs import spawn
 spawn.ensure_worker = lambda: False
 from dpdmd_studio.app.gui.app import build_app
-from dpdmd_studio.app.gui import compare_form, distill_form, distill_hints
-from dpdmd_studio.app.gui import runs_view, share_form, sources
+from dpdmd_studio.app.gui.forms import compare as compare_form, distill as distill_form
+from dpdmd_studio.app.gui.forms import distill_hints, share as share_form
+from dpdmd_studio.app.gui.widgets import runs_view
+from dpdmd_studio.app.library import choices as sources
 sources.default_folders = list
 build_app()
 form = distill_form.initial()

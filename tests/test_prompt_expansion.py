@@ -106,9 +106,7 @@ def test_no_prompts_is_an_error():
 
 @pytest.mark.parametrize("name", ["photo", "illustration", "tags"])
 def test_starter_templates_leave_no_syntax_behind(name):
-    prompts = read_prompts(
-        Path(prompts_module.__file__).parent / "prompt_templates" / f"{name}.txt"
-    )
+    prompts = read_prompts(Path(prompts_module.__file__).parent / "templates" / f"{name}.txt")
     drawn = PromptSource(prompts.prompts, 0).all_needed(2 * len(prompts.prompts), 1)
     assert not [prompt for prompt in drawn if set(prompt) & set("{}|")]
     assert len(drawn) > len(prompts.prompts)

@@ -69,7 +69,7 @@ def test_missing_folders_and_huge_files_say_why(tmp_path):
         read_prompts(huge)
 
 
-TEMPLATES = Path(prompts_module.__file__).parent / "prompt_templates"
+TEMPLATES = Path(prompts_module.__file__).parent / "templates"
 
 
 @pytest.mark.parametrize("name", ["photo", "illustration", "tags"])

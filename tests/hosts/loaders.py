@@ -69,7 +69,7 @@ def load_rival(folder: Path) -> object:
 def import_late(name: str, checkout: Path) -> list[str]:
     """Modules of ours that come from elsewhere when they are imported long after loading."""
     strangers = []
-    for part in ("core.errors", "trainer", "trainer.engine", "comfy_nodes", "webui_extension"):
+    for part in ("core.errors", "app", "trainer", "cli", "comfy_nodes", "webui_extension"):
         module = importlib.import_module(f"{name}.{part}")
         if checkout not in Path(str(module.__file__)).parents:
             strangers.append(part)

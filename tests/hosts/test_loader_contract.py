@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LOADERS = Path(__file__).with_name("loaders.py")
 FOLDER_NAMES = ("a-b", "a.b", "a b", "1ab")
-CODE = ("__init__.py", "core", "trainer", "comfy_nodes", "webui_extension", "scripts")
+CODE = ("__init__.py", "core", "app", "trainer", "cli", "comfy_nodes", "webui_extension", "scripts")
 
 
 @pytest.fixture(scope="module")

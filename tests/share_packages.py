@@ -8,11 +8,13 @@ from pathlib import Path
 import lora_networks
 import torch
 from dpdmd_studio.app.share.facts import CheckpointFacts, PackageFacts, PictureFacts
+from dpdmd_studio.app.share.texts import package_texts
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.diffusion.schedule import VPSchedule, few_step_positions
 from dpdmd_studio.core.families import Detection
 from dpdmd_studio.core.files.hashes import FileHashes
 from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.trainer.commands.markdown import markdown_to_html
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 
 TITLES = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3.5 medium"}
@@ -39,6 +41,11 @@ def student(folder: Path, checkpoint: Path, *, name: str = "few", seed: int = 1,
 
 def package(*arguments) -> int:
     return main(["package", *map(str, arguments)])
+
+
+def texts_of(given: PackageFacts) -> dict[str, str]:
+    """Every text of the package, as the worker writes it."""
+    return package_texts(given, markdown_to_html)
 
 
 def facts(family: str, **changes) -> PackageFacts:

@@ -40,10 +40,11 @@ NARROW = {
 LATE = {"cli": ("trainer/commands",), "": ("comfy_nodes",)}
 
 EVERY_HOST_HAS = {"torch", "safetensors", "numpy", "PIL"}
-WORKER_HAS = {"diffusers", "transformers", "peft", "accelerate", "tokenizers"}
+TEMPLATES = {"jinja2", "markupsafe"}  # torch needs them, so every host has them
+WORKER_HAS = {"diffusers", "transformers", "peft", "accelerate", "tokenizers", "markdown_it"}
 LIBRARIES = {
     "core": EVERY_HOST_HAS,
-    "app": EVERY_HOST_HAS | {"tqdm"},
+    "app": EVERY_HOST_HAS | TEMPLATES | {"tqdm"},
     "trainer": EVERY_HOST_HAS | WORKER_HAS | {"tqdm"},
     "cli": set(),
     "comfy_nodes": EVERY_HOST_HAS,
@@ -124,7 +125,6 @@ KNOWN: set[tuple[str, str]] = {
     ("trainer/training/session.py", "trainer/toys/facts/shapes_facts"),
 }
 KNOWN_CIRCLES = [
-    {"app/report/page.py", "app/report/report.py", "app/report/table.py"},
     {"trainer/loading/checkpoint.py", "trainer/loading/vae.py"},
 ]
 
@@ -242,6 +242,7 @@ def test_every_import_follows_the_order():
         ("app/config/presets.py", "def f():\n    from ..jobs import queue"),
         ("app/config/presets.py", "def f():\n    from ...trainer.commands import distill"),
         ("app/config/presets.py", "import transformers"),
+        ("app/share/texts.py", "from markdown_it import MarkdownIt"),
         ("app/estimate.py", "from .jobs import queue"),
         ("trainer/method/losses.py", "from ...app.config import presets"),
         ("trainer/method/losses.py", "from ..device import to_device"),

@@ -22,8 +22,9 @@ from dpdmd_studio.app.report.charts import (
     running_mean,
     series,
 )
+from dpdmd_studio.app.report.data import Arm, ReportData
 from dpdmd_studio.app.report.images import embedded_side
-from dpdmd_studio.app.report.report import Arm, ReportData, sheet_names, write_report
+from dpdmd_studio.app.report.report import sheet_names, write_report
 from dpdmd_studio.app.report.table import verdict
 from dpdmd_studio.core.errors import OutputError
 from PIL import Image
@@ -253,9 +254,11 @@ def test_a_chart_is_well_formed_and_stays_inside_its_frame(values):
     assert root.find("circle") is not None
 
 
-def test_an_empty_chart_says_so():
+def test_an_empty_chart_says_so(tmp_path):
     empty = np.array([])
-    assert "not measured" in line_chart("T", empty, empty, empty)
+    assert line_chart("T", empty, empty, empty) == ""
+    text = written(tmp_path, report_data(metrics=[{"step": 1, "fake_loss": math.nan}]))
+    assert '<p class="missing">not measured</p>' in text and "<svg" not in text
 
 
 def test_series_leave_out_what_is_not_a_number():

@@ -15,20 +15,22 @@ from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
 from dpdmd_studio.app.runs.directory import RunDirectory
-from dpdmd_studio.app.share.blocks import Bullets, Code, Paragraph, Table, to_html, to_markdown
-from dpdmd_studio.app.share.cards import model_card
+from dpdmd_studio.app.share.describe import model_card
 from dpdmd_studio.app.share.hosts import diffusers_program
 from dpdmd_studio.app.share.labels import base_model_choices, base_model_note, chosen_label
+from dpdmd_studio.app.share.markdown import markdown_templates
+from dpdmd_studio.app.share.measurements import Measurements
 from dpdmd_studio.app.share.names import safe_name, words
 from dpdmd_studio.app.share.request import PackageRequest, picture_pairs
 from dpdmd_studio.app.share.source import find_source
-from dpdmd_studio.app.share.texts import package_texts
 from dpdmd_studio.core.errors import LoraError, RunError, SettingsError
 from dpdmd_studio.core.lora.header import copy_with_metadata
 from dpdmd_studio.core.recipe.recipe import MergedLora
+from dpdmd_studio.trainer.commands.markdown import markdown_to_html
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 from safetensors.torch import save, save_file
-from share_packages import HOSTILE, facts, recipe, student
+from share_packages import HOSTILE, facts, recipe, student, texts_of
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
@@ -61,7 +63,7 @@ def test_sd3_in_kohya_s_form_promises_nothing_for_diffusers():
     assert front["base_model"] == "stabilityai/stable-diffusion-3.5-medium"
     assert front["license_name"] == "stabilityai-ai-community"
     assert "--format peft" in card
-    notes = package_texts(facts("sd3"))["CIVITAI.txt"]
+    notes = texts_of(facts("sd3"))["CIVITAI.txt"]
     assert "Hugging Face is the realistic place" in notes
 
 
@@ -72,7 +74,7 @@ def test_what_a_recipe_adds_is_said_everywhere():
     )
     given = facts("sdxl", recipe=recipe("sdxl", merged_loras=merged, teacher_sha256="ab" * 32))
     checkpoint = dataclasses.replace(given.checkpoint, sha256="cd" * 32)
-    texts = package_texts(dataclasses.replace(given, checkpoint=checkpoint))
+    texts = texts_of(dataclasses.replace(given, checkpoint=checkpoint))
     for name in ("description.html", "few.json", "README.md", "workflow.json"):
         text = texts[name].replace("\\", "")
         assert "contains in.safetensors at 0.5; do not add" in text
@@ -89,7 +91,7 @@ def test_hostile_names_stay_text_in_every_file():
         recipe=recipe("sd1", teacher_name=HOSTILE, merged_loras=(merged,), generator=HOSTILE),
         metadata={"ss_steps": HOSTILE, "ss_network_dim": "\n\n# x\n```\n" + HOSTILE},
     )
-    texts = package_texts(given)
+    texts = texts_of(given)
     tags, text = readers.read_html(texts["description.html"])
     assert not [tag for tag, _ in tags if tag in ("script", "b", "img")] and HOSTILE in text
     html = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(texts["description.md"])
@@ -104,19 +106,59 @@ def test_hostile_names_stay_text_in_every_file():
         json.loads(texts[name])
 
 
+LINES = """\
+{{ paragraphs[0]|line }}
+
+{{ paragraphs[1]|line }}
+
+- {{ "# e"|line }}
+- {{ "a`b"|code }}
+
+| {{ "+" }} | |
+| --- | --- |
+{% for cells in rows %}
+|{% for cell in cells %} {{ cell }} |{% endfor +%}
+{% endfor %}
+"""
+
+
 def test_lines_and_tables_survive_any_text():
     rows = (("1. a", "- b"), ("|x|", "``` c"), ("a\nb", "# d"))
-    blocks = [Paragraph(("1. not a list",)), Paragraph(("- nor this",)),
-              Bullets((("# e",), (Code("a`b"),))), Table(("+", ""), rows)]  # fmt: skip
-    html = MarkdownIt("commonmark").enable("table").render(to_markdown(blocks))
-    tags, text = readers.read_html(html)
-    kinds = [tag for tag, _ in tags]
-    assert [kinds.count(k) for k in ("ol", "ul", "li", "h1", "pre", "tr", "td")] == [
-        *(0, 1, 2, 0, 0, 4, 6),
-    ]
-    for shown in ("1. not a list", "- nor this", "# e", "a`b", "|x|", "``` c", "a b", "- b"):
+    template = markdown_templates().from_string(LINES)
+    markdown = template.render(paragraphs=("1. not a list", "- nor this"), rows=rows)
+    for html in (MarkdownIt("commonmark").enable("table").render(markdown),
+                 markdown_to_html(markdown)):  # fmt: skip
+        tags, text = readers.read_html(html)
+        kinds = [tag for tag, _ in tags]
+        assert [kinds.count(k) for k in ("ol", "ul", "li", "h1", "pre", "tr", "td")] == [
+            *(0, 1, 2, 0, 0, 4, 6),
+        ]
+        for shown in ("1. not a list", "- nor this", "# e", "a`b", "|x|", "``` c", "a b", "- b"):
+            assert shown in text
+        assert text.count("|x|") == 1
+
+
+def test_what_was_measured_stays_text_in_its_table():
+    rows = (("1. a", "- b", "|x|"), ("``` c", "a\nb", HOSTILE))
+    notes = ("1. one", "- two", "# three", "+ four", HOSTILE)
+    measured = Measurements(head=("", "# h", HOSTILE), rows=rows, notes=notes, prompts=3, seeds=4)
+    plain = readers.read_html(texts_of(facts("sd1"))["description.html"])[0]
+    tags, text = readers.read_html(texts_of(facts("sd1", measured=measured))["description.html"])
+    kinds = ("h1", "h2", "table", "tr", "th", "td", "ul", "ol", "li", "pre", "a", "b")
+    more = {
+        kind: [tag for tag, _ in tags].count(kind) - [tag for tag, _ in plain].count(kind)
+        for kind in kinds
+    }
+    assert more == dict.fromkeys(("h1", "ol", "pre", "a", "b"), 0) | {
+        "h2": 1, "table": 1, "tr": 3, "th": 3, "td": 6, "ul": 1, "li": len(notes),
+    }  # fmt: skip
+    for shown in (*(cell.replace("\n", " ") for cells in rows for cell in cells), *notes):
         assert shown in text
-    assert readers.read_html(to_html(blocks, "<t>"))[1].count("|x|") == 1
+
+
+def test_a_template_that_lacks_a_value_is_an_error():
+    with pytest.raises(UndefinedError, match="nobody"):
+        markdown_templates().from_string("{{ nobody }}").render()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from dpdmd_studio.app.share.texts import package_texts
+from dpdmd_studio.app.share.workflow import workflow
 from share_packages import facts, recipe
 
 # Widgets of ComfyUI's nodes in their order, from its nodes.py; the seed has a second one.
@@ -69,7 +69,7 @@ def only(prompt: dict, kind: str) -> tuple[str, dict]:
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
 def test_the_workflow_samples_as_the_recipe_says(family):
-    prompt = as_prompt(package_texts(facts(family))["workflow.json"])
+    prompt = as_prompt(workflow(facts(family)))
     number, sampler = only(prompt, "KSampler")
     stated = [sampler[k] for k in ("steps", "cfg", "sampler_name", "scheduler", "denoise", "seed")]
     assert stated == [4, 1.0, "euler", "simple", 1.0, 7]
@@ -95,7 +95,7 @@ def test_the_workflow_has_styles_other_files_and_other_schedules():
     styled = dataclasses.replace(
         base, checkpoint=checkpoint, recipe=other, with_loras=(("style.safetensors", 0.8),)
     )
-    prompt = as_prompt(package_texts(styled)["workflow.json"])
+    prompt = as_prompt(workflow(styled))
     number, _ = only(prompt, "KSampler")
     assert chain(prompt, number, "model") == [
         *("ModelSamplingDiscrete", "LoraLoaderModelOnly", "LoraLoader", "CheckpointLoaderSimple"),
@@ -110,5 +110,5 @@ def test_the_workflow_has_styles_other_files_and_other_schedules():
     number, _ = only(prompt, "VAEDecode")
     assert chain(prompt, number, "vae") == ["VAELoader"]
     three = dataclasses.replace(facts("sd3").checkpoint, text_encoders=(*files, "t5.safetensors"))
-    prompt = as_prompt(package_texts(facts("sd3", checkpoint=three))["workflow.json"])
+    prompt = as_prompt(workflow(facts("sd3", checkpoint=three)))
     assert only(prompt, "TripleCLIPLoader")[1]["clip_name3"] == "t5.safetensors"

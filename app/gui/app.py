@@ -23,7 +23,7 @@ from ..api.guard import Application, Guard, is_local
 from ..jobs import Job
 from ..library.home import home
 from . import studio
-from .widgets.html import escape
+from .widgets.html import piece
 from .widgets.run_pieces import report_of
 from .widgets.theme import theme
 
@@ -35,10 +35,6 @@ FIRST_PORT, PORTS = 7868, 20
 SHORTEST_TOKEN = 12
 MAX_UPLOAD = 32 << 20
 TITLE = "DP-DMD Studio"
-HEADER = (
-    '<header class="dp-header"><h1>DP-DMD Studio</h1><p>Few-step LoRAs that keep the variety of '
-    'your checkpoint</p><span id="dpdmd-offline" role="alert"></span></header>'
-)
 # Reports are pages of their own: no scripts, nothing from elsewhere.
 REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; sandbox allow-popups; "
@@ -114,7 +110,7 @@ def build_app(token: str | None = None, *, any_host: bool = False) -> Applicatio
         footer_links=[],
         theme=theme(),
         css="\n".join(path.read_text(encoding="utf-8") for path in STYLES),
-        head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
+        head=piece("script", SCRIPT.read_text(encoding="utf-8")),
     )
     return Guard(app, token, any_host=any_host)
 
@@ -122,7 +118,7 @@ def build_app(token: str | None = None, *, any_host: bool = False) -> Applicatio
 def build_blocks() -> gr.Blocks:
     """The pages as gradio blocks."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(HEADER, elem_classes=["dp"])
+        gr.HTML(piece("header", TITLE), elem_classes=["dp"])
         for show in studio.build(_report_address):
             show(blocks.load)
     return blocks
@@ -137,7 +133,11 @@ def report(id: str, request: Request) -> Response:
     headers = {"content-security-policy": REPORT_POLICY}
     try:
         path = report_of(jobs.get_job(id))
-        text = path.read_text(encoding="utf-8") if path else "<p>There is no report yet.</p>"
+        text = (
+            path.read_text(encoding="utf-8")
+            if path
+            else piece("paragraph", "There is no report yet.")
+        )
     except (DPDMDError, OSError, ValueError) as error:
-        return Response(f"<p>{escape(error)}</p>", 404, headers, "text/html")
+        return Response(piece("paragraph", error), 404, headers, "text/html")
     return Response(text, 200, headers, "text/html; charset=utf-8")

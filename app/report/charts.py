@@ -1,22 +1,24 @@
-"""Small line charts as inline SVG: what a report shows of a run. Colours come from CSS."""
+"""Small line charts as inline SVG (templates/chart.svg): what a report shows of a run."""
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ..runs.curves import CURVES, Curve
+from .templating import html_templates
 
 Array = NDArray[np.float64]
 
-WIDTH, HEIGHT = 340.0, 176.0
-LEFT, RIGHT, TOP, BOTTOM = 48.0, 10.0, 10.0, 24.0
+WIDTH, HEIGHT = 340, 176
+LEFT, RIGHT, TOP, BOTTOM = 48, 10, 10, 24
 MOST_POINTS = 300
 MOST_TICKS = 6
 # Series that span more than this factor are drawn on a logarithmic axis.
@@ -26,7 +28,33 @@ SMOOTHING_SHARE = 0.06
 # Percentiles beyond which values count as the rarest extremes, in series of at least this length.
 RAREST = (1.0, 99.0)
 CUTTING_LENGTH = 100
-NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A curve as it is drawn.
+
+    Attributes:
+        last: the last value of its smooth line; "" where nothing was measured.
+        drawing: an <svg>; "" where nothing was measured.
+        left_out: updates that have no finite value.
+    """
+
+    title: str
+    caption: str
+    last: str
+    drawing: Markup
+    left_out: int
+
+
+def chart(metrics: Sequence[Mapping[str, object]], curve: Curve) -> Chart:
+    """The curve of the metrics' lines."""
+    steps, values = series(metrics, curve.key)
+    smooth = running_mean(values) if curve.smoothed else values
+    left_out = sum(curve.key in line for line in metrics) - len(values)
+    last = readable_number(smooth[-1]) if len(values) else ""
+    drawing = line_chart(curve.title, steps, values, smooth)
+    return Chart(curve.title, curve.caption, last, drawing, left_out)
 
 
 def known_curves(metrics: Sequence[Mapping[str, object]]) -> list[Curve]:
@@ -60,27 +88,37 @@ def running_mean(values: Array) -> Array:
     return (total[last] - total[first]) / (last - first)
 
 
-def line_chart(title: str, steps: Array, values: Array, smooth: Array) -> str:
-    """One <svg>: the values faint, their smooth line on top; a paragraph where nothing is."""
+def line_chart(title: str, steps: Array, values: Array, smooth: Array) -> Markup:
+    """One <svg>: the values faint, their smooth line on top; "" where nothing is."""
     if not len(values):
-        return f'<p class="missing">{NOT_MEASURED}</p>'
+        return Markup()
     across = _Axis.of_steps(steps)
     up = _Axis.of_values(values, smooth)
-    label = (
-        f"{title}: {readable_number(smooth[0])} at update {steps[0]:.0f}, "
-        f"{readable_number(smooth[-1])} at update {steps[-1]:.0f}"
-    )
-    body = [_grid(up), _step_labels(across)]
+    lines = []
     if len(values) > 1:
-        body.append(_path("raw", *_thin(steps, values), across, up))
         picked = np.unique(np.linspace(0, len(steps) - 1, MOST_POINTS).astype(int))
-        body.append(_path("mean", steps[picked], smooth[picked], across, up))
-    x, y = across.place(steps[-1:]), up.place(smooth[-1:])
-    body.append(f'<circle class="end" cx="{x[0]:.1f}" cy="{y[0]:.1f}" r="3"/>')
-    return (
-        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{html.escape(label)}">'
-        f"{''.join(body)}</svg>"
+        lines = [
+            ("raw", _points(*_thin(steps, values), across, up)),
+            ("mean", _points(steps[picked], smooth[picked], across, up)),
+        ]
+    decimals = None if up.logarithmic else _tick_decimals(up.ticks)
+    template = html_templates(Path(__file__).parent / "templates").get_template("chart.svg")
+    drawing = template.render(
+        label=f"{title}: {readable_number(smooth[0])} at update {steps[0]:.0f}, "
+        f"{readable_number(smooth[-1])} at update {steps[-1]:.0f}",
+        width=WIDTH,
+        height=HEIGHT,
+        left=LEFT,
+        right=WIDTH - RIGHT,
+        top=TOP,
+        base=HEIGHT - BOTTOM,
+        logarithmic=up.logarithmic,
+        rows=[(y, _tick_text(tick, decimals)) for y, tick in up.placed_ticks()],
+        steps=[(x, f"{tick:,.0f}") for x, tick in across.placed_ticks()],
+        lines=lines,
+        end=_points(steps[-1:], smooth[-1:], across, up)[0],
     )
+    return Markup(drawing)
 
 
 def readable(key: str) -> str:
@@ -158,6 +196,11 @@ class _Axis:
         start, end = self.ends
         return start + (inside - low) / (high - low) * (end - start)
 
+    def placed_ticks(self) -> list[tuple[float, float]]:
+        """(coordinate, number) of each tick."""
+        places = self.place(np.array(self.ticks, dtype=float))
+        return list(zip(places, self.ticks, strict=True))
+
 
 def _decades(low: float, high: float) -> list[float]:
     """Ticks of a logarithmic axis: 1, 2, 5 or 1, 3 times powers of ten, or some powers alone."""
@@ -169,18 +212,6 @@ def _decades(low: float, high: float) -> list[float]:
         if len(ticks) <= MOST_TICKS:
             return ticks
     return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
-
-
-def _grid(up: _Axis) -> str:
-    lines = []
-    decimals = None if up.logarithmic else _tick_decimals(up.ticks)
-    for tick, y in zip(up.ticks, up.place(np.array(up.ticks)), strict=True):
-        text = _tick_text(tick, decimals)
-        lines.append(f'<path class="grid" d="M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}"/>')
-        lines.append(f'<text x="{LEFT - 6:g}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
-    if up.logarithmic:
-        lines.append(f'<text x="{WIDTH - RIGHT:g}" y="{TOP + 8:g}" text-anchor="end">log</text>')
-    return "".join(lines)
 
 
 def _tick_decimals(ticks: Sequence[float]) -> int | None:
@@ -198,21 +229,6 @@ def _tick_text(tick: float, decimals: int | None) -> str:
     return f"{tick:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _step_labels(across: _Axis) -> str:
-    base = HEIGHT - BOTTOM
-    places = across.place(np.array(across.ticks, dtype=float))
-    labels = [
-        f'<path class="axis" d="M{LEFT:g} {base:g}H{WIDTH - RIGHT:g}"/>'
-        f'<text x="{LEFT - 6:g}" y="{base + 16:g}" text-anchor="end">update</text>'
-    ]
-    for tick, x in zip(across.ticks, places, strict=True):
-        anchor = "end" if x > WIDTH - RIGHT - 14 else "middle"
-        labels.append(
-            f'<text x="{x:.1f}" y="{base + 16:g}" text-anchor="{anchor}">{tick:,.0f}</text>'
-        )
-    return "".join(labels)
-
-
 def _thin(steps: Array, values: Array) -> tuple[Array, Array]:
     """At most `MOST_POINTS` points that keep every bin's lowest and highest value."""
     if len(values) <= MOST_POINTS:
@@ -226,9 +242,11 @@ def _thin(steps: Array, values: Array) -> tuple[Array, Array]:
     return steps[index], values[index]
 
 
-def _path(name: str, steps: Array, values: Array, across: _Axis, up: _Axis) -> str:
-    points = zip(across.place(steps), up.place(values), strict=True)
-    return f'<path class="{name}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
+def _points(
+    steps: Array, values: Array, across: _Axis, up: _Axis
+) -> list[tuple[np.float64, np.float64]]:
+    """Coordinates (x, y) in the drawing."""
+    return list(zip(across.place(steps), up.place(values), strict=True))
 
 
 def _finite(value: object) -> bool:

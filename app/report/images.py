@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,23 +19,30 @@ PIXEL_BUDGET = 9_000_000
 JPEG_QUALITY = 85
 
 
+@dataclass(frozen=True)
+class EmbeddedPicture:
+    """A picture as its data URL, with the size in pixels that it has there."""
+
+    source: str
+    width: int
+    height: int
+    crisp: bool
+
+
 def embedded_side(count: int) -> int:
     """Longest side at which `count` pictures stay within the page's budget."""
     affordable = math.isqrt(PIXEL_BUDGET // max(1, count))
     return max(CRISP_SIDE, min(LARGEST_SIDE, affordable))
 
 
-def picture_tag(picture: np.ndarray, alt: str, side: int) -> str:
-    """An <img> that carries a uint8 (H, W, 3) picture, its longest side at most `side`."""
+def embedded(picture: np.ndarray, side: int) -> EmbeddedPicture:
+    """A uint8 (H, W, 3) picture for the page, its longest side at most `side`."""
     crisp = max(picture.shape[:2]) <= CRISP_SIDE
     image = Image.fromarray(picture)
     if not crisp:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    kind = ' class="crisp"' if crisp else ""
-    return (
-        f'<img{kind} src="{_data_url(image, lossless=crisp)}" width="{image.width}" '
-        f'height="{image.height}" alt="{html.escape(alt)}" title="{html.escape(alt)}">'
-    )
+    source = _data_url(image, lossless=crisp)
+    return EmbeddedPicture(source, image.width, image.height, crisp)
 
 
 def _data_url(image: Image.Image, *, lossless: bool) -> str:

@@ -6,14 +6,12 @@ import json
 from typing import Any
 
 from ...core.files.hashes import EMPTY_AUTOV1
-from .blocks import to_html, to_markdown
-from .describe import description, license_text, limits, summary
+from .describe import TAGS, license_text, limits, summary
 from .facts import LORA_STRENGTH, PackageFacts
-from .hosts import SAMPLER, SCHEDULE, clip_skip, reads_in_diffusers
+from .hosts import SAMPLER, SCHEDULE, clip_skip
 from .labels import base_model_note
-from .names import one_line, safe_name
+from .names import one_line
 
-TAGS = ("few-step", "distillation", "dp-dmd", "lora")
 # What A1111 and Forge call a family on a card; a version they do not know is never hidden.
 WEBUI_VERSIONS = {"sd1": "SD1", "sdxl": "SDXL", "sd3": "Unknown"}
 
@@ -45,7 +43,7 @@ def webui_card(facts: PackageFacts) -> str:
     return _json(card)
 
 
-def civitai_info(facts: PackageFacts) -> str:
+def civitai_info(facts: PackageFacts, page: str) -> str:
     """NAME.civitai.info: a model version as Civitai's interface describes one.
 
     It has no ids, since the site gives those; programs that read the file take that for "not on
@@ -62,7 +60,7 @@ def civitai_info(facts: PackageFacts) -> str:
         "name": facts.title,
         "baseModel": facts.label,
         "trainedWords": list(facts.trigger_words),
-        "description": to_html(description(facts), facts.title),
+        "description": page,
         "model": {"name": facts.title, "type": "LORA", "nsfw": False, "poi": False},
         "files": [
             {
@@ -78,33 +76,6 @@ def civitai_info(facts: PackageFacts) -> str:
         "tags": list(TAGS),
     }
     return _json(info)
-
-
-def model_card(facts: PackageFacts) -> str:
-    """README.md for Hugging Face: YAML front matter, then the description."""
-    lines = ["---"]
-    if facts.base.repository:
-        lines += [f"base_model: {_yaml(facts.base.repository)}", "base_model_relation: adapter"]
-    if reads_in_diffusers(facts):
-        lines.append("library_name: diffusers")
-    lines += ["pipeline_tag: text-to-image", "license: other"]
-    own = safe_name(facts.license).lower() if facts.license else ""
-    lines += [
-        f"license_name: {_yaml(own or facts.base.license_name)}",
-        f"license_link: {_yaml(facts.base.license_link)}",
-        "tags:",
-        *(f"- {_yaml(tag)}" for tag in ("text-to-image", "stable-diffusion", *TAGS)),
-    ]
-    if facts.trigger_words:
-        lines.append(f"instance_prompt: {_yaml(', '.join(facts.trigger_words))}")
-    if facts.pictures:
-        lines.append("widget:")
-    for picture in facts.pictures:
-        lines += [f"- text: {_yaml(picture.prompt or ' ')}", "  output:"]
-        lines.append(f"    url: {_yaml(picture.file)}")
-    text = to_markdown(description(facts))
-    title, _, rest = text.partition("\n\n")
-    return "\n".join([*lines, "---", "", title, "", "<Gallery />", "", rest])
 
 
 def upload_notes(facts: PackageFacts) -> str:
@@ -147,8 +118,3 @@ A1111, Forge: {facts.name}.json and {facts.name}.preview.png go beside the file 
 
 def _json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _yaml(text: str) -> str:
-    """A YAML scalar that is this text, whatever it holds (a JSON string is one)."""
-    return json.dumps(one_line(text, 2000) or " ", ensure_ascii=False)

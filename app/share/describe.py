@@ -2,70 +2,77 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 from ...core.recipe.recipe import MergedLora
-from .blocks import Block, Bullets, Heading, Link, Part, Table, paragraph
-from .facts import PackageFacts
-from .hosts import host_blocks, settings_table
+from ..report.templating import html_templates
+from .facts import LORA_STRENGTH, PackageFacts
+from .hosts import SAMPLER, SCHEDULE, clip_skip, diffusers_program, reads_in_diffusers
 from .labels import license_note
-from .names import one_line
+from .markdown import TEMPLATES, markdown_templates
+from .names import one_line, safe_name
 
-PAPER = Link("arXiv:2602.03139", "https://arxiv.org/abs/2602.03139")
-
-
-def description(facts: PackageFacts) -> list[Block]:
-    """Everything, in the order in which people read it."""
-    blocks: list[Block] = [
-        Heading(1, facts.title),
-        paragraph(*what_it_is(facts)),
-        Heading(2, "Settings"),
-        settings_table(facts),
-        Heading(2, "In your program"),
-        *host_blocks(facts),
-    ]
-    if facts.measured is not None:
-        blocks += _measured(facts)
-    blocks += [Heading(2, "Limits"), Bullets(tuple((text,) for text in limits(facts)))]
-    blocks += [Heading(2, "How it was made"), Bullets(tuple(_origin(facts)))]
-    blocks += [Heading(2, "Licence"), paragraph(license_text(facts))]
-    return blocks
+TAGS = ("few-step", "distillation", "dp-dmd", "lora")
+# Keys of the LoRA's metadata that say how it was trained, and their words.
+TRAINING = {
+    "ss_steps": "student updates",
+    "ss_total_batch_size": "pictures an update",
+    "ss_network_dim": "rank",
+    "ss_learning_rate": "learning rate",
+}
 
 
-def what_it_is(facts: PackageFacts) -> list[Part]:
-    """The first paragraph."""
-    recipe = facts.recipe
-    method = recipe.objective.replace("_", "-").upper()
-    parts: list[Part] = [
-        f"A LoRA that lets {facts.teacher} draw in {recipe.num_steps} steps without guidance, "
-        f"distilled from that checkpoint by {method}",
-    ]
-    if recipe.objective == "dp_dmd":
-        parts += [
-            " (Diversity-Preserved Distribution Matching Distillation, ", PAPER, "), which trains "
-            "the first steps to keep the variety of the original and the others for quality.",
-        ]  # fmt: skip
-    else:
-        parts.append(".")
-    return parts
+def description(facts: PackageFacts) -> str:
+    """Everything as Markdown, in the order in which people read it."""
+    return _rendered("description.md", facts)
+
+
+def model_card(facts: PackageFacts) -> str:
+    """README.md for Hugging Face: YAML front matter, then the description."""
+    return _rendered("README.md", facts)
+
+
+def _rendered(template: str, facts: PackageFacts) -> str:
+    recipe, metadata = facts.recipe, facts.metadata
+    own_license = safe_name(facts.license).lower() if facts.license else ""
+    program = diffusers_program(facts).strip() if reads_in_diffusers(facts) else ""
+    return (
+        markdown_templates()
+        .get_template(template)
+        .render(
+            facts=facts,
+            recipe=recipe,
+            measured=facts.measured,
+            sampler=SAMPLER,
+            schedule=SCHEDULE,
+            strength=LORA_STRENGTH,
+            guidance=f"{recipe.guidance_scale:g}",
+            shift="" if recipe.shift is None else f"{recipe.shift:g}",
+            clip_skip=clip_skip(recipe),
+            sizes=recipe.resolutions or (facts.size,),
+            program=Markup(program),
+            limits=limits(facts),
+            training=[
+                f"{words} {one_line(metadata[key], 60)}"
+                for key, words in TRAINING.items()
+                if metadata.get(key)
+            ],
+            license=license_text(facts),
+            license_name=own_license or facts.base.license_name,
+            tags=("text-to-image", "stable-diffusion", *TAGS),
+        )
+    )
+
+
+def description_page(title: str, body: str) -> str:
+    """The description's HTML as a page that loads nothing from anywhere."""
+    template = html_templates(TEMPLATES).get_template("description.html")
+    return template.render(title=title, body=Markup(body))
 
 
 def summary(facts: PackageFacts) -> str:
     """One sentence for cards."""
     return f"{facts.recipe.num_steps}-step LoRA of {facts.teacher}, to be used without guidance."
-
-
-def _measured(facts: PackageFacts) -> list[Block]:
-    table = facts.measured
-    assert table is not None
-    return [
-        Heading(2, "Diversity and speed"),
-        paragraph(
-            f"Measured on {table.prompts} prompts with {table.seeds} seeds each. Seconds are those "
-            "of the machine that measured; diversity must be read beside the others, since a "
-            "broken picture can be diverse, too."
-        ),
-        Table(table.head, table.rows),
-        Bullets(tuple((note,) for note in table.notes)),
-    ]
 
 
 def limits(facts: PackageFacts) -> list[str]:
@@ -109,43 +116,6 @@ def _beside(lora: MergedLora) -> str:
     return (
         f"The checkpoint had {name} merged when it was distilled; use that LoRA together with it."
     )
-
-
-def _origin(facts: PackageFacts) -> list[tuple[Part, ...]]:
-    recipe, metadata = facts.recipe, facts.metadata
-    negative = {None: "zeros", "": "the empty prompt"}.get(
-        recipe.teacher_negative, "a given prompt"
-    )
-    found: list[tuple[Part, ...]] = [
-        (f"Teacher: guidance {recipe.teacher_guidance_scale:g}, negative prompt: {negative}.",)
-    ]
-    if recipe.anchor is not None:
-        found.append(
-            (
-                f"Anchor: after {recipe.anchor.steps} of {recipe.anchor.grid} teacher steps; "
-                f"anchored student steps: {recipe.num_anchored_steps}.",
-            )
-        )
-    if facts.author:
-        found.insert(0, (f"Author: {facts.author}.",))
-    facts_known = [
-        f"{label} {one_line(metadata[key], 60)}"
-        for key, label in (
-            ("ss_steps", "student updates"),
-            ("ss_total_batch_size", "pictures an update"),
-            ("ss_network_dim", "rank"),
-            ("ss_learning_rate", "learning rate"),
-        )
-        if metadata.get(key)
-    ]
-    if facts_known:
-        found.append((f"Training: {', '.join(facts_known)}.",))
-    if recipe.generator:
-        found.append(
-            (f"Made with {one_line(recipe.generator, 80)}; its settings and its recipe stand in "
-             "the file's metadata.",)
-        )  # fmt: skip
-    return found
 
 
 def license_text(facts: PackageFacts) -> str:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from comfyui_server import FOLDER, host_python, needs_comfyui
-from dpdmd_studio.app.share.texts import package_texts
+from dpdmd_studio.app.share.workflow import workflow
 from share_packages import facts, recipe
 
 PROGRAM = Path(__file__).with_name("comfyui_workflow_program.py")
@@ -55,7 +55,7 @@ def variants() -> list:
 
 
 def test_every_workflow_is_accepted_and_a_wrong_one_is_not(tmp_path):
-    texts = [package_texts(given)["workflow.json"] for given in variants()]
+    texts = [workflow(given) for given in variants()]
     wrong = json.loads(texts[0])
     sampler = next(node for node in wrong["nodes"] if node["type"] == "KSampler")
     sampler["widgets_values"][4] = "no such sampler"

@@ -13,7 +13,8 @@ from torch import Tensor, tensor
 from ...app.config.distill_config import DistillConfig
 from ...app.config.resolutions import choose_resolutions
 from ...app.library.home import prompt_cache
-from ...app.report.report import Arm, ReportData, write_report
+from ...app.report.data import Arm, ReportData
+from ...app.report.report import write_report
 from ...core.diffusion.schedule import Levels, few_step_positions, trailing_positions
 from ...core.errors import OutputError, SettingsError
 from ...core.families import family, identify

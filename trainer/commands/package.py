@@ -27,6 +27,7 @@ from ...core.lora.header import copy_with_metadata
 from ..device import is_out_of_memory
 from ..toys.shapes import caption_sample
 from ..training.session import model_name
+from .markdown import markdown_to_html
 from .sample import SampleRequest, draw_pictures
 
 Report = Callable[[str], None]
@@ -104,7 +105,7 @@ def package(request: PackageRequest, *, report: Report) -> Package:
             measured=measured,
             metadata=metadata,
         )
-        for file, text in package_texts(facts).items():
+        for file, text in package_texts(facts, markdown_to_html).items():
             write_text(folder / file, text)
         _cover(folder, name, request.cover)
         report("Packing the zip")

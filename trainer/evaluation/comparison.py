@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...app.config.request import ModelFiles
-from ...app.report.report import Arm
+from ...app.report.data import Arm
 from ...core.errors import SettingsError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...app.report.report import Arm
+from ...app.report.data import Arm
 from ..loading.checkpoint import LoadedCheckpoint
 from ..loading.vae import decode
 from ..model.conditioning import Conditioning

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...app.report.report import Arm, ReportData, write_report
+from ...app.report.data import Arm, ReportData
+from ...app.report.report import write_report
 from ...app.runs.directory import EVALUATIONS, RunDirectory
 from ..device import is_out_of_memory
 from ..training.session import Session

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from ...app.gui.widgets.html import piece
 from ...core.recipe.anchored import MAX_ANCHOR_STEPS, usual_guidance
 from ...core.recipe.known_students import KNOWN_STUDENTS
 from .. import host
@@ -180,4 +180,4 @@ def say(prompt: str, *values: Any) -> str:
 def paragraph(text: str, *, warning: bool = False) -> str:
     """A line of the accordion."""
     kind = "dpdmd-warning" if warning else "dpdmd-said"
-    return f'<p class="{kind}">{html.escape(text)}</p>'
+    return piece("paragraph", text, kind)

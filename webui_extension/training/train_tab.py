@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ...app.gui import studio
+from ...app.gui.widgets.html import piece
 from ...app.library import surroundings
 from ...app.library.surroundings import Surroundings
 from .. import host
@@ -14,7 +15,6 @@ from . import prompt_lists, settings
 from .memory import keeper
 
 TITLE, ID = "DP-DMD", "dpdmd"
-OFFLINE = '<span id="dpdmd-offline" role="alert"></span>'
 
 
 def register() -> None:
@@ -45,7 +45,7 @@ def tabs() -> list[tuple[Any, str, str]]:
     surroundings.use(around(listed=False))
     try:
         with gr.Blocks(analytics_enabled=False) as blocks, gr.Column(elem_id="dpdmd-studio"):
-            gr.HTML(OFFLINE, elem_classes=["dp"])
+            gr.HTML(piece("offline"), elem_classes=["dp"])
             for show in studio.build():
                 show(blocks.load)
     finally:

@@ -16,7 +16,7 @@ from ...config.knobs import parse_resolutions
 from ...library import choices as sources
 from ...library.home import home
 from ...prompts.reading import parse_prompts
-from ..widgets.html import empty, escape, frame, note
+from ..widgets.html import empty, frame, note
 from ..widgets.run_pieces import STATES, report_of
 from ..widgets.runs_view import Address
 from .changes import Change, Values, errors
@@ -194,9 +194,6 @@ def show(chosen: object, address: Address | None = None) -> Values:
     path = report_of(job)
     if path is None:
         said = f"{STATES[job.state]}. {job.message}"
-        return {
-            "report": f'<div class="dp-empty"><h3>{escape(job.title)}</h3>'
-            f"<p>{escape(said)}</p></div>"
-        }
+        return {"report": empty(job.title, said)}
     page = frame(f"Report of {job.title}", address=address(job) if address else None, path=path)
     return {"report": page}

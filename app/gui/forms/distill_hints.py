@@ -16,7 +16,7 @@ from ...library.home import home
 from ...library.model_folders import size_text
 from ...prompts.reading import PromptList, read_prompts
 from ...runs.directory import RunDirectory
-from ..widgets.html import duration, error_note, escape, facts, note, table_of_examples
+from ..widgets.html import duration, error_note, facts, note, piece
 from . import distill as form
 from .changes import Change, Values, errors
 from .controls import config_of
@@ -127,10 +127,9 @@ def describe_prompts(values: Mapping[str, Any]) -> Values:
     count = len(found.prompts)
     text = "1 prompt" if count == 1 else f"{count:,} prompts"
     aside = _set_aside(count, values.get("evaluation_prompts"))
-    notes = "".join(f'<p class="dp-quiet">{escape(line)}</p>' for line in found.notes)
     return {
-        "prompts_count": f"<strong>{text}</strong>{escape(aside)}. As the model reads them:",
-        "examples": notes + shown,
+        "prompts_count": piece("prompt_count", text, aside),
+        "examples": piece("examples", found.notes, shown),
         "prompts_note": "",
     }
 
@@ -162,16 +161,14 @@ def _set_aside(count: int, wanted: object) -> str:
     return f"; {aside} of them are set aside to measure the student on"
 
 
-def examples(found: PromptList) -> str:
+def examples(found: PromptList) -> list[str]:
     """A few prompts with their alternatives chosen."""
     picked = found.prompts[:: max(1, len(found.prompts) // EXAMPLES)][:EXAMPLES]
     try:
         from ...prompts.expansion import expand, protect
     except ImportError:  # a host's environment: alternatives are the worker's affair
-        return table_of_examples(picked)
-    return table_of_examples(
-        expand(protect(text), Random(number)) for number, text in enumerate(picked)
-    )
+        return list(picked)
+    return [expand(protect(text), Random(number)) for number, text in enumerate(picked)]
 
 
 def describe_cost(values: Mapping[str, Any]) -> Values:
@@ -198,11 +195,7 @@ def _estimate_text(found: Estimate) -> str:
         gib = found.memory_bytes / 2**30  # as cards are sold and as the text beside it counts
         memory = f"{gib:.1f} GB" if gib >= 1 else "under 1 GB"
     time = duration(found.seconds) or "not known yet"
-    tiles = (
-        f'<div class="dp-tiles"><div><span>Memory</span><strong>{escape(memory)}</strong></div>'
-        f"<div><span>Time</span><strong>{escape(time)}</strong></div></div>"
-    )
-    return f'{tiles}<p class="dp-soft">{escape(found.text)}</p>'
+    return piece("estimate", memory, time, found.text)
 
 
 def earlier_runs() -> Iterable[RunDirectory]:

@@ -250,13 +250,12 @@ def show(chosen: object) -> Values:
 
 def _package(job: Job, folder: Path) -> str:
     cover = result_path(job, "cover")
-    shown = html.picture(cover, f"Cover of {job.title}", "Cover picture") if cover else ""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    listed = "".join(f"<li>{html.escape(name)}</li>" for name in names)
-    return (
-        html.heading(job.title, "Everything below is in the folder and in the zip.", level=3)
-        + f'<div class="dp-package">{shown}<div>{html.copyable("Folder", str(folder))}'
-        f'<ul class="dp-names">{listed}</ul></div></div>'
+    return html.render(
+        "package.html",
+        title=job.title,
+        folder=str(folder),
+        cover=html.encoded_picture(cover) if cover else "",
+        names=sorted(path.name for path in folder.iterdir() if path.is_file()),
     )
 
 
@@ -265,6 +264,6 @@ def _description(folder: Path) -> Change:
     if not path.is_file():
         return Change(value="", visible=False)
     return Change(
-        value=html.frame("Description", address=None, path=path, style=html.PLAIN_STYLE),
+        value=html.frame("Description", address=None, path=path, plain=True),
         visible=True,
     )

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from ....core.errors import DPDMDError
 from ....core.files.tensor_file import read_header
@@ -91,29 +89,14 @@ def _marks(job: Job, *names: str) -> str:
 
 def status(job: Job) -> str:
     """Title, state, how far it is and what it said last."""
-    state = (
-        f'<span class="dp-state dp-{html.escape(job.state)}">'
-        f"{html.escape(STATES.get(job.state, job.state))}</span>"
+    shown = html.render(
+        "status.html",
+        job=job,
+        state=STATES.get(job.state, job.state),
+        kind=KINDS.get(job.kind, job.kind),
+        how_far=how_far(job),
     )
-    kind = html.escape(KINDS.get(job.kind, job.kind))
-    parts = [
-        f'<div class="dp-title"><h2>{html.escape(job.title)}</h2>{state}</div>',
-        f'<p class="dp-soft">{kind} · <span class="dp-id">{html.escape(job.id)}</span></p>',
-    ]
-    if job.steps and job.state != "queued":
-        words = how_far(job)
-        parts.append(html.progress_bar(job.step / job.steps, words))
-        parts.append(f'<p class="dp-soft">{html.escape(words)}</p>')
-    elif job.state in ("starting", "running"):
-        parts.append(
-            '<div class="dp-progress dp-unknown" role="progressbar" aria-label="Working">'
-            "<i></i></div>"
-        )
-    if job.place is not None:
-        before = "next in the queue" if not job.place else f"{job.place} before it in the queue"
-        parts.append(f'<p class="dp-soft">{before}</p>')
-    parts.append(_said(job))
-    return "".join(parts)
+    return shown + _said(job)
 
 
 def _said(job: Job) -> str:
@@ -160,27 +143,25 @@ def _pictures_key(job: Job) -> str:
 
 def pictures(job: Job) -> str:
     """The teacher's and the newest student's sheet side by side, an early one before them."""
-    sheets = student_previews(job.path)
-    teacher = html.picture(
-        job.path / "previews" / TEACHER,
-        "Pictures of the teacher on fixed prompts and seeds",
-        "Teacher, all its steps",
-    )
-    chosen = [sheets[0], sheets[-1]] if len(sheets) > 1 else sheets
-    students = [
-        html.picture(
-            sheet.path,
-            f"The student's pictures after update {sheet.step}, same prompts and seeds",
-            f"Student after update {sheet.step:,}",
+    sheets = [
+        (
+            html.encoded_picture(job.path / "previews" / TEACHER),
+            "Pictures of the teacher on fixed prompts and seeds",
+            "Teacher, all its steps",
         )
-        for sheet in chosen
     ]
-    shown = [text for text in [teacher, *reversed(students)] if text]
-    if not shown:
-        return ""
-    text = "Same prompts and seeds in each. One column is one seed."
-    head = html.heading("Pictures", text, level=3)
-    return f'{head}<div class="dp-sheets">{"".join(shown)}</div>'
+    students = student_previews(job.path)
+    chosen = [students[-1], students[0]] if len(students) > 1 else students
+    for sheet in chosen:
+        sheets.append(
+            (
+                html.encoded_picture(sheet.path),
+                f"The student's pictures after update {sheet.step}, same prompts and seeds",
+                f"Student after update {sheet.step:,}",
+            )
+        )
+    shown = [sheet for sheet in sheets if sheet[0]]
+    return html.render("pictures.html", sheets=shown) if shown else ""
 
 
 def curves(job: Job, *, first: bool) -> str:
@@ -196,19 +177,8 @@ def curves(job: Job, *, first: bool) -> str:
     drawable = [key for key in known if len(charts.series(lines, key)[0]) > 1]
     about = [key for key in FIRST_CURVES if key in drawable][:MOST_FIRST]
     keys = about if first else [key for key in MORE_CURVES if key in drawable and key not in about]
-    drawn = [_chart(charts, lines, known[key]) for key in keys]
-    return f'<div class="dp-charts">{"".join(drawn)}</div>' if drawn else ""
-
-
-def _chart(charts: ModuleType, lines: list[dict[str, Any]], curve: Any) -> str:
-    steps, values = charts.series(lines, curve.key)
-    smooth = charts.running_mean(values) if curve.smoothed else values
-    now = charts.readable_number(smooth[-1])
-    title, caption = html.escape(curve.title), html.escape(curve.caption)
-    return (
-        f'<div class="dp-chart"><div class="dp-row"><h4>{title}</h4><span>{now}</span></div>'
-        f'{charts.line_chart(title, steps, values, smooth)}<p class="dp-soft">{caption}</p></div>'
-    )
+    drawn = [charts.chart(lines, known[key]) for key in keys]
+    return html.render("curves.html", charts=drawn) if drawn else ""
 
 
 def files(job: Job) -> str:
@@ -256,4 +226,4 @@ def report_of(job: Job) -> Path | None:
 def log(job: Job) -> str:
     """The end of the job's log."""
     text = log_tail(job.id, LOG_LINES)
-    return f'<pre class="dp-log" tabindex="0">{html.escape(text)}</pre>' if text else ""
+    return html.piece("log", text) if text else ""

@@ -88,21 +88,18 @@ def _buttons(job: Job | None, every: list[Job], before: Seen, now: Seen) -> Valu
 
 
 def job_list(every: list[Job], chosen: Job | None) -> str:
-    """All jobs as buttons, what waits or runs first; `data-live` says whether to ask again soon."""
-    live = any(job.state in LIVE for job in every)
-    if not every:
-        return f'<div id="dpdmd-live" data-live="0">{_nothing()}</div>'
+    """All jobs as buttons, what waits or runs first."""
     rank = {"running": 0, "stopping": 0, "starting": 0, "queued": 1}
     order = sorted(every, key=lambda job: (rank.get(job.state, 2), job.place or 0))
-    rows = "".join(_row(job, job is chosen) for job in order)
-    return f'<div id="dpdmd-live" data-live="{int(live)}"><ul class="dp-jobs">{rows}</ul></div>'
+    return html.render(
+        "job_list.html",
+        jobs=[(job, _how_it_stands(job)) for job in order],
+        chosen=chosen,
+        live=any(job.state in LIVE for job in every),
+    )
 
 
-def _nothing() -> str:
-    return html.empty("No runs yet", "Choose a checkpoint on the Distil page and start one.")
-
-
-def _row(job: Job, chosen: bool) -> str:
+def _how_it_stands(job: Job) -> str:
     words = STATES.get(job.state, job.state)
     if job.state in ("running", "stopping", "stopped", "interrupted") and job.steps:
         words += f" · {job.step / job.steps:.0%}"
@@ -111,13 +108,7 @@ def _row(job: Job, chosen: bool) -> str:
     words += f" · {left} left" if left else ""
     if job.place is not None:
         words += f" · place {job.place + 1}"
-    current = ' aria-current="true"' if chosen else ""
-    return (
-        f'<li><button type="button" class="dp-job" data-job="{html.escape(job.id)}"{current}>'
-        f'<i class="dp-dot dp-{html.escape(job.state)}" aria-hidden="true"></i>'
-        f"<span><strong>{html.escape(job.title)}</strong><small>{html.escape(words)}</small></span>"
-        "</button></li>"
-    )
+    return words
 
 
 def _report_key(job: Job) -> str:

@@ -163,14 +163,14 @@ def test_a_gradient_that_is_not_finite_stops_and_keeps_the_last_state(files, tmp
     from dpdmd_studio.trainer.method import losses
 
     run = new_run(tmp_path, files["sd1"])
-    original, calls = losses.matching_loss, []
+    original, calls = losses.dmd_loss, []
 
     def poisoned(x0, gradient):
         calls.append(1)
         loss = original(x0, gradient)
         return loss * float("nan") if len(calls) == 3 else loss
 
-    monkeypatch.setattr(losses, "matching_loss", poisoned)
+    monkeypatch.setattr(losses, "dmd_loss", poisoned)
     with pytest.raises(NonFiniteError, match="Update 3: the student's gradient"):
         distil(run)
     assert run.latest_state().name == "step-00000002"

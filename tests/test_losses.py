@@ -38,7 +38,7 @@ def test_the_diversity_loss_is_the_mean_squared_velocity_error(
 def test_the_matching_loss_has_exactly_the_given_gradient(generator):
     x0 = randn(generator, 2, 4, 3, 3).requires_grad_()
     gradient = randn(generator, 2, 4, 3, 3)
-    losses.matching_loss(x0, gradient).backward()
+    losses.dmd_loss(x0, gradient).backward()
     assert x0.grad is not None
     torch.testing.assert_close(x0.grad, gradient / x0.numel())
 
@@ -51,27 +51,27 @@ def test_descending_the_matching_gradient_moves_samples_to_the_data(schedule, ge
     alpha, std = level.broadcast_scales
     x_t = alpha * x0 + std * randn(generator, 64, 4, 4, 4)
     x0_real, x0_fake = real.x0(x_t, level), fake.x0(x_t, level)
-    gradient = losses.matching_gradient(x0_real, x0_fake, x_t - x0_real)
+    gradient = losses.dmd_gradient(x0_real, x0_fake, x_t - x0_real)
     assert float((x0 - gradient).mean()) > float(x0.mean())
     assert (gradient < 0).all()  # the data lies above the student everywhere
 
 
 def test_the_matching_gradient_vanishes_when_the_scores_agree(generator):
     x0 = randn(generator, 2, 4, 3, 3)
-    assert not losses.matching_gradient(x0, x0, x0).any()
+    assert not losses.dmd_gradient(x0, x0, x0).any()
 
 
 def test_each_sample_is_normalised_by_its_own_size(generator):
     real, fake = randn(generator, 2, 4, 3, 3), randn(generator, 2, 4, 3, 3)
     reference = torch.ones(2, 4, 3, 3) * torch.tensor([2.0, 0.5]).reshape(2, 1, 1, 1)
-    gradient = losses.matching_gradient(real, fake, reference)
+    gradient = losses.dmd_gradient(real, fake, reference)
     torch.testing.assert_close(gradient[0], (fake - real)[0] / 2)
     torch.testing.assert_close(gradient[1], (fake - real)[1] / 0.5)
 
 
 def test_the_normaliser_has_a_floor(generator):
     real, fake = randn(generator, 1, 4, 3, 3), randn(generator, 1, 4, 3, 3)
-    gradient = losses.matching_gradient(real, fake, torch.zeros(1, 4, 3, 3))
+    gradient = losses.dmd_gradient(real, fake, torch.zeros(1, 4, 3, 3))
     torch.testing.assert_close(gradient, (fake - real) / losses.MIN_NORMALISER)
 
 
@@ -80,7 +80,7 @@ def test_the_flow_normaliser_cancels_sigma(generator):
     level = grid(s.FlowSchedule(), [600])
     _, std = level.broadcast_scales
     x_t, v_real, v_fake = (randn(generator, 2, 4, 3, 3) for _ in range(3))
-    gradient = losses.matching_gradient(x_t - std * v_real, x_t - std * v_fake, std * v_real)
+    gradient = losses.dmd_gradient(x_t - std * v_real, x_t - std * v_fake, std * v_real)
     expected = (v_real - v_fake) / v_real.abs().mean(dim=(1, 2, 3), keepdim=True)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 

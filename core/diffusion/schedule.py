@@ -16,6 +16,7 @@ Tables are float64 on the CPU and handed out as float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -50,6 +51,21 @@ class Schedule(Protocol):
         """The number the network is fed at `sigma`."""
         ...
 
+    @property
+    def dmd_positions(self) -> tuple[int, int]:
+        """First and last position at which the DMD gradient is drawn."""
+        ...
+
+    def dmd_residual(self, x_t: Tensor, x0: Tensor, x0_real: Tensor) -> Tensor:
+        """p, whose per-sample mean size normalises the DMD gradient, (B, C, H, W).
+
+        Args:
+            x_t: the re-noised sample.
+            x0: the sample itself.
+            x0_real: the teacher's prediction at x_t.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class VPSchedule:
@@ -60,6 +76,15 @@ class VPSchedule:
     """
 
     zero_terminal_snr: bool = False
+
+    @property
+    def dmd_positions(self) -> tuple[int, int]:
+        """20 to 980: DMD2 leaves out the ends of the schedule (arXiv:2405.14867)."""
+        return 20, 980
+
+    def dmd_residual(self, x_t: Tensor, x0: Tensor, x0_real: Tensor) -> Tensor:
+        """x0 - x0_real, as in arXiv:2311.18828, Eq. 8."""
+        return x0 - x0_real
 
     @property
     def sigma_max(self) -> float:
@@ -98,6 +123,15 @@ class FlowSchedule:
     """
 
     shift: float = 3.0
+
+    @property
+    def dmd_positions(self) -> tuple[int, int]:
+        """All of them, as in the paper's code."""
+        return 0, NUM_LEVELS - 1
+
+    def dmd_residual(self, x_t: Tensor, x0: Tensor, x0_real: Tensor) -> Tensor:
+        """x_t - x0_real = sigma * v, so that sigma cancels, as in the paper's code."""
+        return x_t - x0_real
 
     @property
     def sigma_max(self) -> float:
@@ -195,10 +229,9 @@ class Levels:
             self.sigmas[index], self.alphas[index], self.stds[index], self.timesteps[index]
         )
 
-    def to(self, device: torch.device) -> Levels:
-        """The same levels on another device."""
-        moved = (t.to(device) for t in (self.sigmas, self.alphas, self.stds, self.timesteps))
-        return Levels(*moved)
+    def map(self, change: Callable[[Tensor], Tensor]) -> Levels:
+        """The same levels with each tensor changed, such as moved to a device."""
+        return Levels(*map(change, (self.sigmas, self.alphas, self.stds, self.timesteps)))
 
     @property
     def broadcast_scales(self) -> tuple[Tensor, Tensor]:

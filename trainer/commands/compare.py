@@ -36,10 +36,11 @@ from ..evaluation.lora_switch import LoraSwitch
 from ..evaluation.measures import MeasureSet, feature_measures, shapes_measures
 from ..loading.checkpoint import LoadedCheckpoint, load_checkpoint
 from ..loading.lora_merge import WITH_LORA, MergingLora, open_merging
+from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
 from ..text.cache import encode_prompts
 from ..toys.facts import shapes_facts
 from ..toys.shapes import caption_sample
-from ..training.session import ZERO_SNR, default_guidance, model_name, text_encoder_files
+from .open_session import default_guidance
 from .sample import TEACHER_STEPS
 
 DEFAULT_STEPS = 4

@@ -18,12 +18,13 @@ from ..distributed import joined
 from ..evaluation.monitor import Monitor
 from ..evaluation.previews import Previews
 from ..evaluation.run_report import write_run_report
+from ..loading.model_files import text_encoder_files
 from ..loading.teacher_loras import check_teacher_loras
-from ..memory.sharded_base import check_sharding
 from ..training.loop import Progress, train
 from ..training.optimizers import check_optimizer
-from ..training.session import Session, open_session, text_encoder_files
+from ..training.session import Session
 from .device_lock import device_held
+from .open_session import open_session
 from .preparation import prepare
 from .run_result import Outcome, write_result
 from .run_status import Interrupt, Status
@@ -209,7 +210,6 @@ def _make_run(
     request = check_request(folder, request, overwrite=overwrite)
     config = request.config
     joined().own_rows(config.batch_size)  # a picture for each
-    check_sharding(config, joined(), choose_device(config.device))
     check_optimizer(config.optimizer, choose_device(config.device))
     request = check_teacher_loras(request, text_encoder_files(request.model))
     if evaluation_prompts is None:

@@ -13,8 +13,8 @@ from ...app.config.distill_config import DistillConfig
 from ...app.config.presets import PRESETS
 from ...core.families import Detection
 from ..device import DTYPES, choose_device, choose_dtype, free_memory
+from ..memory.fallback import fallbacks_left
 from ..memory.update_memory import UpdateMemory, checkpoint_memory
-from ..training.memory_ladder import rungs_below
 
 GIB = 2**30
 # A driver's own memory, and what an allocator rounds up and cannot use: assumed, not measured.
@@ -98,12 +98,12 @@ def rung_settings(config: DistillConfig) -> dict[str, DistillConfig]:
     found, options = {"as set": config}, []
     if config.optimizer != "adamw8bit":
         found["--optimizer adamw8bit"] = replace(config, optimizer="adamw8bit")
-    while below := rungs_below(config):
-        rung = below[0]
-        if rung.name == "micro_batch_size":
-            rung = replace(rung, value=1)  # the halves between say little
-        config = rung.taken(config)
-        options.append(rung.option)
+    while left := fallbacks_left(config):
+        fallback = left[0]
+        if fallback.name == "micro_batch_size":
+            fallback = replace(fallback, value=1)  # the halves between say little
+        config = fallback.taken(config)
+        options.append(fallback.option)
         found[" ".join(options)] = config
     return found
 

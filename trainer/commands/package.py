@@ -25,8 +25,8 @@ from ...core.files.atomic_write import explained, replace, write_text
 from ...core.files.hashes import file_hashes, file_sha256
 from ...core.lora.header import copy_with_metadata
 from ..device import is_out_of_memory
+from ..loading.model_files import model_name
 from ..toys.shapes import caption_sample
-from ..training.session import model_name
 from .markdown import markdown_to_html
 from .sample import SampleRequest, draw_pictures
 

@@ -14,8 +14,8 @@ from ...app.runs.directory import (
     RunDirectory,
 )
 from ...core.files import atomic_write
+from ..loading.model_files import text_encoder_files
 from ..loading.teacher_loras import check_teacher_loras
-from ..training.session import text_encoder_files
 
 
 def prepare(run: RunDirectory) -> None:

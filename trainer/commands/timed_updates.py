@@ -14,9 +14,9 @@ import torch
 from ...app.config.distill_config import DistillConfig
 from ...app.config.request import DistillRequest, ModelFiles
 from ...app.runs.directory import RunDirectory
-from ..training.session import open_session
 from .device_lock import device_held
 from .distill import create_run
+from .open_session import open_session
 from .preparation import prepare
 from .run_status import Interrupt
 
@@ -46,7 +46,7 @@ def seconds_per_update(
 
 def _timed(run: RunDirectory, report: Callable[[str], None]) -> float:
     trainer = open_session(run, report).trainer
-    device = trainer.distiller.network.device
+    device = trainer.device
     module = getattr(torch, device.type, None)
     synchronize: Callable[[], object] = getattr(module, "synchronize", lambda: None)
     trainer.update()  # the first one warms up

@@ -45,13 +45,13 @@ class Previews:
             return
         self._report("Drawing the teacher's preview")
         session = self._session
-        levels = session.trainer.distiller.teacher_levels
+        levels = session.trainer.grids.teacher
         self._draw("teacher", levels, session.teacher.guidance_scale, path.name)
 
     def student(self, step: int) -> None:
         """The student as it would be saved after update `step`."""
         session = self._session
-        levels, name = session.trainer.distiller.levels, f"step-{step:08d}.png"
+        levels, name = session.trainer.grids.student, f"step-{step:08d}.png"
         if session.trainer.average is None:
             self._draw("student", levels, 1.0, name)
             return

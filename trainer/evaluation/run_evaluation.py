@@ -31,13 +31,13 @@ def teacher_levels(session: Session) -> Tensor:
     """The teacher's own noise levels: an embedded teacher's stated steps, else the run's grid."""
     steps = shapes_facts(session.checkpoint.path).get("steps")
     if steps is None:
-        return session.trainer.distiller.teacher_levels.sigmas.cpu()
+        return session.trainer.grids.teacher.sigmas.cpu()
     return Levels.at_positions(session.call.schedule, trailing_positions(int(steps))).sigmas
 
 
 def run_arms(session: Session, others: Mapping[str, str] | None = None) -> list[ArmSetting]:
     """Teacher, bare teacher, zero-training rival, other students (name: note), then the student."""
-    few = session.trainer.distiller.levels.sigmas.cpu()
+    few = session.trainer.grids.student.sigmas.cpu()
     count = session.config.num_steps
     guidance = session.teacher.guidance_scale
     arms = [

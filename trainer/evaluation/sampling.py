@@ -7,21 +7,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.prediction import to_x0
 from ...core.diffusion.sampler import sample_few_step
 from ...core.diffusion.schedule import FlowSchedule, Levels, Schedule
-from ..method.guidance import guided
-from ..model.conditioning import Conditioning
+from ..model.conditioning import Conditioning, PromptPair
+from ..model.guided import guided
 from ..model.network import NetworkCall
 from ..training.batches import start_noise
 
 
 def host_denoiser(
     call: NetworkCall,
-    conditional: Conditioning,
-    unconditional: Conditioning,
-    guidance_scale: float,
-    guidance_rescale: float = 0.0,
+    prompts: PromptPair,
+    guidance: Guidance,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """model(x, sigma) -> x0 in the k-diffusion contract, for a batch of prompts.
 
@@ -33,15 +32,7 @@ def host_denoiser(
         level = Levels.at_sigmas(call.schedule, sigma)
         alpha, std = level.broadcast_scales
         x_t = x if flow else alpha * x
-        output = guided(
-            call,
-            x_t,
-            level.timesteps,
-            conditional,
-            unconditional,
-            scale=guidance_scale,
-            rescale=guidance_rescale,
-        )
+        output = guided(call, x_t, level.timesteps, prompts, guidance)
         return to_x0(call.prediction, output, x_t, alpha, std)
 
     return model
@@ -80,13 +71,8 @@ def integrate(
     negative = unconditional
     if len(negative) == 1:
         negative = negative.repeat(len(latents))
-    model = host_denoiser(
-        call,
-        conditional.to(call.device),
-        negative.to(call.device),
-        guidance_scale,
-        guidance_rescale,
-    )
+    prompts = PromptPair(conditional.to(call.device), negative.to(call.device))
+    model = host_denoiser(call, prompts, Guidance(guidance_scale, guidance_rescale))
     sigmas = sigmas.to(call.device, torch.float32)
     return sample_few_step(model, latents.to(call.device), sigmas).cpu()
 

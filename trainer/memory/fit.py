@@ -1,6 +1,6 @@
-"""Chooses before training which rungs of the memory ladder a run begins on.
+"""Chooses before training which memory fallbacks a run begins with.
 
-What an update needs is reckoned and compared with the device's free memory; one rung after the
+What an update needs is reckoned and compared with the device's free memory; one fallback after the
 other is taken until it fits. Counting an update of SDXL on fake tensors takes longer than a run
 should wait, so this is the arithmetic that is held against that count.
 """
@@ -19,7 +19,7 @@ from ...app.runs.directory import RunDirectory
 from ...core.families import identify
 from ..device import device_memory, free_memory
 from ..distributed import joined
-from ..training.memory_ladder import Rung, note_rungs, noted_rungs, rungs_below
+from .fallback import Fallback, fallbacks_left, read_fallbacks, write_fallbacks
 
 GIB = 2**30
 # What an allocator rounds up and cannot use: assumed, not measured on a card.
@@ -32,12 +32,12 @@ class Fit:
     """Settings that fit, or the lowest there are.
 
     Attributes:
-        rungs: what was changed.
+        fallbacks: what was changed.
         text: what was found and chosen, for the user.
     """
 
     config: DistillConfig
-    rungs: tuple[Rung, ...]
+    fallbacks: tuple[Fallback, ...]
     fits: bool
     text: str
 
@@ -54,19 +54,19 @@ def fit_memory(config: DistillConfig, needs: Needed, free: int, total: int | Non
     needed = needs(config)
     text = f"Memory: {card}{free / GIB:.1f} GB free; "
     text += f"an update needs about {needed / GIB:.1f} GB as set"
-    taken: list[Rung] = []
-    while needed > free and (below := rungs_below(config)):
-        rung = below[0]
-        config = rung.taken(config).validate()
+    taken: list[Fallback] = []
+    while needed > free and (left := fallbacks_left(config, joined().size)):
+        fallback = left[0]
+        config = fallback.taken(config).validate()
         before, needed = needed, needs(config)
-        if taken and taken[-1].name == rung.name:
+        if taken and taken[-1].name == fallback.name:
             taken.pop()  # a smaller share of the batch replaces a larger
-        taken.append(rung)
-        text += f"; {rung.option}: {needed / GIB:.1f} GB"
-        assert needed <= before, rung
+        taken.append(fallback)
+        text += f"; {fallback.option}: {needed / GIB:.1f} GB"
+        assert needed <= before, fallback
     if needed > free:
         text += (
-            ". That is more than is free, and there is no rung left: the run begins all the same. "
+            ". That is more than is free, and no fallback is left: the run begins all the same. "
             "Close what else uses the device, or choose a smaller --resolution or rank"
         )
     elif taken:
@@ -95,34 +95,34 @@ def needed_memory(path: Path, dtype: torch.dtype) -> Needed:
     return needs
 
 
-def begin_on_rung(
+def begin_with_fallbacks(
     run: RunDirectory,
     config: DistillConfig,
     needs: Needed,
     device: torch.device,
     report: Callable[[str], None],
 ) -> tuple[DistillConfig, dict[str, int]]:
-    """(settings that the run begins with, the update each rung is in force since).
+    """(settings that the run begins with, the update each fallback is in force since).
 
-    A run that was on a rung before stays on it.
+    A run that took some before keeps them.
 
     Args:
         config: the run's settings as they are.
         needs: bytes that an update takes with some settings.
 
     Raises:
-        DPDMDError: the run's note of its rungs or the checkpoint is damaged.
+        DPDMDError: the run's note of its fallbacks or the checkpoint is damaged.
     """
-    config, since = noted_rungs(run, config, report)
+    config, since = read_fallbacks(run, config, report)
     found = joined().exchange(free_memory(device))  # of several processes the smallest decides
     if not config.fit_memory or None in found:
         return config, since
     free = min(found)
     fit = fit_memory(config, needs, free, device_memory(device))
     report(fit.text)
-    if fit.rungs:
+    if fit.fallbacks:
         state = run.latest_state()
         first = 1 if state is None else int(state.name.rpartition("-")[2]) + 1
-        since = {rung.name: first for rung in fit.rungs} | since
-        note_rungs(run, fit.config, since)
+        since = {fallback.name: first for fallback in fit.fallbacks} | since
+        write_fallbacks(run, fit.config, since)
     return fit.config, since

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Floor of the matching gradient's normaliser. Latents have unit scale, so a mean distance to the
+# Floor of the DMD gradient's normaliser. Latents have unit scale, so a mean distance to the
 # teacher below one percent means there is nothing left to correct.
 MIN_NORMALISER = 1e-2
+MIN_TARGET = 1e-6
 
 
 def diversity_loss(x0: Tensor, x0_target: Tensor, std: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def diversity_loss(x0: Tensor, x0_target: Tensor, std: Tensor) -> Tensor:
     return ((x0 - x0_target.detach()) / std).square().mean()
 
 
-def matching_gradient(x0_real: Tensor, x0_fake: Tensor, reference: Tensor) -> Tensor:
+def dmd_gradient(x0_real: Tensor, x0_fake: Tensor, residual: Tensor) -> Tensor:
     """Per-sample normalised distribution-matching gradient, (B, C, H, W).
 
     g = (x0_fake - x0_real) / max(mean |p|, floor)    (Eq. 5; weight as in arXiv:2311.18828, Eq. 8)
@@ -33,14 +34,13 @@ def matching_gradient(x0_real: Tensor, x0_fake: Tensor, reference: Tensor) -> Te
     Args:
         x0_real: the guided teacher's prediction at the re-noised sample.
         x0_fake: the fake score's prediction there.
-        reference: p, whose per-sample mean size normalises. Flow: x_t - x0_real (sigma cancels);
-            VP: x_student - x0_real.
+        residual: p, whose per-sample mean size normalises (`Schedule.dmd_residual`).
     """
-    size = reference.abs().mean(dim=(1, 2, 3), keepdim=True)
+    size = residual.abs().mean(dim=(1, 2, 3), keepdim=True)
     return ((x0_fake - x0_real) / size.clamp_min(MIN_NORMALISER)).detach()
 
 
-def matching_loss(x0: Tensor, gradient: Tensor) -> Tensor:
+def dmd_loss(x0: Tensor, gradient: Tensor) -> Tensor:
     """A scalar whose derivative in x0 is `gradient` / numel: 0.5 * MSE(x0, stopgrad(x0 - g))."""
     return 0.5 * functional.mse_loss(x0, (x0 - gradient).detach())
 
@@ -55,3 +55,10 @@ def score_cosine(x_t: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
     """Mean cosine between the real and the fake direction away from x0, a scalar in [-1, 1]."""
     real, fake = (x_t - x0_real).flatten(1), (x_t - x0_fake).flatten(1)
     return functional.cosine_similarity(real, fake, dim=1).mean()
+
+
+@torch.no_grad()
+def relative_error(x0: Tensor, target: Tensor) -> Tensor:
+    """Root mean square of x0 - target over that of the target, a scalar."""
+    difference = (x0.detach() - target).square().mean().sqrt()
+    return difference / target.square().mean().sqrt().clamp_min(MIN_TARGET)

@@ -6,7 +6,7 @@ maps (x_t, level) to x0. One formula steps VP and flow models alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -34,7 +34,9 @@ def roll(denoise: Denoise, x_t: Tensor, levels: Levels, start: int, end: int) ->
     return x_t
 
 
-def teacher_path(denoise: Denoise, noise: Tensor, levels: Levels, stops: list[int]) -> list[Tensor]:
+def teacher_path(
+    denoise: Denoise, noise: Tensor, levels: Levels, stops: Sequence[int]
+) -> list[Tensor]:
     """The guided teacher's states after each number of steps in `stops` (increasing).
 
     The last stop of the paper's method is K and its state the anchor z_K (arXiv:2602.03139, 4.1).

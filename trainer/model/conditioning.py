@@ -89,6 +89,18 @@ class Conditioning:
         return replace(self, context=change(self.context), **changed)
 
 
+@dataclass(frozen=True)
+class PromptPair:
+    """What guidance needs of a batch: its prompts, and the negative prompts of the same rows."""
+
+    conditional: Conditioning
+    unconditional: Conditioning
+
+    def index(self, rows: slice) -> PromptPair:
+        """Those rows."""
+        return PromptPair(self.conditional.index(rows), self.unconditional.index(rows))
+
+
 def common_length(lengths: Sequence[int], repeatable: bool) -> int:
     """The context length that a batch of these lengths gets: common multiple, or the longest."""
     return math.lcm(*lengths) if repeatable else max(lengths)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from ...app.config.distill_config import DistillConfig
 from ...app.prompts.expansion import PromptSource
 from ..device import to_device
-from ..method.distiller import Batch
-from ..model.conditioning import Conditioning
+from ..model.conditioning import Conditioning, PromptPair
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one update: initial noise (B, C, H, W) and the prompts of the same batch size."""
+
+    noise: torch.Tensor
+    prompts: PromptPair
+
+    def __len__(self) -> int:
+        return len(self.noise)
 
 
 def stream_generator(seed: int, stream: str, step: int, index: int = 0) -> torch.Generator:
@@ -61,7 +72,8 @@ class BatchSource:
         conditional = Conditioning.cat([self._encoded[text] for text in texts])
         unconditional = self._negative.repeat(size)
         noise = to_device(noise, self._device)
-        return Batch(noise, conditional.to(self._device), unconditional.to(self._device))
+        prompts = PromptPair(conditional.to(self._device), unconditional.to(self._device))
+        return Batch(noise, prompts)
 
 
 def prompt_index(stream: str, index: int, batch_size: int) -> int:

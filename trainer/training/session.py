@@ -1,58 +1,25 @@
-"""Everything a distillation needs, made ready from its run directory."""
+"""A run with its model, prompts, roles and trainer in memory."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
-import torch
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from ...app.config.distill_config import DistillConfig
-from ...app.config.request import DistillRequest, ModelFiles
-from ...app.config.resolutions import choose_resolutions
-from ...app.library.home import prompt_cache
-from ...app.prompts.expansion import PromptSource
+from ...app.config.request import DistillRequest
 from ...app.runs.directory import RunDirectory
-from ...core.families import LoraTargets
-from ...core.recipe.recipe import MergedLora, Recipe
-from ..attention.setup import Workload, use_attention
-from ..device import choose_device, choose_dtype, describe_device
-from ..distributed import joined
-from ..loading.checkpoint import LoadedCheckpoint, load_checkpoint
-from ..loading.lora_merge import MergingLora
-from ..loading.prediction_check import check_prediction_type
-from ..loading.teacher_loras import (
-    IncludedLoras,
-    included_loras,
-    merged_records,
-    open_teacher_loras,
-)
-from ..memory.fit import begin_on_rung, needed_memory
-from ..memory.packed_base import store_base
-from ..memory.sharded_base import check_sharding, shard_base
+from ...core.recipe.recipe import Recipe
+from ..loading.checkpoint import LoadedCheckpoint
+from ..loading.teacher_loras import IncludedLoras
 from ..model.conditioning import Conditioning
 from ..model.network import NetworkCall
 from ..model.roles import AdapterRoles
-from ..text.cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
-from ..toys.facts import shapes_facts
-from .batches import BatchSource, prompts_per_step
-from .identity import checkpoint_identity, run_fingerprint
-from .loop import Trainer
-from .memory_ladder import MemoryLadder
-from .micro_batches import MicroBatchDistiller
+from ..text.cache import EncodedPrompts
 from .student_file import TeacherFacts, make_recipe, write_student
-
-Report = Callable[[str], None]
-
-# A latent of 1024 x 1024 pixels has 65,536 numbers: gradients of its mean losses start near 1e-5,
-# where float16 loses its digits.
-HALF_LOSS_SCALE = 4096.0
-ZERO_SNR = {"auto": None, "yes": True, "no": False}
+from .trainer import Trainer
 
 
 @dataclass
@@ -62,8 +29,6 @@ class Session:
     run: RunDirectory
     request: DistillRequest
     checkpoint: LoadedCheckpoint
-    call: NetworkCall
-    roles: AdapterRoles
     trainer: Trainer
     negative: Conditioning
     teacher: TeacherFacts
@@ -72,20 +37,30 @@ class Session:
     included: IncludedLoras | None = None
 
     @property
+    def call(self) -> NetworkCall:
+        """The denoiser, in whichever role it was last used."""
+        return self.trainer.network.call
+
+    @property
+    def roles(self) -> AdapterRoles:
+        """The denoiser's roles and their adapters."""
+        return self.trainer.roles
+
+    @property
     def config(self) -> DistillConfig:
-        """The run's settings, on the rung of the memory ladder that it is on."""
-        return self.trainer.distiller.config
+        """The run's settings, with the memory fallbacks that it has taken."""
+        return self.trainer.config
 
     def recipe(self) -> Recipe:
         """The sampling contract of this run's student."""
-        distiller = self.trainer.distiller
+        grids = self.trainer.grids
         return make_recipe(
             self.config,
             self.teacher,
             self.call.schedule,
             self.call.prediction,
-            distiller.levels,
-            distiller.teacher_levels,
+            grids.student,
+            grids.teacher,
         )
 
     def write_lora(
@@ -109,7 +84,7 @@ class Session:
             finished_at=time.time(),
             precision=str(next(self.call.network.parameters()).dtype).removeprefix("torch."),
             included=self.included,
-            note=self.trainer.ladder.note() if self.trainer.ladder else "",
+            note=self.trainer.settings.note(),
             file_format=self.request.file_format,
             overwrite=overwrite,
         )
@@ -117,186 +92,3 @@ class Session:
     def load_student(self, weights: dict[str, Tensor]) -> None:
         """Put weights (such as the moving average) in the student's place."""
         self.roles.load_state("student", weights)
-
-
-def open_session(run: RunDirectory, report: Report) -> Session:
-    """Load the model, encode the prompts, add the adapters: ready to train or resume.
-
-    Raises:
-        DPDMDError: whatever is wrong with the request, its files or its settings.
-    """
-    request = DistillRequest.from_dict(run.settings())
-    as_set = request.config.validate()
-    ranks = joined()
-    device = choose_device(as_set.device)
-    ranks.use_device(device)
-    check_sharding(as_set, ranks, device)
-    shards = as_set.shard_base and ranks.size > 1
-    dtype = choose_dtype(as_set.dtype, device)
-    report(f"Device: {describe_device(device)}, {str(dtype).removeprefix('torch.')}")
-    config, since = replace(as_set, preview_every=0, evaluate_every=0), {}
-    if not shards:  # else one process alone could not draw
-        needs = needed_memory(Path(request.model.checkpoint), dtype)
-        config, since = begin_on_rung(run, as_set, needs, device, report)
-    request = replace(request, config=config)
-    loras = open_teacher_loras(request)
-    memory = torch.device("cpu") if shards else device
-    checkpoint = _load(request, loras, dtype, memory, report)
-    resolutions = choose_resolutions(config, checkpoint.detection)
-    prompts = PromptSource(run.prompts(), config.seed)
-    with ranks.main_first():  # the others find the prompts in the cache
-        encoded, negative = _encode(checkpoint, prompts, config, device, report)
-    if shards:
-        shard_base(checkpoint, device, ranks, report)
-    tokens = negative.context.shape[1]
-    _choose_attention(checkpoint, config, resolutions, tokens, run, report)
-    check_prediction_type(checkpoint, negative)
-    identity = checkpoint_identity(checkpoint.path, report)
-    including = request.include_teacher_loras
-    merged = merged_records(loras, included=including)
-    teacher = _teacher_facts(config, checkpoint, identity, resolutions, merged)
-    included = included_loras(loras, checkpoint) if including else None
-    fingerprint = run_fingerprint(as_set, run.prompts(), identity, checkpoint, merged)
-    ranks.require_same("settings, prompts, model files or number format", fingerprint)
-    call = checkpoint.call()
-    roles, trainer, shapes = _prepare_training(
-        config, checkpoint, call, teacher, prompts, encoded, negative, fingerprint
-    )
-    if not shards:  # where all run in step, a pass cannot be broken off and done again
-        trainer.ladder = MemoryLadder(
-            trainer.distiller, checkpoint.network, trainer.optimizers, run, report, since
-        )
-    return Session(
-        run, request, checkpoint, call, roles, trainer, negative, teacher, encoded, shapes, included
-    )
-
-
-def _choose_attention(
-    checkpoint: LoadedCheckpoint,
-    config: DistillConfig,
-    resolutions: Sequence[tuple[int, int]],
-    tokens: int,
-    run: RunDirectory,
-    report: Report,
-) -> None:
-    """Set the attention for passes with gradients at the largest resolution, and say which."""
-    width, height = max(resolutions, key=lambda size: size[0] * size[1])
-    rows = joined().own_rows(config.batch_size)
-    count = rows.stop - rows.start
-    pictures = min(config.micro_batch_size or count, count)
-    latent = (checkpoint.detection.latent_channels, height // 8, width // 8)
-    work = Workload(latent, pictures, tokens)
-    with joined().main_first():  # the others find the timings in the data folder
-        found = use_attention(checkpoint.network, config.attention, work, run, report)
-    report(f"Attention: {found}")
-
-
-def _teacher_facts(
-    config: DistillConfig,
-    checkpoint: LoadedCheckpoint,
-    identity: str,
-    resolutions: tuple[tuple[int, int], ...],
-    merged: tuple[MergedLora, ...],
-) -> TeacherFacts:
-    name, sha256 = model_name(checkpoint.path), identity if checkpoint.path.is_file() else ""
-    guidance = config.teacher_guidance or default_guidance(checkpoint)
-    return TeacherFacts(name, sha256, checkpoint.detection, guidance, resolutions, merged)
-
-
-def _load(
-    request: DistillRequest,
-    loras: Sequence[MergingLora],
-    dtype: torch.dtype,
-    device: torch.device,
-    report: Report,
-) -> LoadedCheckpoint:
-    files, config = request.model, request.config
-    stored = config.base_weights != "keep" or config.offload_base
-    checkpoint = load_checkpoint(
-        Path(files.checkpoint),
-        dtype=dtype,
-        device="cpu" if stored else device,
-        prediction=None if config.prediction == "auto" else config.prediction,
-        zero_terminal_snr=ZERO_SNR[config.zero_terminal_snr],
-        text_encoders=text_encoder_files(files),
-        vae=Path(files.vae) if files.vae else None,
-        loras=loras,
-        report=report,
-    )
-    report(f"{checkpoint.path.name}: {checkpoint.detection.title}")
-    if stored:
-        kind, offload, network = config.base_weights, config.offload_base, checkpoint.network
-        report(f"Base: {store_base(network, kind, offload=offload, device=device)}")
-        checkpoint.device = device
-    return checkpoint
-
-
-def model_name(path: Path) -> str:
-    """A file's name without its ending, a folder's whole name (which may hold a version)."""
-    return path.name if path.is_dir() else path.stem
-
-
-def text_encoder_files(files: ModelFiles) -> dict[str, Path]:
-    """The text-encoder files that were named, by encoder."""
-    named = {"clip_l": files.clip_l, "clip_g": files.clip_g, "t5xxl": files.t5}
-    return {name: Path(file) for name, file in named.items() if file}
-
-
-def default_guidance(checkpoint: LoadedCheckpoint) -> float:
-    """The guidance an embedded teacher was made for, else its family's default."""
-    facts = shapes_facts(checkpoint.path)
-    return float(facts["guidance_scale"]) if facts else checkpoint.family.guidance_scale
-
-
-def _prepare_training(
-    config: DistillConfig,
-    checkpoint: LoadedCheckpoint,
-    call: NetworkCall,
-    teacher: TeacherFacts,
-    prompts: PromptSource,
-    encoded: EncodedPrompts,
-    negative: Conditioning,
-    fingerprint: str,
-) -> tuple[AdapterRoles, Trainer, list[tuple[int, int, int]]]:
-    layers: LoraTargets = "full" if config.lora_layers == "full" else "attention"
-    roles = AdapterRoles(
-        checkpoint.network,
-        checkpoint.family.lora_modules(checkpoint.config, layers),
-        student_rank=config.student_rank,
-        fake_rank=config.fake_rank,
-        seed=config.seed,
-    )
-    if config.gradient_checkpointing:
-        cast(ModelMixin, checkpoint.network).enable_gradient_checkpointing()
-    scale = HALF_LOSS_SCALE if checkpoint.dtype == torch.float16 else 1.0
-    distiller = MicroBatchDistiller(call, roles, config, teacher.guidance_scale, scale)
-    channels = checkpoint.detection.latent_channels
-    shapes = [(channels, height // 8, width // 8) for width, height in teacher.resolutions]
-    batches = BatchSource(
-        config, prompts, encoded, negative, latent_shapes=shapes, device=call.device
-    )
-    return roles, Trainer(distiller, roles, batches, config, fingerprint), shapes
-
-
-def _encode(
-    checkpoint: LoadedCheckpoint,
-    prompts: PromptSource,
-    config: DistillConfig,
-    device: torch.device,
-    report: Report,
-) -> tuple[EncodedPrompts, Conditioning]:
-    head_start = config.batch_size * (1 + config.fake_head_start) if config.fake_head_start else 0
-    needed = prompts.all_needed(config.steps, prompts_per_step(config), head_start)
-    texts = list(dict.fromkeys([*needed, config.teacher_negative]))
-    size = estimate_cache_bytes(checkpoint, texts, clip_skip=config.clip_skip)
-    report(f"Prompts: this run uses {len(needed)}; encoded they take {size / 2**20:.0f} MiB")
-    encoded = encode_prompts(
-        checkpoint,
-        texts,
-        clip_skip=config.clip_skip,
-        cache_folder=prompt_cache(),
-        device=device,
-        report=report,
-    )
-    negative = encoded[config.teacher_negative]
-    return encoded, negative.zeros() if config.zero_negative else negative

@@ -1,0 +1,197 @@
+"""Everything a distillation needs, made ready from its run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+
+from ...app.config.distill_config import DistillConfig
+from ...app.config.request import DistillRequest
+from ...app.config.resolutions import choose_resolutions
+from ...app.library.home import prompt_cache
+from ...app.prompts.expansion import PromptSource
+from ...app.runs.directory import RunDirectory
+from ...core.families import LoraTargets
+from ...core.recipe.recipe import MergedLora
+from ..attention.setup import Workload, use_attention
+from ..device import choose_device, choose_dtype, describe_device
+from ..distributed import joined
+from ..loading.checkpoint import LoadedCheckpoint, load_checkpoint
+from ..loading.lora_merge import MergingLora
+from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
+from ..loading.prediction_check import check_prediction_type
+from ..loading.teacher_loras import included_loras, merged_records, open_teacher_loras
+from ..memory.fit import begin_with_fallbacks, needed_memory
+from ..memory.packed_base import store_base
+from ..model.conditioning import Conditioning
+from ..model.role_network import RoleNetwork
+from ..model.roles import AdapterRoles
+from ..text.cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
+from ..toys.facts import shapes_facts
+from ..training.batches import BatchSource, prompts_per_step
+from ..training.identity import checkpoint_identity, run_fingerprint
+from ..training.in_force import SettingsInForce
+from ..training.session import Session
+from ..training.student_file import TeacherFacts
+from ..training.trainer import Trainer
+
+Report = Callable[[str], None]
+
+# A latent of 1024 x 1024 pixels has 65,536 numbers: gradients of its mean losses start near 1e-5,
+# where float16 loses its digits.
+HALF_LOSS_SCALE = 4096.0
+
+
+def open_session(run: RunDirectory, report: Report) -> Session:
+    """Load the model, encode the prompts, add the adapters: ready to train or resume.
+
+    Raises:
+        DPDMDError: whatever is wrong with the request, its files or its settings.
+    """
+    request = DistillRequest.from_dict(run.settings())
+    as_set = request.config.validate()
+    ranks = joined()
+    device = choose_device(as_set.device)
+    ranks.use_device(device)
+    dtype = choose_dtype(as_set.dtype, device)
+    report(f"Device: {describe_device(device)}, {str(dtype).removeprefix('torch.')}")
+    needs = needed_memory(Path(request.model.checkpoint), dtype)
+    config, since = begin_with_fallbacks(run, as_set, needs, device, report)
+    request = replace(request, config=config)
+    loras = open_teacher_loras(request)
+    checkpoint = _load(request, loras, dtype, device, report)
+    resolutions = choose_resolutions(config, checkpoint.detection)
+    prompts = PromptSource(run.prompts(), config.seed)
+    with ranks.main_first():  # the others find the prompts in the cache
+        encoded, negative = _encode(checkpoint, prompts, config, device, report)
+    tokens = negative.context.shape[1]
+    _choose_attention(checkpoint, config, resolutions, tokens, run, report)
+    check_prediction_type(checkpoint, negative)
+    identity = checkpoint_identity(checkpoint.path, report)
+    including = request.include_teacher_loras
+    merged = merged_records(loras, included=including)
+    teacher = _teacher_facts(config, checkpoint, identity, resolutions, merged)
+    included = included_loras(loras, checkpoint) if including else None
+    fingerprint = run_fingerprint(as_set, run.prompts(), identity, checkpoint, merged)
+    ranks.require_same("settings, prompts, model files or number format", fingerprint)
+    channels = checkpoint.detection.latent_channels
+    shapes = [(channels, height // 8, width // 8) for width, height in resolutions]
+    network = _role_network(checkpoint, config)
+    batches = BatchSource(
+        config, prompts, encoded, negative, latent_shapes=shapes, device=network.call.device
+    )
+    settings = SettingsInForce(config, teacher.guidance_scale, run, since)
+    trainer = Trainer(network, batches, settings, ranks, fingerprint)
+    trainer.report = report
+    return Session(run, request, checkpoint, trainer, negative, teacher, encoded, shapes, included)
+
+
+def _choose_attention(
+    checkpoint: LoadedCheckpoint,
+    config: DistillConfig,
+    resolutions: Sequence[tuple[int, int]],
+    tokens: int,
+    run: RunDirectory,
+    report: Report,
+) -> None:
+    """Set the attention for passes with gradients at the largest resolution, and say which."""
+    width, height = max(resolutions, key=lambda size: size[0] * size[1])
+    rows = joined().own_rows(config.batch_size)
+    count = rows.stop - rows.start
+    pictures = min(config.micro_batch_size or count, count)
+    latent = (checkpoint.detection.latent_channels, height // 8, width // 8)
+    work = Workload(latent, pictures, tokens)
+    with joined().main_first():  # the others find the timings in the data folder
+        found = use_attention(checkpoint.network, config.attention, work, run, report)
+    report(f"Attention: {found}")
+
+
+def _teacher_facts(
+    config: DistillConfig,
+    checkpoint: LoadedCheckpoint,
+    identity: str,
+    resolutions: tuple[tuple[int, int], ...],
+    merged: tuple[MergedLora, ...],
+) -> TeacherFacts:
+    name, sha256 = model_name(checkpoint.path), identity if checkpoint.path.is_file() else ""
+    guidance = config.teacher_guidance or default_guidance(checkpoint)
+    return TeacherFacts(name, sha256, checkpoint.detection, guidance, resolutions, merged)
+
+
+def _load(
+    request: DistillRequest,
+    loras: Sequence[MergingLora],
+    dtype: torch.dtype,
+    device: torch.device,
+    report: Report,
+) -> LoadedCheckpoint:
+    files, config = request.model, request.config
+    stored = config.base_weights != "keep" or config.offload_base
+    checkpoint = load_checkpoint(
+        Path(files.checkpoint),
+        dtype=dtype,
+        device="cpu" if stored else device,
+        prediction=None if config.prediction == "auto" else config.prediction,
+        zero_terminal_snr=ZERO_SNR[config.zero_terminal_snr],
+        text_encoders=text_encoder_files(files),
+        vae=Path(files.vae) if files.vae else None,
+        loras=loras,
+        report=report,
+    )
+    report(f"{checkpoint.path.name}: {checkpoint.detection.title}")
+    if stored:
+        kind, offload, network = config.base_weights, config.offload_base, checkpoint.network
+        report(f"Base: {store_base(network, kind, offload=offload, device=device)}")
+        checkpoint.device = device
+    return checkpoint
+
+
+def default_guidance(checkpoint: LoadedCheckpoint) -> float:
+    """The guidance an embedded teacher was made for, else its family's default."""
+    facts = shapes_facts(checkpoint.path)
+    return float(facts["guidance_scale"]) if facts else checkpoint.family.guidance_scale
+
+
+def _role_network(checkpoint: LoadedCheckpoint, config: DistillConfig) -> RoleNetwork:
+    """The denoiser with its two adapters."""
+    layers: LoraTargets = "full" if config.lora_layers == "full" else "attention"
+    roles = AdapterRoles(
+        checkpoint.network,
+        checkpoint.family.lora_modules(checkpoint.config, layers),
+        student_rank=config.student_rank,
+        fake_rank=config.fake_rank,
+        seed=config.seed,
+    )
+    if config.gradient_checkpointing:
+        cast(ModelMixin, checkpoint.network).enable_gradient_checkpointing()
+    scale = HALF_LOSS_SCALE if checkpoint.dtype == torch.float16 else 1.0
+    return RoleNetwork(checkpoint.call(), roles, scale)
+
+
+def _encode(
+    checkpoint: LoadedCheckpoint,
+    prompts: PromptSource,
+    config: DistillConfig,
+    device: torch.device,
+    report: Report,
+) -> tuple[EncodedPrompts, Conditioning]:
+    head_start = config.batch_size * (1 + config.fake_head_start) if config.fake_head_start else 0
+    needed = prompts.all_needed(config.steps, prompts_per_step(config), head_start)
+    texts = list(dict.fromkeys([*needed, config.teacher_negative]))
+    size = estimate_cache_bytes(checkpoint, texts, clip_skip=config.clip_skip)
+    report(f"Prompts: this run uses {len(needed)}; encoded they take {size / 2**20:.0f} MiB")
+    encoded = encode_prompts(
+        checkpoint,
+        texts,
+        clip_skip=config.clip_skip,
+        cache_folder=prompt_cache(),
+        device=device,
+        report=report,
+    )
+    negative = encoded[config.teacher_negative]
+    return encoded, negative.zeros() if config.zero_negative else negative

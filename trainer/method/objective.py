@@ -1,0 +1,164 @@
+"""What is optimised and at which noise levels: the method's settings as values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Generator, Tensor, arange, float64, randint, randn
+
+from ...core.diffusion.guidance import NO_GUIDANCE, Guidance
+from ...core.diffusion.schedule import (
+    NUM_LEVELS,
+    Levels,
+    Schedule,
+    few_step_positions,
+    refine_positions,
+    trailing_positions,
+)
+
+Variant = Literal["dp_dmd", "dmd", "no_detach", "detach_only"]
+Supervision = Literal["random", "last", "all"]
+AnchorTarget = Literal["chord", "denoised"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The student's objective, L = L_DMD + lambda * L_div (arXiv:2602.03139, Eq. 8).
+
+    Attributes:
+        teacher_guidance: of the anchor and of the real score.
+        diversity_weight: lambda.
+        num_anchored_steps: m, the first steps that learn by target prediction; the paper has one.
+        anchor_target: "chord", the straight line from the noise to the anchor (Eq. 6), or
+            "denoised", the teacher's x0 at the anchor (Appendix C).
+        supervision: which steps the DMD gradient trains: one random step of those that it may
+            reach, the last, or all of them.
+        variant: "dp_dmd" is the method; the others switch parts off, for comparison alone.
+    """
+
+    teacher_guidance: Guidance = NO_GUIDANCE
+    diversity_weight: float = 0.05
+    num_anchored_steps: int = 1
+    anchor_target: AnchorTarget = "chord"
+    supervision: Supervision = "random"
+    variant: Variant = "dp_dmd"
+
+    @property
+    def anchors(self) -> bool:
+        """Whether the first m steps learn by target prediction."""
+        return self.variant in ("dp_dmd", "no_detach")
+
+    @property
+    def first_dmd_step(self) -> int:
+        """The first student step that the DMD gradient may reach: it is blocked before m."""
+        return self.num_anchored_steps if self.variant in ("dp_dmd", "detach_only") else 0
+
+    @property
+    def rollout_start(self) -> int:
+        """The step at which the DMD roll-out begins: after the anchored ones, else at the noise."""
+        return self.num_anchored_steps if self.variant == "dp_dmd" else 0
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Noise levels of a run.
+
+    Attributes:
+        student: the N steps, N + 1 levels.
+        teacher: its own steps, from the same start.
+        training: all 1000 levels, by position.
+        anchor_steps: teacher steps at which its states are what steps 1..m aim at; the first is K.
+        schedule: where they come from.
+    """
+
+    student: Levels
+    teacher: Levels
+    training: Levels
+    anchor_steps: tuple[int, ...]
+    schedule: Schedule
+
+    @classmethod
+    def of(
+        cls, schedule: Schedule, num_steps: int, teacher_steps: int, anchor_step: int, anchored: int
+    ) -> Grids:
+        """The grids of `num_steps` student steps; anchors at K = `anchor_step` and each step's end.
+
+        The teacher's grid is the student's, refined, where the steps divide evenly.
+        """
+        positions = few_step_positions(num_steps)
+        per_step = teacher_steps // num_steps
+        if teacher_steps % num_steps == 0:
+            teacher_positions = refine_positions(positions, per_step)
+        else:
+            teacher_positions = trailing_positions(teacher_steps)
+        return cls(
+            student=Levels.at_positions(schedule, positions),
+            teacher=Levels.at_positions(schedule, teacher_positions),
+            training=Levels.at_positions(schedule, arange(NUM_LEVELS, dtype=float64)),
+            anchor_steps=(anchor_step, *(per_step * i for i in range(2, anchored + 1))),
+            schedule=schedule,
+        )
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Grids:
+        """The student's and teacher's grids with each tensor changed, such as moved to a device.
+
+        The training levels stay: drawn ones move with the draws.
+        """
+        return Grids(
+            self.student.map(change), self.teacher.map(change), self.training, self.anchor_steps,
+            self.schedule,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one update of B images.
+
+    Attributes:
+        supervised: the DMD-supervised step, from 0; the last unless it is drawn.
+        level: the noise levels that the images are re-noised to, each of shape (B,).
+        noise: the noise they get, (B, C, H, W).
+    """
+
+    supervised: int
+    level: Levels
+    noise: Tensor
+
+    def __getitem__(self, rows: slice) -> Draws:
+        """The draws of those rows: a micro-batch has those that it has in the whole batch."""
+        return Draws(self.supervised, self.level.map(lambda t: t[rows]), self.noise[rows])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
+        """Each tensor changed, such as moved to a device."""
+        return Draws(self.supervised, self.level.map(change), change(self.noise))
+
+
+def draw_supervised_step(objective: Objective, grids: Grids, generator: Generator) -> int:
+    """The DMD-supervised step of one roll-out, from 0."""
+    last = grids.student.num_steps - 1
+    if objective.supervision != "random":
+        return last
+    return int(randint(objective.first_dmd_step, last + 1, (), generator=generator))
+
+
+def draw(objective: Objective, grids: Grids, shape: tuple[int, ...], generator: Generator) -> Draws:
+    """The draws of a student update of latents of `shape`, (B, C, H, W)."""
+    supervised = draw_supervised_step(objective, grids, generator)
+    return _renoising(supervised, grids, grids.schedule.dmd_positions, shape, generator)
+
+
+def draw_for_fake(grids: Grids, shape: tuple[int, ...], generator: Generator) -> Draws:
+    """The draws of a fake-score update of latents of `shape`, over all training levels."""
+    return _renoising(grids.student.num_steps - 1, grids, (0, NUM_LEVELS - 1), shape, generator)
+
+
+def _renoising(
+    supervised: int, grids: Grids, between: tuple[int, int], shape: tuple[int, ...],
+    generator: Generator,
+) -> Draws:  # fmt: skip
+    low, high = between
+    positions = randint(low, high + 1, (shape[0],), generator=generator)
+    noise = randn(shape, generator=generator)
+    return Draws(supervised, grids.training[positions], noise)

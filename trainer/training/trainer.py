@@ -1,0 +1,327 @@
+"""One run's updates: student, fake score, optimizers, and what happens when memory runs out.
+
+It knows no mathematics: the method is handed the network, the draws and the objective.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ...app.config.distill_config import DistillConfig
+from ...app.runs.directory import RunDirectory
+from ...core.diffusion.schedule import Levels
+from ...core.errors import NonFiniteError
+from ..device import is_out_of_memory, release_memory, to_device
+from ..distributed import Ranks
+from ..memory.fallback import fallbacks_left
+from ..method.dp_dmd import Metrics, Network, fake_update, student_samples, student_update
+from ..method.objective import Draws, draw, draw_for_fake, draw_supervised_step
+from ..model.role_network import RoleNetwork
+from .batches import Batch, BatchSource
+from .in_force import SettingsInForce, apply
+from .optimizers import AdapterOptimizer
+from .state import load_state, save_state
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """This process's student samples x0 (B, C, H, W) of a batch, detached, for the fake score."""
+
+    x0: Tensor
+    batch: Batch
+
+
+class Trainer:
+    """One run's optimizers and their updates. `step` counts finished student updates."""
+
+    def __init__(
+        self,
+        network: RoleNetwork,
+        batches: BatchSource,
+        settings: SettingsInForce,
+        ranks: Ranks,
+        fingerprint: str = "",
+    ) -> None:
+        """Args:
+        settings: asked for anew by each attempt, since a memory fallback changes them.
+        ranks: the processes of this run.
+        fingerprint: of what the run was started with; a saved state resumes only with the same.
+        """
+        self.network, self.roles, self.batches = network, network.roles, batches
+        self.settings, self.ranks, self.fingerprint = settings, ranks, fingerprint
+        self.device = network.call.device
+        self.grids = settings.grids(network.call.schedule).map(self._to_device)
+        self.step = 0
+        self.report: Callable[[str], None] = lambda text: None
+        config = settings.config
+        self.optimizers = {
+            role: AdapterOptimizer(
+                self.roles.parameters(role), config.optimizer, offload=config.offload_optimizer
+            )
+            for role in ("student", "fake")
+        }
+        self._finite: list[tuple[str, Tensor]] = []  # of each gradient since they were looked at
+        self.average = self.roles.state("student") if config.ema_decay else None
+
+    @property
+    def config(self) -> DistillConfig:
+        """The settings in force."""
+        return self.settings.config
+
+    def student_weights(self) -> dict[str, Tensor]:
+        """The student as it would be saved now: the moving average where one is kept."""
+        return self.average if self.average is not None else self.roles.state("student")
+
+    def head_start(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Fake-score updates before the first student update; False if stopped among them."""
+        for index in range(self.config.fake_head_start):
+            if should_stop():
+                return False
+            self._read(0, self._fake_update(self._fresh_samples(0, index), 0, index))
+        return True
+
+    def update(self) -> dict[str, float]:
+        """One student update and its fake-score updates; returns their metrics.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite; the update is not applied.
+        """
+        step = self.step + 1
+        batch = self.batches.batch("student", step)
+
+        def work() -> tuple[Metrics, Samples]:
+            generator = self.batches.generator("student-levels", step)
+            return self.student_gradients(batch, generator)
+
+        metrics, samples = self._within_memory("student", work)
+        metrics["student_grad_norm"] = self._apply("student", step, metrics)
+        self._update_average(step)
+        for index in range(self.config.fake_updates):
+            if not self.config.share_rollouts:
+                samples = self._fresh_samples(step, index)
+            metrics |= self._fake_update(samples, step, index)
+        found = self._read(step, metrics)
+        self.step = step
+        return dict(
+            zip(found, self.ranks.mean(list(found.values()), self.config.batch_size), strict=True)
+        )
+
+    def _fresh_samples(self, step: int, index: int) -> Samples:
+        batch = self.batches.batch("fake", step, index)
+
+        def work() -> Samples:
+            return self.samples(batch, self.batches.generator("fake-samples", step, index))
+
+        return self._within_memory("fake", work)
+
+    def _fake_update(self, samples: Samples, step: int, index: int) -> Metrics:
+        def work() -> Metrics:
+            generator = self.batches.generator("fake-levels", step, index)
+            return self.fake_gradients(samples, generator)
+
+        metrics = self._within_memory("fake", work)
+        metrics["fake_grad_norm"] = self._apply("fake", step, metrics)
+        return metrics
+
+    def student_gradients(
+        self, batch: Batch, generator: torch.Generator
+    ) -> tuple[Metrics, Samples]:
+        """Add a student update's gradients, in micro-batches; returns metrics and samples."""
+        objective = self.settings.objective()
+        draws = draw(objective, self.grids, tuple(batch.noise.shape), generator)
+
+        def part(network: Network, rows: slice) -> tuple[Metrics, Tensor]:
+            own = self._moved(draws[rows])
+            return student_update(network, batch.noise[rows], own, objective, self.grids)
+
+        metrics, x0 = self._in_parts(batch, part)
+        return metrics, Samples(x0, batch)
+
+    @torch.no_grad()
+    def samples(self, batch: Batch, generator: torch.Generator) -> Samples:
+        """Student samples of a batch for the fake score."""
+        objective = self.settings.objective()
+        supervised = draw_supervised_step(objective, self.grids, generator)
+
+        def part(network: Network, rows: slice) -> tuple[Metrics, Tensor]:
+            noise = batch.noise[rows]
+            return {}, student_samples(network, noise, supervised, objective, self.grids)
+
+        _, x0 = self._in_parts(batch, part)
+        return Samples(x0, batch)
+
+    def fake_gradients(self, samples: Samples, generator: torch.Generator) -> Metrics:
+        """Add a fake-score update's gradients, in micro-batches; returns metrics."""
+        batch = samples.batch
+        draws = draw_for_fake(self.grids, tuple(batch.noise.shape), generator)
+        first = self.ranks.own_rows(len(batch)).start
+
+        def part(network: Network, rows: slice) -> tuple[Metrics, Tensor]:
+            x0 = samples.x0[rows.start - first : rows.stop - first]
+            return fake_update(network, x0, self._moved(draws[rows])), x0
+
+        metrics, _ = self._in_parts(batch, part)
+        return metrics
+
+    def _in_parts(
+        self, batch: Batch, update: Callable[[Network, slice], tuple[Metrics, Tensor]]
+    ) -> tuple[Metrics, Tensor]:
+        """An update of this process's rows, `micro_batch_size` at a time (0: all at once).
+
+        All losses are means over the batch, so each part's counts by its share. Metrics are the
+        parts' means; `anchor_error`, a ratio of roots, is one only nearly.
+        """
+        own, count = self.ranks.own_rows(len(batch)), len(batch)
+        size = self.config.micro_batch_size or count
+        total: Metrics = {}
+        samples = []
+        for start in range(own.start, own.stop, size):
+            rows = slice(start, min(start + size, own.stop))
+            part = rows.stop - rows.start
+            network = self.network.bound(batch.prompts.index(rows), part, of=count)
+            metrics, x0 = update(network, rows)
+            samples.append(x0)
+            for name, value in metrics.items():
+                weighted = value * (part / (own.stop - own.start))
+                total[name] = total.get(name, torch.zeros_like(value)) + weighted
+        return total, torch.cat(samples)
+
+    def _moved(self, draws: Draws) -> Draws:
+        """Draws on the device; the levels in one copy."""
+        level = draws.level
+        table = torch.stack([level.sigmas, level.alphas, level.stds, level.timesteps])
+        return Draws(
+            draws.supervised, Levels(*self._to_device(table)), self._to_device(draws.noise)
+        )
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return to_device(tensor, self.device)
+
+    def _within_memory(self, role: str, work: Callable[[], T], *, keep: bool = False) -> T:
+        """The result of `work`, attempted again with a fallback whenever memory runs out.
+
+        The adapters are as they were before it and its draws are made anew, so nothing is skipped.
+
+        Args:
+            keep: whether `work` belongs to an optimizer's step, which needs the gradients again.
+        """
+        while True:
+            try:
+                return self.ranks.attempt(work)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self.settings.run is None:
+                    raise
+                lacking = type(error)(*error.args)  # without the frames that hold the activations
+            if not keep:
+                self.optimizers[role].zero_grad()
+            release_memory(self.device)
+            if not self._fall_back(for_step=keep):
+                raise lacking
+
+    def _fall_back(self, *, for_step: bool) -> bool:
+        """Take the next memory fallback; False if there is none.
+
+        Args:
+            for_step: whether memory ran out in an optimizer's step, which only some fallbacks ease.
+        """
+        left = fallbacks_left(self.config, self.ranks.size)
+        fallback = next((f for f in left if f.eases_step or not for_step), None)
+        if fallback is None:
+            return False
+        step = self.step + 1
+        self.settings.take(fallback, step)
+        apply(fallback, self.network.call.network, self.optimizers)
+        self.report(
+            f"The device ran out of memory in update {step}. From here on {fallback.option}: "
+            f"{fallback.words}. The interrupted pass is done again; nothing is skipped."
+        )
+        return True
+
+    def _apply(self, role: str, step: int, metrics: Metrics) -> Tensor:
+        """Clip and apply one role's gradients; returns their norm before clipping.
+
+        Gradients that are not finite are not applied; `_read` raises the error.
+        """
+        parameters, optimizer = self.roles.parameters(role), self.optimizers[role]
+        self.ranks.sum_gradients(parameters)
+        scale = self.network.loss_scale
+        if scale != 1.0:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        finite = torch.isfinite(norm)
+        self._finite.append((role, finite))
+        if not optimizer.checks_itself:
+            self._read(step, metrics)
+        self._within_memory(role, optimizer.prepare, keep=True)
+        # the head start (step 0) runs at the peak: there is no student yet to disturb
+        rate = learning_rate(self.config, role, step or self.config.warmup_steps + 1)
+        optimizer.step(rate, finite)
+        return norm
+
+    def _read(self, step: int, metrics: Metrics) -> dict[str, float]:
+        """Metrics as numbers; the one place of an update where the host waits for the device.
+
+        Raises:
+            NonFiniteError: a gradient was not finite.
+        """
+        looked_at, self._finite = self._finite, []
+        tensors = [*metrics.values(), *(finite for _, finite in looked_at)]
+        values = torch.stack([value.float() for value in tensors]).tolist()
+        found = dict(zip(metrics, values, strict=False))
+        flags = values[len(metrics) :]
+        role = next((r for (r, _), ok in zip(looked_at, flags, strict=True) if not ok), None)
+        if role is None:
+            return found
+        bad = [name for name, value in found.items() if not math.isfinite(value)]
+        raise NonFiniteError(
+            f"Update {step}: the {role}'s gradient is not finite"
+            f"{' (' + ', '.join(bad) + ' too)' if bad else ''}. The update was not applied. "
+            "The last saved state and its LoRA are kept in the run. Start a new run with a "
+            "lower learning rate, or with --dtype bfloat16 or float32."
+        )
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        if self.average is not None:
+            # ramped up, or a short run would keep mostly the zeros it began with
+            decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+            for name, parameter in self.roles.named_parameters("student"):
+                kept = self.average[name]
+                kept.lerp_(parameter.detach().to(kept), 1 - decay)
+
+    def save(self, run: RunDirectory) -> None:
+        """Save the state after the last finished update; the first of several processes does."""
+        for role in self.optimizers:
+            self.ranks.require_equal(f"{role} adapter", self.roles.parameters(role))
+        if self.ranks.is_main:
+            save_state(run, self.step, self.fingerprint, self.roles, self.optimizers, self.average)
+
+    def resume(self, run: RunDirectory) -> bool:
+        """Restore the newest saved state; False if there is none: then all starts anew."""
+        folder = run.latest_state()
+        if folder is None:
+            run.truncate_metrics(0)
+            return False
+        self.step = load_state(folder, self.fingerprint, self.roles, self.optimizers, self.average)
+        run.truncate_metrics(self.step)
+        return True
+
+
+def learning_rate(config: DistillConfig, role: str, step: int) -> float:
+    """Learning rate of student update `step` (from 1): linear warm-up, then cosine decay."""
+    peak = config.student_lr if role == "student" else config.fake_lr
+    if step <= config.warmup_steps:
+        return peak * step / (config.warmup_steps + 1)
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return peak * (config.final_lr_fraction + (1 - config.final_lr_fraction) * cosine)

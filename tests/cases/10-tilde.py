@@ -1,0 +1,90 @@
+"""Names that begin with ~: `~model.safetensors` in the current folder crashes; --output=~/x of `sample` makes a folder called ~; inspect and --prompts do not know ~ while distill does.
+
+Usage: python 10-tilde.py CHECKOUT      exit 1 while the product is wrong, 0 once it is right.
+"""
+import atexit, contextlib, importlib.util, io, json, os, shutil, struct, sys, tempfile, traceback, warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore")
+ROOT = Path(sys.argv[1]).resolve()
+WORK = Path(tempfile.mkdtemp(prefix="case-"))
+atexit.register(shutil.rmtree, WORK, True)
+os.environ.update(DPDMD_HOME=str(WORK / "home"), OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+sys.path.insert(0, str(ROOT / "tests"))  # tests/checkpoints.py: random weights in the real layouts
+sys.path = [p for p in sys.path if p != str(ROOT)]
+spec = importlib.util.spec_from_file_location("dpdmd_studio", ROOT / "__init__.py")
+sys.modules["dpdmd_studio"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["dpdmd_studio"])
+try:
+    from dpdmd_studio.cli import main
+except ModuleNotFoundError:  # the tree before the redesign
+    from dpdmd_studio.cli import main
+
+FAILED = []
+TINY = "--steps 1 --batch-size 1 --student-rank 2 --fake-rank 2 --fake-updates 1 --resolution 32x32 --preview-every 0 --warmup-steps 0 --dtype float32".split()
+
+
+def run(*argv):
+    """(exit code or "crash", stdout, stderr) of one command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(a) for a in argv])
+        except SystemExit as stop:
+            code = stop.code
+        except Exception as error:
+            code = "crash"
+            err.write("".join(traceback.format_exception(error)[-3:]))
+    return code, out.getvalue(), err.getvalue()
+
+
+def sample(checkpoint, *more, prompt="a cat"):
+    folder = Path(tempfile.mkdtemp(dir=WORK))
+    return *run("sample", checkpoint, "--prompt", prompt, "--seeds", "0", "--steps", "2",
+                "--resolution", "32x32", "--output", folder, *more), folder
+
+
+def check(what, right, got):
+    text = " ".join(str(got).split())[-300:]
+    print(("right: " if right else "WRONG: ") + what + "\n       got: " + text.encode("ascii", "backslashreplace").decode())
+    if not right:
+        FAILED.append(what)
+
+
+def done():
+    sys.exit(1 if FAILED else 0)
+
+import torch
+from safetensors.torch import load_file, save_file
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+
+
+def pair(name, out, into, rank=2, alpha=1.0, ends=(".lora_down.weight", ".lora_up.weight")):
+    state = {name + ends[0]: torch.randn(rank, into) * 0.1, name + ends[1]: torch.randn(out, rank) * 0.1}
+    return state | ({name + ".alpha": torch.tensor(alpha)} if alpha is not None else {})
+
+
+def save(name, state, metadata=None):
+    save_file({k: v.clone().contiguous() for k, v in state.items()}, WORK / name, metadata)
+    return WORK / name
+
+import checkpoints
+
+
+os.chdir(WORK)
+checkpoints.save(WORK / "~model.safetensors", checkpoints.file_state(checkpoints.sd1()))
+(WORK / "p.txt").write_text("a cat\n")
+code, out, err = run("distill", "~model.safetensors", "--prompts", "p.txt", "--output", "o.safetensors", *TINY)
+check("distill ~model.safetensors works, or says why not", code in (0, 2), (code, err))
+code, out, err = run("estimate", "~nobody/x.safetensors")
+check("estimate ~nobody/x: a message", code == 2, (code, err))
+os.environ["HOME"] = str(WORK / "me")
+(WORK / "me").mkdir()
+run("sample", WORK / "~model.safetensors", "--prompt", "a", "--seeds", "0", "--steps", "1", "--resolution", "32x32", "--output", "~/pics")
+check("sample --output ~/pics writes into the home folder", (WORK / "me" / "pics").exists(), sorted(p.name for p in WORK.iterdir()))
+shutil.copy(WORK / "~model.safetensors", WORK / "me" / "m.safetensors")
+code, out, err = run("inspect", "~/m.safetensors")
+check("inspect ~/m.safetensors finds it", code == 0, (code, err))
+done()

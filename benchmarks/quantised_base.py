@@ -26,10 +26,10 @@ from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.trainer.commands.demo import CONFIG
 from dpdmd_studio.trainer.commands.distill import create_run
+from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory.packed_base import BLOCKS, offload_base, quantise_base
 from dpdmd_studio.trainer.model.roles import AdapterRoles
 from dpdmd_studio.trainer.toys.shapes import caption_sample
-from dpdmd_studio.trainer.training.session import open_session
 from torch import Tensor, nn
 
 Change = Callable[[nn.Module], None]

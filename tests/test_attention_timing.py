@@ -29,7 +29,7 @@ from dpdmd_studio.trainer.attention.timing import (
     difference,
     measure,
 )
-from dpdmd_studio.trainer.training.session import open_session
+from dpdmd_studio.trainer.commands.open_session import open_session
 from tiny_runs import new_run
 
 CPU = torch.device("cpu")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dpdmd_studio.trainer.method.dp_dmd import denoiser
 
 GPU = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 LIMITS = {"recompile_limit": 8, "accumulated_recompile_limit": 256,
@@ -46,21 +47,22 @@ def gradients(name, settings_given, prepare=None):
         for parameter in trainer.roles.parameters(role):
             torch.nn.init.normal_(parameter, std=0.1, generator=generator)
     if prepare is not None:
-        prepare(trainer.distiller.network.network)
+        prepare(trainer.network.call.network)
     found = []
     for step in (1, 2):
         batch = trainer.batches.batch("student", step)
         draws = trainer.batches.generator("levels", step)
-        _, samples = trainer.distiller.student_update(batch, draws)
-        trainer.distiller.fake_update(samples, draws)
+        _, samples = trainer.student_gradients(batch, draws)
+        trainer.fake_gradients(samples, draws)
         for role in ("student", "fake"):
             parameters = trainer.roles.parameters(role)
             found.append(torch.cat([p.grad.flatten() for p in parameters]))
             for parameter in parameters:
                 parameter.grad = None
-        level = trainer.distiller.teacher_levels[0]
+        network = trainer.network.bound(batch.prompts, len(batch), of=len(batch))
+        teacher = denoiser(network, "teacher", trainer.settings.objective().teacher_guidance)
         with torch.no_grad():
-            found.append(trainer.distiller.denoise_as("teacher", batch, batch.noise, level))
+            found.append(teacher(batch.noise, trainer.grids.teacher[0]))
     return found
 
 

@@ -14,8 +14,8 @@ from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import NonFiniteError, RunError
 from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, read_lora, weight_shapes
 from dpdmd_studio.trainer.commands import distill as runner
+from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.training.session import open_session
 from safetensors.torch import load_file
 from tiny_runs import BUILDERS, PROMPTS, TINY, distil, final_state, metrics_of, new_run
 
@@ -95,8 +95,7 @@ class Killed(BaseException):
 def test_a_run_killed_anywhere_resumes_exactly(files, tmp_path, monkeypatch, uninterrupted, place):
     whole = uninterrupted(share=False)
     run = new_run(tmp_path / "killed", files["sd1"], share_rollouts=False)
-    from dpdmd_studio.trainer.method.distiller import Distiller
-    from dpdmd_studio.trainer.training import loop, state
+    from dpdmd_studio.trainer.training import state, trainer
 
     calls = {"count": 0}
 
@@ -111,16 +110,16 @@ def test_a_run_killed_anywhere_resumes_exactly(files, tmp_path, monkeypatch, uni
 
     with monkeypatch.context() as patch:
         if place == "start":  # one line of metrics, no state yet
-            patch.setattr(Distiller, "student_update", die_at(2, Distiller.student_update))
+            patch.setattr(trainer, "student_update", die_at(2, trainer.student_update))
         elif place == "student":
-            patch.setattr(Distiller, "student_update", die_at(4, Distiller.student_update))
+            patch.setattr(trainer, "student_update", die_at(4, trainer.student_update))
         elif place == "fake":
-            patch.setattr(Distiller, "fake_update", die_at(6, Distiller.fake_update))
+            patch.setattr(trainer, "fake_update", die_at(6, trainer.fake_update))
         elif place == "between":
             patch.setattr(RunDirectory, "append_metrics", die_at(3, RunDirectory.append_metrics))
         else:
             patch.setattr(state, "save_file", die_at(7, state.save_file))
-            assert loop.save_state is state.save_state
+            assert trainer.save_state is state.save_state
         with pytest.raises(Killed):
             distil(run)
     assert distil(run).finished
@@ -245,13 +244,13 @@ def test_a_file_that_appeared_meanwhile_is_left_alone(files, tmp_path):
 
 
 def test_running_out_of_memory_is_named(files, tmp_path, monkeypatch):
-    from dpdmd_studio.trainer.method.distiller import Distiller
+    from dpdmd_studio.trainer.training import trainer
 
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     run = new_run(tmp_path, files["sd1"])
-    monkeypatch.setattr(Distiller, "student_update", out_of_memory)
+    monkeypatch.setattr(trainer, "student_update", out_of_memory)
     with pytest.raises(RunError, match="--gradient-checkpointing"):
         distil(run)
     assert run.read_json("progress.json")["status"] == "failed"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.evaluation import previews as preview
 from dpdmd_studio.trainer.evaluation.previews import Previews
-from dpdmd_studio.trainer.training.session import open_session
 from tiny_runs import new_run
 
 

@@ -11,6 +11,7 @@ from dpdmd_studio.core.diffusion.schedule import Levels, trailing_positions
 from dpdmd_studio.core.families import detect
 from dpdmd_studio.core.files.hashes import file_sha256
 from dpdmd_studio.core.files.tensor_file import read_header
+from dpdmd_studio.trainer.commands.open_session import default_guidance
 from dpdmd_studio.trainer.evaluation.sampling import sample_latents
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.loading.vae import decode
@@ -19,7 +20,6 @@ from dpdmd_studio.trainer.text.cache import encode_prompts
 from dpdmd_studio.trainer.toys import shapes
 from dpdmd_studio.trainer.toys.measures import adherence, measure
 from dpdmd_studio.trainer.toys.shapes import caption_sample
-from dpdmd_studio.trainer.training.session import default_guidance
 
 ASSETS = Path(shapes.__file__).parents[1] / "assets"
 LARGEST_FILE = {"sd3": 16_000_000, "sd1": 8_000_000}

@@ -1,20 +1,22 @@
-"""Less memory, same gradients: micro-batches, and the way down when memory runs out."""
+"""Less memory, same gradients: micro-batches, and the fallbacks when memory runs out."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from dpdmd_studio.core.errors import RunError
 from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.trainer.commands import distill as runner
-from dpdmd_studio.trainer.method import distiller as distiller_module
+from dpdmd_studio.trainer.commands.open_session import open_session
+from dpdmd_studio.trainer.method import ablations
 from dpdmd_studio.trainer.model.network import NetworkCall
-from dpdmd_studio.trainer.training.session import open_session
+from dpdmd_studio.trainer.training import trainer as trainer_module
 from tiny_runs import distil, final_state, metrics_of, new_run
 
-FIRST_RUNGS = ("gradient_checkpointing", "micro_batch_size")
+FIRST_FALLBACKS = ("gradient_checkpointing", "micro_batch_size")
 
 
 def limited(monkeypatch, fits) -> list[int]:
@@ -63,16 +65,16 @@ def test_parts_of_a_batch_give_its_gradients(size, objective, files, tmp_path, m
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
     found = {}
     for parts in (0, size):
-        trainer.distiller.micro_batch_size = parts
+        trainer.settings.config = replace(trainer.config, micro_batch_size=parts)
         batch = trainer.batches.batch("student", 1)
-        _, samples = trainer.distiller.student_update(batch, trainer.batches.generator("s", 1))
-        trainer.distiller.fake_update(samples, trainer.batches.generator("f", 1))
+        _, samples = trainer.student_gradients(batch, trainer.batches.generator("s", 1))
+        trainer.fake_gradients(samples, trainer.batches.generator("f", 1))
         gradients = []
         for role in ("student", "fake"):
             for parameter in trainer.roles.parameters(role):
                 gradients.append(parameter.grad.clone())
                 parameter.grad = None
-        drawn = trainer.distiller.draw_samples(batch, trainer.batches.generator("d", 1))
+        drawn = trainer.samples(batch, trainer.batches.generator("d", 1))
         found[parts] = (gradients, samples.x0, drawn.x0)
     largest = max(float(gradient.norm()) for gradient in found[0][0])
     assert largest > 1e-3
@@ -83,7 +85,7 @@ def test_parts_of_a_batch_give_its_gradients(size, objective, files, tmp_path, m
     torch.testing.assert_close(found[size][1:], found[0][1:], rtol=1e-10, atol=1e-10)
 
 
-def test_a_run_comes_down_the_ladder_and_learns_the_same(files, tmp_path, monkeypatch):
+def test_a_run_takes_fallbacks_and_learns_the_same(files, tmp_path, monkeypatch):
     plain = new_run(tmp_path / "a", files["sd1"], batch_size=2)
     distil(plain)
     limited(monkeypatch, lambda call, n: call.network.is_gradient_checkpointing and n == 1)
@@ -94,7 +96,7 @@ def test_a_run_comes_down_the_ladder_and_learns_the_same(files, tmp_path, monkey
     downs = [text for text in said if "ran out of memory in update 1" in text]
     assert ["--gradient-checkpointing" in downs[0], "--micro-batch-size" in downs[1]] == [True] * 2
     assert len(downs) == 2
-    assert run.read_json("memory.json")["since"] == dict.fromkeys(FIRST_RUNGS, 1)
+    assert run.read_json("memory.json")["since"] == dict.fromkeys(FIRST_FALLBACKS, 1)
     assert run.read_json("memory.json")["micro_batch_size"] == 1
     # Adam turns rounding of a gradient that is zero into steps, so losses are compared
     ours, theirs = metrics_of(run), metrics_of(plain)
@@ -108,39 +110,39 @@ def test_memory_that_runs_out_amid_an_update_loses_nothing(files, tmp_path, monk
     plain = new_run(tmp_path / "a", files["sd1"], batch_size=2)
     distil(plain)
     calls = {"fake": 0}
-    original = distiller_module.Distiller.fake_update
+    original = trainer_module.fake_update
 
-    def fake_update(self, samples, generator):
+    def fake_update(network, x0, draws):
         calls["fake"] += 1
-        metrics = original(self, samples, generator)  # gradients are there already
+        metrics = original(network, x0, draws)  # gradients are there already
         if calls["fake"] == 4:
             raise torch.OutOfMemoryError("out of memory")
         return metrics
 
-    monkeypatch.setattr(distiller_module.Distiller, "fake_update", fake_update)
+    monkeypatch.setattr(trainer_module, "fake_update", fake_update)
     run = new_run(tmp_path / "b", files["sd1"], batch_size=2)
     distil(run)
     assert calls["fake"] == 4 * 2 + 1
     assert_same_states(plain, run)
 
 
-def test_the_last_rung_changes_the_objective_and_says_so(files, tmp_path, monkeypatch):
+def test_the_last_fallback_changes_the_objective_and_says_so(files, tmp_path, monkeypatch):
     graphs = {"open": 0}
-    original = distiller_module.Distiller._student_x0
+    original = ablations.all_steps
 
-    def student_x0(self, *arguments, with_gradient):
-        if with_gradient and self.config.gradient_steps == "all":
+    def all_steps(*arguments):
+        if torch.is_grad_enabled():
             graphs["open"] += 1
             raise torch.OutOfMemoryError("out of memory")
-        return original(self, *arguments, with_gradient=with_gradient)
+        return original(*arguments)
 
-    monkeypatch.setattr(distiller_module.Distiller, "_student_x0", student_x0)
+    monkeypatch.setattr(ablations, "all_steps", all_steps)
     said: list[str] = []
     run = new_run(tmp_path, files["sd1"], batch_size=1, steps=1, gradient_steps="all")
     outcome = runner.run_distillation(run, report=said.append, on_progress=lambda progress: None)
     assert graphs["open"] == 4  # as set, checkpointed, the moments elsewhere, the base in 8 bit
     assert any("changes what is learned" in text for text in said)
-    assert open_session(run, said.append).trainer.distiller.config.gradient_steps == "random"
+    assert open_session(run, said.append).config.gradient_steps == "random"
     metadata = read_header(outcome.lora).metadata
     settings = json.loads(metadata["dpdmd.settings"])
     assert settings["gradient_steps"] == "random" and settings["gradient_checkpointing"] is True
@@ -150,7 +152,7 @@ def test_the_last_rung_changes_the_objective_and_says_so(files, tmp_path, monkey
     assert description.endswith(f"To save memory: {changes}.")
 
 
-def test_below_the_ladder_the_run_stops_with_advice(files, tmp_path, monkeypatch):
+def test_without_a_fallback_left_the_run_stops_with_advice(files, tmp_path, monkeypatch):
     refused = limited(monkeypatch, lambda call, n: False)
     run = new_run(tmp_path, files["sd1"], batch_size=2, steps=1)
     with pytest.raises(RunError, match=r"ran out of memory.*--resolution"):
@@ -159,13 +161,13 @@ def test_below_the_ladder_the_run_stops_with_advice(files, tmp_path, monkeypatch
     assert run.metrics() == []
 
 
-def test_a_resume_begins_where_the_run_came_down_to(files, tmp_path):
+def test_a_resume_begins_with_the_fallbacks_taken(files, tmp_path):
     run = new_run(tmp_path, files["sd1"], batch_size=2)
-    rungs = {"gradient_checkpointing": True, "micro_batch_size": 1, "gradient_steps": "random"}
-    run.write_json("memory.json", rungs)
+    taken = {"gradient_checkpointing": True, "micro_batch_size": 1, "gradient_steps": "random"}
+    run.write_json("memory.json", taken)
     session = open_session(run, lambda text: None)
-    assert session.trainer.distiller.micro_batch_size == 1
+    assert session.config.micro_batch_size == 1
     assert session.checkpoint.network.is_gradient_checkpointing
-    (run.path / "memory.json").write_text(json.dumps(rungs | {"micro_batch_size": "one"}))
+    (run.path / "memory.json").write_text(json.dumps(taken | {"micro_batch_size": "one"}))
     with pytest.raises(RunError, match="micro_batch_size is 'one'"):
         open_session(run, lambda text: None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,20 +10,19 @@ from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.estimate import arithmetic_memory
 from dpdmd_studio.core.families import identify
 from dpdmd_studio.core.files.tensor_file import read_header
+from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory import fit as memory_fit
+from dpdmd_studio.trainer.memory.fallback import fallbacks_left
 from dpdmd_studio.trainer.memory.fit import fit_memory, needed_memory
 from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
-from dpdmd_studio.trainer.training import memory_ladder
-from dpdmd_studio.trainer.training.memory_ladder import rungs_below
-from dpdmd_studio.trainer.training.session import open_session
 from tiny_runs import distil, metrics_of, new_run
 
 GIB = 2**30
 
 
 def lowest(config: DistillConfig) -> DistillConfig:
-    while below := rungs_below(config):
-        config = below[0].taken(config).validate()
+    while left := fallbacks_left(config):
+        config = left[0].taken(config).validate()
     return config
 
 
@@ -38,7 +36,7 @@ def sdxl_needs(config: DistillConfig) -> float:
 def test_what_fits_is_left_as_it_is():
     config = DistillConfig(batch_size=2)
     fit = fit_memory(config, lambda settings: 5 * GIB, 6 * GIB, 8 * GIB)
-    assert (fit.config, fit.rungs, fit.fits) == (config, (), True)
+    assert (fit.config, fit.fallbacks, fit.fits) == (config, (), True)
     assert fit.text == (
         "Memory: 8.0 GB on the device, 6.0 GB free; an update needs about 5.0 GB as set."
     )
@@ -54,7 +52,7 @@ def test_what_fits_is_left_as_it_is():
 )
 def test_sdxl_goes_down_only_as_far_as_the_card_asks(free, taken):
     fit = fit_memory(DistillConfig(), sdxl_needs, free * GIB, free * GIB)
-    assert [rung.name for rung in fit.rungs] == taken and fit.fits
+    assert [fallback.name for fallback in fit.fallbacks] == taken and fit.fits
     assert sdxl_needs(fit.config) <= free * GIB
     if taken:
         assert "--gradient-checkpointing" in fit.text and "Chosen" in fit.text
@@ -62,12 +60,14 @@ def test_sdxl_goes_down_only_as_far_as_the_card_asks(free, taken):
         assert reached in fit.text
 
 
-def test_half_of_a_batch_is_half_of_a_processs_share(monkeypatch):
+def test_half_of_a_batch_is_half_of_a_processs_share():
     """With two processes half of the batch is what each has already: that would save nothing."""
     config = DistillConfig(batch_size=5, gradient_checkpointing=True)
-    assert (rungs_below(config)[0].name, rungs_below(config)[0].value) == ("micro_batch_size", 3)
-    monkeypatch.setattr(memory_ladder, "joined", lambda: SimpleNamespace(size=2))
-    half = rungs_below(config)[0]
+    assert (fallbacks_left(config)[0].name, fallbacks_left(config)[0].value) == (
+        "micro_batch_size",
+        3,
+    )
+    half = fallbacks_left(config, processes=2)[0]
     assert (half.name, half.value) == ("micro_batch_size", 2)
     assert half.words.startswith("2 of 3 pictures at a time")
 
@@ -77,25 +77,25 @@ def test_halves_of_a_batch_are_told_as_one():
         return (config.micro_batch_size or config.batch_size) * GIB
 
     fit = fit_memory(DistillConfig(batch_size=8), needs, 2 * GIB, None)
-    assert [(rung.name, rung.value) for rung in fit.rungs] == [
+    assert [(fallback.name, fallback.value) for fallback in fit.fallbacks] == [
         ("gradient_checkpointing", True),
         ("micro_batch_size", 2),
     ]
     assert fit.config.micro_batch_size == 2
 
 
-def test_where_nothing_fits_the_run_is_warned_and_begins_on_the_lowest_rung():
+def test_where_nothing_fits_the_run_is_warned_and_begins_with_all_fallbacks():
     config = DistillConfig(batch_size=2, gradient_steps="all")
     fit = fit_memory(config, sdxl_needs, GIB, 2 * GIB)
     assert not fit.fits and fit.config == lowest(config)
-    assert "no rung left" in fit.text and "--resolution" in fit.text
+    assert "no fallback is left" in fit.text and "--resolution" in fit.text
 
 
 def test_settings_only_change_towards_less_memory():
     config = DistillConfig(batch_size=4, micro_batch_size=1, gradient_checkpointing=True)
     fit = fit_memory(config, sdxl_needs, GIB, None)
     assert fit.config.micro_batch_size == 1 and fit.config.gradient_checkpointing
-    assert {rung.name for rung in fit.rungs}.isdisjoint({"micro_batch_size"})
+    assert {fallback.name for fallback in fit.fallbacks}.isdisjoint({"micro_batch_size"})
 
 
 def on_a_card(monkeypatch, free: int) -> None:
@@ -103,11 +103,11 @@ def on_a_card(monkeypatch, free: int) -> None:
     monkeypatch.setattr(memory_fit, "device_memory", lambda device: free + GIB)
 
 
-def test_a_run_begins_on_the_rungs_it_needs_and_goes_on_there(files, tmp_path, monkeypatch):
+def test_a_run_begins_with_the_fallbacks_it_needs_and_keeps_them(files, tmp_path, monkeypatch):
     run = new_run(tmp_path, files["sd1"], batch_size=2, resolution="512x512")
     needs = needed_memory(files["sd1"], torch.float32)
     settings = DistillConfig.from_dict(run.settings()["config"])
-    checkpointed = rungs_below(settings)[0].taken(settings)
+    checkpointed = fallbacks_left(settings)[0].taken(settings)
     on_a_card(monkeypatch, int(needs(checkpointed)) + 1)
     said: list[str] = []
     session = open_session(run, said.append)

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 from dpdmd_studio.trainer import device as device_module
+from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.device import to_device
-from dpdmd_studio.trainer.training.session import open_session
 from tiny_runs import new_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -48,19 +48,18 @@ def test_nothing_before_the_numbers_are_read_waits(family, shared, files, tmp_pa
     settings = {"batch_size": 2, "micro_batch_size": 1, "resolution": "64x64"}
     run = new_run(tmp_path, files[family], ema_decay=0.0, share_rollouts=shared, **settings)
     session = open_session(run, lambda text: None)
-    trainer, distiller = session.trainer, session.trainer.distiller
+    trainer = session.trainer
     session.call.network.to("meta")
     session.call.device = trainer.batches._device = META
-    for name in ("levels", "teacher_levels", "_training_levels"):
-        setattr(distiller, name, getattr(distiller, name).to(META))
+    trainer.device, trainer.grids = META, trainer.grids.map(lambda tensor: tensor.to(META))
     with Waits() as waits:
         batch = trainer.batches.batch("student", 1)
         generator = trainer.batches.generator("student-levels", 1)
-        _, samples = distiller.student_update(batch, generator)
+        _, samples = trainer.student_gradients(batch, generator)
         if not shared:
             batch = trainer.batches.batch("fake", 1)
-            samples = distiller.draw_samples(batch, trainer.batches.generator("fake-samples", 1))
-        distiller.fake_update(samples, trainer.batches.generator("fake-levels", 1))
+            samples = trainer.samples(batch, trainer.batches.generator("fake-samples", 1))
+        trainer.fake_gradients(samples, trainer.batches.generator("fake-levels", 1))
     assert waits.copies > 5
     assert not waits.found
 

@@ -177,7 +177,7 @@ def short_of_memory(rank: int, path: str) -> tuple[int, int]:
 
     NetworkCall.__call__ = call
     outcome = distil(RunDirectory(path))
-    return outcome.step, outcome.session.trainer.distiller.micro_batch_size
+    return outcome.step, outcome.session.config.micro_batch_size
 
 
 @needs_fork

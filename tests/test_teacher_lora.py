@@ -15,9 +15,9 @@ from dpdmd_studio.core.errors import LoraError, RunError
 from dpdmd_studio.core.files.hashes import file_hashes
 from dpdmd_studio.core.lora.file import read_lora
 from dpdmd_studio.trainer.commands.distill import run_distillation
+from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.text.cache import encoder_identity
 from dpdmd_studio.trainer.training.identity import MACHINE_SETTINGS, run_fingerprint
-from dpdmd_studio.trainer.training.session import open_session
 from style_loras import change, plain, style
 from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run
 

@@ -15,9 +15,9 @@ from dpdmd_studio.core.families import identify
 from dpdmd_studio.trainer.commands import estimate as estimate_command
 from dpdmd_studio.trainer.commands import timed_updates
 from dpdmd_studio.trainer.commands.estimate import estimate_memory
+from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from dpdmd_studio.trainer.memory.update_memory import UpdateMemory, checkpoint_memory
-from dpdmd_studio.trainer.training.session import open_session
 from tiny_runs import new_run
 
 GIB = 2**30

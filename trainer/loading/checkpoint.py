@@ -67,7 +67,7 @@ class LoadedCheckpoint:
         return schedule_of(self.family, self.detection.zero_terminal_snr)
 
     def call(self) -> NetworkCall:
-        """The denoiser as the sampler and the distiller call it."""
+        """The denoiser as the sampler and the trainer call it."""
         return NetworkCall(
             self.network, self.family, self.detection.prediction, self.schedule, self.device
         )

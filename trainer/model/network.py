@@ -63,7 +63,7 @@ def schedule_of(family: Family, zero_terminal_snr: bool = False) -> Schedule:
 
 
 class NetworkCall:
-    """A denoiser with everything a sampler or the distiller needs to know of it."""
+    """A denoiser with everything a sampler or the trainer needs to know of it."""
 
     def __init__(
         self,

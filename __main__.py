@@ -12,8 +12,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "dpdmd_studio"
-# these need no engine and run on any Python
-LIGHT_COMMANDS = ("inspect", "runs", "work")
+# these need no engine, so they run on any Python; the second kind where the library of locks is
+LIGHT_COMMANDS = ("inspect",)
+LOCKING_COMMANDS = ("runs", "work")
 
 
 def mount() -> None:
@@ -28,9 +29,11 @@ def mount() -> None:
 
 
 def needs_worker(arguments: list[str]) -> bool:
-    """Whether the command uses the engine; help and file inspection do not."""
+    """Whether the command needs more than this interpreter is sure to have, mostly the engine."""
     if not arguments or {"-h", "--help", "--version"} & set(arguments):
         return False
+    if arguments[0] in LOCKING_COMMANDS:
+        return importlib.util.find_spec("filelock") is None
     return arguments[0] not in LIGHT_COMMANDS
 
 

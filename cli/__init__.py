@@ -218,7 +218,7 @@ def _train(run: Any, as_json: bool) -> int:
 
 
 def _sample(arguments: argparse.Namespace) -> int:
-    from ..app.prompts.expansion import expand, protect
+    from ..app.prompts.expansion import expand
     from ..app.prompts.reading import parse_line, read_prompts
     from ..trainer.commands.sample import SampleRequest, sample_pictures
 
@@ -233,9 +233,7 @@ def _sample(arguments: argparse.Namespace) -> int:
              "overwrite")  # fmt: skip
     request = SampleRequest(
         model=_model_files(arguments),
-        prompts=tuple(
-            expand(protect(text), Random(number)) for number, text in enumerate(listed.prompts)
-        ),
+        prompts=tuple(expand(text, Random(number)) for number, text in enumerate(listed.prompts)),
         seeds=tuple(parse_seeds(arguments.seeds)),
         lora=parse_lora(arguments.lora) if arguments.lora else None,
         with_loras=tuple(map(parse_lora, arguments.with_lora)),

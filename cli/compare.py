@@ -49,7 +49,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 def run_compare(arguments: argparse.Namespace) -> int:
     """Compare and print the table; returns the exit code."""
-    from ..app.prompts.expansion import expand, protect
+    from ..app.prompts.expansion import expand
     from ..trainer.commands.compare import compare
     from ..trainer.evaluation.comparison import CompareRequest
 
@@ -63,8 +63,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         with_loras=tuple(map(parse_lora, arguments.with_lora)),
         output=Path(arguments.output),
         prompts=tuple(
-            expand(protect(text), Random(number))
-            for number, text in enumerate(prompts(arguments.prompts))
+            expand(text, Random(number)) for number, text in enumerate(prompts(arguments.prompts))
         ),
         training_prompts=prompts(arguments.training_prompts),
         seeds=tuple(parse_seeds(arguments.seeds)),

@@ -20,6 +20,7 @@ from pathlib import Path
 from dpdmd_studio.app import jobs
 from dpdmd_studio.app.library.home import home
 from dpdmd_studio.app.runs.lock import live_owner
+from dpdmd_studio.app.runs.process_identity import live_process
 from dpdmd_studio.core.errors import DPDMDError, RunError
 from dpdmd_studio.core.lora.file import read_lora
 
@@ -178,7 +179,7 @@ def _processes() -> dict[str, int]:
     for name, mark in MARKS.items():
         places = [home() / mark] if name == "worker" else list((home() / "runs").glob(f"*/{mark}"))
         for place in places:
-            owner = live_owner(place)
+            owner = live_owner(place) if name == "worker" else live_process(place)
             if owner is not None and owner.pid > 0:
                 found[name] = owner.pid
     return found
@@ -188,9 +189,10 @@ def _check(ids: Sequence[str], folder: Path, report: Report) -> None:
     """What must hold at every moment."""
     there = {job.id: job for job in jobs.all_jobs()}
     report.lost += [id for id in ids if id not in there]
-    marks = ("taken.json", "child.json", "lock.json")
+    locks = ("taken.json", "lock.json")
     for id, job in there.items():
-        alone = not any(live_owner(job.path / mark) for mark in marks)
+        alone = not any(live_owner(job.path / lock) for lock in locks)
+        alone = alone and live_process(job.path / MARKS["job"]) is None
         if job.live and alone and jobs.get_job(id).live:
             report.stuck.append(f"{id}: {job.state}")
     places = [*folder.glob("*.safetensors"), *(home() / "runs").glob("*/checkpoints/*.safetensors")]

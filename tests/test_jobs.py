@@ -5,6 +5,7 @@ No process is started here; tests/test_jobs_worker.py does that.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,6 +25,7 @@ from dpdmd_studio.app.jobs import files as job_files
 from dpdmd_studio.app.jobs import queue, spawn
 from dpdmd_studio.app.runs import exit_note
 from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.app.runs.lock import LOCK_VERSION, owned
 from dpdmd_studio.app.runs.process_identity import identity_of
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import (
@@ -61,22 +63,36 @@ def job(request_) -> jobs.Job:
 
 @pytest.fixture(scope="module")
 def living():
-    """Another process that lives, as the owner of locks."""
+    """Another process that lives."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     yield process.pid
     process.kill()
     process.wait()
 
 
+@pytest.fixture
+def held():
+    """The locks that a test holds."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
 def write(job: jobs.Job, name: str, **facts) -> None:
     (job.path / name).write_text(json.dumps(facts))
 
 
-def own(job: jobs.Job, name: str, pid: int, *, since: float = 100.0) -> None:
-    """Say that a process owns `name` in the job's folder."""
-    identity = identity_of(pid) or "gone"
-    write(job, name, pid=pid, host=socket.gethostname(), identity=identity, since=since, about="")
-    os.utime(job.path / name, (since, since))
+def own(job: jobs.Job, name: str, held: contextlib.ExitStack | None) -> None:
+    """Take the lock `name` in the job's folder; without `held` it is what a dead owner left."""
+    if held is not None:
+        held.enter_context(owned(job.path / name))
+    facts = {"pid": DEAD if held is None else os.getpid(), "host": socket.gethostname()}
+    write(job, name, version=LOCK_VERSION, **facts, since=100.0, about="")
+
+
+def note_child(job: jobs.Job, pid: int) -> None:
+    """Note a process that does the job's work."""
+    facts = {"pid": pid, "host": socket.gethostname(), "identity": identity_of(pid) or "gone"}
+    write(job, "child.json", **facts, since=100.0)
 
 
 DEAD = 2**22 + 5
@@ -108,18 +124,20 @@ STATES = {
 }
 
 
-def lay(job: jobs.Job, what: str, living: int) -> None:
+def lay(job: jobs.Job, what: str, living: int, held: contextlib.ExitStack) -> None:
     """Put one of the things that STATES names into the job's folder."""
     simple = {"training": "running"}
     noted = {"signal": -9, "stop": -15, "error": 2, "success": 0}
     word, *rest = what.split()
-    pid = DEAD if "dead" in what else living
     if what == "queued":
         queue.enqueue(job.path)
     elif what == "stop":
         (job.path / "stop").write_text("")
-    elif word in ("taken", "child", "locked"):
-        own(job, {"taken": "taken.json", "child": "child.json", "locked": "lock.json"}[word], pid)
+    elif word == "child":
+        note_child(job, living)
+    elif word in ("taken", "locked"):
+        name = {"taken": "taken.json", "locked": "lock.json"}[word]
+        own(job, name, None if "dead" in what else held)
     elif "noted" in rest:
         facts = {"code": noted[word], "message": "Why.", "stopped": word == "stop"}
         write(job, "exit.json", **facts, at=50.0 if "before" in rest else 300.0)
@@ -130,10 +148,10 @@ def lay(job: jobs.Job, what: str, living: int) -> None:
 
 
 @pytest.mark.parametrize("case", STATES)
-def test_the_state_is_what_the_directory_says(case, job, living):
+def test_the_state_is_what_the_directory_says(case, job, living, held):
     things, state = STATES[case]
     for thing in things:
-        lay(job, thing, living)
+        lay(job, thing, living, held)
     found = jobs.get_job(job.id)
     assert found.state == state and found.state in jobs.STATES
     assert found.live == (state in ("starting", "running", "stopping"))
@@ -143,8 +161,8 @@ def test_the_state_is_what_the_directory_says(case, job, living):
         assert found.message
 
 
-def test_progress_and_result_come_from_the_run(job, living):
-    own(job, "lock.json", living)
+def test_progress_and_result_come_from_the_run(job, held):
+    own(job, "lock.json", held)
     write(
         job, "progress.json", status="running", updated_at=200.0, step=3, steps=4,
         seconds_per_step=1.5, seconds_left=1.5,
@@ -157,10 +175,10 @@ def test_progress_and_result_come_from_the_run(job, living):
     assert jobs.log_tail(job.id, 1) == "update 3" and jobs.log_tail(job.id) == "first\nupdate 3"
 
 
-def test_a_run_that_loads_again_shows_where_it_was(job, living):
+def test_a_run_that_loads_again_shows_where_it_was(job, held):
     for name in ("step-00000002", "step-00000003", "step-x", ".step-00000009.part"):
         (job.path / "state" / name).mkdir()
-    own(job, "lock.json", living)
+    own(job, "lock.json", held)
     write(job, "progress.json", status="loading", updated_at=200.0)
     found = jobs.get_job(job.id)
     assert (found.state, found.step, found.steps) == ("starting", 3, 4)
@@ -317,8 +335,11 @@ def test_a_deleted_job_leaves_the_queue_and_comes_back_into_it(job):
 
 
 @pytest.mark.parametrize("mark", ["taken.json", "child.json", "lock.json"])
-def test_a_live_job_can_neither_be_deleted_nor_started(job, living, mark):
-    own(job, mark, living)
+def test_a_live_job_can_neither_be_deleted_nor_started(job, living, held, mark):
+    if mark == "child.json":
+        note_child(job, living)
+    else:
+        own(job, mark, held)
     with pytest.raises(RunError, match="Stop it"):
         jobs.delete(job.id)
     with pytest.raises(RunError, match="already"):

@@ -16,8 +16,8 @@ import pytest
 from dpdmd_studio.app import jobs
 from dpdmd_studio.app.jobs import queue, spawn, supervise, worker
 from dpdmd_studio.app.runs import exit_note
-from dpdmd_studio.app.runs.lock import live_owner, owned
-from dpdmd_studio.app.runs.process_identity import identity_of
+from dpdmd_studio.app.runs.lock import owned
+from dpdmd_studio.app.runs.process_identity import identity_of, live_process
 
 PATIENCE_SECONDS = 60
 
@@ -177,7 +177,7 @@ def test_the_task_of_a_worker_that_died_can_be_stopped_and_no_other_starts(job):
         with contextlib.ExitStack() as stack:
             assert worker._take(stack) is None  # its device is not free
         jobs.stop(task.id)
-        until(lambda: live_owner(task.path / "child.json") is None)
+        until(lambda: live_process(task.path / "child.json") is None)
         assert jobs.get_job(task.id).state == "stopped"
         with contextlib.ExitStack() as stack:
             assert worker._take(stack) == waiting.path

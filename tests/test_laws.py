@@ -39,7 +39,7 @@ NARROW = {
 # who may import late what the order forbids: commands start what they need, and the root its nodes
 LATE = {"cli": ("trainer/commands",), "": ("comfy_nodes",)}
 
-EVERY_HOST_HAS = {"torch", "safetensors", "numpy", "PIL"}
+EVERY_HOST_HAS = {"torch", "safetensors", "numpy", "PIL", "filelock"}  # the last with torch
 TEMPLATES = {"jinja2", "markupsafe"}  # torch needs them, so every host has them
 WORKER_HAS = {"diffusers", "transformers", "peft", "accelerate", "tokenizers", "markdown_it"}
 LIBRARIES = {
@@ -62,7 +62,6 @@ MORE_LIBRARIES = {
     "app/gui/widgets/dropdown.py": {"gradio"},
     "app/gui/widgets/theme.py": {"gradio"},
     "app/gui/widgets/wiring.py": {"gradio"},
-    "app/prompts/expansion.py": {"dynamicprompts", "pyparsing"},
     "comfy_nodes/host/*.py": COMFYUI,
     "core/attention.py": {"xformers"},
     "trainer/training/optimizers.py": {"bitsandbytes"},
@@ -84,8 +83,7 @@ WITHOUT_TORCH = (
     "app/gui/widgets/runs_view.py",
     "app/jobs/*.py",
     "app/library/*.py",
-    "app/prompts/images.py",
-    "app/prompts/reading.py",
+    "app/prompts/*.py",
     "app/runs/*.py",
     "app/share/*.py",
     "cli/*.py",

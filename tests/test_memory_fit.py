@@ -163,7 +163,7 @@ def test_a_whole_run_finishes_under_a_cap_that_its_settings_do_not_fit(files, tm
     cap = int(0.45 * whole.peak)
 
     trainer = open_session(run, lambda text: None).trainer
-    trainer.ladder = None
+    trainer.settings.run = None
     with Card(cap) as card, pytest.raises(torch.OutOfMemoryError):
         trainer.update()
     assert card.refused

@@ -10,7 +10,7 @@ import sys
 import zlib
 
 import pytest
-from dpdmd_studio.app.prompts.expansion import expand, protect
+from dpdmd_studio.app.prompts.expansion import expand
 from dpdmd_studio.app.prompts.images import graph_prompt, infotext_prompts, picture_prompt
 from dpdmd_studio.app.prompts.reading import read_prompts
 from dpdmd_studio.cli import main
@@ -111,9 +111,9 @@ def test_infotext_gives_prompt_and_negative_on_one_line_each():
 
 def test_braces_of_a_drawn_prompt_stay_and_those_of_a_graph_are_alternatives():
     drawn, _ = picture_prompt({"parameters": "a {red|blue} cat | dog"})
-    assert expand(protect(drawn), random.Random(0)) == "a {red|blue} cat | dog"
+    assert expand(drawn, random.Random(0)) == "a {red|blue} cat | dog"
     graph = json.dumps(simple_graph("a {red|red} cat"))
-    assert expand(protect(picture_prompt({"prompt": graph})[0]), random.Random(0)) == "a red cat"
+    assert expand(picture_prompt({"prompt": graph})[0], random.Random(0)) == "a red cat"
 
 
 def simple_graph(prompt: object) -> dict:

@@ -7,13 +7,58 @@ from random import Random
 
 import pytest
 from dpdmd_studio.app.prompts import reading as prompts_module
-from dpdmd_studio.app.prompts.expansion import PromptSource, expand, protect
+from dpdmd_studio.app.prompts.expansion import PromptSource, expand
 from dpdmd_studio.app.prompts.reading import read_prompts
 from dpdmd_studio.core.errors import PromptError
 
+# What these prompts give for the seeds 1, 2 and 5, drawn by dynamicprompts 0.31.0, the library that
+# read alternatives before.
+DRAWN = {
+    "a {red|blue|green} cat": ["a blue cat", "a red cat", "a green cat"],
+    "{3::red|blue}": ["red", "red", "red"],
+    "{0.5::red|1.5::blue|green}": ["blue", "red", "green"],
+    "{2$$a|b|c}": ["b,c", "a,b", "c,b"],
+    "{2$$ and $$a|b|c}": ["b and c", "a and b", "c and b"],
+    "{1-2$$, $$a|b|c|d}": ["c", "a", "c, d"],
+    "{-2$$a|b|c}": ["b", "a", "c,b"],
+    "{2-$$a|b|c}": ["b,c", "a,b", "c,b,a"],
+    "{0-1$$a|b}": ["", "", "b"],
+    "{9$$a|b|c}": ["b,c,a", "a,b,c", "c,b,a"],
+    "{2-1$$a|b|c}": ["b", "a", "c,b"],
+    "{2$$a|a|3::b|a}": ["b,a", "a,b", "b,a"],
+    "{2$$2::a|b|2::c|d|2::e}": ["c,e", "a,c", "d,e"],
+    "{a {b|c} d|e {f|{g|h}}}": ["e f", "a c d", "e h"],
+    "{2$$; $${a|b}|{c|d} x|e}": ["c x; e", "b; c x", "e; d x"],
+    "{a||b|} end": ["b end", "a end", "b end"],
+    "{|} {|}": ["", "", ""],
+    "{ a | b } {c |d}": ["b c", "a d", "b d"],
+    "{2:: a|3.25::b|0::c}": ["b", "a", "b"],
+    "{3$$, $$|a|b|}": ["b, , a", "b, a", "b,"],
+    "{2$$:$$a:|:b|c}": [":b:c", "a:::b", "c::b"],
+    "{2$$ $$a|b|c} {x}": ["b c {x}", "a b {x}", "c b {x}"],
+    "{~a|!b|@c}": ["!b", "~a", "@c"],
+    "{(a:1.2)|#1 $5 100%|__x__}": ["#1 $5 100%", "(a:1.2)", "__x__"],
+    "\\{a\\|b\\} {c\\|d|e}": ["{a|b} e", "{a|b} c|d", "{a|b} e"],
+    "{x|{lit} y} {z}": ["{lit} y {z}", "x {z}", "{lit} y {z}"],
+    "{日本|été|naïve} 猫": ["été 猫", "日本 猫", "naïve 猫"],
+    "a\t{b|c}\t\td": ["a c d", "a b d", "a c d"],
+    "{0$$a|b}x": ["x", "x", "x"],
+    "{1-3$$ - $${2::a|b} c|{1-2$$d|e}|f|g}": ["f", "b c", "e - f - g"],
+    "1girl, {blonde|black|red} hair, {1-2$$, $$smile|hat|{sitting|standing}}": [
+        "1girl, black hair, smile",
+        "1girl, blonde hair, sitting, hat",
+        "1girl, red hair, standing",
+    ],
+}
+
 
 def outcomes(prompt, tries=40):
-    return {expand(protect(prompt), Random(i)) for i in range(tries)}
+    return {expand(prompt, Random(i)) for i in range(tries)}
+
+
+@pytest.mark.parametrize("prompt", DRAWN)
+def test_a_seed_gives_what_it_has_always_given(prompt):
+    assert [expand(prompt, Random(seed)) for seed in (1, 2, 5)] == DRAWN[prompt]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +93,8 @@ def test_text_without_alternatives_stays_as_it_is(prompt):
         ("{2$$ and $$a|b}", {"a and b", "b and a"}),
         ("{日本|été}", {"日本", "été"}),
         ("{-$$a|b}", {"-$$a", "b"}),
+        ("{a|b} // c", {"a // c", "b // c"}),
+        ("{2$$ été $$a|b}", {"a été b", "b été a"}),
     ],
 )
 def test_alternatives_give_each_of_their_choices(prompt, expected):
@@ -55,7 +102,7 @@ def test_alternatives_give_each_of_their_choices(prompt, expected):
 
 
 def test_weights_shift_the_odds():
-    counts = Counter(expand(protect("{9::a|1::b}"), Random(i)) for i in range(500))
+    counts = Counter(expand("{9::a|1::b}", Random(i)) for i in range(500))
     assert 400 < counts["a"] < 490
 
 
@@ -63,7 +110,7 @@ def test_any_text_expands_and_stays_within_its_characters():
     rng = random.Random(0)
     for _ in range(400):
         text = "".join(rng.choice("{{}}||ab $$::12-#\\@~,_") for _ in range(rng.randint(1, 30)))
-        drawn = expand(protect(text), Random(1))
+        drawn = expand(text, Random(1))
         assert set(drawn) <= set(text) | set(", ")
 
 
@@ -96,7 +143,20 @@ def test_all_needed_are_exactly_those_the_run_draws():
 @pytest.mark.parametrize("prompt", ["a {0::x|0::y} cat", "{2$$$$a|b}"])
 def test_alternatives_that_make_no_sense_are_named(prompt):
     with pytest.raises(PromptError, match="cannot be read"):
-        expand(protect(prompt), Random(0))
+        expand(prompt, Random(0))
+
+
+def nested(depth):
+    return "{" * depth + "a" + "|b}" * depth
+
+
+def test_nesting_has_a_depth_that_is_enough():
+    assert outcomes(nested(16)) <= {"a", "b"}
+    for depth in (17, 20_000):
+        with pytest.raises(PromptError, match="more than 16 deep") as caught:
+            expand(nested(depth), Random(0))
+        assert len(str(caught.value)) < 500
+    assert outcomes("{" * 20_000) == {"{" * 20_000}
 
 
 def test_no_prompts_is_an_error():

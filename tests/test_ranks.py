@@ -386,7 +386,6 @@ def test_a_followed_run_is_read_and_never_written(files, tmp_path):
         followed.write_json("progress.json", {})
         followed.append_metrics({"step": 1})
         followed.truncate_metrics(0)
-        followed.touch_lock()
         followed.clear_requests()
     assert sorted(path.name for path in run.path.rglob("*")) == before
     assert followed.settings() == run.settings()

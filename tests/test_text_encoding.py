@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import itertools
+import json
 
 import checkpoints
 import pytest
@@ -18,21 +21,50 @@ from dpdmd_studio.trainer.text.tokenizers import EOS, clip_chunks, clip_ids, t5_
 from transformers import CLIPTextConfig, CLIPTextModel
 
 CAT = [320, 1125, 539, 320, 2368]
+CLIP_SHA256 = "88090f1273a5322f16b5289e86fc42c42b1eb43da00372fa2ae7fdbde1aaf5dd"
+T5_SHA256 = "f5dfec163765e18e270537fe896c49f5fad74db1525641d9b255a3008b999596"
+TOKENS = [
+    (
+        "naïve café, ½ été",
+        [1097, 35689, 563, 15304, 267, 33613, 3459, 39694],
+        [3, 29, 9, 2, 162, 11949, 6, 209, 2, 357, 1366],
+    ),
+    ("日本の猫", [39121, 44353, 21575, 163, 234, 360], [3, 2]),
+    (
+        "кошка на крыше",
+        [
+            27152,
+            13506,
+            141,
+            230,
+            27152,
+            27080,
+            22705,
+            27080,
+            27152,
+            16370,
+            45001,
+            141,
+            230,
+            140,
+            369,
+        ],
+        [3, 12377, 2, 12095, 3, 8194, 3, 6652, 8452, 2, 1757],
+    ),
+    ("고양이", [36216, 254, 31625, 239, 34746], [3, 2]),
+    ("قطة", [27585, 32050, 20915], [3, 2]),
+    (
+        "😀 1girl's cat_x 3.14",
+        [7334, 272, 1611, 568, 2368, 318, 343, 274, 269, 272, 275],
+        [3, 2, 209, 18722, 31, 7, 1712, 834, 226, 1877, 2534],
+    ),
+    (
+        "ﬁne  \uff21\uff22\uff23",
+        [171, 105, 223, 1422, 171, 121, 223, 171, 121, 224, 171, 121, 481],
+        [1399, 14213],
+    ),
+]
 
-
-def vocabularies() -> bool:
-    """Whether this environment has the vocabulary files."""
-    try:
-        tokenizers.vocabulary_file(tokenizers.CLIP_FILE)
-        tokenizers.vocabulary_file(tokenizers.T5_FILE)
-    except CheckpointError:
-        return False
-    return True
-
-
-needs_vocabularies = pytest.mark.skipif(
-    not vocabularies(), reason="the vocabularies are not installed (python install.py)"
-)
 
 SYNTAX = {
     "plain": [("plain", 1.0)],
@@ -63,14 +95,12 @@ def test_break_is_a_word_of_its_own():
     assert plain_text("a (b:1.2) BREAK [c]") == "a b c"
 
 
-@needs_vocabularies
 def test_known_prompts_have_their_known_tokens():
     assert clip_ids("a photo of a cat") == CAT
     assert t5_chunk("a photo of a cat").ids[:8] == (3, 9, 1202, 13, 3, 9, 1712, 1)
     assert len(t5_chunk("").ids) == 77 and t5_chunk("").ids[0] == 1
 
 
-@needs_vocabularies
 def test_a_chunk_is_start_tokens_end_and_padding_with_weights_beside():
     (chunk,) = clip_chunks("a photo of a (cat:1.5)")
     assert chunk.ids == (49406, *CAT, *[EOS] * 71)
@@ -79,7 +109,6 @@ def test_a_chunk_is_start_tokens_end_and_padding_with_weights_beside():
     assert padded.ids == (49406, *CAT, EOS, *[0] * 70)
 
 
-@needs_vocabularies
 def test_long_prompts_and_break_make_chunks_and_commas_are_kept_together():
     def lengths(prompt: str) -> list[int]:
         return [len(list(itertools.takewhile(lambda i: i != EOS, c.ids[1:])))
@@ -92,10 +121,30 @@ def test_long_prompts_and_break_make_chunks_and_commas_are_kept_together():
     assert lengths("cat " * 40 + ", " + "dog " * 50) == [75, 16]  # too far back to move
 
 
-def test_absent_vocabularies_say_what_to_run(tmp_path, monkeypatch):
-    monkeypatch.setenv(tokenizers.VOCABULARIES_VARIABLE, str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"bpe_simple.*Run `python install.py setup`"):
-        tokenizers.vocabulary_file(tokenizers.CLIP_FILE)
+DAMAGES = {"missing": None, "damaged": b"no gzip", "cut off": b"\x1f\x8b\x08", "empty": b""}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["CLIP_FILE", "T5_FILE"])
+def test_a_vocabulary_that_is_not_whole_is_named(tmp_path, monkeypatch, damage, kind):
+    path, content = tmp_path / "words.gz", DAMAGES[damage]
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(tokenizers, kind, path)
+    make = {"CLIP_FILE": tokenizers.clip_tokenizer, "T5_FILE": tokenizers.t5_tokenizer}[kind]
+    with pytest.raises(CheckpointError, match=r"words\.gz is .*install that anew"):
+        make.__wrapped__()
+
+
+def test_every_token_has_its_id():
+    """What the published files gave: CLIP's tokens, and T5's way of cutting text."""
+    clip = sorted(tokenizers.clip_tokenizer().get_vocab().items())
+    assert hashlib.sha256(json.dumps(clip).encode()).hexdigest() == CLIP_SHA256
+    t5 = gzip.decompress(tokenizers.T5_FILE.read_bytes())
+    assert hashlib.sha256(t5).hexdigest() == T5_SHA256
+    for text, clip_expected, t5_expected in TOKENS:
+        assert clip_ids(text) == clip_expected
+        assert tokenizers.t5_tokenizer().encode(text, add_special_tokens=False).ids == t5_expected
 
 
 def test_weighting_keeps_the_mean_and_leaves_unweighted_prompts_alone():
@@ -132,7 +181,6 @@ def plain_call(model, prompt: str, pad: int = EOS):
         return model(input_ids=ids, output_hidden_states=True)
 
 
-@needs_vocabularies
 def test_sd1_takes_the_last_layer_normed_and_clip_skip_counts_from_one(tmp_path):
     tiny = checkpoints.sd1()
     checkpoint, model = load(tmp_path, tiny), tiny.encoders["clip_l"]
@@ -147,7 +195,6 @@ def test_sd1_takes_the_last_layer_normed_and_clip_skip_counts_from_one(tmp_path)
         encode(checkpoint, ["a"], tmp_path, clip_skip=4)
 
 
-@needs_vocabularies
 def test_sdxl_joins_both_penultimate_layers_and_pools_the_second(tmp_path):
     tiny = checkpoints.sdxl()
     (found,) = encode(load(tmp_path, tiny), ["a red cat"], tmp_path)
@@ -158,7 +205,6 @@ def test_sdxl_joins_both_penultimate_layers_and_pools_the_second(tmp_path):
     assert torch.equal(found.pooled, second.text_embeds)
 
 
-@needs_vocabularies
 def test_sd3_pads_clip_to_the_text_width_and_puts_t5_behind(tmp_path):
     tiny = checkpoints.sd3()
     (found,) = encode(load(tmp_path, tiny), ["a red cat"], tmp_path)
@@ -175,7 +221,6 @@ def test_sd3_pads_clip_to_the_text_width_and_puts_t5_behind(tmp_path):
     assert torch.equal(found.pooled, torch.cat([first.pooler_output, second.text_embeds], dim=-1))
 
 
-@needs_vocabularies
 def test_sd3_without_some_encoders_has_zeros_in_their_place(tmp_path):
     state = checkpoints.file_state(checkpoints.sd3())
     only_g = {
@@ -192,7 +237,6 @@ def test_sd3_without_some_encoders_has_zeros_in_their_place(tmp_path):
     assert torch.equal(part.pooled[:, 32:], full.pooled[:, 32:])
 
 
-@needs_vocabularies
 def test_the_shapes_encoder_maps_clip_tokens_to_its_own_rows(tmp_path):
     config = CLIPTextConfig(
         vocab_size=6, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
@@ -217,7 +261,6 @@ def test_the_shapes_encoder_maps_clip_tokens_to_its_own_rows(tmp_path):
         assert conditioning.pooled.shape == (1, 96) and not conditioning.pooled[:, 64:].any()
 
 
-@needs_vocabularies
 def test_cached_prompts_are_equal_and_load_no_encoder(tmp_path, monkeypatch):
     checkpoint = load(tmp_path, checkpoints.sdxl())
     prompts = ["a cat", "", "a (dog:1.3)", "a cat"]
@@ -235,7 +278,6 @@ def test_cached_prompts_are_equal_and_load_no_encoder(tmp_path, monkeypatch):
         assert torch.equal(one.context, other.context) and torch.equal(one.pooled, other.pooled)
 
 
-@needs_vocabularies
 def test_prompts_beyond_the_room_in_memory_are_read_when_asked_for(tmp_path, monkeypatch):
     checkpoint, prompts = load(tmp_path, checkpoints.sd1()), ["a cat", "a dog"]
     kept = encode(checkpoint, prompts, tmp_path / "cache")
@@ -250,7 +292,6 @@ def test_prompts_beyond_the_room_in_memory_are_read_when_asked_for(tmp_path, mon
         found["a dog"]
 
 
-@needs_vocabularies
 def test_a_damaged_cache_entry_and_another_encoder_are_encoded_anew(tmp_path):
     tiny = checkpoints.sd1()
     checkpoint, cache = load(tmp_path, tiny), tmp_path / "cache"

@@ -14,9 +14,7 @@ import sys
 import tempfile
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-LIBRARIES = (
-    "torch numpy PIL safetensors tokenizers transformers diffusers peft accelerate dynamicprompts"
-)
+LIBRARIES = "torch numpy PIL safetensors tokenizers transformers diffusers peft accelerate filelock"
 
 
 def networks():

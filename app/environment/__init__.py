@@ -67,11 +67,6 @@ class Environment:
         return self.home / "packages"
 
     @property
-    def vocabularies(self) -> Path:
-        """Tokenizer vocabularies: `clip/` and `t5/`."""
-        return self.home / "share" / "dpdmd_studio"
-
-    @property
     def state_file(self) -> Path:
         """What the set-up has finished so far."""
         return self.home / "dpdmd_studio.json"

@@ -8,7 +8,6 @@ site-packages leave it: the worker sees its packages and the borrowed torch, not
 from __future__ import annotations
 
 import importlib
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -24,8 +23,6 @@ def enter(packages: Path) -> None:
     importlib.invalidate_caches()
     if (packages / f"{BORROWED}.py").is_file():
         importlib.import_module(BORROWED)
-    vocabularies = packages.parent / "share" / "dpdmd_studio"
-    os.environ.setdefault("DPDMD_VOCABULARIES", str(vocabularies))
 
 
 def run(packages: str, program: str, *arguments: str) -> None:

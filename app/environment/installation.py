@@ -19,7 +19,6 @@ from . import (
     packages,
     requirement_set,
     torch_source,
-    vocabularies,
 )
 
 COMMANDS = ("setup", "demo", "test")
@@ -82,10 +81,7 @@ def up_to_date(environment: Environment, options: argparse.Namespace) -> bool:
     state = environment.state()
     if not environment.is_ready or not state.get("version"):
         return False
-    wanted = {
-        "pins": requirement_set(python_version(state)).digest,
-        "vocabularies": vocabularies.fingerprint(),
-    }
+    wanted = {"pins": requirement_set(python_version(state)).digest}
     if options.with_tests:
         wanted["tests"] = digest_of(TEST_REQUIREMENTS)
     if options.with_8bit:
@@ -208,17 +204,17 @@ def set_up(options: argparse.Namespace, environment: Environment = WORKER) -> No
         say(f"The training environment is ready ({environment.home}).")
         return
     say(f"Setting up the training environment in {environment.home}")
-    say("[1/4] Python")
+    say("[1/3] Python")
     packages.make(environment, say)
     if sys.version_info[:2] > (3, 13):
         say("    note: tried with Python 3.10 to 3.13; this one is newer")
     environment.record(ready="no")
-    say("[2/4] PyTorch")
+    say("[2/3] PyTorch")
     provide_torch(environment, options)
     facts = check_torch(environment)
     if torch_wish(options):
         environment.record(**{"torch wish": torch_wish(options)})
-    say("[3/4] packages")
+    say("[3/3] packages")
     pins = requirement_set(python_version(environment.state()))
     packages.install_pinned(environment, pins.file)
     environment.record(pins=pins.digest)
@@ -230,9 +226,7 @@ def set_up(options: argparse.Namespace, environment: Environment = WORKER) -> No
         environment.record(**{"8bit": digest_of(EIGHT_BIT_REQUIREMENTS)})
     if not options.no_xformers:
         add_xformers(environment, facts)
-    say("[4/4] tokenizer vocabularies")
-    complete = vocabularies.fetch(environment, say)
-    environment.record(vocabularies=vocabularies.fingerprint() if complete else "", ready="yes")
+    environment.record(ready="yes")
     say("Ready.")
 
 

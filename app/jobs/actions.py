@@ -13,6 +13,7 @@ from ..config.request import DistillRequest
 from ..runs import exit_note
 from ..runs.directory import EVALUATION_PROMPTS, GIVEN_PROMPTS, PROMPTS, UNPREPARED, RunDirectory
 from ..runs.lock import live_owner
+from ..runs.process_identity import live_process
 from . import files, spawn, submit
 from .job import KINDS, LIVE, Job, get_job, started_by
 from .queue import dequeue, enqueue
@@ -72,7 +73,7 @@ def stop(id: str) -> Job:
         atomic_write.write_text(folder / files.STOP, "")
     child = started_by(folder)
     alone = live_owner(folder / files.TAKEN) is None
-    if job.kind != "distill" and alone and child is not None and live_owner(folder / files.CHILD):
+    if job.kind != "distill" and alone and child is not None and live_process(folder / files.CHILD):
         end_process(child.pid)  # its worker was killed and cannot do it
         exit_note.note(folder, 1, "Stopped.", stopped=True)
     return get_job(id)

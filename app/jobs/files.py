@@ -7,7 +7,7 @@ A job is a directory in the folder `runs` of the data folder. Besides what a run
     job.json       the title, for people
     queued         it waits in the queue; the number in it says where
     taken.json     the worker process that runs it: a lock
-    child.json     the process that does the work
+    child.json     the process that does the work, see `process_identity`
     exit.json      how that process ended, see `exit_note`
     output.txt     what a task printed as its result
     log.txt        what it said, start after start

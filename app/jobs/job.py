@@ -12,7 +12,8 @@ from typing import Any
 
 from ...core.errors import DPDMDError
 from ..runs import exit_note
-from ..runs.lock import Owner, live_owner, read_owner
+from ..runs.lock import Owner, live_owner
+from ..runs.process_identity import NotedProcess, live_process, noted_process
 from . import files, spawn
 from .queue import place_number, waiting
 
@@ -168,9 +169,10 @@ def state_of(folder: Path, kind: str, progress: Mapping[str, Any]) -> str:
     return ended_state(folder, kind, progress)
 
 
-def _owners(folder: Path) -> list[Owner | None]:
+def _owners(folder: Path) -> list[Owner | NotedProcess | None]:
     """Live processes that have to do with the job: the worker, the child, a terminal."""
-    return [live_owner(folder / name) for name in (files.TAKEN, files.CHILD, files.LOCK)]
+    locks = [live_owner(folder / name) for name in (files.TAKEN, files.LOCK)]
+    return [*locks, live_process(folder / files.CHILD)]
 
 
 def ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> str:
@@ -263,6 +265,6 @@ def _changed_at(path: Path) -> float:
         return 0.0
 
 
-def started_by(folder: Path) -> Owner | None:
+def started_by(folder: Path) -> NotedProcess | None:
     """The process that does the work of a job, whether or not it lives."""
-    return read_owner(folder / files.CHILD)
+    return noted_process(folder / files.CHILD)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from ...core.errors import OutputError
-from ...core.files import atomic_write
 from ..environment import ROOT
 from ..runs import exit_note
-from ..runs.lock import Owner
-from ..runs.process_identity import UNKNOWN, identity_of
+from ..runs.process_identity import note_process
 from . import files
 from .job import tail
 from .spawn import detached, end_process, variables, worker_command
@@ -66,11 +61,8 @@ def _launch(folder: Path) -> subprocess.Popen[bytes]:
             log.flush()
         cwd = place if task and place.is_dir() else folder.parent
         process = detached(_command(folder, task), printed, log, environment, cwd)
-    child = Owner(
-        process.pid, socket.gethostname(), identity_of(process.pid) or UNKNOWN, time.time()
-    )
     with contextlib.suppress(OutputError):
-        atomic_write.write_text(folder / files.CHILD, json.dumps(asdict(child)))
+        note_process(folder / files.CHILD, process.pid)
     return process
 
 

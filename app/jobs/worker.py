@@ -12,6 +12,7 @@ from ...core.errors import DPDMDError, RunError
 from ..library.home import home
 from ..runs import exit_note
 from ..runs.lock import live_owner, owned
+from ..runs.process_identity import live_process
 from . import files
 from .job import ended_state
 from .queue import dequeue, waiting
@@ -60,7 +61,7 @@ def _take(job: contextlib.ExitStack) -> Path | None:
 
     While a job of a worker that was killed goes on, its device is not free: none is taken.
     """
-    if any(live_owner(folder / files.CHILD) for folder in files.job_folders()):
+    if any(live_process(folder / files.CHILD) for folder in files.job_folders()):
         return None
     for folder in waiting():
         if live_owner(folder / files.LOCK):  # a terminal goes on with this very run

@@ -1,8 +1,14 @@
 """Prompts of a run as pure functions of seed and step, `{a|b|c}` alternatives included.
 
-The grammar of alternatives is that of the dynamicprompts library: `{a|b}`, nested, with weights
-(`{3::a|b}`) and counts (`{2$$a|b|c}`). Everything else it knows (wildcard files, variables,
-comments) is off, and braces without alternatives stay as they are: prompts are full of them.
+Alternatives may be nested and may be empty:
+
+    {red|blue}           one of them
+    {3::red|blue}        red three times as often
+    {2$$red|blue|green}  two different ones in any order, with a comma between
+    {1-2$$ and $$a|b|c}  one or two, " and " between; also {2-$$...} and {-2$$...}
+
+Braces without a `|` of their own or without their partner are text, as prompts are full of them;
+`\\{`, `\\|` and `\\}` always are. Nothing else has a meaning here.
 """
 
 from __future__ import annotations
@@ -12,36 +18,26 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
-
-from dynamicprompts.commands import Command
-from dynamicprompts.enums import SamplingMethod
-from dynamicprompts.parser.config import ParserConfig
-from dynamicprompts.parser.parse import parse
-from dynamicprompts.sampling_context import SamplingContext
-from dynamicprompts.wildcards import WildcardManager
-from pyparsing import ParseException
 
 from ...core.errors import PromptError
 
-# Private-use characters: those of `PROTECTED` stand for themselves in other characters' place, the
-# last three replace syntax of the library that is not wanted.
-PROTECTED = {character: chr(0xF100 + i) for i, character in enumerate("{}|#$!~@:_%\\")}
-RESTORE = str.maketrans({stand_in: character for character, stand_in in PROTECTED.items()})
-GRAMMAR = ParserConfig(
-    variant_start="{",
-    variant_end="}",
-    wildcard_wrap="\uf200",
-    variable_start="\uf201",
-    variable_end="\uf202",
-    wrap_start="\uf203",
-    wrap_end="\uf204",
-)
-ESCAPED = re.compile(r"\\([{}|])")
-COUNT = re.compile(r"\s*(?:\d+(?:-\d*)?|-\d+)\$\$(?:[^{}|$]*\$\$)?")
+# Private-use characters stand for others while a prompt is read, so prompts hold none: for escaped
+# ones, and for those of a text that are not to be taken for the same ones in a separator.
 STAND_INS = re.compile("[\uf100-\uf2ff]")
-WEIGHT = re.compile(r"\s*\d+(?:\.\d+)?::")
+ESCAPED = re.compile(r"\\([{}|])")
+STAND_IN = {character: chr(0xF100 + i) for i, character in enumerate("{}|!~@:")}
+OWN = str.maketrans({character: STAND_IN[character] for character in "!~@:"})
+RESTORE = str.maketrans({stand_in: character for character, stand_in in STAND_IN.items()})
+BLANKS = " \t\r\n"
+COUNT = re.compile(
+    rf"[{BLANKS}]*(?:(?P<exact>[0-9]+)|(?P<least>[0-9]+)-(?P<most>[0-9]+)?|-(?P<up_to>[0-9]+))"
+    r"\$\$(?:(?P<separator>[^{}|$]*)\$\$)?"
+)
+WEIGHT = re.compile(rf"[{BLANKS}]*(?P<weight>[0-9]+(?:\.[0-9]+)?)::")
 MAX_DEPTH = 16
+MAX_SHOWN = 300
 
 
 class PromptSource:
@@ -54,7 +50,7 @@ class PromptSource:
         """
         if not prompts:
             raise PromptError("There are no prompts to draw from.")
-        self._templates = [protect(prompt) for prompt in prompts]
+        self._prompts = list(prompts)
         self._seed = seed
 
     def draw(self, step: int, index: int) -> str:
@@ -63,12 +59,12 @@ class PromptSource:
         Over the steps, each index goes through all prompts before it meets one again, every time
         in another order.
         """
-        count = len(self._templates)
+        count = len(self._prompts)
         round_, position = divmod(step, count)
         rng = _generator(self._seed, "order", round_, index)
         stride, start = _stride(rng, count), rng.randrange(count)
-        template = self._templates[(stride * position + start) % count]
-        return expand(template, _generator(self._seed, "alternatives", step, index))
+        prompt = self._prompts[(stride * position + start) % count]
+        return expand(prompt, _generator(self._seed, "alternatives", step, index))
 
     def all_needed(self, steps: int, batch: int, head_start: int = 0) -> list[str]:
         """Every prompt drawn in steps 1..steps with `batch` draws each, once, in order of use.
@@ -92,7 +88,7 @@ def set_aside(prompts: Sequence[str], count: int, seed: int) -> tuple[list[str],
     chosen = set(_generator(seed, "set aside", 0, 0).sample(range(len(prompts)), count))
     training = [text for number, text in enumerate(prompts) if number not in chosen]
     measured = [
-        expand(protect(prompts[number]), _generator(seed, "set aside", number, 1))
+        expand(prompts[number], _generator(seed, "set aside", number, 1))
         for number in sorted(chosen)
     ]
     known = set(training)
@@ -112,89 +108,161 @@ def _stride(rng: Random, count: int) -> int:
             return stride
 
 
-def expand(template: str, rng: Random) -> str:
-    """One choice of every alternative in a template made by `protect`."""
-    if "{" not in template:
+# Alternatives
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`{...}`: between `least` and `most` different options, joined by the separator."""
+
+    options: tuple[Template, ...]
+    weights: tuple[float, ...]
+    least: int
+    most: int
+    separator: str
+
+
+Template = str | Choice | tuple["str | Choice", ...]
+"""A text, a choice, or several of these one after another."""
+
+
+def expand(prompt: str, rng: Random) -> str:
+    """The prompt with one choice made of every alternative.
+
+    Raises:
+        PromptError: its alternatives make no sense, or are nested more than 16 deep.
+    """
+    template = _parsed(prompt)
+    if isinstance(template, str):
         return template.translate(RESTORE)
-    context = SamplingContext(
-        default_sampling_method=SamplingMethod.RANDOM,
-        wildcard_manager=WildcardManager(None),
-        parser_config=GRAMMAR,
-        rand=rng,
-    )
     try:
-        text = str(next(iter(context.sample_prompts(_parsed(template), 1))))
-    except (ValueError, ParseException) as error:
-        raise PromptError(
-            f"The alternatives in {template.translate(RESTORE)!r} cannot be read ({error}). Write "
-            "{a|b|c}, or {2::a|b} to draw a twice as often."
-        ) from error
-    return re.sub(r"[ \t]{2,}", " ", text).translate(RESTORE).strip()
+        text = _draw(template, rng)
+    except ValueError as error:  # of weights that are all 0
+        raise _unreadable(prompt, str(error)) from error
+    return re.sub(r" {2,}", " ", text).translate(RESTORE).strip()
+
+
+def _unreadable(prompt: str, reason: str) -> PromptError:
+    shown = prompt if len(prompt) <= MAX_SHOWN else f"{prompt[:MAX_SHOWN]}…"
+    return PromptError(
+        f"The alternatives in {shown!r} cannot be read ({reason}). Write "
+        "{a|b|c}, or {2::a|b} to draw a twice as often."
+    )
+
+
+def _draw(template: Template, rng: Random) -> str:
+    """A text of the template.
+
+    What is asked of `rng`, and in which order, decides what earlier seeds give: it stays as it is.
+    """
+    if isinstance(template, str):
+        return template
+    if isinstance(template, tuple):
+        return "".join(_draw(part, rng) for part in template)
+    count = len(template.options)
+    number = rng.randint(min(template.least, count), min(template.most, count))
+    options, weights, chosen = list(template.options), list(template.weights), []
+    for _ in range(number):
+        chosen.append(rng.choices(options, weights=weights)[0])
+        place = options.index(chosen[-1])
+        del options[place]
+        weights.remove(weights[place])  # the first that is equal, not always that of this option
+    texts = [_draw(option, rng) for option in chosen]
+    if len(texts) == 1:
+        return texts[0]
+    separator = template.separator  # none is left at the ends, where an option is empty
+    return separator.join(texts).removeprefix(separator).removesuffix(separator)
 
 
 @functools.lru_cache(maxsize=4096)
-def _parsed(template: str) -> Command:
-    return parse(template, parser_config=GRAMMAR)
-
-
-def protect(prompt: str) -> str:
-    """The prompt with only true alternatives left as syntax, all else as stand-ins."""
+def _parsed(prompt: str) -> Template:
     text = STAND_INS.sub("", prompt)
-    text = ESCAPED.sub(lambda match: PROTECTED[match[1]], text)
-    for character in "#%_\\":
-        text = text.replace(character, PROTECTED[character])
-    groups = _alternative_groups(text)
-    if not groups or _depth(groups) > MAX_DEPTH:
-        return _literal(text)
-    return _protect_all_but(text, groups)
+    text = ESCAPED.sub(lambda match: STAND_IN[match[1]], text)
+    if not _ends(text):
+        return text
+    return _Parser(prompt, text.expandtabs()).read()
 
 
-def _alternative_groups(text: str) -> dict[int, int]:
+def _ends(text: str) -> dict[int, int]:
     """End by start of every balanced `{...}` that has a `|` of its own."""
-    groups: dict[int, int] = {}
-    open_groups: list[tuple[int, bool]] = []
+    ends: dict[int, int] = {}
+    open_braces: list[tuple[int, bool]] = []
     for place, character in enumerate(text):
         if character == "{":
-            open_groups.append((place, False))
-        elif character == "|" and open_groups:
-            open_groups[-1] = (open_groups[-1][0], True)
-        elif character == "}" and open_groups:
-            start, has_choice = open_groups.pop()
+            open_braces.append((place, False))
+        elif character == "|" and open_braces:
+            open_braces[-1] = (open_braces[-1][0], True)
+        elif character == "}" and open_braces:
+            start, has_choice = open_braces.pop()
             if has_choice:
-                groups[start] = place
-    return groups
+                ends[start] = place
+    return ends
 
 
-def _depth(groups: dict[int, int]) -> int:
-    return max(sum(a <= start <= end for a, end in groups.items()) for start in groups)
+class _Parser:
+    """Reads a text whose choices begin and end at known places, from left to right."""
 
+    def __init__(self, prompt: str, text: str) -> None:
+        self._prompt, self._text, self._ends = prompt, text, _ends(text)
+        self._place = 0
 
-def _literal(text: str) -> str:
-    return text.translate(str.maketrans(PROTECTED))
+    def read(self) -> Template:
+        """The whole text."""
+        return self._sequence(len(self._text), 0)
 
+    def _sequence(self, end: int, depth: int) -> Template:
+        """Texts and choices up to `end` or, inside a choice, to its next `|`."""
+        parts: list[str | Choice] = []
+        while self._place < end and not (depth and self._text[self._place] == "|"):
+            is_choice = self._place in self._ends
+            parts.append(self._choice(depth + 1) if is_choice else self._plain(end, depth))
+        return parts[0] if len(parts) == 1 else tuple(parts)
 
-def _protect_all_but(text: str, groups: dict[int, int]) -> str:
-    """Stand-ins for everything but the groups' braces, separators, counts and weights."""
-    ends, kept = set(groups.values()), list(text.translate(str.maketrans(PROTECTED)))
-    open_groups = 0
-    place = 0
-    while place < len(text):
-        length = 1
-        character = text[place]
-        if place in groups or place in ends or (character == "|" and open_groups):
-            kept[place] = character
-            open_groups += (place in groups) - (place in ends)
-            length += _syntax_length(text, place)
-            kept[place : place + length] = text[place : place + length]
-        place += length
-    return "".join(kept)
+    def _plain(self, end: int, depth: int) -> str:
+        """The text up to the next choice, or to where `_sequence` ends."""
+        begin = self._place
+        while (
+            self._place < end
+            and self._place not in self._ends
+            and not (depth and self._text[self._place] == "|")
+        ):
+            self._place += 1
+        return self._text[begin : self._place].translate(OWN)
 
+    def _choice(self, depth: int) -> Choice:
+        if depth > MAX_DEPTH:
+            raise _unreadable(self._prompt, f"they are nested more than {MAX_DEPTH} deep")
+        end = self._ends[self._place]
+        self._place += 1
+        count = self._matched(COUNT)
+        options: list[Template] = []
+        weights: list[float] = []
+        while True:
+            weight = self._matched(WEIGHT)
+            if weight is None:
+                while self._text[self._place] in BLANKS:
+                    self._place += 1
+            weights.append(float(weight["weight"]) if weight else 1.0)
+            options.append(self._sequence(end, depth))
+            self._place += 1
+            if self._place > end:
+                break
+        least, most, separator = self._bounds(count, len(options))
+        return Choice(tuple(options), tuple(weights), least, most, separator)
 
-def _syntax_length(text: str, place: int) -> int:
-    """Length of a count or weight right behind the brace or separator at `place`."""
-    length = 0
-    if text[place] == "{" and (count := COUNT.match(text, place + 1)):
-        length = len(count[0])
-    if text[place] in "{|" and (weight := WEIGHT.match(text, place + 1 + length)):
-        length += len(weight[0])
-    return length
+    def _bounds(self, count: re.Match[str] | None, options: int) -> tuple[int, int, str]:
+        """(least, most, separator) of what a count says; one option where there is none."""
+        if count is None:
+            return 1, 1, ","
+        separator = count["separator"]
+        if separator == "":
+            raise _unreadable(self._prompt, "nothing stands between $$ and $$")
+        least = int(count["exact"] or count["least"] or 1)
+        most = int(count["exact"] or count["most"] or count["up_to"] or options)
+        return min(least, most), max(least, most), "," if separator is None else separator
+
+    def _matched(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        match = pattern.match(self._text, self._place)
+        if match:
+            self._place = match.end()
+        return match

@@ -19,14 +19,13 @@ torch. Layout:
     memory.json            how far down the memory ladder the run has come
     attention.json         the attention kernels that the run has begun with
     stop                   a request: stop at the next update and keep what there is
-    lock.json              which process owns the run
+    lock.json              which process owns the run, see `run_lock`
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -264,11 +263,6 @@ class RunDirectory:
         """Own the run while the block runs; RunError if a live process owns it already."""
         return owned(self.path / "lock.json")
 
-    def touch_lock(self) -> None:
-        """Show other machines that this run goes on."""
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self.path / "lock.json")
-
 
 class FollowedRun(RunDirectory):
     """A run as those of its processes see it that only help: read, never written."""
@@ -288,6 +282,3 @@ class FollowedRun(RunDirectory):
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Nothing: the first process owns the run."""
         return contextlib.nullcontext()
-
-    def touch_lock(self) -> None:
-        """Leave that to the first process."""

@@ -1,31 +1,49 @@
-"""Lock files: which process owns something, and when another may take it over.
+"""Locks: who owns something, for as long as the owner's process lives.
 
-A lock file names its owner by number, machine and start time, so that a number used again is not
-taken for the owner. It is made, taken over and removed under a guard, a lock of the operating
-system that ends with the process: of two that find a stale lock, one wins.
+The lock is the operating system's, on the file `.NAME.held` beside the one named. It ends with the
+process that holds it, however that ends; programs that the process starts do not inherit it. The
+named file only says who owns it, for people and for other versions of this program.
+
+Taking, asking and giving back happen under a second, brief lock, `.NAME.guard`: of two that come at
+once one wins, and one who merely asks is not taken for an owner.
+
+A drive that knows no such locks (some network drives) is used all the same: its locks lie in this
+machine's folder for temporary files, and only processes of one machine exclude each other.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import socket
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...core.errors import OutputError, RunError
 from ...core.files import atomic_write
-from .process_identity import UNKNOWN, identity_of, lives
+from .process_identity import live_process, read_facts
 
-# A lock whose owner cannot be asked (another machine) is stale when nobody touched it for so long.
-STALE_LOCK_SECONDS = 1800
-HEARTBEAT_SECONDS = 30
-GUARD_SECONDS, GUARD_PAUSE_SECONDS = 20.0, 0.01
-DAMAGED_LOCK_SECONDS = 5
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+LOCK_VERSION = 2  # version 1, which has no such entry, was a lock by the owner's number alone
+GUARD_SECONDS, PAUSE_SECONDS = 20.0, 0.01
+SUSPICIOUS_SECONDS = 0.5
+"""Some versions of the library wait for a drive without locks as if somebody held the lock."""
+UNSUPPORTED = {
+    number
+    for name in ("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EINVAL")
+    if (number := getattr(errno, name, None)) is not None
+}
+
+_drives: dict[int, bool] = {}  # whether a drive knows locks, as far as it was needed
 
 
 @dataclass(frozen=True)
@@ -33,29 +51,26 @@ class Owner:
     """Who holds a lock.
 
     Attributes:
-        identity: when the process began, see `process_identity`; "" if not known.
+        pid: -1 if not known.
+        host: the machine's name.
         since: when the lock was taken, in seconds since the epoch.
         about: what the owner does with it, for people.
     """
 
     pid: int
     host: str
-    identity: str
     since: float
     about: str = ""
 
 
-def this_process(about: str = "") -> Owner:
-    """The running process as an owner."""
-    pid = os.getpid()
-    return Owner(pid, socket.gethostname(), identity_of(pid) or UNKNOWN, time.time(), about)
+UNKNOWN_OWNER = Owner(-1, "", 0.0)
 
 
 @contextlib.contextmanager
 def owned(
     path: Path, *, about: str = "", refusal: Callable[[Owner], str] | None = None
 ) -> Iterator[None]:
-    """Own what the lock file at `path` guards while the block runs.
+    """Own what the lock file at `path` guards while the block runs; in the thread that began it.
 
     Args:
         about: what the owner does, for those who meet the lock.
@@ -65,77 +80,92 @@ def owned(
         RunError: a live process owns it already.
         OutputError: the lock cannot be written.
     """
-    owner = this_process(about)
     with guard(path):
-        other = live_owner(path)
-        if other is not None:
+        lock, other = _take_or_owner(path)
+        if lock is None:
             raise RunError(refusal(other) if refusal else _in_use(path, other))
-        atomic_write.write_text(path, json.dumps(asdict(owner)))
-    ended = threading.Event()
-    threading.Thread(target=_keep_fresh, args=(path, ended), daemon=True).start()
+        facts = {"version": LOCK_VERSION, "pid": os.getpid(), "host": socket.gethostname()}
+        facts |= {"since": time.time(), "about": about}
+        try:
+            atomic_write.write_text(path, json.dumps(facts))
+        except BaseException:
+            lock.release()
+            raise
     try:
         yield
     finally:
-        ended.set()
-        _let_go(path, owner)
+        _let_go(path, lock)
 
 
 def live_owner(path: Path) -> Owner | None:
     """Who holds the lock at `path`; None where it is free, or its owner has ended."""
-    owner, age = read_owner(path), _age(path)
-    if age is None:
+    if not path.exists():
         return None
-    if owner is None:  # being written at this moment by another version, or damaged
-        return Owner(-1, "", UNKNOWN, 0.0) if age < DAMAGED_LOCK_SECONDS else None
-    if owner.host != socket.gethostname():
-        return owner if age < STALE_LOCK_SECONDS else None
-    return owner if lives(owner.pid, owner.identity) else None
-
-
-def read_owner(path: Path) -> Owner | None:
-    """What a lock file says, whether or not it is stale; None if it is missing or damaged."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        with guard(path):
+            lock, owner = _take_or_owner(path)
+            if lock is None:
+                return owner
+            lock.release()
+            return None
+    except (OutputError, RunError):  # it cannot be asked: what it says is believed
+        return (_said_owner(path) or UNKNOWN_OWNER) if path.exists() else None
+
+
+def _take_or_owner(path: Path) -> tuple[BaseFileLock | None, Owner]:
+    """The lock itself, or None and who has it; to be called under the guard."""
+    with atomic_write.explained(path):
+        lock = _locked(path, "held", 0.0)
+    if lock is None:
+        return None, _said_owner(path) or UNKNOWN_OWNER
+    older = _older_owner(path)
+    if older is not None:
+        lock.release()
+        return None, older
+    return lock, UNKNOWN_OWNER
+
+
+def _said_owner(path: Path) -> Owner | None:
+    """What a lock file says, whether or not it is stale; None if it is missing or damaged."""
+    return _owner(read_facts(path))
+
+
+def _older_owner(path: Path) -> Owner | None:
+    """The live process that an older version's lock file names, if the file is one."""
+    facts = read_facts(path)
+    if facts is None or "version" in facts or live_process(path) is None:
+        return None
+    return _owner(facts)
+
+
+def _owner(facts: dict[str, Any] | None) -> Owner | None:
+    if facts is None:
+        return None
+    try:
         return Owner(
             int(facts["pid"]),
             str(facts["host"]),
-            str(facts.get("identity", UNKNOWN)),
             float(facts["since"]),
             str(facts.get("about", "")),
         )
-    except (OSError, ValueError, OverflowError, RecursionError):
-        return None
-    except (KeyError, TypeError, AttributeError):  # not what we write
-        return None
-
-
-def _age(path: Path) -> float | None:
-    """Seconds since somebody touched the file; None if there is none."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
+    except (KeyError, TypeError, ValueError, OverflowError):  # not what we write
         return None
 
 
 def _in_use(path: Path, owner: Owner) -> str:
+    who = f"process {owner.pid} on {owner.host}" if owner.pid > 0 else "another program"
     return (
-        f"{path.parent} is in use by process {owner.pid} on {owner.host or 'an unknown machine'}. "
-        f"Wait for it, or ask it to stop. If no such run goes on any more, delete {path}."
+        f"{path.parent} is in use by {who}. Wait for it, or ask it to stop: it is free again as "
+        "soon as that process ends."
     )
 
 
-def _keep_fresh(path: Path, ended: threading.Event) -> None:
-    """Show other machines that the owner lives."""
-    while not ended.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError):
-            os.utime(path)
-
-
-def _let_go(path: Path, owner: Owner) -> None:
-    """Remove the lock if it is still the owner's; a reader may hold it for a moment."""
-    with contextlib.suppress(OutputError, RunError), guard(path):
-        if read_owner(path) != owner:
-            return
+def _let_go(path: Path, lock: BaseFileLock) -> None:
+    """Remove the file and free the lock; a reader may hold the file for a moment."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(lock.release)
+        with contextlib.suppress(OutputError, RunError):
+            stack.enter_context(guard(path))
         for _ in range(atomic_write.REPLACE_ATTEMPTS):
             try:
                 return path.unlink(missing_ok=True)
@@ -147,50 +177,95 @@ def _let_go(path: Path, owner: Owner) -> None:
 
 @contextlib.contextmanager
 def guard(path: Path) -> Iterator[None]:
-    """Be alone, among all of this machine that name `path`, for a short block.
+    """Be alone, among all that name `path`, for a short block.
 
-    The file `.NAME.guard` beside it stays; what counts is the operating system's lock on it, which
-    no process can leave behind. Drives that know no such locks are used without.
+    What counts is the operating system's lock on the file `.NAME.guard` beside it, which no process
+    can leave behind; the file itself may stay.
 
     Raises:
         RunError: another process did not leave its block in time.
         OutputError: the folder is missing or cannot be written.
     """
-    file = path.with_name(f".{path.name}.guard")
+    file = _beside(path, "guard")
     with atomic_write.explained(file):
-        handle = os.open(file, os.O_CREAT | os.O_RDWR, 0o644)
+        lock = _locked(path, "guard", GUARD_SECONDS)
+    if lock is None:
+        raise RunError(
+            f"Another program has held {file} for {GUARD_SECONDS:.0f} s. Try again; if it "
+            "hangs, end it."
+        )
     try:
-        _wait_for(handle, file)
         yield
     finally:
-        os.close(handle)  # which frees it
+        lock.release()
 
 
-def _wait_for(handle: int, file: Path) -> None:
-    deadline = time.monotonic() + GUARD_SECONDS
-    while not _lock_file(handle):
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"Another program has held {file} for {GUARD_SECONDS:.0f} s. Try again; if it "
-                "hangs, end it."
-            )
-        time.sleep(GUARD_PAUSE_SECONDS)
+# Files that the operating system locks
 
 
-def _lock_file(handle: int) -> bool:
-    """Lock an open file unless another has it; True as well where the drive cannot lock."""
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def _locked(path: Path, kind: str, seconds: float) -> BaseFileLock | None:
+    """A lock that belongs to `path`, taken; None if others hold it for so many seconds.
+
+    Raises:
+        OSError: the folder is missing or cannot be written.
+    """
+    drive = path.parent.stat().st_dev
+    if _drives.get(drive, True):
+        began, known = time.monotonic(), drive in _drives
+        patience = seconds if known else min(seconds, SUSPICIOUS_SECONDS)
+        lock = _try(_beside(path, kind), patience)
+        if lock is not None or known:
+            _drives[drive] = True
+            return lock
+        _drives[drive] = _knows_locks(path.parent)
+        if _drives[drive]:
+            return _try(_beside(path, kind), max(0.0, began + seconds - time.monotonic()))
+    return _try(_elsewhere(path, kind), seconds)
+
+
+def _try(file: Path, seconds: float) -> BaseFileLock | None:
+    """The lock on a file; None if others hold it for so long, or the drive knows no locks."""
+    # every host and the worker have it (torch imports it); a bare Python may do without a lock
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    lock = FileLock(str(file))
     try:
-        if os.name == "nt":
-            import msvcrt
+        lock.acquire(timeout=seconds, poll_interval=PAUSE_SECONDS)
+    except (Timeout, NotImplementedError):
+        return None
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return None
+        raise
+    if isinstance(lock, SoftFileLock):  # a file that outlives a killed process: of no use here
+        lock.release()
+        return None
+    return lock
 
-            os.lseek(handle, 0, os.SEEK_SET)
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return True
-    return True
+def _knows_locks(folder: Path) -> bool:
+    """Whether a file that nobody else can have locked can be locked."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".lock-", suffix=".try")
+    os.close(handle)
+    try:
+        lock = _try(Path(name), 0.0)
+        if lock is not None:
+            lock.release()
+        return lock is not None
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _elsewhere(path: Path, kind: str) -> Path:
+    """A file of this user on this machine that stands for `path`."""
+    user = os.getuid() if os.name != "nt" else ""
+    folder = Path(tempfile.gettempdir()) / f"dpdmd-locks-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if os.name != "nt" and folder.stat().st_uid != os.getuid():
+        raise PermissionError(errno.EACCES, f"{folder} belongs to another user")
+    name = os.path.normcase(path.parent.resolve() / path.name)
+    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.{kind}"

@@ -1,14 +1,24 @@
 """Whether a process still runs, and whether it is the same one: numbers are used again.
 
-Standard library only; one way each for Linux, Windows and other systems.
+A process that has to be found again, to be ended, is noted in a file by its number, its machine and
+when it began. Standard library only; one way each for Linux, Windows and other systems.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from ...core.files import atomic_write
+
+# A process that cannot be asked (of another machine) counts as ended when its note is so old.
+STALE_NOTE_SECONDS = 1800
 UNKNOWN = ""  # the process runs, but this system does not say when it began
 ENDED = ("Z", "X")  # ended, and merely not yet collected by its parent
 
@@ -31,6 +41,69 @@ def lives(pid: int, identity: str) -> bool:
     """Whether the process `pid` runs and is the one that had this identity."""
     now = identity_of(pid)
     return now is not None and (UNKNOWN in (now, identity) or now == identity)
+
+
+@dataclass(frozen=True)
+class NotedProcess:
+    """A process that somebody noted.
+
+    Attributes:
+        identity: when it began, see `identity_of`; "" if not known.
+        since: when it was noted, in seconds since the epoch.
+    """
+
+    pid: int
+    host: str
+    identity: str
+    since: float
+
+
+def note_process(path: Path, pid: int) -> None:
+    """Note a running process of this machine at `path`.
+
+    Raises:
+        OutputError: the note cannot be written.
+    """
+    process = NotedProcess(pid, socket.gethostname(), identity_of(pid) or UNKNOWN, time.time())
+    atomic_write.write_text(path, json.dumps(asdict(process)))
+
+
+def noted_process(path: Path) -> NotedProcess | None:
+    """The process that a note names, whether or not it lives; None without a readable note."""
+    facts = read_facts(path)
+    if facts is None:
+        return None
+    try:
+        return NotedProcess(
+            int(facts["pid"]),
+            str(facts["host"]),
+            str(facts.get("identity", UNKNOWN)),
+            float(facts["since"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):  # not what we write
+        return None
+
+
+def live_process(path: Path) -> NotedProcess | None:
+    """The process that a note names; None where there is no note, or the process has ended."""
+    noted = noted_process(path)
+    if noted is None:
+        return None
+    if noted.host == socket.gethostname():
+        return noted if lives(noted.pid, noted.identity) else None
+    try:
+        return noted if time.time() - path.stat().st_mtime < STALE_NOTE_SECONDS else None
+    except OSError:
+        return None
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if it is missing or damaged."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
 def _on_linux(pid: int) -> str | None:

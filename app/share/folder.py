@@ -19,7 +19,7 @@ from ..runs.lock import owned
 
 MANIFEST = "package.json"
 LOCK = "lock.json"
-MARKS = (LOCK, f".{LOCK}.guard")  # in a folder that is being built
+MARKS = (LOCK, f".{LOCK}.guard", f".{LOCK}.held")  # in a folder that is being built
 PICTURES = "pictures"
 MANIFEST_VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20

@@ -57,11 +57,11 @@ def done():
 import time
 from random import Random
 from dpdmd_studio.core.errors import PromptError
-from dpdmd_studio.app.prompts.expansion import expand, protect
+from dpdmd_studio.app.prompts.expansion import expand
 from dpdmd_studio.trainer.text.syntax import parse_prompt
 
 try:
-    got = expand(protect("{1" + "0" * 400 + "::a|b}"), Random(1))
+    got = expand("{1" + "0" * 400 + "::a|b}", Random(1))
 except PromptError as error:
     got = error
 except Exception as error:

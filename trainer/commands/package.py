@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...app.prompts.expansion import expand, protect
+from ...app.prompts.expansion import expand
 from ...app.share.facts import CheckpointFacts, PackageFacts, PictureFacts
 from ...app.share.folder import PICTURES, building, package_files, picture_file, zip_of
 from ...app.share.labels import chosen_label
@@ -123,7 +123,7 @@ def _prompts(request: PackageRequest, source: PackageSource) -> list[str]:
     """What the pictures show, one choice made of every alternative."""
     if not source.prompts:
         return list(caption_sample(held_out=True, count=request.count, seed=0))
-    chosen = [expand(protect(text), Random(n)) for n, text in enumerate(source.prompts)]
+    chosen = [expand(text, Random(n)) for n, text in enumerate(source.prompts)]
     return list(dict.fromkeys(chosen))
 
 

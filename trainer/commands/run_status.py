@@ -64,7 +64,6 @@ class Status:
             facts = {"status": status, "pid": os.getpid(), "updated_at": time.time()}
             facts |= {"error": error} if error else {}
             try:
-                self._run.touch_lock()
                 self._run.write_json("progress.json", facts | self._facts)
             except (OSError, OutputError) as problem:
                 log.warning("%s", problem)

@@ -1,12 +1,11 @@
-"""CLIP and T5 tokens of prompts, chunked and weighted as in hosts, from local files."""
+"""CLIP and T5 tokens of prompts, chunked and weighted as in hosts, from files of this package."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,11 +17,9 @@ from transformers import CLIPTokenizer
 from ...core.errors import CheckpointError
 from .syntax import Segment, parse_prompt
 
-VOCABULARIES_VARIABLE = "DPDMD_VOCABULARIES"
-CLIP_FILE = Path("clip") / "bpe_simple_vocab_16e6.txt.gz"
-T5_FILE = Path("t5") / "tokenizer.json"
+VOCABULARIES = Path(__file__).parents[1] / "assets" / "vocabularies"
+CLIP_FILE, T5_FILE = VOCABULARIES / "clip-merges.txt.gz", VOCABULARIES / "t5-tokenizer.json.gz"
 CLIP_SIZE, T5_SIZE = 49408, 32100
-NUM_MERGES = 49152 - 256 - 2
 BOS, EOS = 49406, 49407
 T5_EOS, T5_PAD = 1, 0
 T5_MIN_LENGTH = 77
@@ -39,26 +36,30 @@ class Chunk:
     weights: tuple[float, ...]
 
 
-def vocabulary_file(name: Path) -> Path:
-    """Where install.py has put a vocabulary; DPDMD_VOCABULARIES names another folder.
+def _unpacked(path: Path) -> str:
+    """The text of a vocabulary that ships with the project.
 
     Raises:
-        CheckpointError: it is not there.
+        CheckpointError: it is missing or damaged.
     """
-    named = os.environ.get(VOCABULARIES_VARIABLE)
-    folder = Path(named) if named else Path(sys.prefix) / "share" / "dpdmd_studio"
-    if not (folder / name).is_file():
-        raise CheckpointError(
-            f"The vocabulary {name.name} is missing from {folder}. Run `python install.py setup` "
-            f"once; it sets this up (or set {VOCABULARIES_VARIABLE} to a folder that has {name})."
-        )
-    return folder / name
+    try:
+        return gzip.decompress(path.read_bytes()).decode("utf-8")
+    except FileNotFoundError as error:
+        raise _broken(path, "missing") from error
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise _broken(path, f"damaged ({error})") from error
+
+
+def _broken(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"The vocabulary {path} is {what}. It is part of DP-DMD Studio: install that anew."
+    )
 
 
 @lru_cache(maxsize=1)
 def clip_tokenizer() -> CLIPTokenizer:
     """CLIP's tokenizer, 49408 tokens."""
-    vocabulary, merges = _clip_tables(vocabulary_file(CLIP_FILE))
+    vocabulary, merges = _clip_tables(CLIP_FILE)
     with tempfile.TemporaryDirectory(prefix="dpdmd-clip-") as name:
         folder = Path(name)
         (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
@@ -73,20 +74,14 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def _clip_tables(path: Path) -> tuple[dict[str, int], list[str]]:
-    """(token -> id, merges) of OpenAI's published merge list."""
-    try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}). Run `python install.py setup`."
-        ) from error
-    merges = lines[1 : 1 + NUM_MERGES]
+    """(token -> id, merges) of a file with one merge a line."""
+    merges = _unpacked(path).removesuffix("\n").split("\n")
     letters = _byte_letters()
     tokens = letters + [letter + "</w>" for letter in letters]
     tokens += ["".join(merge.split()) for merge in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     if len(tokens) != CLIP_SIZE:
-        raise CheckpointError(f"{path} holds {len(tokens)} tokens, expected {CLIP_SIZE}.")
+        raise _broken(path, f"damaged ({len(tokens)} tokens, expected {CLIP_SIZE})")
     return {token: index for index, token in enumerate(tokens)}, merges
 
 
@@ -100,13 +95,11 @@ def _byte_letters() -> list[str]:
 @lru_cache(maxsize=1)
 def t5_tokenizer() -> Tokenizer:
     """T5's tokenizer, 32100 tokens."""
-    path = vocabulary_file(T5_FILE)
+    text = _unpacked(T5_FILE)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(
-            f"{path} is damaged ({error}). Run `python install.py setup`."
-        ) from error
+        raise _broken(T5_FILE, f"damaged ({error})") from error
     assert tokenizer.get_vocab_size() == T5_SIZE, f"T5 vocabulary of {tokenizer.get_vocab_size()}"
     return tokenizer
 

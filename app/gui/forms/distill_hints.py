@@ -14,6 +14,7 @@ from ...library import choices as sources
 from ...library import preferences
 from ...library.home import home
 from ...library.model_folders import size_text
+from ...prompts.expansion import expand
 from ...prompts.reading import PromptList, read_prompts
 from ...runs.directory import RunDirectory
 from ..widgets.html import duration, error_note, facts, note, piece
@@ -164,11 +165,7 @@ def _set_aside(count: int, wanted: object) -> str:
 def examples(found: PromptList) -> list[str]:
     """A few prompts with their alternatives chosen."""
     picked = found.prompts[:: max(1, len(found.prompts) // EXAMPLES)][:EXAMPLES]
-    try:
-        from ...prompts.expansion import expand, protect
-    except ImportError:  # a host's environment: alternatives are the worker's affair
-        return list(picked)
-    return [expand(protect(text), Random(number)) for number, text in enumerate(picked)]
+    return [expand(text, Random(number)) for number, text in enumerate(picked)]
 
 
 def describe_cost(values: Mapping[str, Any]) -> Values:

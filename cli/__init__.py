@@ -15,7 +15,7 @@ from typing import Any
 
 from ..app.config.distill_config import DistillConfig
 from ..app.config.presets import MEMORIES
-from ..app.config.request import DistillRequest, ModelFiles, TeacherLora
+from ..app.config.request import DistillRequest, ModelFiles, TeacherLora, parse_seeds
 from ..app.environment.launched import place, require_one_process
 from ..app.runs.exit_note import recorded
 from ..core.errors import DPDMDError
@@ -24,7 +24,6 @@ from .arguments import (
     add_model_files,
     add_other_files,
     parse_lora,
-    parse_seeds,
 )
 from .compare import add_compare
 from .estimate import add_estimate

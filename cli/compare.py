@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from random import Random
 
-from ..app.config.request import ModelFiles
-from .arguments import parse_lora, parse_seeds
+from ..app.config.request import ModelFiles, parse_seeds
+from .arguments import parse_lora
 
 OPTIONS = ("steps", "teacher_steps", "guidance_scale", "negative", "rival", "resolution",
            "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
@@ -50,8 +50,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def run_compare(arguments: argparse.Namespace) -> int:
     """Compare and print the table; returns the exit code."""
     from ..app.prompts.expansion import expand
-    from ..trainer.commands.compare import compare
-    from ..trainer.evaluation.comparison import CompareRequest
+    from ..trainer.commands.compare import CompareRequest, compare
 
     def prompts(path: str | None) -> tuple[str, ...]:
         return _prompts(Path(path)) if path else ()

@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from .arguments import parse_lora, parse_seeds
+from ..app.config.request import parse_seeds
+from .arguments import parse_lora
 
 FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
 OPTIONS = ("count", "cover", "name", "author", "license", "trigger_words", "batch_size", "device",

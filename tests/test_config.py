@@ -6,7 +6,8 @@ import dataclasses
 import pytest
 from dpdmd_studio.app.config.distill_config import DistillConfig, parse_resolutions
 from dpdmd_studio.app.config.presets import PRESETS, preset
-from dpdmd_studio.cli.arguments import add_config_arguments, config_values, parse_lora, parse_seeds
+from dpdmd_studio.app.config.request import parse_seeds
+from dpdmd_studio.cli.arguments import add_config_arguments, config_values, parse_lora
 from dpdmd_studio.core.errors import SettingsError
 
 

@@ -102,3 +102,20 @@ class DistillRequest:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds of "3", "0-8" or "0,5,7-9", in order and each once."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, dash, high = (piece.strip() for piece in part.partition("-"))
+        first, last = low, high if dash else low
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+            raise SettingsError(
+                f"seeds {text!r} are not understood; write one (3), a range (0-8), or several "
+                "separated by commas (0,5,7-9)."
+            )
+        if int(last) - int(first) > 10_000 or int(last) >= 2**63:
+            raise SettingsError(f"seeds {text!r} are too many or too large.")
+        seeds += range(int(first), int(last) + 1)
+    return list(dict.fromkeys(seeds))

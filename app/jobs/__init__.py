@@ -5,7 +5,7 @@ that any number of them agree, and nothing is lost with a process that ends.
 """
 
 from .actions import delete, duplicate, free_output, rename, restore, start, stop
-from .job import KINDS, LIVE, STATES, Job, all_jobs, get_job, log_tail
+from .job import KINDS, LIVE, STATES, Job, all_jobs, get_job, log_tail, made_loras
 from .queue import move
 from .spawn import ensure_worker, worker_lives
 from .submit import submit_distill, submit_task
@@ -23,6 +23,7 @@ __all__ = [
     "free_output",
     "get_job",
     "log_tail",
+    "made_loras",
     "move",
     "rename",
     "restore",

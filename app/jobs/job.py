@@ -92,6 +92,16 @@ def all_jobs() -> list[Job]:
     return sorted(jobs, key=lambda job: (job.created_at, job.id), reverse=True)
 
 
+def made_loras() -> dict[str, str]:
+    """LoRAs that runs made and that are still there: a label for each path, newest first."""
+    made: dict[str, str] = {}
+    for job in all_jobs():
+        lora = job.result.get("lora") if job.kind == "distill" else None
+        if isinstance(lora, str) and Path(lora).is_file():
+            made.setdefault(lora, f"{job.title} ({Path(lora).name})")
+    return made
+
+
 def get_job(id: str) -> Job:
     """One job.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ...core.errors import PromptError, SettingsError
 from ...core.families import SHAPES_KEY
 from ...core.files.tensor_file import read_header
-from ..jobs import all_jobs
 from . import preferences, surroundings
 from .home import home
 from .lora_output import lora_file
@@ -71,13 +70,12 @@ def checkpoints() -> Choices:
     )
 
 
-def loras() -> Choices:
-    """LoRAs that runs made, newest first, then those of all folders."""
-    made = {}
-    for job in all_jobs():
-        lora = job.result.get("lora") if job.kind == "distill" else None
-        if isinstance(lora, str) and Path(lora).is_file():
-            made.setdefault(lora, f"{job.title} ({Path(lora).name})")
+def loras(made: Mapping[str, str]) -> Choices:
+    """LoRAs of all folders, those in front that runs made.
+
+    Args:
+        made: the label of each of those by path (`jobs.made_loras`).
+    """
     others = [m for m in list_models(folders(), "lora") if str(m.path) not in made]
     return [(label, path) for path, label in made.items()] + _choices(others)
 
@@ -101,10 +99,10 @@ def model_path(text: object) -> Path:
     return contained(str(text or ""), folders())
 
 
-def lora_path(text: object) -> Path:
-    """A LoRA that a run wrote, wherever that was, or one in the folders."""
-    made = {value for _, value in loras()}
-    return Path(str(text)) if str(text) in made else model_path(text)
+def lora_path(text: object, made: Mapping[str, str]) -> Path:
+    """A LoRA that a run wrote (`jobs.made_loras`), wherever that was, or one in the folders."""
+    known = {value for _, value in loras(made)}
+    return Path(str(text)) if str(text) in known else model_path(text)
 
 
 def prompts_path(text: object) -> Path:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....cli.arguments import parse_seeds
 from ....core.errors import DPDMDError, LoraError, OutputError, PromptError, SettingsError
 from ....core.families import identify
 from ....core.files import atomic_write
 from ... import jobs
 from ...config.knobs import parse_resolutions
+from ...config.request import parse_seeds
 from ...library import choices as sources
 from ...library.home import home
 from ...prompts.reading import parse_prompts
@@ -90,7 +90,7 @@ def _models(values: Mapping[str, Any]) -> list[str]:
         ("loras", "strengths", "--lora"),
         ("styles", "style_strengths", "--with-lora"),
     ):
-        paths = [sources.lora_path(item) for item in values.get(names) or []]
+        paths = [sources.lora_path(item, jobs.made_loras()) for item in values.get(names) or []]
         if len(paths) > MAX_LORAS:
             raise LoraError(f"{len(paths)} LoRAs were chosen; up to {MAX_LORAS} are compared.")
         found = strengths_of(values.get(strengths), len(paths))

@@ -148,7 +148,7 @@ def apply_settings(values: Mapping[str, Any]) -> Values:
         if uploaded:
             config = read_settings(Path(uploaded))
         elif lora:
-            config = read_settings(sources.lora_path(lora))
+            config = read_settings(sources.lora_path(lora, jobs.made_loras()))
         else:
             raise SettingsError("Choose a LoRA or a settings file first.")
     except DPDMDError as error:
@@ -214,7 +214,9 @@ def _output(values: Mapping[str, Any]) -> str:
 
 def _teacher_loras(values: Mapping[str, Any]) -> tuple[TeacherLora, ...]:
     try:
-        paths = [sources.lora_path(item) for item in values.get("teacher_loras") or []]
+        paths = [
+            sources.lora_path(item, jobs.made_loras()) for item in values.get("teacher_loras") or []
+        ]
         strengths = strengths_of(values.get("strengths"), len(paths))
     except DPDMDError as error:
         raise FormError("loras", error) from error

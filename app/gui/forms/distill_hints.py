@@ -10,6 +10,7 @@ from typing import Any
 from ....core.errors import CheckpointError, DPDMDError
 from ....core.families import Detection, identify
 from ...estimate import Estimate, bytes_in_16_bit, estimate
+from ...jobs import made_loras
 from ...library import choices as sources
 from ...library import preferences
 from ...library.home import home
@@ -31,7 +32,7 @@ ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "it
 def opening() -> Values:
     """Everything the page shows when it is opened; dropdowns with their choices."""
     values = form.initial()
-    checkpoints, loras = sources.checkpoints(), sources.loras()
+    checkpoints, loras = sources.checkpoints(), sources.loras(made_loras())
     found = values | describe_checkpoint(values)
     values["memory"] = found["memory"]["value"]
     found |= describe_prompts(values) | describe_cost(values) | lists()
@@ -50,7 +51,7 @@ def opening() -> Values:
 def lists() -> Values:
     """What can be chosen now, after folders have changed; choices alone, nothing is unchosen."""
     named = [(folder, folder) for folder in preferences.load().folders]
-    loras = sources.loras()
+    loras = sources.loras(made_loras())
     return {
         "checkpoint": Change(choices=sources.checkpoints()),
         "teacher_loras": Change(choices=loras),

@@ -54,7 +54,9 @@ def source_choices() -> sources.Choices:
         if job.kind == "distill" and result_path(job, "lora")
     ]
     written = {str(job.result.get("lora")) for job in jobs.all_jobs()}
-    return runs + [choice for choice in sources.loras() if choice[1] not in written]
+    return runs + [
+        choice for choice in sources.loras(jobs.made_loras()) if choice[1] not in written
+    ]
 
 
 def listing(values: Mapping[str, Any]) -> Values:
@@ -158,7 +160,7 @@ def _source(values: Mapping[str, Any]) -> list[str]:
     if not values.get("source"):
         raise CheckpointError("Choose a run or a LoRA to share.")
     job = _job(values["source"])
-    source = job.path if job else sources.lora_path(values["source"])
+    source = job.path if job else sources.lora_path(values["source"], jobs.made_loras())
     checkpoint = str(values.get("checkpoint") or "")
     if job is None and not checkpoint:
         raise CheckpointError("Choose the checkpoint that this LoRA was made of.")

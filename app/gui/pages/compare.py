@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ...jobs import made_loras
 from ...library import choices as sources
 from ..forms import compare as form
 from ..forms.changes import Change, Values
@@ -48,7 +49,7 @@ OPENED = ("checkpoint", "loras", "styles", "chosen", "report")
 
 def opening(values: Values, address: Address | None) -> Values:
     """What the page shows when it is opened: new files in the lists; what was chosen stays."""
-    loras = sources.loras()
+    loras = sources.loras(made_loras())
     listed = form.listing()
     found: Values = {
         "checkpoint": Change(choices=sources.checkpoints()),

@@ -7,25 +7,14 @@ Commands that train or draw need the worker's environment (`.venv` in the checko
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-PACKAGE = "dpdmd_studio"
 # these need no engine, so they run on any Python; the second kind where the library of locks is
 LIGHT_COMMANDS = ("inspect",)
 LOCKING_COMMANDS = ("runs", "work")
-
-
-def mount() -> None:
-    """Make the checkout importable as `dpdmd_studio`, whatever its folder is called."""
-    if PACKAGE in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(PACKAGE, ROOT / "__init__.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = module
-    spec.loader.exec_module(module)
 
 
 def needs_worker(arguments: list[str]) -> bool:
@@ -43,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     # `python <checkout>` puts our folder on sys.path, where `core` and `trainer` would answer to
     # a second name.
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != ROOT]
-    mount()
+    runpy.run_path(str(ROOT / "mount.py"))
     if needs_worker(arguments):
         from dpdmd_studio.app.environment import handover
 

@@ -7,11 +7,11 @@ Written so that old Pythons can read it and say what is wrong; standard library 
 
 import json
 import os
+import runpy
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OLDEST = (3, 10)
-PACKAGE = "dpdmd_studio"
 
 
 def host_around(folder, variables):
@@ -44,17 +44,6 @@ def answer_host():
     return 0
 
 
-def mount():
-    """Import this checkout as a package, whatever its folder is called."""
-    import importlib.util
-
-    entry = os.path.join(HERE, "__init__.py")
-    spec = importlib.util.spec_from_file_location(PACKAGE, entry)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = module
-    spec.loader.exec_module(module)
-
-
 def main(argv):
     """Exit status of this program."""
     if not argv and host_around(HERE, os.environ):
@@ -68,7 +57,7 @@ def main(argv):
         )
         return 1
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != HERE]
-    mount()
+    runpy.run_path(os.path.join(HERE, "mount.py"))
     from dpdmd_studio.app.environment import installation
 
     return installation.main(argv)

@@ -184,10 +184,10 @@ def measure(name: str, layout: dict[str, Any], folder: Path, chosen: argparse.Na
 def switches(base: Any, few: Any, times: int) -> str:
     """Median milliseconds of switching the LoRA on and off, either way."""
     import comfy.model_management
-    from dpdmd_studio.comfy_nodes import host
+    from dpdmd_studio.comfy_nodes.host import loras
     from dpdmd_studio.comfy_nodes.sampling.lora_switch import hooked
 
-    hook_type = host.bypass_hook()
+    hook_type = loras.bypass_hook()
     assert hook_type is not None
     seconds: dict[str, list[float]] = {"hooks": [], "patched": []}
     comfy.model_management.load_models_gpu([base])
@@ -220,13 +220,13 @@ def differences(found: dict[str, torch.Tensor]) -> str:
 @contextmanager
 def without_hooks() -> Iterator[None]:
     """As a ComfyUI that has no bypass form of LoRAs."""
-    from dpdmd_studio.comfy_nodes import host
+    from dpdmd_studio.comfy_nodes.host import loras
 
-    real, host.bypass_hook = host.bypass_hook, lambda: None
+    real, loras.bypass_hook = loras.bypass_hook, lambda: None
     try:
         yield
     finally:
-        host.bypass_hook = real
+        loras.bypass_hook = real
 
 
 if __name__ == "__main__":

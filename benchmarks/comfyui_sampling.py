@@ -111,7 +111,7 @@ def few_step_model(folder: Path) -> Any:
     """A MODEL with a random LoRA, and the recipe on it as our loader leaves it."""
     import comfy.sd
     import comfy.utils
-    from dpdmd_studio.comfy_nodes import host
+    from dpdmd_studio.comfy_nodes.host import models
     from dpdmd_studio.core.recipe.few_step import default_recipe
 
     layout = comfyui_anchored.LAYOUTS["four levels"]
@@ -119,7 +119,7 @@ def few_step_model(folder: Path) -> Any:
     base = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False, output_clip=False)[0]
     weights = comfy.utils.load_torch_file(lora, safe_load=True)
     model = comfy.sd.load_lora_for_models(base, None, weights, 1.0, 0.0)[0]
-    host.attach(model, host.RECIPE_ATTACHMENT, default_recipe("sd1", "eps").to_json())
+    models.attach(model, models.RECIPE_ATTACHMENT, default_recipe("sd1", "eps").to_json())
     print(f"A network of {parameters / 1e6:.0f} M parameters in four levels.\n")
     return model
 

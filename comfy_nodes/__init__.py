@@ -7,12 +7,12 @@ from typing import Any
 from . import host
 from .sampling import anchored, compare, dropdown
 from .sampling import attention as attention_node
-from .sampling import few_step as sampling
+from .sampling import few_step as few_step_nodes
 from .sampling import load_lora as lora_node
 from .training import distill, routes
 from .training import runs as runs_node
 
-_MODULES = (lora_node, sampling, anchored, attention_node, compare, distill, runs_node)
+_MODULES = (lora_node, few_step_nodes, anchored, attention_node, compare, distill, runs_node)
 
 NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "DPDMD" + kind.__name__.removeprefix("DPDMD"): kind

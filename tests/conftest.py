@@ -12,28 +12,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import importlib.util
+import runpy
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def mount() -> None:
-    """Import the checkout once, under the one name that tests use."""
-    if "dpdmd_studio" in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location("dpdmd_studio", ROOT / "__init__.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["dpdmd_studio"] = module
-    spec.loader.exec_module(module)
-
-
-mount()
+runpy.run_path(str(Path(__file__).resolve().parents[1] / "mount.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)

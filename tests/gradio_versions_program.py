@@ -6,8 +6,8 @@ for it as a browser does, presses "Use these", and prints what came as one JSON 
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
 import sys
 import urllib.request
 import warnings
@@ -15,13 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-
-
-def mounted(checkout: Path) -> None:
-    spec = importlib.util.spec_from_file_location("dpdmd_studio", checkout / "__init__.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["dpdmd_studio"] = module
-    spec.loader.exec_module(module)
 
 
 def tab() -> gr.Blocks:
@@ -66,7 +59,7 @@ def is_ours(file: Path, checkout: Path) -> bool:
 
 
 def main(checkout: Path) -> None:
-    mounted(checkout)
+    runpy.run_path(str(checkout / "mount.py"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with gr.Blocks(analytics_enabled=False) as page, gr.Tabs(), gr.Tab("DP-DMD"):

@@ -141,5 +141,5 @@ def write():
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    importlib.import_module("conftest").mount()
+    importlib.import_module("conftest")  # makes dpdmd_studio importable
     write()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -16,19 +17,28 @@ from dpdmd_studio.core.diffusion.schedule import (
 )
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.recipe.anchored import (
+    AnchoredPlan,
     AnchoredTrajectory,
-    anchored_plan,
+    AskedAnchor,
     divided_step,
     position_at,
     trained_anchor_steps,
 )
-from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.anchored import anchored_plan as plan_of_both
+from dpdmd_studio.core.recipe.few_step import default_recipe, plan
 from dpdmd_studio.core.recipe.known_students import KNOWN_STUDENTS
-from dpdmd_studio.core.recipe.recipe import Anchor
+from dpdmd_studio.core.recipe.recipe import Anchor, Recipe
 
 SD1 = default_recipe("sd1", "eps")
 SD3 = default_recipe("sd3", "flow")
 SCHEDULES = {"sd1": VPSchedule(), "sd3": FlowSchedule(3.0)}
+
+
+def anchored_plan(
+    recipe: Recipe, *, steps: int = 0, denoise: float = 1.0, anchor_steps: int = 0, **asked: Any
+) -> AnchoredPlan:
+    few_step = plan(recipe, steps=steps, denoise=denoise)
+    return plan_of_both(recipe, few_step, AskedAnchor(steps=anchor_steps, **asked))
 
 
 @pytest.mark.parametrize("recipe", [SD1, SD3], ids=["vp", "flow"])
@@ -41,7 +51,7 @@ def test_the_base_model_walks_the_teachers_grid_of_the_training(recipe):
     assert plan.student_sigmas.tolist() == torch.tensor(recipe.sigmas)[1:].tolist()
     assert (plan.num_steps, plan.guidance_scale, plan.solver) == (10, 1.0, "ode")
     assert plan.num_evaluations == 2 * 7 + 3
-    assert anchored_plan(recipe, anchor_steps=1, base_guidance=1.0).num_evaluations == 4
+    assert anchored_plan(recipe, anchor_steps=1, guidance=1.0).num_evaluations == 4
 
 
 @pytest.mark.parametrize("schedule", [VPSchedule(), VPSchedule(True), FlowSchedule(3.0)])
@@ -61,7 +71,7 @@ def test_the_guidance_is_the_teachers_or_the_familys_or_what_is_asked():
     assert anchored_plan(SD3).base_guidance == 4.5
     foreign = KNOWN_STUDENTS["LCM"].recipe("sd1", "eps")
     assert anchored_plan(foreign).base_guidance == 7.5
-    assert anchored_plan(ours, base_guidance=1.0).base_guidance == 1.0
+    assert anchored_plan(ours, guidance=1.0).base_guidance == 1.0
 
 
 def test_the_anchors_of_the_training_are_counted_only_at_the_end_of_the_first_step():
@@ -77,11 +87,11 @@ def test_a_weaker_denoise_stays_on_the_grid_and_the_base_takes_its_first_step():
     plan = anchored_plan(SD3, denoise=0.7)
     assert plan.base_sigmas[[0, -1]].tolist() == pytest.approx([0.9, 0.75])
     assert plan.student_sigmas.tolist() == pytest.approx([0.75, 0.5, 0.0])
-    assert len(plan.base_sigmas) == 8 and "0.75" in plan.note
+    assert len(plan.base_sigmas) == 8 and "0.75" in plan.notes[0]
     eight = anchored_plan(SD1, steps=8, denoise=0.5)
     levels = Levels.at_positions(VPSchedule(), few_step_positions(8)).sigmas
     torch.testing.assert_close(eight.student_sigmas, levels[5:])
-    assert "8" in eight.note and "0.5" in eight.note
+    assert "8" in eight.notes[0] and "0.5" in eight.notes[1]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +101,7 @@ def test_a_weaker_denoise_stays_on_the_grid_and_the_base_takes_its_first_step():
         ({"steps": 1}, "1 step is left"),
         ({"anchor_steps": -1}, "-1 anchor steps.*expected 1 to 200"),
         ({"anchor_steps": 201}, "201 anchor steps"),
-        ({"base_guidance": 0.0}, "guidance is 0; expected more than 0"),
+        ({"guidance": 0.0}, "guidance is 0; expected more than 0"),
         ({"solver": "heun"}, "'heun'; expected auto, ode or sde"),
     ],
 )

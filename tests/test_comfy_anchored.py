@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from dpdmd_studio import comfy_nodes
-from dpdmd_studio.comfy_nodes import host
+from dpdmd_studio.comfy_nodes.host import loras, sampling
 from dpdmd_studio.comfy_nodes.sampling import anchored, compare, lora_switch
 from dpdmd_studio.core.diffusion.sampler import sample_few_step
 from dpdmd_studio.core.errors import RecipeError, SettingsError
 from dpdmd_studio.core.images.diversity import layout_vectors, sample_diversity
-from dpdmd_studio.core.recipe.anchored import anchored_plan
+from dpdmd_studio.core.recipe.anchored import AskedAnchor, anchored_plan
 from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.few_step import plan as few_step_plan
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY
+from dpdmd_studio.core.recipe.resolve import ModelFacts
 from torch import nn
 
 SD3 = default_recipe("sd3", "flow")
@@ -146,8 +148,9 @@ class Host:
         self.interrupt_at = -1
         self.evaluations = 0
 
-    def sample(self, model, sampler, sigmas, cfg, positive, negative, latent, seed, **progress):
+    def sample(self, model, trajectory, subject, **progress):
         network = model.patch(model.model)
+        sigmas, cfg, seed = trajectory.sigmas, trajectory.guidance_scale, subject.seed
         steps = len(sigmas) - 1
         self.calls.append({"model": model, "cfg": cfg, "steps": steps, "seed": seed, **progress})
 
@@ -155,12 +158,12 @@ class Host:
             if self.evaluations == self.interrupt_at:
                 raise KeyboardInterrupt  # the host's own is a BaseException as well
             self.evaluations += 1
-            return network(x) * cfg + positive
+            return network(x) * cfg + subject.positive
 
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(latent["samples"].shape, generator=generator) * sigmas[0]
+        x = torch.randn(subject.latent["samples"].shape, generator=generator) * sigmas[0]
         try:
-            return {"samples": sampler(denoiser, x, sigmas)}
+            return {"samples": trajectory.sampler(denoiser, x, sigmas)}
         finally:
             model.patch(network, -1)
 
@@ -178,24 +181,24 @@ class Host:
 def comfy(monkeypatch) -> Host:
     fake = Host()
 
-    def euler(model, steps):
+    def euler(model, steps, guidance_scale):
         def sampler(model, x, sigmas):
             return sample_few_step(model, x, sigmas)
 
-        return sampler, torch.linspace(1, 0, steps + 1)
+        return sampling.Trajectory(sampler, torch.linspace(1, 0, steps + 1), guidance_scale)
 
     replaced = {
-        "sample": fake.sample,
-        "noise_sampler": fake.noise_sampler,
-        "sampler_object": lambda function, options: lambda *a: function(*a, **options),
-        "bypass_hook": lambda: Hook,
-        "model_facts": lambda model: host.ModelFacts("sd3", "flow", 3.0),
-        "attachment": lambda model, key: model.attachments.get(key),
-        "core_sampling": euler,
-        "is_flow": lambda model: True,
+        "sampling.sample": fake.sample,
+        "sampling.noise_sampler": fake.noise_sampler,
+        "sampling.sampler_object": lambda function, options: lambda *a: function(*a, **options),
+        "loras.bypass_hook": lambda: Hook,
+        "models.model_facts": lambda model: ModelFacts("sd3", "flow", 3.0),
+        "models.attachment": lambda model, key: model.attachments.get(key),
+        "sampling.core_trajectory": euler,
+        "sampling.is_flow": lambda model: True,
     }
     for name, value in replaced.items():
-        monkeypatch.setattr(host, name, value)
+        monkeypatch.setattr(f"dpdmd_studio.comfy_nodes.host.{name}", value)
     return fake
 
 
@@ -209,7 +212,7 @@ def run(base, few, *, seed=5, negative=0.0, recipe=SD3, **changes):
 
 def by_hand(base, few, cfg=2.0, steps=3, seed=5) -> torch.Tensor:
     """Both parts with two networks whose weights are merged."""
-    plan = anchored_plan(SD3, anchor_steps=steps)
+    plan = anchored_plan(SD3, few_step_plan(SD3), AskedAnchor(steps=steps))
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
     teacher, student = base.weights(), few.weights()
     x = sample_few_step(lambda x, sigma: teacher(x) * cfg + 0.1, x, plan.base_sigmas)
@@ -224,7 +227,7 @@ def test_hooks_on_one_model_and_two_patched_models_draw_the_same(comfy, base, fe
     hooked, note = run(base, few)
     assert "switched on in 2 layers" in note
     assert [call["model"].patches_uuid for call in comfy.calls] == ["plain", "plain"]
-    monkeypatch.setattr(host, "bypass_hook", lambda: None)
+    monkeypatch.setattr(loras, "bypass_hook", lambda: None)
     patched, note = run(base, few)
     assert "Weights are patched twice a picture: this ComfyUI has no bypass form" in note
     assert [call["model"] for call in comfy.calls[2:]] == [base, few]
@@ -418,8 +421,8 @@ def test_the_report_holds_the_diversity_of_the_very_pictures(comfy, base, studen
     found = []
     for model, seeds in ((base, (3, 4, 5)), (student, (3, 4, 5))):
         arm = compare.arm_of("a", "", model, 6, 2.0)
-        subject = compare.Subject(0.1, 0.0, LATENT, seeds)
-        ((latents, _),) = compare.sample_arms([arm], subject)
+        subject = sampling.Subject(0.1, 0.0, LATENT)
+        ((latents, _),) = compare.sample_arms([arm], subject, seeds)
         pictures = [compare.as_picture(Vae().decode(latent)) for latent in latents]
         found.append(sample_diversity(layout_vectors(pictures)))
     assert found[0] > 0 and found[0] != found[1]
@@ -433,7 +436,8 @@ def test_the_sheet_shows_the_pictures_in_order(comfy, base, student):
     assert float(sheet.min()) >= 0 and float(sheet.max()) <= 1
     pixels = (sheet[0].numpy() * 255).round().astype(np.uint8)
     arm = compare.arm_of("b", "", student, 6, 2.0)
-    ((latents, _),) = compare.sample_arms([arm], compare.Subject(0.1, 0.0, LATENT, (3, 4, 5)))
+    subject = sampling.Subject(0.1, 0.0, LATENT)
+    ((latents, _),) = compare.sample_arms([arm], subject, (3, 4, 5))
     last = compare.as_picture(Vae().decode(latents[-1]))
     last = last.repeat(2, axis=0).repeat(2, axis=1)  # small pictures are enlarged
     right, bottom = pixels.shape[1] - 6, pixels.shape[0] - 6

@@ -21,7 +21,6 @@ from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.runs import exit_note
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.app.runs.lock import owned
-from dpdmd_studio.comfy_nodes import host
 from dpdmd_studio.comfy_nodes.training import knob_inputs, routes, waiting
 from dpdmd_studio.comfy_nodes.training import new_run as training
 from dpdmd_studio.comfy_nodes.training.distill import BACKGROUND, Distill, losses
@@ -77,26 +76,26 @@ def fake(monkeypatch, tmp_path, home, files) -> FakeHost:
     found = FakeHost(tmp_path)
     os.link(files["sd1"], tmp_path / "checkpoints" / "base.safetensors")
     stand_ins = {
-        "folders": lambda *kinds: [tmp_path / kinds[0]],
-        "file_path": found.file_path,
-        "input_folder": lambda: tmp_path / "input",
-        "output_folder": lambda: tmp_path / "output",
-        "device_memory": lambda: 0,
-        "free_memory": found.free,
-        "progress_bar": lambda total, node_id: None,
-        "show_progress": lambda bar, done, total, picture=None: found.progress.append(
+        "folders.paths": lambda *kinds: [tmp_path / kinds[0]],
+        "folders.file_path": found.file_path,
+        "folders.input_folder": lambda: tmp_path / "input",
+        "folders.output_folder": lambda: tmp_path / "output",
+        "running.device_memory": lambda: 0,
+        "running.free_memory": found.free,
+        "running.progress_bar": lambda total, node_id: None,
+        "running.show_progress": lambda bar, done, total, picture=None: found.progress.append(
             (done, total, picture is not None)
         ),
-        "notify": lambda node_id, text: found.said.append(text),
-        "check_interrupt": found.check_interrupt,
-        "is_interrupt": lambda error: isinstance(error, Cancelled),
-        "blocked": lambda: "blocked",
-        "read_weights": lambda path: {"read": path},
-        "listed_name": lambda kind, path: path.name,
-        "show_picture": lambda picture: {"filename": f"{picture.size}"},
+        "running.notify": lambda node_id, text: found.said.append(text),
+        "running.check_interrupt": found.check_interrupt,
+        "running.is_interrupt": lambda error: isinstance(error, Cancelled),
+        "running.blocked": lambda: "blocked",
+        "loras.read_weights": lambda path: {"read": path},
+        "folders.listed_name": lambda kind, path: path.name,
+        "running.show_picture": lambda picture: {"filename": f"{picture.size}"},
     }
     for name, value in stand_ins.items():
-        monkeypatch.setattr(host, name, value)
+        monkeypatch.setattr(f"dpdmd_studio.comfy_nodes.host.{name}", value)
     monkeypatch.setattr(waiting, "LOOK_SECONDS", 0.001)
     monkeypatch.setattr(spawn, "worker_lives", lambda: True)
     monkeypatch.setattr(readiness, "is_ready", lambda: True)

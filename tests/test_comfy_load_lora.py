@@ -83,9 +83,9 @@ def test_a_lora_without_a_recipe_takes_the_familys_grid_and_says_so(loras):
 def test_another_strength_than_the_trained_one_is_said_at_loading_and_at_sampling(loras):
     model, _, text = load(write_lora(loras, "few.safetensors", SD1), strength=0.6)
     assert text.count("The LoRA is at strength 0.6; it was trained for 1.0") == 1
-    assert "strength 0.6" in find_recipe(model).note
+    assert "strength 0.6" in find_recipe(model).plan.note
     again, _, _ = load(write_lora(loras, "few.safetensors", SD1))
-    assert find_recipe(again).note == ""
+    assert find_recipe(again).plan.note == ""
 
 
 def test_the_strength_at_the_core_loader_is_said_where_one_lora_lies_on_the_model(loras):
@@ -102,10 +102,10 @@ def test_the_strength_at_the_core_loader_is_said_where_one_lora_lies_on_the_mode
         model.patches = {}
         for key, patch in patches:
             model.patches.setdefault(key, []).append(patch)
-        assert ("at strength 0.6" in find_recipe(model).note) is is_said, patches
+        assert ("at strength 0.6" in find_recipe(model).plan.note) is is_said, patches
     style = Model(SD1)
     style.patches = {first[0]: [first[1]]}
-    assert find_recipe(style, SD1).note == ""  # the recipe came by wire
+    assert find_recipe(style, SD1).plan.note == ""  # the recipe came by wire
 
 
 def test_two_few_step_loras_on_a_model_are_said_whoever_loaded_them(loras):
@@ -115,8 +115,8 @@ def test_two_few_step_loras_on_a_model_are_said_whoever_loaded_them(loras):
     other = dataclasses.replace(SD1, teacher_name="other")
     by_core = load(few)[0].with_recipe(other)
     found = find_recipe(by_core)
-    assert found.recipe == SD1 and "two few-step LoRAs" in found.note
-    assert "two few-step" not in find_recipe(load(few)[0]).note
+    assert found.recipe == SD1 and "two few-step LoRAs" in found.plan.note
+    assert "two few-step" not in find_recipe(load(few)[0]).plan.note
 
 
 # Refusals

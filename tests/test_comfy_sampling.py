@@ -10,7 +10,8 @@ import comfy_host
 import pytest
 import torch
 from comfy_host import Model
-from dpdmd_studio.comfy_nodes import host
+from dpdmd_studio.comfy_nodes.host import models
+from dpdmd_studio.comfy_nodes.host import sampling as host_sampling
 from dpdmd_studio.comfy_nodes.sampling import few_step as sampling
 from dpdmd_studio.comfy_nodes.sampling.recipes import find_recipe
 from dpdmd_studio.core.diffusion.sampler import sample_few_step
@@ -44,7 +45,7 @@ def make(model: Model, steps: int = 0, denoise: float = 1.0, recipe: Recipe | No
 def test_the_wire_goes_before_our_loader_and_that_before_the_core_loader():
     model = Model(SD3).with_recipe(TWO)
     assert len(make(model).sigmas) == 3
-    model.attachments[host.RECIPE_ATTACHMENT] = THREE.to_json()
+    model.attachments[models.RECIPE_ATTACHMENT] = THREE.to_json()
     assert len(make(model).sigmas) == 4
     assert len(make(model, recipe=SD3).sigmas) == 5
     assert "No recipe" not in make(model).text
@@ -87,7 +88,7 @@ def test_a_host_without_get_attachment_is_read_all_the_same():
         model=model.model, get_model_object=model.get_model_object, attachments=model.attachments
     )
     assert find_recipe(old).recipe == TWO
-    host.attach(old, "key", "value")
+    models.attach(old, "key", "value")
     assert old.attachments["key"] == "value"
 
 
@@ -151,8 +152,8 @@ def test_fresh_noise_is_the_hosts_stream_of_the_seed(recipe, flow):
 
 
 def test_a_model_that_cannot_be_found_is_no_flow():
-    assert not host.is_flow(denoiser(None)) and not host.is_flow(object())
-    assert host.is_flow(denoiser(Model(SD3)))
+    assert not host_sampling.is_flow(denoiser(None)) and not host_sampling.is_flow(object())
+    assert host_sampling.is_flow(denoiser(Model(SD3)))
 
 
 # The one-node way
@@ -161,13 +162,13 @@ def test_a_model_that_cannot_be_found_is_no_flow():
 def sampled(monkeypatch, model: Model, **changes: Any) -> tuple[dict, dict]:
     """(what the node puts out, what it asked of the host)."""
     asked = {}
-    names = ("model", "sampler", "sigmas", "cfg", "positive", "negative", "latent", "seed")
 
-    def sample(*arguments: Any) -> dict:
-        asked.update(zip(names, arguments, strict=True))
+    def sample(model: Model, trajectory: host_sampling.Trajectory, subject: Any) -> dict:
+        asked.update(vars(subject), model=model, sigmas=trajectory.sigmas)
+        asked.update(sampler=trajectory.sampler, cfg=trajectory.guidance_scale)
         return {"samples": torch.ones(1)}
 
-    monkeypatch.setattr(host, "sample", sample)
+    monkeypatch.setattr(host_sampling, "sample", sample)
     inputs = {"positive": "yes", "latent_image": LATENT, "seed": 7, "steps": 0, "denoise": 1.0}
     return sampling.KSampler().sample(model, **(inputs | changes)), asked
 

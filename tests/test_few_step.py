@@ -51,7 +51,8 @@ def test_the_trained_plan_is_the_recipe_itself_without_a_word():
     assert found.num_steps == 4 and plan(SD3, steps=4).note == ""
     line = "4 steps, CFG 1.5, re-noising, noise levels 1 0.9 0.75 0.5 0"
     assert found.describe() == line
-    assert plan(SD3, note="No recipe.").describe().endswith("\nNo recipe.")
+    noted = dataclasses.replace(found, notes=("No recipe.", "Twice."))
+    assert noted.describe() == f"{line}\nNo recipe.\nTwice."
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import torch
 from dpdmd_studio.core.diffusion.schedule import VPSchedule, few_step_positions
 from dpdmd_studio.core.errors import LoraError, SettingsError
 from dpdmd_studio.core.recipe.few_step import default_recipe
-from dpdmd_studio.webui_extension import host
+from dpdmd_studio.core.recipe.resolve import AS_TRAINED, LoraFacts, ModelFacts
+from dpdmd_studio.webui_extension.host import attention_classes, models, options
 from dpdmd_studio.webui_extension.sampling import attention, generation, recipes, sampler
 from torch import nn
 
 TABLE = VPSchedule().sigma_at(torch.arange(1000, dtype=torch.float64))
-SD1 = host.ModelFacts("sd1", "eps")
+SD1 = ModelFacts("sd1", "eps")
 
 
 class Denoiser:
@@ -52,18 +53,18 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         denoiser.without = False
 
     replaced: dict[str, Any] = {
-        "model_facts": lambda sigmas=None: SD1,
-        "active_loras": list,
-        "set_total_steps": lambda denoiser, steps: setattr(told, "steps", steps),
-        "start_factor": lambda sigma, flow: torch.tensor(2.0),
-        "noise_sampler": lambda x: lambda *_: torch.ones_like(x),
-        "loras_off": loras_off,
-        "without_negative": without_negative,
-        "lora_beside_layers": contextlib.nullcontext,
-        "option": lambda name, default: default,
+        "models.model_facts": lambda sigmas=None: SD1,
+        "loras.active_loras": list,
+        "samplers.set_total_steps": lambda denoiser, steps: setattr(told, "steps", steps),
+        "samplers.start_factor": lambda sigma, flow: torch.tensor(2.0),
+        "samplers.noise_sampler": lambda x: lambda *_: torch.ones_like(x),
+        "loras.loras_off": loras_off,
+        "samplers.without_negative": without_negative,
+        "loras.lora_beside_layers": contextlib.nullcontext,
+        "options.option": lambda name, default: default,
     }
     for name, value in replaced.items():
-        monkeypatch.setattr(host, name, value)
+        monkeypatch.setattr(f"dpdmd_studio.webui_extension.host.{name}", value)
     return told
 
 
@@ -74,17 +75,18 @@ def test_the_schedule_is_the_familys_grid(stage):
 
 
 def test_no_checkpoint_and_foreign_families_are_told(monkeypatch, stage):
-    monkeypatch.setattr(host, "model_facts", lambda sigmas=None: None)
+    monkeypatch.setattr(models, "model_facts", lambda sigmas=None: None)
     with pytest.raises(SettingsError, match="No checkpoint"):
-        recipes.recipe_for(host.model_facts())
+        recipes.in_force(models.model_facts(), AS_TRAINED)
     with pytest.raises(SettingsError, match="does not know"):
-        recipes.recipe_for(host.ModelFacts("", "eps"))
+        recipes.in_force(ModelFacts("", "eps"), AS_TRAINED)
 
 
 def test_an_active_lora_of_another_family_is_refused(monkeypatch, stage):
-    monkeypatch.setattr(recipes, "active_recipe", lambda: default_recipe("sdxl", "eps"))
-    with pytest.raises(LoraError, match=r"made for SDXL, but the model is SD 1\.x"):
-        recipes.recipe_for(SD1)
+    few = LoraFacts("few", default_recipe("sdxl", "eps"))
+    monkeypatch.setattr(recipes, "active_loras", lambda: [few])
+    with pytest.raises(LoraError, match=r"few was made for SDXL, but the model is SD 1\.x"):
+        recipes.in_force(SD1, AS_TRAINED)
 
 
 def run(stage: SimpleNamespace, p: Any, *, from_noise: bool = False, **arguments: Any):
@@ -163,7 +165,7 @@ def test_image_to_image_starts_at_a_trained_level(stage, strength, exact, first,
 
 
 def test_exact_strength_starts_there_and_goes_on_at_trained_levels(monkeypatch, stage):
-    monkeypatch.setattr(host, "option", lambda name, default: name == sampler.EXACT_STRENGTH)
+    monkeypatch.setattr(options, "option", lambda name, default: name == sampler.EXACT_STRENGTH)
     p = SimpleNamespace(denoising_strength=0.6, extra_generation_params={})
     part = sampler.partial_plan(p, TABLE, 4)
     expected = VPSchedule().sigma_at(torch.tensor([599.0, 499, 249, -1], dtype=torch.float64))
@@ -202,8 +204,8 @@ class Attention(nn.Module):
 
 
 def test_the_attention_entry_computes_attention_with_hypernetworks(monkeypatch):
-    monkeypatch.setattr(host, "option", lambda name, default: default)
-    monkeypatch.setattr(host, "hypernetwork_contexts", lambda c: (c + 1, c - 1))
+    monkeypatch.setattr(options, "option", lambda name, default: default)
+    monkeypatch.setattr(attention_classes, "hypernetwork_contexts", lambda c: (c + 1, c - 1))
     module, x, context = Attention(), torch.randn(2, 5, 8), torch.randn(2, 3, 6)
     mask = torch.tensor([[True, True, False], [True, True, True]])
     with torch.no_grad():
@@ -219,18 +221,18 @@ def test_the_attention_entry_computes_attention_with_hypernetworks(monkeypatch):
 
 
 def test_where_xformers_cannot_run_the_hosts_attention_stays_and_says_so(monkeypatch):
-    monkeypatch.setattr(host, "has_attention_classes", lambda: True)
-    monkeypatch.setattr(host, "device_and_dtype", lambda: (torch.device("cpu"), torch.float32))
+    monkeypatch.setattr(attention_classes, "has_attention_classes", lambda: True)
+    monkeypatch.setattr(models, "device_and_dtype", lambda: (torch.device("cpu"), torch.float32))
     assert attention.note(attention.HOST) == ""
     assert "host's attention is used" in attention.note(attention.XFORMERS)
     assert not attention.Optimizer().is_available()
     replaced: list[object] = []
-    monkeypatch.setattr(host, "replace_attention", replaced.append)
+    monkeypatch.setattr(attention_classes, "replace_attention", replaced.append)
     with attention.during(attention.XFORMERS):
         pass
     assert replaced == []
 
 
 def test_hosts_that_choose_at_their_start_are_left_alone(monkeypatch):
-    monkeypatch.setattr(host, "has_attention_classes", lambda: False)
+    monkeypatch.setattr(attention_classes, "has_attention_classes", lambda: False)
     assert "when it starts" in attention.note(attention.XFORMERS)

@@ -7,10 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from dpdmd_studio.core.errors import RecipeError
 from dpdmd_studio.core.recipe.few_step import default_recipe
-from dpdmd_studio.webui_extension import host
-from dpdmd_studio.webui_extension.sampling import generation, infotext
+from dpdmd_studio.core.recipe.known_students import KNOWN_STUDENTS
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY
+from dpdmd_studio.core.recipe.resolve import Asked, LoraFacts, ModelFacts
+from dpdmd_studio.webui_extension.host import loras, models, options, scripts
+from dpdmd_studio.webui_extension.sampling import accordion, generation, infotext
 from dpdmd_studio.webui_extension.sampling.auto_setup import (
     FROM_FILE,
     Setup,
@@ -20,22 +24,27 @@ from dpdmd_studio.webui_extension.sampling.auto_setup import (
     tags,
 )
 from dpdmd_studio.webui_extension.sampling.generation import Anchor
+from dpdmd_studio.webui_extension.sampling.recipes import lora_in
+from safetensors.torch import save_file
 
-SD1 = host.ModelFacts("sd1", "eps")
-FILES = {name: Path(f"/loras/{name}.safetensors") for name in ("few", "other", "style", "broken")}
+SD1 = ModelFacts("sd1", "eps")
+FILES = {
+    name: Path(f"/loras/{name}.safetensors") for name in ("few", "other", "style", "broken", "lcm")
+}
 RECIPES = {
     FILES["few"]: default_recipe("sd1", "eps"),
     FILES["other"]: default_recipe("sd1", "eps", num_steps=8),
 }
+KINDS = {FILES["lcm"]: "LCM"}
 
 
 def read(path: Path):
     if path == FILES["broken"]:
         raise RecipeError("The sampling recipe has version 99.")
-    return RECIPES.get(path)
+    return LoraFacts(recipe=RECIPES.get(path), kind=KINDS.get(path, ""))
 
 
-def found(*prompts: str, facts: host.ModelFacts | None = SD1, **wishes: Any) -> Setup:
+def found(*prompts: str, facts: ModelFacts | None = SD1, **wishes: Any) -> Setup:
     return look(prompts, facts, Wishes(**wishes), read=read, find=FILES.get)
 
 
@@ -74,7 +83,7 @@ def test_two_few_step_loras_and_strengths_are_told():
     assert "few is at strength 0.7" in weak
 
 
-@pytest.mark.parametrize("facts", [host.ModelFacts("sdxl", "eps"), host.ModelFacts("", "eps")])
+@pytest.mark.parametrize("facts", [ModelFacts("sdxl", "eps"), ModelFacts("", "eps")])
 def test_a_lora_of_another_family_sets_nothing_and_says_so(facts):
     setup = found("<lora:few:1>", facts=facts)
     assert setup.recipe is None and "few was made for SD 1.x" in setup.notes[0]
@@ -87,6 +96,19 @@ def test_a_newer_recipe_sets_nothing_and_says_so():
 
 def test_before_a_checkpoint_is_loaded_the_recipe_is_taken_as_it_is():
     assert found("<lora:few:1>", facts=None).recipe == RECIPES[FILES["few"]]
+
+
+def test_a_known_lora_of_another_maker_is_named_and_sets_nothing():
+    assert found("<lora:lcm:1>", "<lora:style:1>") == Setup(
+        notes=(
+            "lcm has no recipe. Its metadata says LCM: choose that under Kind of few-step LoRA.",
+        )
+    )
+    both = found("<lora:lcm:.5> <lora:few:1>")
+    assert both.recipe == RECIPES[FILES["few"]] and both.loras == ("lcm", "few")
+    assert both.notes == (
+        "lcm and few are both few-step LoRAs and do the same work twice: take one off.",
+    )
 
 
 def test_a_kind_of_another_maker_needs_to_know_which_lora_it_is():
@@ -123,6 +145,72 @@ def test_anchors_are_named_in_words():
     assert Anchor((), 0, 4.5).describe() == "trained steps at CFG 4.5"
     assert Anchor((), 1, 1.0).describe() == "1 step at CFG 1"
     assert Anchor((), 7, 3.0).describe() == "7 steps at CFG 3"
+
+
+# What the accordion asks for
+
+
+def test_the_accordions_values_are_kept_within_its_controls(monkeypatch):
+    monkeypatch.setattr(options, "option", lambda name, default: default)
+    assert accordion.wishes_of(()) == Wishes()
+    wild = accordion.wishes_of((1, "no such kind", None, "no such way", 500, -2.0, "other"))
+    assert wild == Wishes(anchor_steps=200)
+    wishes = accordion.wishes_of((False, "LCM", " lcm ", "guided steps", 3, 2.5, "xformers"))
+    assert wishes == Wishes(False, "LCM", "lcm", "guided steps", 3, 2.5, "xformers")
+
+
+@pytest.mark.parametrize(
+    ("wishes", "plotted", "expected"),
+    [
+        (Wishes(), 3.0, None),
+        (Wishes(anchor="guided steps"), 0.0, Anchor(("few",), 0, 7.5)),
+        (Wishes(anchor="guided steps", anchor_steps=3, base_guidance=2.0), 0.0,
+         Anchor(("few",), 3, 2.0)),
+        (Wishes(anchor="guided steps", base_guidance=2.0), 5.0, Anchor(("few",), 0, 5.0)),
+        (Wishes(anchor="one plain step", anchor_steps=3), 0.0, Anchor(("few",), 1, 1.0)),
+        (Wishes(anchor="one plain step", base_guidance=2.0), 0.0, Anchor(("few",), 1, 2.0)),
+    ],
+)  # fmt: skip
+def test_the_base_models_part_follows_the_accordion(wishes, plotted, expected):
+    setup = Setup(RECIPES[FILES["few"]], ("few",))
+    assert accordion.anchor_for(setup, wishes, plotted) == expected
+    assert accordion.anchor_for(Setup(), wishes, plotted) is None
+
+
+def test_a_kind_is_set_and_sampled_on_its_makers_grid(monkeypatch):
+    """At the number of steps that a plot sets, too."""
+    monkeypatch.setattr(options, "option", lambda name, default: default)
+    monkeypatch.setattr(models, "model_facts", lambda sigmas=None: SD1)
+    monkeypatch.setattr(loras, "lora_path", lambda name, fresh=False: FILES[name])
+    p = SimpleNamespace(prompt="<lora:style:1>", styles=[], extra_generation_params={})
+    p.all_prompts = [p.prompt]
+    monkeypatch.setattr(scripts, "prompts_of", lambda p: p.all_prompts)
+    accordion.set_up(p, Wishes(kind="LCM"))
+    assert (p.steps, p.cfg_scale, p.sampler_name) == (4, 1.0, "DP-DMD")
+    assert p.extra_generation_params["DP-DMD"] == "style: 4 steps, CFG 1, re-noising"
+    found = generation.resolved(p, torch.ones(1), Asked(steps=8)).recipe
+    assert found == KNOWN_STUDENTS["LCM"].recipe("sd1", "eps", num_steps=8)
+
+
+# Files
+
+
+def test_a_file_says_its_recipe_or_the_kind_of_another_maker(tmp_path):
+    def written(name: str, **metadata: str) -> Path:
+        save_file({"a": torch.zeros(1)}, tmp_path / name, metadata)
+        return tmp_path / name
+
+    recipe = default_recipe("sd1", "eps")
+    few = written("few.safetensors", **{METADATA_KEY: recipe.to_json()})
+    assert lora_in(few) == LoraFacts(recipe=recipe)
+    titled = {"modelspec.title": "Hyper-SD 4 steps"}
+    assert lora_in(written("hyper.safetensors", **titled)) == LoraFacts(kind="Hyper-SD 4 steps")
+    assert lora_in(written("hyper_8steps.safetensors", **titled)) == LoraFacts()
+    assert lora_in(written("style.safetensors")) == LoraFacts()
+    (tmp_path / "old.pt").write_bytes(b"pickle")
+    assert lora_in(tmp_path / "old.pt") == lora_in(tmp_path / "gone") == LoraFacts()
+    with pytest.raises(RecipeError, match="not valid JSON"):
+        lora_in(written("broken.safetensors", **{METADATA_KEY: "{"}))
 
 
 # Infotext
@@ -174,20 +262,20 @@ def plotted(*kinds: int) -> SimpleNamespace:
 
 def test_the_axes_of_a_plot_are_found_only_where_it_runs():
     p = plotted(2, 4, 0)
-    assert host.plotted_axes(p) == {"Steps", "Sampler", "Nothing"}
+    assert scripts.plotted_axes(p) == {"Steps", "Sampler", "Nothing"}
     p.script_args[0] = 1
-    assert host.plotted_axes(p) == set()
-    assert host.plotted_axes(SimpleNamespace(script_args={}, scripts=None)) == set()
+    assert scripts.plotted_axes(p) == set()
+    assert scripts.plotted_axes(SimpleNamespace(script_args={}, scripts=None)) == set()
 
 
 def test_what_a_plot_varies_stays_and_other_samplers_walk_our_levels():
     p = plotted(2, 4, 0)
-    host.set_settings(p, "DP-DMD", 4, 1.0, host.plotted_axes(p))
+    scripts.set_settings(p, "DP-DMD", 4, 1.0, scripts.plotted_axes(p))
     assert (p.sampler_name, p.steps, p.cfg_scale, p.scheduler) == ("Euler", 20, 1.0, "DP-DMD")
     p = plotted(3, 5, 0)
-    host.set_settings(p, "DP-DMD", 4, 1.0, host.plotted_axes(p))
+    scripts.set_settings(p, "DP-DMD", 4, 1.0, scripts.plotted_axes(p))
     assert (p.sampler_name, p.steps, p.cfg_scale, p.scheduler) == ("DP-DMD", 4, 7.0, "Karras")
     assert p.hr_second_pass_steps == 0
     p = plotted(1, 0, 0)
-    host.set_settings(p, "DP-DMD", 4, 1.0, host.plotted_axes(p))
+    scripts.set_settings(p, "DP-DMD", 4, 1.0, scripts.plotted_axes(p))
     assert (p.sampler_name, p.steps, p.cfg_scale, p.scheduler) == ("DP-DMD", 4, 1.0, "Automatic")

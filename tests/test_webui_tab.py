@@ -28,7 +28,8 @@ from dpdmd_studio.app.library.surroundings import Surroundings
 from dpdmd_studio.core.errors import PromptError
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY as RECIPE_KEY
-from dpdmd_studio.webui_extension import host
+from dpdmd_studio.webui_extension.host import folders, loras, options, page
+from dpdmd_studio.webui_extension.host import models as host_models
 from dpdmd_studio.webui_extension.training import (
     api_routes,
     finished,
@@ -123,12 +124,12 @@ def served(monkeypatch, models):
     from starlette.applications import Starlette
 
     started = SimpleNamespace(credentials=[], public=False)
-    monkeypatch.setattr(host, "credentials", lambda: started.credentials)
-    monkeypatch.setattr(host, "is_public", lambda: started.public)
-    monkeypatch.setattr(host, "model_folders", lambda: [models / "Stable-diffusion"])
-    monkeypatch.setattr(host, "lora_folder", lambda: models / "Lora")
-    monkeypatch.setattr(host, "option", lambda name, default: default)
-    monkeypatch.setattr(host, "on_started", lambda function: function(app))
+    monkeypatch.setattr(page, "credentials", lambda: started.credentials)
+    monkeypatch.setattr(page, "is_public", lambda: started.public)
+    monkeypatch.setattr(folders, "model_folders", lambda: [models / "Stable-diffusion"])
+    monkeypatch.setattr(folders, "lora_folder", lambda: models / "Lora")
+    monkeypatch.setattr(options, "option", lambda name, default: default)
+    monkeypatch.setattr(page, "on_started", lambda function: function(app))
     app = Starlette()
     api_routes._api.cache_clear()
     api_routes.register()
@@ -202,11 +203,11 @@ class FakeHost:
         self.every: list[Job] = []
         self.model, self.wanted, self.locked = True, True, False
         self.failing = ""
-        monkeypatch.setattr(host, "option", lambda name, default: self.wanted)
-        monkeypatch.setattr(host, "has_model", lambda: self.model)
-        monkeypatch.setattr(host, "generating", self.lock)
-        monkeypatch.setattr(host, "unload_model", lambda: self.move("unload"))
-        monkeypatch.setattr(host, "reload_model", lambda: self.move("reload"))
+        monkeypatch.setattr(options, "option", lambda name, default: self.wanted)
+        monkeypatch.setattr(host_models, "has_model", lambda: self.model)
+        monkeypatch.setattr(host_models, "generating", self.lock)
+        monkeypatch.setattr(host_models, "unload_model", lambda: self.move("unload"))
+        monkeypatch.setattr(host_models, "reload_model", lambda: self.move("reload"))
         monkeypatch.setattr(jobs, "all_jobs", lambda: self.every)
         monkeypatch.setattr(jobs, "worker_lives", lambda: True)
 
@@ -318,9 +319,9 @@ def test_what_comes_after_is_called_when_a_state_changes_and_only_then(fake, tmp
 def made(tmp_path, models, monkeypatch) -> tuple[Job, Path, list[str]]:
     """(a finished run, its LoRA in the host's folder, what the host was told)."""
     told: list[str] = []
-    monkeypatch.setattr(host, "lora_folder", lambda: models / "Lora")
-    monkeypatch.setattr(host, "generating", contextlib.nullcontext)
-    monkeypatch.setattr(host, "relist_loras", lambda: told.append("relist"))
+    monkeypatch.setattr(folders, "lora_folder", lambda: models / "Lora")
+    monkeypatch.setattr(host_models, "generating", contextlib.nullcontext)
+    monkeypatch.setattr(loras, "relist_loras", lambda: told.append("relist"))
     lora = models / "Lora" / "mine.safetensors"
     told_by = {RECIPE_KEY: default_recipe("sd1", "eps", num_steps=4).to_json()}
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, lora, told_by)
@@ -425,8 +426,8 @@ def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
     cards = tmp_path / "dynamic" / "wildcards" / "more"
     cards.mkdir(parents=True)
     (cards / "colours.txt").write_text("# comment\nred\nblue\n")
-    monkeypatch.setattr(host, "style_prompts", lambda: styles)
-    monkeypatch.setattr(host, "extension_folders", lambda: [("dynamic", tmp_path / "dynamic")])
+    monkeypatch.setattr(folders, "style_prompts", lambda: styles)
+    monkeypatch.setattr(folders, "extension_folders", lambda: [("dynamic", tmp_path / "dynamic")])
     around = Surroundings(prompt_lists=prompt_lists.names, read_prompts=prompt_lists.read)
     surroundings.use(around)
     named = [label for label, _ in sources.starters()][-2:]
@@ -442,8 +443,8 @@ def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
 
 def test_an_empty_setting_means_the_hosts_own_folder(monkeypatch, models):
     chosen = {"dpdmd_lora_folder": " "}
-    monkeypatch.setattr(host, "option", lambda name, default: chosen.get(name, default))
-    monkeypatch.setattr(host, "lora_folder", lambda: models / "Lora")
+    monkeypatch.setattr(options, "option", lambda name, default: chosen.get(name, default))
+    monkeypatch.setattr(folders, "lora_folder", lambda: models / "Lora")
     assert settings.lora_folder() == models / "Lora"
     chosen["dpdmd_lora_folder"] = str(models)
     assert settings.lora_folder() == models
@@ -451,7 +452,7 @@ def test_an_empty_setting_means_the_hosts_own_folder(monkeypatch, models):
 
 def test_settings_have_names_of_their_own_and_a_help_text(monkeypatch):
     shown: list[dict] = []
-    monkeypatch.setattr(host, "add_setting", lambda section, setting: shown.append(setting))
+    monkeypatch.setattr(options, "add_setting", lambda section, setting: shown.append(setting))
     settings.add()
     names = [setting["name"] for setting in shown]
     assert len(set(names)) == 4 and all(name.startswith("dpdmd_") for name in names)
@@ -516,13 +517,13 @@ def test_two_tabs_that_start_at_once_never_write_one_file():
 
 
 def test_the_tab_is_built_without_the_hosts_files_and_keeps_no_values(monkeypatch, models):
-    monkeypatch.setattr(host, "chosen_checkpoint", lambda: 1 / 0)
-    monkeypatch.setattr(host, "checkpoints", lambda: 1 / 0)
-    monkeypatch.setattr(host, "style_prompts", list)
-    monkeypatch.setattr(host, "extension_folders", list)
-    monkeypatch.setattr(host, "model_folders", lambda: 1 / 0)
-    monkeypatch.setattr(host, "lora_folder", lambda: models / "Lora")
-    monkeypatch.setattr(host, "option", lambda name, default: default)
+    monkeypatch.setattr(folders, "chosen_checkpoint", lambda: 1 / 0)
+    monkeypatch.setattr(folders, "checkpoints", lambda: 1 / 0)
+    monkeypatch.setattr(folders, "style_prompts", list)
+    monkeypatch.setattr(folders, "extension_folders", list)
+    monkeypatch.setattr(folders, "model_folders", lambda: 1 / 0)
+    monkeypatch.setattr(folders, "lora_folder", lambda: models / "Lora")
+    monkeypatch.setattr(options, "option", lambda name, default: default)
     [(blocks, title, name)] = train_tab.tabs()
     assert (title, name) == ("DP-DMD", "dpdmd")
     assert all(block.do_not_save_to_config for block in blocks.blocks.values())

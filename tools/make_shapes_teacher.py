@@ -21,7 +21,7 @@ import logging
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import LOG, ROOT, Training, device, mount
+from shapes_teacher_common import LOG, ROOT, Training, device
 
 ASSETS = ROOT / "trainer" / "assets"
 STAGES = ("vae", "denoiser", "export", "verify")
@@ -93,7 +93,6 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
-    mount()
     options.folder.mkdir(parents=True, exist_ok=True)
     for stage in STAGES if options.stage == "all" else (options.stage,):
         facts = run_stage(stage, options)

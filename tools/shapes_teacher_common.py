@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import math
-import sys
+import runpy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,20 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
+runpy.run_path(str(ROOT / "mount.py"))
 LOG = logging.getLogger("dpdmd_studio.shapes_teacher")
 CHECKPOINT_SECONDS = 180.0
 WARMUP_UPDATES = 100
-
-
-def mount() -> None:
-    """Import the checkout as the package `dpdmd_studio`, whatever its folder is called."""
-    if "dpdmd_studio" in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location("dpdmd_studio", ROOT / "__init__.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["dpdmd_studio"] = module
-    spec.loader.exec_module(module)
 
 
 def device() -> torch.device:

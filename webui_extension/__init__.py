@@ -21,12 +21,12 @@ def register() -> None:
 
 
 def _register() -> None:
-    from . import host
+    from .host import scripts
     from .sampling import accordion, attention, sampler
     from .training import api_routes, memory, settings, train_tab
 
     sampler.register()
-    host.watch_components()
+    scripts.watch_components()
     accordion.register()
     attention.register()
     settings.register()

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from ...core.errors import SettingsError
 from ...core.recipe.anchored import (
+    GUIDED,
     MAX_ANCHOR_STEPS,
+    ONE_PLAIN,
     AnchoredPlan,
     AnchoredTrajectory,
+    AskedAnchor,
     anchored_plan,
 )
-from ...core.recipe.known_students import KNOWN_STUDENTS, recognise
+from ...core.recipe.known_students import KNOWN_STUDENTS
 from ...core.recipe.recipe import Recipe
-from .. import host
+from ...core.recipe.resolve import Asked, resolve
+from ..host import loras, models, sampling
 from .few_step import RECIPE_TOOLTIP, SEED, check_negative, denoise_input, steps_input
 from .lora_switch import hooked, patch_difference, why_not_hooks, without_patches
-from .recipes import find_recipe
+from .recipes import WORDS, loras_on
 
 FROM_RECIPE = "recipe"
-GUIDED, ONE_PLAIN = "guided steps", "one plain step"
+# here the LoRA is known to be a few-step one, and its kind can be chosen
+ANCHORED_WORDS = replace(
+    WORDS,
+    no_recipe=(
+        "The few-step LoRA has no recipe, so the usual grid of the family is taken, without fresh "
+        "noise. {advice}"
+    ),
+)
 
 SETTINGS_TOOLTIP = (
     "How the few-step LoRA is sampled: by its recipe, or as one of the known few-step LoRAs of "
@@ -61,62 +72,30 @@ class Request:
     denoise: float
     recipe: Recipe | None = None
 
-    def plan(self, base: host.Model, few_step: host.Model) -> AnchoredPlan:
+    def plan(self, base: models.Model, few_step: models.Model) -> AnchoredPlan:
         """Both parts of the trajectory.
 
         Raises:
             DPDMDError: a recipe that does not fit, or settings that cannot be sampled.
         """
-        recipe, note = self._recipe(base, few_step)
-        plain = self.anchor == ONE_PLAIN
-        guidance = self.base_cfg or (1.0 if plain else None)
-        plan = anchored_plan(
-            recipe,
-            steps=self.steps if self.settings == FROM_RECIPE else 0,
-            denoise=self.denoise,
-            anchor_steps=1 if plain else self.anchor_steps,
-            base_guidance=guidance,
-            solver=self.solver,
-        )
-        return plan.with_note(note)
-
-    def _recipe(self, base: host.Model, few_step: host.Model) -> tuple[Recipe, str]:
-        if self.settings == FROM_RECIPE:
-            found = find_recipe(few_step, self.recipe)
-            return found.recipe, found.note if found.from_lora else missing_recipe_note(few_step)
-        facts = host.model_facts(base)
-        student = KNOWN_STUDENTS[self.settings]
-        recipe = student.recipe(
-            facts.family,
-            facts.prediction,
-            shift=facts.shift,
-            zero_terminal_snr=facts.zero_terminal_snr,
-            num_steps=self.steps,
-        )
-        return recipe, student.hint
-
-
-def missing_recipe_note(few_step: host.Model) -> str:
-    """What to say of a LoRA without a recipe, with a guess only if its own metadata names it."""
-    metadata = host.attachment(few_step, "lora_metadata")
-    kind = recognise(metadata) if isinstance(metadata, Mapping) else None
-    advice = f"Its metadata says {kind}: choose that" if kind else "Choose its kind"
-    return (
-        "The few-step LoRA has no recipe, so the usual grid of the family is taken, without fresh "
-        f"noise. {advice} under settings."
-    )
+        kind = "" if self.settings == FROM_RECIPE else self.settings
+        facts = models.model_facts(base if kind else few_step)
+        asked = Asked(kind, self.steps, self.denoise)
+        found = resolve(facts, loras_on(few_step, self.recipe), asked, ANCHORED_WORDS)
+        anchor = AskedAnchor(self.anchor, self.anchor_steps, self.base_cfg or None, self.solver)
+        return anchored_plan(found.recipe, found.plan, anchor)
 
 
 @dataclass(frozen=True)
 class Switch:
     """How the few-step LoRA comes in: the MODEL of the second part, and what is on inside it."""
 
-    model: host.Model
+    model: models.Model
     inside: Callable[[], contextlib.AbstractContextManager[Any]]
     note: str
 
 
-def switch(base: host.Model, few_step: host.Model) -> Switch:
+def switch(base: models.Model, few_step: models.Model) -> Switch:
     """The cheapest way from the one MODEL to the other.
 
     Raises:
@@ -127,7 +106,7 @@ def switch(base: host.Model, few_step: host.Model) -> Switch:
             "base_model and few_step_model are the same. Connect base_model before the few-step "
             "LoRA's loader and few_step_model behind it; style LoRAs come before both."
         )
-    hook_type = host.bypass_hook()
+    hook_type = loras.bypass_hook()
     reason = why_not_hooks(base, few_step, hook_type)
     if reason or hook_type is None:
         note = f"Weights are patched twice a picture: {reason}."
@@ -137,7 +116,7 @@ def switch(base: host.Model, few_step: host.Model) -> Switch:
     return Switch(without_patches(base, few_step), lambda: hooked(base, few_step, hook_type), note)
 
 
-def differ(base: host.Model, few_step: host.Model) -> bool:
+def differ(base: models.Model, few_step: models.Model) -> bool:
     """Whether two MODELs of one checkpoint have different patches, objects or injections."""
     difference = patch_difference(base.patches, few_step.patches)
     kinds = ("object_patches", "injections", "hook_patches")
@@ -206,12 +185,12 @@ class AnchoredSampler:
 
     def sample(
         self,
-        base_model: host.Model,
-        few_step_model: host.Model,
-        positive: host.Conditioning,
-        latent_image: host.Latent,
+        base_model: models.Model,
+        few_step_model: models.Model,
+        positive: sampling.Conditioning,
+        latent_image: sampling.Latent,
         seed: int,
-        negative: host.Conditioning | None = None,
+        negative: sampling.Conditioning | None = None,
         **settings: Any,
     ) -> dict[str, Any]:
         """Sample both parts.
@@ -224,50 +203,33 @@ class AnchoredSampler:
         for guidance in (plan.base_guidance, plan.guidance_scale):
             check_negative(guidance, negative)
         way = switch(base_model, few_step_model)
-        prompts = Prompts(positive, negative, latent_image, seed)
-        latent = sample_both(plan, base_model, way, prompts)
+        subject = sampling.Subject(positive, negative, latent_image, seed)
+        latent = sample_both(plan, base_model, way, subject)
         return {"ui": {"text": [f"{plan.describe()}\n{way.note}"]}, "result": (latent,)}
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """What a picture is made of besides its model."""
-
-    positive: host.Conditioning
-    negative: host.Conditioning | None
-    latent: host.Latent
-    seed: int
-
-
-def sample_both(plan: AnchoredPlan, base: host.Model, way: Switch, prompts: Prompts) -> host.Latent:
+def sample_both(
+    plan: AnchoredPlan, base: models.Model, way: Switch, subject: sampling.Subject
+) -> sampling.Latent:
     """One latent through both parts; the model is as before, however this ends."""
     both = AnchoredTrajectory(plan)
 
     def student_part(
-        model: Callable[..., Tensor],
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], None] | None = None,
-        disable: bool | None = None,
+        model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, *rest: Any, **named: Any
     ) -> Tensor:
-        noise = host.noise_sampler(x, prompts.seed)
+        noise = sampling.noise_sampler(x, subject.seed)
         with way.inside():
-            return both.student_part(
-                model, x, sigmas, extra_args, callback, disable, noise_sampler=noise
-            )
+            return both.student_part(model, x, sigmas, *rest, noise_sampler=noise, **named)
 
     parts = (
         (base, both.base_part, plan.base_sigmas, plan.base_guidance),
         (way.model, student_part, plan.student_sigmas, plan.guidance_scale),
     )
-    latent, done = prompts.latent, 0
+    latent, done = subject.latent, 0
     for model, part, sigmas, guidance in parts:
-        latent = host.sample(
-            model, host.sampler_object(part, {}), sigmas, guidance, prompts.positive,
-            prompts.negative, prompts.latent, prompts.seed, done=done, total=plan.num_steps,
-        )  # fmt: skip
-        done += len(sigmas) - 1
+        trajectory = sampling.Trajectory(sampling.sampler_object(part, {}), sigmas, guidance)
+        latent = sampling.sample(model, trajectory, subject, done=done, total=plan.num_steps)
+        done += trajectory.num_steps
     return latent
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ...core import attention as kernels
-from .. import host
+from ..host import models
 
 BACKENDS = ("auto", "xformers", "pytorch")
 Original = Callable[..., Tensor]
@@ -47,19 +47,19 @@ class Attention:
             }
         }
 
-    def patch(self, model: host.Model, backend: str) -> dict[str, Any]:
+    def patch(self, model: models.Model, backend: str) -> dict[str, Any]:
         """A clone of the model with that attention, or the model itself and the reason."""
         if backend == "pytorch":
-            patched = host.with_attention(model, pytorch_override)
+            patched = models.with_attention(model, pytorch_override)
             return _said(patched, "PyTorch's scaled_dot_product_attention, on this model.")
-        found = kernels.choose(*host.load_device(model))
+        found = kernels.choose(*models.load_device(model))
         if found.function is None:
-            own = host.attention_in_force()
+            own = models.attention_in_force()
             return _said(model, f"Nothing was changed: {found.reason}. ComfyUI uses {own}.")
-        return _said(host.with_attention(model, xformers_override), f"xformers: {found.reason}.")
+        return _said(models.with_attention(model, xformers_override), f"xformers: {found.reason}.")
 
 
-def _said(model: host.Model, text: str) -> dict[str, Any]:
+def _said(model: models.Model, text: str) -> dict[str, Any]:
     return {"ui": {"text": [text]}, "result": (model, text)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,9 @@ from torch import Tensor
 from ...core.images.diversity import LAYOUT_TITLE, layout_vectors, sample_diversity
 from ...core.images.seed_sheet import Row, seed_sheet
 from ...core.recipe.anchored import evaluations_per_step
-from .. import host
-from .few_step import SEED, check_negative, plan_for, sampler_of
-from .recipes import has_recipe
+from ..host import models, sampling
+from .few_step import SEED, check_negative, trajectory_of
+from .recipes import find_recipe, has_recipe
 
 ARMS = ("a", "b", "c", "d")
 MAX_SEEDS = 64
@@ -28,32 +28,16 @@ class Arm:
     """A model with how it is sampled; `kind` says that in a few words."""
 
     label: str
-    model: host.Model
-    sampler: Any
-    sigmas: Tensor
-    guidance_scale: float
+    model: models.Model
+    trajectory: sampling.Trajectory
     kind: str
     note: str = ""
 
     @property
-    def num_steps(self) -> int:
-        """Steps for one picture."""
-        return len(self.sigmas) - 1
-
-    @property
     def num_evaluations(self) -> int:
         """Network evaluations for one picture."""
-        return self.num_steps * evaluations_per_step(self.guidance_scale)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What every arm draws."""
-
-    positive: host.Conditioning
-    negative: host.Conditioning | None
-    latent: host.Latent
-    seeds: Sequence[int]
+        guidance = self.trajectory.guidance_scale
+        return self.trajectory.num_steps * evaluations_per_step(guidance)
 
 
 @dataclass(frozen=True)
@@ -66,48 +50,40 @@ class Drawn:
     diversity: float
 
 
-def arm_of(name: str, label: str, model: host.Model, base_steps: int, base_cfg: float) -> Arm:
+def arm_of(name: str, label: str, model: models.Model, base_steps: int, base_cfg: float) -> Arm:
     """The arm of a MODEL: by its recipe where it carries one, otherwise as a teacher.
 
     Raises:
         DPDMDError: its recipe does not fit or cannot be read.
     """
     letter = name.upper()
-    if has_recipe(model):
-        plan, _ = plan_for(model, None, 0, 1.0)
-        sampler, sigmas, guidance, note = (
-            sampler_of(plan),
-            plan.sigmas,
-            plan.guidance_scale,
-            plan.note,
-        )
-        kind = "by its recipe"
-    else:
-        (sampler, sigmas), guidance, note = host.core_sampling(model, base_steps), base_cfg, ""
-        kind = "euler, simple"
     title = f"{letter}: {label.strip()}" if label.strip() else letter
-    return Arm(title, model, sampler, sigmas, guidance, kind, note)
+    if has_recipe(model):
+        plan = find_recipe(model).plan
+        return Arm(title, model, trajectory_of(plan), "by its recipe", plan.note)
+    trajectory = sampling.core_trajectory(model, base_steps, base_cfg)
+    return Arm(title, model, trajectory, "euler, simple")
 
 
-def sample_arms(arms: Sequence[Arm], subject: Subject) -> list[tuple[list[Tensor], float]]:
+def sample_arms(
+    arms: Sequence[Arm], subject: sampling.Subject, seeds: Sequence[int]
+) -> list[tuple[list[Tensor], float]]:
     """(latents, median seconds of a picture) of every arm; one picture at a time, one arm a time.
 
     So every picture is what core's KSampler draws with its seed, and no weights are patched between
     the pictures of an arm.
     """
-    total = sum(arm.num_steps for arm in arms) * len(subject.seeds)
+    total = sum(arm.trajectory.num_steps for arm in arms) * len(seeds)
     done, found = 0, []
     for arm in arms:
         latents, seconds = [], []
-        for seed in subject.seeds:
+        for seed in seeds:
             begun = time.perf_counter()
-            latent = host.sample(
-                arm.model, arm.sampler, arm.sigmas, arm.guidance_scale, subject.positive,
-                subject.negative, subject.latent, seed, done=done, total=total,
-            )  # fmt: skip
+            one = replace(subject, seed=seed)
+            latent = sampling.sample(arm.model, arm.trajectory, one, done=done, total=total)
             seconds.append(time.perf_counter() - begun)
             latents.append(latent["samples"])
-            done += arm.num_steps
+            done += arm.trajectory.num_steps
         found.append((latents, statistics.median(seconds)))
     return found
 
@@ -118,7 +94,7 @@ def as_picture(image: Tensor) -> np.ndarray:
     return (flat.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def single(latent: host.Latent) -> tuple[host.Latent, str]:
+def single(latent: sampling.Latent) -> tuple[sampling.Latent, str]:
     """(the first latent of a batch, a note if there were more)."""
     samples = latent["samples"]
     one = {key: value for key, value in latent.items() if key != "batch_index"}
@@ -142,15 +118,15 @@ def report(drawn: Sequence[Drawn], seeds: Sequence[int], notes: Sequence[str]) -
 
 def facts(drawn: Drawn, reference: float) -> str:
     """Diversity, evaluations and seconds of an arm in one line."""
-    arm = drawn.arm
+    arm, num_steps = drawn.arm, drawn.arm.trajectory.num_steps
     share = f" ({drawn.diversity / reference:.0%} of A)" if reference > 1e-6 else ""
-    steps = "1 step" if arm.num_steps == 1 else f"{arm.num_steps} steps"
+    steps = "1 step" if num_steps == 1 else f"{num_steps} steps"
     evaluations = (
         "1 evaluation" if arm.num_evaluations == 1 else f"{arm.num_evaluations} evaluations"
     )
     return (
         f"diversity {drawn.diversity:.3f}{share}, {arm.kind}, {steps}, CFG "
-        f"{arm.guidance_scale:g}, {evaluations}, {drawn.seconds:.2f} s a picture"
+        f"{arm.trajectory.guidance_scale:g}, {evaluations}, {drawn.seconds:.2f} s a picture"
     )
 
 
@@ -211,15 +187,15 @@ class CompareSeeds:
 
     def compare(
         self,
-        positive: host.Conditioning,
+        positive: sampling.Conditioning,
         vae: Any,
-        latent_image: host.Latent,
+        latent_image: sampling.Latent,
         first_seed: int,
         num_seeds: int,
         base_steps: int,
         base_cfg: float,
-        negative: host.Conditioning | None = None,
-        **models: Any,
+        negative: sampling.Conditioning | None = None,
+        **others: Any,
     ) -> dict[str, Any]:
         """Draw, measure and lay out.
 
@@ -227,15 +203,15 @@ class CompareSeeds:
             DPDMDError: a model that cannot be sampled, or guidance without a negative prompt.
         """
         arms = [
-            arm_of(name, models.get(f"label_{name}") or "", model, base_steps, base_cfg)
+            arm_of(name, others.get(f"label_{name}") or "", model, base_steps, base_cfg)
             for name in ARMS
-            if (model := models.get(f"model_{name}")) is not None
+            if (model := others.get(f"model_{name}")) is not None
         ]
         for arm in arms:
-            check_negative(arm.guidance_scale, negative)
+            check_negative(arm.trajectory.guidance_scale, negative)
         latent, note = single(latent_image)
         seeds = range(first_seed, first_seed + num_seeds)
-        sampled = sample_arms(arms, Subject(positive, negative, latent, seeds))
+        sampled = sample_arms(arms, sampling.Subject(positive, negative, latent), seeds)
         drawn = [
             measured(arm, [as_picture(vae.decode(latent)) for latent in latents], seconds)
             for arm, (latents, seconds) in zip(arms, sampled, strict=True)

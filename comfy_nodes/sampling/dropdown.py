@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ...core.diffusion.schedule import NUM_LEVELS, few_step_positions
 from ...core.recipe.few_step import SAME_LEVEL, trained_levels
-from .. import host
+from ..host import sampling
 from .few_step import few_step_sampler
-from .recipes import check_model, recipe_of
+from .recipes import find_recipe, has_recipe
 
 NAME = "dp_dmd"
 logger = logging.getLogger("dpdmd_studio.comfyui")
@@ -21,8 +21,8 @@ logger = logging.getLogger("dpdmd_studio.comfyui")
 
 def register() -> None:
     """Put the entries into the dropdowns of this ComfyUI; may be called any number of times."""
-    host.register_sampler(NAME, sample)
-    host.register_scheduler(NAME, schedule)
+    sampling.register_sampler(NAME, sample)
+    sampling.register_scheduler(NAME, schedule)
 
 
 def schedule(model_sampling: Any, steps: int) -> Tensor:
@@ -56,11 +56,10 @@ def sample(
         LoraError: the recipe is for another family or prediction.
         RecipeError: the recipe is broken or of a newer version.
     """
-    patcher = host.patcher_of(model)
-    recipe = recipe_of(patcher) if patcher is not None else None
-    if patcher is None or recipe is None:
+    patcher = sampling.patcher_of(model)
+    if patcher is None or not has_recipe(patcher):
         return few_step_sampler(model, x, sigmas, extra_args, callback, disable)
-    check_model(recipe, host.model_facts(patcher))
+    recipe = find_recipe(patcher).recipe
     levels = trained_levels(recipe, sigmas)
     if len(levels) != len(sigmas) or not torch.allclose(levels, sigmas, rtol=SAME_LEVEL, atol=1e-6):
         shown = " ".join(f"{sigma:.3g}" for sigma in levels.tolist())

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ...core.diffusion.sampler import sample_few_step
 from ...core.errors import SettingsError
-from ...core.recipe.few_step import Plan, plan
+from ...core.recipe.few_step import Plan
 from ...core.recipe.recipe import MAX_STEPS, Recipe
-from .. import host
+from ...core.recipe.resolve import Asked
+from ..host import models, sampling
 from .recipes import find_recipe
 
 MODEL_TOOLTIP = "The model with the few-step LoRA."
@@ -50,25 +51,18 @@ def few_step_sampler(
     """The few-step sampler as ComfyUI calls samplers; noise of "sde" comes from its seed."""
     if solver == "ode":
         return sample_few_step(model, x, sigmas, extra_args, callback, disable)
-    noise = host.noise_sampler(x, (extra_args or {}).get("seed"))
-    flow = host.is_flow(model)
+    noise = sampling.noise_sampler(x, (extra_args or {}).get("seed"))
+    flow = sampling.is_flow(model)
     return sample_few_step(
         model, x, sigmas, extra_args, callback, disable,
         solver=solver, noise_sampler=noise, flow=flow,
     )  # fmt: skip
 
 
-def plan_for(
-    model: host.Model, recipe: Recipe | None, steps: int, denoise: float
-) -> tuple[Plan, Recipe]:
-    """(levels to sample a MODEL at, the recipe they come from)."""
-    found = find_recipe(model, recipe)
-    return plan(found.recipe, steps=steps, denoise=denoise, note=found.note), found.recipe
-
-
-def sampler_of(plan: Plan) -> Any:
-    """The SAMPLER of a plan."""
-    return host.sampler_object(few_step_sampler, {"solver": plan.solver})
+def trajectory_of(plan: Plan) -> sampling.Trajectory:
+    """A plan with its SAMPLER."""
+    sampler = sampling.sampler_object(few_step_sampler, {"solver": plan.solver})
+    return sampling.Trajectory(sampler, plan.sigmas, plan.guidance_scale)
 
 
 class Sampler:
@@ -103,11 +97,12 @@ class Sampler:
         }
 
     def make(
-        self, model: host.Model, steps: int, denoise: float, recipe: Recipe | None = None
+        self, model: models.Model, steps: int, denoise: float, recipe: Recipe | None = None
     ) -> dict[str, Any]:
         """SAMPLER, SIGMAS and guidance for a model."""
-        wanted, _ = plan_for(model, recipe, steps, denoise)
-        result = (sampler_of(wanted), wanted.sigmas, wanted.guidance_scale)
+        wanted = find_recipe(model, recipe, Asked(steps=steps, denoise=denoise)).plan
+        way = trajectory_of(wanted)
+        result = (way.sampler, way.sigmas, way.guidance_scale)
         return {"ui": {"text": [wanted.describe()]}, "result": result}
 
 
@@ -153,13 +148,13 @@ class KSampler:
 
     def sample(
         self,
-        model: host.Model,
-        positive: host.Conditioning,
-        latent_image: host.Latent,
+        model: models.Model,
+        positive: sampling.Conditioning,
+        latent_image: sampling.Latent,
         seed: int,
         steps: int,
         denoise: float,
-        negative: host.Conditioning | None = None,
+        negative: sampling.Conditioning | None = None,
         recipe: Recipe | None = None,
     ) -> dict[str, Any]:
         """Sample by the recipe.
@@ -167,16 +162,14 @@ class KSampler:
         Raises:
             SettingsError: the recipe wants guidance and there is no negative prompt.
         """
-        wanted, _ = plan_for(model, recipe, steps, denoise)
+        wanted = find_recipe(model, recipe, Asked(steps=steps, denoise=denoise)).plan
         check_negative(wanted.guidance_scale, negative)
-        latent = host.sample(
-            model, sampler_of(wanted), wanted.sigmas, wanted.guidance_scale, positive, negative,
-            latent_image, seed,
-        )  # fmt: skip
+        subject = sampling.Subject(positive, negative, latent_image, seed)
+        latent = sampling.sample(model, trajectory_of(wanted), subject)
         return {"ui": {"text": [wanted.describe()]}, "result": (latent,)}
 
 
-def check_negative(guidance_scale: float, negative: host.Conditioning | None) -> None:
+def check_negative(guidance_scale: float, negative: sampling.Conditioning | None) -> None:
     """Raise SettingsError where guidance needs a negative prompt that is not there."""
     if guidance_scale != 1.0 and negative is None:
         raise SettingsError(

@@ -8,19 +8,12 @@ from typing import Any
 from ...core.errors import CheckpointError, LoraError
 from ...core.files.tensor_file import TensorFile, read_header
 from ...core.lora.keys import detect_family, group_keys
-from ...core.recipe.few_step import FAMILY_LABELS
-from ...core.recipe.recipe import Recipe, usage_hint
-from .. import host
+from ...core.recipe.few_step import FAMILY_LABELS, check_family
+from ...core.recipe.recipe import METADATA_KEY, Recipe, usage_hint
+from ...core.recipe.resolve import AS_TRAINED, USUAL, LoraFacts, Resolved, check_model, resolve
+from ..host import folders, loras, models
 from ..host.lora_fit import Applied
-from .recipes import (
-    STRENGTH_ATTACHMENT,
-    TWO_LORAS,
-    FoundRecipe,
-    check_model,
-    find_recipe,
-    recipe_text,
-    recipe_text_of,
-)
+from .recipes import STRENGTH_ATTACHMENT, WORDS, loras_on, recipe_text_of
 
 
 class LoadLora:
@@ -49,7 +42,7 @@ class LoadLora:
             "required": {
                 "model": ("MODEL", {"tooltip": "The checkpoint that the LoRA was made for."}),
                 "lora_name": (
-                    host.file_names("loras"),
+                    folders.file_names("loras"),
                     {"tooltip": "A LoRA in the host's loras folder."},
                 ),
                 "strength": (
@@ -59,7 +52,7 @@ class LoadLora:
             }
         }
 
-    def load(self, model: host.Model, lora_name: str, strength: float) -> dict[str, Any]:
+    def load(self, model: models.Model, lora_name: str, strength: float) -> dict[str, Any]:
         """Load the file onto the model.
 
         Raises:
@@ -67,38 +60,35 @@ class LoadLora:
                 family or prediction.
             RecipeError: its recipe is broken or of a newer version.
         """
-        path = host.file_path("loras", lora_name)
+        path = folders.file_path("loras", lora_name)
         file, modules, family = inspect_lora(path)
-        facts = host.model_facts(model)
-        text, before = recipe_text(file.metadata), recipe_text_of(model)
+        facts = models.model_facts(model)
+        text, before = file.metadata.get(METADATA_KEY), recipe_text_of(model)
         recipe = Recipe.from_json(text) if text is not None else None
         if recipe is not None:
-            check_model(recipe, facts, path.name)
-        elif family in FAMILY_LABELS and facts.family and family != facts.family:
-            raise LoraError(
-                f"{path.name} was made for {FAMILY_LABELS[family]}, but the model is "
-                f"{FAMILY_LABELS[facts.family]}. A LoRA fits models of its own family only: choose "
-                "another LoRA or another checkpoint."
-            )
-        loaded = host.load_lora(model, path, strength)
+            check_model(recipe, facts, WORDS, path.name)
+        elif family in FAMILY_LABELS and facts.family:
+            check_family(family, facts.family, path.name)
+        loaded = loras.load_lora(model, path, strength)
         notes = _check_applied(path, loaded.applied, modules)
         if text is not None:
-            host.attach(loaded.model, host.RECIPE_ATTACHMENT, text)
-            host.attach(loaded.model, STRENGTH_ATTACHMENT, float(strength))
+            models.attach(loaded.model, models.RECIPE_ATTACHMENT, text)
+            models.attach(loaded.model, STRENGTH_ATTACHMENT, float(strength))
         elif before is not None:  # of a few-step LoRA under this one
-            host.attach(loaded.model, host.RECIPE_ATTACHMENT, before)
-        found = find_recipe(loaded.model, recipe)
-        said = [_summary(path, found, is_own=recipe is not None), found.note, *notes]
-        if recipe is not None and before is not None:
-            said.append(TWO_LORAS)
+            models.attach(loaded.model, models.RECIPE_ATTACHMENT, before)
+        there = loras_on(loaded.model, recipe)
+        if recipe is not None and before is not None:  # its text gave way to the new one's
+            there = [there[0], LoraFacts(recipe=before)]
+        found = resolve(facts, there, AS_TRAINED, WORDS)
+        said = [_summary(path, found, is_own=recipe is not None), *found.notes, *notes]
         text_shown = "\n".join(filter(None, said))
         return {"ui": {"text": [text_shown]}, "result": (loaded.model, found.recipe)}
 
 
-def _summary(path: Path, found: FoundRecipe, *, is_own: bool) -> str:
+def _summary(path: Path, found: Resolved, *, is_own: bool) -> str:
     if is_own:
         return f"{path.name}: {usage_hint(found.recipe)}"
-    if found.from_lora:
+    if found.origin != USUAL:
         return f"{path.name} is on. The recipe is that of the few-step LoRA under it."
     return ""
 

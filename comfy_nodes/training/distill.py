@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import host
+from ..host import folders, loras, running
 from .knob_inputs import PRESET_CHOICES, PRESET_TOOLTIP, knob_inputs
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ def _lists() -> dict[str, list[str]]:
 
     return {
         "checkpoint": checkpoint_names(),
-        "lora": [NOTHING, *host.file_names("loras")],
-        "encoder": [NOTHING, *host.file_names("text_encoders")],
-        "vae": [NOTHING, *host.file_names("vae")],
+        "lora": [NOTHING, *folders.file_names("loras")],
+        "encoder": [NOTHING, *folders.file_names("text_encoders")],
+        "vae": [NOTHING, *folders.file_names("vae")],
     }
 
 
@@ -87,14 +87,14 @@ class Distill:
         job, notes = training.begin(asked)
         notes = [*asked.notes, *notes]
         if begins:
-            host.free_memory()
+            running.free_memory()
             notes.append("ComfyUI's models were taken off the device to make room.")
         if mode == BACKGROUND and job.state != "finished":
             text = (
                 f"Run {job.id} is {job.state}. Watch it in the DP-DMD panel or with DP-DMD Runs. "
                 "Queue this node again when it is finished: then it gives the LoRA."
             )
-            return _answer([text, *notes], (host.blocked(),) * len(self.RETURN_TYPES))
+            return _answer([text, *notes], (running.blocked(),) * len(self.RETURN_TYPES))
         job = waiting.wait(job, unique_id)
         waiting.check_ended(job)
         return _finished(job, notes)
@@ -174,13 +174,13 @@ def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
             f"Run {job.id} has ended, but its LoRA is not where it was written. It was moved or "
             "deleted; queue this node again to train it anew."
         )
-    name = host.listed_name("loras", path)
+    name = folders.listed_name("loras", path)
     said = f"{name} is in the loras folder"
     if job.state == "stopped":
         said = f"Stopped after update {job.step} of {job.steps}: {name} holds what there was"
     picture = latest_picture(job.path)
     recipe = read_recipe(read_header(path).metadata)
-    result = (host.read_weights(path), losses(job.path), name, recipe)
+    result = (loras.read_weights(path), losses(job.path), name, recipe)
     return _answer([f"{said}.", *notes], result, picture)
 
 
@@ -197,7 +197,7 @@ def losses(run: Path) -> dict[str, list[float]]:
 def _answer(texts: list[str], result: tuple[Any, ...], picture: Any = None) -> dict[str, Any]:
     ui: dict[str, Any] = {"text": ["\n".join(texts)]}
     if picture is not None:
-        ui["images"] = [host.show_picture(picture)]
+        ui["images"] = [running.show_picture(picture)]
     return {"ui": ui, "result": result}
 
 

@@ -21,7 +21,7 @@ from ...app.prompts.reading import parse_prompts, read_prompts
 from ...core.errors import PromptError, SettingsError
 from ...core.families import SHAPES_KEY, identify
 from ...core.files.tensor_file import read_header
-from .. import host
+from ..host import folders, loras, models, running
 from .knob_inputs import Card, config_of
 from .waiting import until_ended
 
@@ -61,7 +61,7 @@ def demo_checkpoints() -> dict[str, Path]:
 
 def checkpoint_names() -> list[str]:
     """The host's checkpoints that may be distilled, and the embedded ones."""
-    found = [name for name in host.file_names("checkpoints") if name.endswith(".safetensors")]
+    found = [name for name in folders.file_names("checkpoints") if name.endswith(".safetensors")]
     return found + list(demo_checkpoints())
 
 
@@ -89,7 +89,7 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     detection = identify(path)
     demo = path.is_file() and SHAPES_KEY in read_header(path).metadata
     prompts, more = prompts_of(values, demo)
-    card = Card(detection.family, demo, host.device_memory())
+    card = Card(detection.family, demo, running.device_memory())
     shown = {name: value for name, value in values.items() if value is not None}
     config, said = config_of(
         shown, values.get("preset", "auto"), card, values.get("settings_json") or ""
@@ -100,7 +100,7 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     request = DistillRequest(
         model=ModelFiles(checkpoint=str(path), **others),
         config=config,
-        output=str(lora_file(host.folders("loras")[0], values.get("output_name"))),
+        output=str(lora_file(folders.paths("loras")[0], values.get("output_name"))),
         teacher_loras=(TeacherLora(path=lora, strength=strength),) if lora else (),
         include_teacher_loras=bool(lora and values.get("include_teacher_lora", False)),
     )
@@ -109,7 +109,7 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
 
 
 def _chosen(kind: str, name: object) -> str | None:
-    return str(host.file_path(kind, str(name))) if name and name != NOTHING else None
+    return str(folders.file_path(kind, str(name))) if name and name != NOTHING else None
 
 
 def checkpoint(
@@ -119,8 +119,8 @@ def checkpoint(
     model, name = values.get("model"), str(values.get("checkpoint"))
     if model is None:
         demo = demo_checkpoints()
-        return (demo[name] if name in demo else host.file_path("checkpoints", name)), []
-    path = host.checkpoint_of(model) or checkpoint_in_graph(graph or {}, node_id)
+        return (demo[name] if name in demo else folders.file_path("checkpoints", name)), []
+    path = models.checkpoint_of(model) or checkpoint_in_graph(graph or {}, node_id)
     if path is None:
         raise SettingsError(
             "Which file this MODEL was loaded from cannot be found out: its loader does not say. "
@@ -137,9 +137,9 @@ def checkpoint(
     return path, notes
 
 
-def _changes(model: host.Model) -> str:
+def _changes(model: models.Model) -> str:
     """What was done to a MODEL since it was loaded, in words; "" for nothing."""
-    patches, objects = host.patch_count(model), host.changed_objects(model)
+    patches, objects = loras.patch_count(model), models.changed_objects(model)
     words = [f"{patches} patched weights (LoRAs)"] if patches else []
     words += [f"another {', '.join(objects)}"] if objects else []
     return " and ".join(words)
@@ -154,7 +154,7 @@ def checkpoint_in_graph(graph: Prompt, node_id: str | None) -> Path | None:
             break
         inputs = graph.get(str(link[0]), {}).get("inputs", {})
     name = inputs.get("ckpt_name")
-    return host.file_path("checkpoints", name) if isinstance(name, str) else None
+    return folders.file_path("checkpoints", name) if isinstance(name, str) else None
 
 
 def prompts_of(values: Mapping[str, Any], demo: bool) -> tuple[tuple[str, ...], list[str]]:
@@ -187,8 +187,12 @@ def prompts_path(name: str) -> Path:
     Raises:
         SettingsError: it lies elsewhere.
     """
-    path = (host.input_folder() / Path(name.strip('"')).expanduser()).resolve()
-    allowed = [host.input_folder(), host.output_folder(), *map(Path, preferences.load().folders)]
+    path = (folders.input_folder() / Path(name.strip('"')).expanduser()).resolve()
+    allowed = [
+        folders.input_folder(),
+        folders.output_folder(),
+        *map(Path, preferences.load().folders),
+    ]
     if not any(path.is_relative_to(folder.resolve()) for folder in allowed):
         places = ", ".join(str(folder) for folder in allowed)
         raise SettingsError(
@@ -219,7 +223,7 @@ def _stamp(path: Path) -> list[int]:
 def file_stamps(values: Mapping[str, Any]) -> str:
     """Changes when a file that the inputs name does; for the host's cache of outputs."""
     name, prompts = str(values.get("checkpoint")), str(values.get("prompts_file") or "").strip()
-    paths = [demo_checkpoints().get(name) or host.file_path("checkpoints", name)]
+    paths = [demo_checkpoints().get(name) or folders.file_path("checkpoints", name)]
     if prompts:
         paths.append(prompts_path(prompts))
     for input, kind in (*OTHER_FILES.items(), ("teacher_lora", "loras")):

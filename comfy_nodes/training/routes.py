@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...app.api import MAX_BODY_BYTES, PREFIX, Response
-from .. import host
+from ..host import folders, web_server
 
 if TYPE_CHECKING:
     from ...app.api.handler import Api
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def register() -> None:
     """Answer requests of the panel; doing it again puts this copy of the pack in charge."""
-    host.serve(PREFIX, MAX_BODY_BYTES, answer)
+    web_server.serve(PREFIX, MAX_BODY_BYTES, answer)
 
 
 def answer(
@@ -36,9 +36,9 @@ def _api() -> Api:
     from ...app.api.handler import Api
     from ...app.library.choices import ASSETS
 
-    return Api(lambda: [*host.folders(*host.MODEL_FOLDERS), ASSETS], lora_folder)
+    return Api(lambda: [*folders.paths(*folders.MODEL_FOLDERS), ASSETS], lora_folder)
 
 
 def lora_folder() -> Path:
     """Where new LoRAs go: the first of the host's folders for them."""
-    return host.folders("loras")[0]
+    return folders.paths("loras")[0]

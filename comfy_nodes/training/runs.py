@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import RunError
-from .. import host
+from ..host import running
 
 if TYPE_CHECKING:
     from ...app.jobs import Job
@@ -90,7 +90,7 @@ class Runs:
         text = status(job)
         ui: dict[str, Any] = {"text": [text]}
         if picture is not None:
-            ui["images"] = [host.show_picture(picture)]
+            ui["images"] = [running.show_picture(picture)]
         return {"ui": ui, "result": (_image(picture), text, share(job))}
 
 

@@ -13,7 +13,7 @@ from ...app.gui.widgets.html import duration
 from ...app.jobs import Job, files
 from ...app.runs.previews import TEACHER, Preview, previews, student_previews
 from ...core.errors import DPDMDError, RunError
-from .. import host
+from ..host import running
 
 LOOK_SECONDS = 0.25
 WAKE_SECONDS = 5.0
@@ -35,7 +35,7 @@ def wait(job: Job, node_id: str | None) -> Job:
     try:
         return _watch(job, shown)
     except BaseException as error:
-        if host.is_interrupt(error):
+        if running.is_interrupt(error):
             _stop(job.id, shown)
         raise
 
@@ -43,7 +43,7 @@ def wait(job: Job, node_id: str | None) -> Job:
 def _watch(job: Job, shown: _Shown) -> Job:
     woken = time.monotonic()
     while True:
-        host.check_interrupt()
+        running.check_interrupt()
         if time.monotonic() - woken > WAKE_SECONDS:
             woken = time.monotonic()
             with contextlib.suppress(DPDMDError, OSError):
@@ -66,7 +66,7 @@ def _stop(id: str, shown: _Shown) -> None:
             if job.state in ENDED or _has_kept(job, began):
                 return
             shown.say("Cancelled: the run ends after this update and keeps what there is.")
-            host.check_interrupt()
+            running.check_interrupt()
             time.sleep(LOOK_SECONDS / 2)
 
 
@@ -79,7 +79,7 @@ def _has_kept(job: Job, since: float) -> bool:
 def until_ended(job: Job) -> Job:
     """The job when its process, which is stopping, has ended."""
     while job.state == "stopping":
-        host.check_interrupt()
+        running.check_interrupt()
         time.sleep(LOOK_SECONDS)
         job = jobs.get_job(job.id)
     return job
@@ -89,7 +89,7 @@ class _Shown:
     """What a node shows of a run; only changes are sent."""
 
     def __init__(self, job: Job, node_id: str | None) -> None:
-        self._bar, self._node_id = host.progress_bar(max(1, job.steps), node_id), node_id
+        self._bar, self._node_id = running.progress_bar(max(1, job.steps), node_id), node_id
         self._said, self._seen = "", ()
         self._step = -1
 
@@ -97,7 +97,7 @@ class _Shown:
         """Write a line on the node."""
         if text and text != self._said:
             self._said = text
-            host.notify(self._node_id, text)
+            running.notify(self._node_id, text)
 
     def show(self, job: Job) -> None:
         """Progress, text, and a picture where there is a new one."""
@@ -108,7 +108,7 @@ class _Shown:
             self._seen = found
         if picture is not None or job.step != self._step:
             self._step = job.step
-            host.show_progress(self._bar, job.step, job.steps, picture)
+            running.show_progress(self._bar, job.step, job.steps, picture)
 
 
 def words(job: Job) -> str:

@@ -20,8 +20,7 @@ the student's own first step, not before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,13 +30,13 @@ from ..diffusion.sampler import Denoiser, NoiseSampler, sample_few_step
 from ..diffusion.schedule import FlowSchedule, Schedule
 from ..errors import SettingsError
 from ..families import family
-from .few_step import plan as few_step_plan
-from .few_step import schedule_of
+from .few_step import Plan, schedule_of
 from .recipe import Recipe
 
 # The teacher's grid is the student's with every step divided by this, as in training: 4 steps to 28
 ANCHOR_DIVISION = 7
 MAX_ANCHOR_STEPS = 200
+GUIDED, ONE_PLAIN = "guided steps", "one plain step"  # what the base model does
 UNKNOWN_OBJECTIVE = "unknown"  # of recipes that were made up for a LoRA without one
 
 
@@ -52,7 +51,7 @@ class AnchoredPlan:
         guidance_scale: guidance of the student's steps.
         solver: the student's, "ode" or "sde".
         flow: whether the model is a flow, which decides how fresh noise is added.
-        note: what a user has to see, "" for nothing.
+        notes: what a user has to see.
     """
 
     base_sigmas: Tensor
@@ -61,7 +60,7 @@ class AnchoredPlan:
     guidance_scale: float
     solver: str
     flow: bool
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -74,12 +73,8 @@ class AnchoredPlan:
         base = (len(self.base_sigmas) - 1) * evaluations_per_step(self.base_guidance)
         return base + (len(self.student_sigmas) - 1) * evaluations_per_step(self.guidance_scale)
 
-    def with_note(self, note: str) -> AnchoredPlan:
-        """The same plan with a note in front of its own."""
-        return replace(self, note="\n".join(filter(None, (note, self.note))))
-
     def describe(self) -> str:
-        """Lines for people: both parts, then the note."""
+        """Lines for people: both parts, then the notes."""
         base, few = len(self.base_sigmas) - 1, len(self.student_sigmas) - 1
         kind = ", re-noising" if self.solver == "sde" else ""
         lines = (
@@ -89,7 +84,7 @@ class AnchoredPlan:
             f"{' '.join(map(_level, self.student_sigmas))}.",
             f"{self.num_evaluations} network evaluations.",
         )
-        return "\n".join(filter(None, (*lines, self.note)))
+        return "\n".join((*lines, *self.notes))
 
 
 def _steps(count: int) -> str:
@@ -105,68 +100,78 @@ def evaluations_per_step(guidance_scale: float) -> int:
     return 1 if guidance_scale == 1.0 else 2
 
 
+@dataclass(frozen=True)
+class AskedAnchor:
+    """What the user asks of the base model's part.
+
+    Attributes:
+        way: `GUIDED`, several guided steps, or `ONE_PLAIN`, one step, unguided if nothing is said.
+        steps: K, the number of equal parts, in position, of the step the base model takes, where
+            it is guided; 0 is as many as in training, 7 where that is not known.
+        guidance: of the base model; None is the teacher's of the recipe, and the family's usual
+            one where the student's teacher is not known.
+        solver: of the student; "auto" is the recipe's.
+    """
+
+    way: str = GUIDED
+    steps: int = 0
+    guidance: float | None = None
+    solver: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.steps <= MAX_ANCHOR_STEPS:
+            raise SettingsError(
+                f"{self.steps} anchor steps were asked for; expected 1 to {MAX_ANCHOR_STEPS}, or 0 "
+                "for as many as in training."
+            )
+        if self.guidance is not None and not 0 < self.guidance <= 1000:
+            raise SettingsError(
+                f"The base model's guidance is {self.guidance:g}; expected more than 0, 1 for off."
+            )
+        if self.solver not in ("auto", "ode", "sde"):
+            raise SettingsError(f"The solver is {self.solver!r}; expected auto, ode or sde.")
+
+    @property
+    def count(self) -> int:
+        """Steps of the base model; 0 is as many as in training."""
+        return 1 if self.way == ONE_PLAIN else self.steps
+
+    def guidance_for(self, recipe: Recipe) -> float:
+        """Guidance of the base model's steps."""
+        if self.guidance is not None:
+            return self.guidance
+        return 1.0 if self.way == ONE_PLAIN else usual_guidance(recipe)
+
+
 def anchored_plan(
-    recipe: Recipe,
-    *,
-    steps: int = 0,
-    denoise: float = 1.0,
-    anchor_steps: int = 0,
-    base_guidance: float | None = None,
-    solver: str = "auto",
+    recipe: Recipe, few_step: Plan, asked: AskedAnchor = AskedAnchor()
 ) -> AnchoredPlan:
     """Where the base model walks and where the student does.
 
     Args:
         recipe: the student's.
-        steps: of the whole few-step grid, whose first the base model takes; 0 is the recipe's.
-        denoise: share of the trajectory to redo, on the student's grid; the base model takes the
-            first of the steps that are left.
-        anchor_steps: K, the number of equal parts, in position, of the step the base model takes;
-            0 is as many as in training, 7 where that is not known.
-        base_guidance: guidance of the base model; None is the teacher's of the recipe, and the
-            family's usual one where the student's teacher is not known.
-        solver: "auto" is the recipe's.
+        few_step: the student's plan alone, whose first step the base model takes.
 
     Raises:
-        SettingsError: nothing would be left for the student, or a value out of its range.
+        SettingsError: nothing would be left for the student.
     """
-    _check(anchor_steps, base_guidance, solver)
-    few = few_step_plan(recipe, steps=steps, denoise=denoise)
-    _check_length(few.sigmas)
-    parts = anchor_steps or trained_anchor_steps(recipe, float(few.sigmas[1]))
-    guidance = usual_guidance(recipe) if base_guidance is None else base_guidance
-    return AnchoredPlan(
-        base_sigmas=divided_step(schedule_of(recipe), few.sigmas[:2], parts),
-        student_sigmas=few.sigmas[1:],
-        base_guidance=guidance,
-        guidance_scale=few.guidance_scale,
-        solver=recipe.solver if solver == "auto" else solver,
-        flow=recipe.prediction == "flow",
-        note=few.note,
-    )
-
-
-def _check(anchor_steps: int, base_guidance: float | None, solver: str) -> None:
-    if not 0 <= anchor_steps <= MAX_ANCHOR_STEPS:
-        raise SettingsError(
-            f"{anchor_steps} anchor steps were asked for; expected 1 to {MAX_ANCHOR_STEPS}, or 0 "
-            "for as many as in training."
-        )
-    if base_guidance is not None and not 0 < base_guidance <= 1000:
-        raise SettingsError(
-            f"The base model's guidance is {base_guidance:g}; expected more than 0, 1 for off."
-        )
-    if solver not in ("auto", "ode", "sde"):
-        raise SettingsError(f"The solver is {solver!r}; expected auto, ode or sde.")
-
-
-def _check_length(sigmas: Tensor) -> None:
+    sigmas = few_step.sigmas
     if len(sigmas) < 3:
         raise SettingsError(
             f"{len(sigmas) - 1} step is left of the few-step grid, and the base model takes the "
             "first: nothing would be left for the few-step model. Expected 2 steps or more: raise "
             "steps, or denoise."
         )
+    parts = asked.count or trained_anchor_steps(recipe, float(sigmas[1]))
+    return AnchoredPlan(
+        base_sigmas=divided_step(schedule_of(recipe), sigmas[:2], parts),
+        student_sigmas=sigmas[1:],
+        base_guidance=asked.guidance_for(recipe),
+        guidance_scale=few_step.guidance_scale,
+        solver=few_step.solver if asked.solver == "auto" else asked.solver,
+        flow=recipe.prediction == "flow",
+        notes=few_step.notes,
+    )
 
 
 def usual_guidance(recipe: Recipe) -> float:
@@ -207,14 +212,12 @@ def position_at(schedule: Schedule, sigmas: Tensor) -> Tensor:
     return schedule.timestep_at(sigmas).double()
 
 
-Callback = Callable[[dict[str, Any]], None]
-
-
 class AnchoredTrajectory:
     """The two parts as samplers in the k-diffusion contract, for hosts that sample with one model.
 
     The state passes from one to the other inside this object, as it is: a host would scale, round
-    and noise it again between two of its own sampling calls. `sigmas` are the plan's of that part.
+    and noise it again between two of its own sampling calls. `sigmas` are the plan's of that part,
+    and what hosts hand to samplers besides goes on to `sample_few_step` as it is.
     """
 
     def __init__(self, plan: AnchoredPlan) -> None:
@@ -226,12 +229,11 @@ class AnchoredTrajectory:
         model: Denoiser,
         x: Tensor,
         sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callback | None = None,
-        disable: bool | None = None,
+        *rest: Any,
+        **named: Any,
     ) -> Tensor:
         """The state z_K at the end of the base model's part, which is kept, shape (B, C, H, W)."""
-        self.anchor = sample_few_step(model, x, sigmas, extra_args, callback, disable)
+        self.anchor = sample_few_step(model, x, sigmas, *rest, **named)
         return self.anchor
 
     def student_part(
@@ -239,10 +241,9 @@ class AnchoredTrajectory:
         model: Denoiser,
         x: Tensor,
         sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callback | None = None,
-        disable: bool | None = None,
+        *rest: Any,
         noise_sampler: NoiseSampler | None = None,
+        **named: Any,
     ) -> Tensor:
         """The sample, shape (B, C, H, W), from where the base model's part ended; `x` is not used.
 
@@ -256,9 +257,8 @@ class AnchoredTrajectory:
             model,
             start,
             sigmas,
-            extra_args,
-            callback,
-            disable,
+            *rest,
+            **named,
             solver=self.plan.solver,
             noise_sampler=noise_sampler,
             flow=self.plan.flow,

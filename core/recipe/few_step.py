@@ -23,12 +23,20 @@ FAMILY_LABELS = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3"}
 
 @dataclass(frozen=True)
 class Plan:
-    """Noise levels of shape (N + 1,), guidance, solver, and what a user should know of them."""
+    """Noise levels of shape (N + 1,), guidance, solver, and what a user should know of them.
+
+    Each note is a sentence or two.
+    """
 
     sigmas: Tensor
     guidance_scale: float = 1.0
     solver: str = "ode"
-    note: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """All notes, a line each; "" for none."""
+        return "\n".join(self.notes)
 
     @property
     def num_steps(self) -> int:
@@ -82,21 +90,18 @@ def default_recipe(
     )
 
 
-def plan(
-    recipe: Recipe, *, steps: int = 0, denoise: float = 1.0, exact: bool = False, note: str = ""
-) -> Plan:
+def plan(recipe: Recipe, *, steps: int = 0, denoise: float = 1.0, exact: bool = False) -> Plan:
     """The levels to sample at.
 
     Args:
         steps: 0 takes the recipe's; others keep the spacing of its grid.
         denoise: share of the trajectory to redo, in (0, 1]; below 1 it starts at the trained level
             nearest to it, or with `exact` at that very level.
-        note: what is known before; put in front of the plan's own.
 
     Raises:
         SettingsError: fewer than one step, too many, or a denoise outside (0, 1].
     """
-    notes = [note] if note else []
+    notes = []
     sigmas = torch.tensor(recipe.sigmas, dtype=torch.float32)
     if steps and steps != recipe.num_steps:
         sigmas = respaced(recipe, steps)
@@ -113,7 +118,7 @@ def plan(
                 f"Denoise {denoise:g} starts at the nearest trained level: {left} of {total} "
                 f"steps, which is {left / total:.2g}."
             )
-    return Plan(sigmas, recipe.guidance_scale, recipe.solver, "\n".join(notes))
+    return Plan(sigmas, recipe.guidance_scale, recipe.solver, tuple(notes))
 
 
 def _exact(recipe: Recipe, sigmas: Tensor, denoise: float) -> Tensor:
@@ -173,6 +178,20 @@ def trained_levels(recipe: Recipe, sigmas: Tensor) -> Tensor:
     return torch.cat([ends[0], inner, ends[1]]).to(sigmas)
 
 
+def check_family(made_for: str, family: str, what: str = "The LoRA") -> None:
+    """Raise LoraError if a LoRA for one family meets a model of another, or ("") of none of ours.
+
+    Args:
+        what: names the LoRA in the message.
+    """
+    if made_for != family:
+        label = FAMILY_LABELS.get(family, "of another family")
+        raise LoraError(
+            f"{what} was made for {FAMILY_LABELS[made_for]}, but the model is {label}. A LoRA "
+            "fits models of its own family only: choose another LoRA or another checkpoint."
+        )
+
+
 def check_fit(
     recipe: Recipe, family: str, prediction: str, what: str = "The LoRA", hint: str = ""
 ) -> None:
@@ -184,12 +203,7 @@ def check_fit(
         what: names the LoRA in the message.
         hint: how the host is told a model's prediction, put behind a message about that.
     """
-    label = FAMILY_LABELS.get(family, "of another family")
-    if recipe.family != family:
-        raise LoraError(
-            f"{what} was made for {FAMILY_LABELS[recipe.family]}, but the model is {label}. A LoRA "
-            "fits models of its own family only: choose another LoRA or another checkpoint."
-        )
+    check_family(recipe.family, family, what)
     if recipe.prediction != prediction:
         found = f"predicts {prediction}" if prediction else "is set to sample in another way"
         advice = "Use the checkpoint it was made for"

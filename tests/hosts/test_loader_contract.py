@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LOADERS = Path(__file__).with_name("loaders.py")
 FOLDER_NAMES = ("a-b", "a.b", "a b", "1ab")
-CODE = ("__init__.py", "core", "app", "trainer", "cli", "comfy_nodes", "webui_extension", "scripts")
+CODE = ("__init__.py", "mount.py", "core", "app", "trainer", "cli")
+CODE += ("comfy_nodes", "webui_extension", "scripts")
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ from typing import Any
 import gradio as gr
 
 from ...app.gui.widgets.html import piece
-from ...core.recipe.anchored import MAX_ANCHOR_STEPS, usual_guidance
+from ...core.recipe.anchored import MAX_ANCHOR_STEPS, AskedAnchor
 from ...core.recipe.known_students import KNOWN_STUDENTS
-from .. import host
+from ..host import loras, models, options, scripts
 from . import attention, infotext
-from .auto_setup import ANCHORS, FROM_FILE, GUIDED, OFF, Setup, Wishes, look
+from .auto_setup import ANCHORS, FROM_FILE, OFF, Setup, Wishes, look
 from .generation import Anchor, tell
-from .recipes import recipe_of
+from .recipes import lora_in
 from .sampler import NAME
 
 TITLE = "DP-DMD few-step LoRAs"
@@ -35,13 +35,13 @@ UNTOUCHED = "Sampler, steps and CFG stay as you set them."
 
 def register() -> None:
     """Give the host the script; the host makes it anew on every UI reload."""
-    host.add_script(make_script)
-    host.on_pasted(infotext.paste)
+    scripts.add_script(make_script)
+    scripts.on_pasted(infotext.paste)
 
 
 def make_script() -> type:
     """The host's kind of script."""
-    base: Any = host.script_base()
+    base: Any = scripts.script_base()
 
     class FewStepScript(base):
         """Reads the prompt before a generation and sets what its few-step LoRA asks for."""
@@ -52,7 +52,7 @@ def make_script() -> type:
 
         def show(self, is_img2img: bool) -> Any:
             """In both tabs, always."""
-            return host.always_visible()
+            return scripts.always_visible()
 
         def ui(self, is_img2img: bool) -> list[Any]:
             """The controls, whose values come back to `process`."""
@@ -60,14 +60,14 @@ def make_script() -> type:
             controls, said = build(tab)
             self.infotext_fields = list(zip(controls, infotext.CONTROLS, strict=False))
             self.paste_field_names = list(infotext.CONTROLS)
-            prompt = host.prompt_box(tab)
+            prompt = scripts.prompt_box(tab)
             if prompt is not None:
                 inputs = [prompt, *controls]
                 for each in (prompt, *controls):
                     each.change(say, inputs, [said], queue=False, show_progress="hidden")
             return controls
 
-        def process(self, p: host.Processing, *values: Any) -> None:
+        def process(self, p: scripts.Processing, *values: Any) -> None:
             """Set up one generation: here its checkpoint is loaded, and its own options hold."""
             set_up(p, wishes_of(values))
 
@@ -76,7 +76,7 @@ def make_script() -> type:
 
 def build(tab: str) -> tuple[list[Any], Any]:
     """(controls, where the findings are said)."""
-    enabled = bool(host.option(AUTO_SETUP, True))
+    enabled = bool(options.option(AUTO_SETUP, True))
     with gr.Accordion(TITLE, open=False, elem_id=f"dpdmd_{tab}_accordion"):
         said = gr.HTML(paragraph(f"{NOTHING} {UNTOUCHED}"), elem_id=f"dpdmd_{tab}_said")
         on = gr.Checkbox(enabled, label="Set sampler, steps and CFG from the LoRA in the prompt")
@@ -102,47 +102,47 @@ def build(tab: str) -> tuple[list[Any], Any]:
 
 def wishes_of(values: tuple[Any, ...]) -> Wishes:
     """The accordion's values; what the API leaves out keeps its default."""
-    defaults = (bool(host.option(AUTO_SETUP, True)), FROM_FILE, "", OFF, 0, 0.0, attention.HOST)
+    defaults = (bool(options.option(AUTO_SETUP, True)), FROM_FILE, "", OFF, 0, 0.0, attention.HOST)
     on, kind, lora, anchor, steps, scale, kernel = (*values, *defaults[len(values) :])[:7]
     return Wishes(
         enabled=bool(on),
         kind=str(kind) if kind in KNOWN_STUDENTS else "",
         lora=str(lora or "").strip(),
         anchor=str(anchor) if anchor in ANCHORS else OFF,
-        anchor_steps=int(steps or 0),
-        base_guidance=float(scale or 0),
+        anchor_steps=min(MAX_ANCHOR_STEPS, max(0, int(steps or 0))),
+        base_guidance=max(0.0, float(scale or 0)),
         attention=str(kernel) if kernel in attention.CHOICES else attention.HOST,
     )
 
 
 def found_in(prompts: list[str], wishes: Wishes, *, fresh: bool = False) -> Setup:
     """What some prompts ask for; `fresh` finds LoRAs that came after the host's start, too."""
-    find = partial(host.lora_path, fresh=fresh)
-    return look(prompts, host.model_facts(), wishes, read=recipe_of, find=find)
+    find = partial(loras.lora_path, fresh=fresh)
+    return look(prompts, models.model_facts(), wishes, read=lora_in, find=find)
 
 
-def set_up(p: host.Processing, wishes: Wishes) -> None:
+def set_up(p: scripts.Processing, wishes: Wishes) -> None:
     """Set sampler, steps and guidance of a generation, and say so."""
     tell(p, None, None, wishes.attention)
     said = attention.note(wishes.attention)
     if said:
-        host.comment(p, f"DP-DMD: {said}")
-    setup = found_in(host.prompts_of(p), wishes, fresh=True)
+        scripts.comment(p, f"DP-DMD: {said}")
+    setup = found_in(scripts.prompts_of(p), wishes, fresh=True)
     if not wishes.enabled:
         unused = infotext.SWITCHED_OFF if setup.recipe is not None else ""
         p.extra_generation_params.update(infotext.written(wishes, unused, ""))
         return
     for note in setup.notes:
-        host.comment(p, f"DP-DMD: {note}")
+        scripts.comment(p, f"DP-DMD: {note}")
     if setup.recipe is None:
         return
-    plotted = host.plotted_axes(p)
-    host.set_settings(p, NAME, setup.recipe.num_steps, setup.recipe.guidance_scale, plotted)
+    plotted = scripts.plotted_axes(p)
+    scripts.set_settings(p, NAME, setup.recipe.num_steps, setup.recipe.guidance_scale, plotted)
     anchor = anchor_for(setup, wishes, float(p.cfg_scale) if GUIDANCE in plotted else 0.0)
-    if anchor is not None and not host.can_take_loras_off():
-        host.comment(p, f"DP-DMD: {NO_ANCHOR}")
+    if anchor is not None and not loras.can_take_loras_off():
+        scripts.comment(p, f"DP-DMD: {NO_ANCHOR}")
         anchor = None
-    tell(p, setup.recipe, anchor, wishes.attention)
+    tell(p, setup.recipe, anchor, wishes.attention, wishes.kind)
     if anchor is not None:
         p.cfg_scale = anchor.guidance  # else Forge would prepare no negative prompt
     anchored = anchor.describe() if anchor is not None else ""
@@ -157,10 +157,9 @@ def anchor_for(setup: Setup, wishes: Wishes, plotted: float = 0.0) -> Anchor | N
     """
     if wishes.anchor == OFF or setup.recipe is None:
         return None
-    if wishes.anchor == GUIDED:
-        guidance = plotted or wishes.base_guidance or usual_guidance(setup.recipe)
-        return Anchor(setup.loras, wishes.anchor_steps, guidance)
-    return Anchor(setup.loras, 1, plotted or wishes.base_guidance or 1.0)
+    guidance = plotted or wishes.base_guidance or None
+    asked = AskedAnchor(wishes.anchor, wishes.anchor_steps, guidance)
+    return Anchor(setup.loras, asked.count, asked.guidance_for(setup.recipe))
 
 
 def say(prompt: str, *values: Any) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...core import attention as kernels
-from .. import host
+from ..host import attention_classes, models, options
 
 HOST, XFORMERS = "the host's", "xformers"
 CHOICES = (HOST, XFORMERS)
@@ -39,28 +39,28 @@ class Optimizer:
 
     def apply(self) -> None:
         """Replace the attention of the host's networks."""
-        host.replace_attention(forward)
+        attention_classes.replace_attention(forward)
 
     def undo(self) -> None:
         """Put the host's plain attention back."""
-        host.restore_attention()
+        attention_classes.restore_attention()
 
 
 def register() -> None:
     """Give the host the entry, where it has a list."""
-    host.add_optimizer(Optimizer())
+    attention_classes.add_optimizer(Optimizer())
 
 
 def in_force() -> kernels.Backend:
     """What would compute attention on the host's device, and why."""
-    return kernels.choose(*host.device_and_dtype())
+    return kernels.choose(*models.device_and_dtype())
 
 
 def note(choice: str) -> str:
     """What to tell the user of a choice; "" where it is in force as asked."""
     if choice != XFORMERS:
         return ""
-    if not host.has_attention_classes():
+    if not attention_classes.has_attention_classes():
         return "This web UI chooses its attention when it starts; it was left as it is."
     found = in_force()
     return "" if found.function is not None else f"The host's attention is used: {found.reason}."
@@ -72,11 +72,11 @@ def during(choice: str) -> Iterator[None]:
     if choice != XFORMERS or note(choice):
         yield
         return
-    before = host.replace_attention(forward)
+    before = attention_classes.replace_attention(forward)
     try:
         yield
     finally:
-        host.restore_attention(before)
+        attention_classes.restore_attention(before)
 
 
 def forward(
@@ -89,10 +89,10 @@ def forward(
         mask: shape (batch, keys), True = attend.
     """
     given = x if context is None else context
-    for_k, for_v = host.hypernetwork_contexts(given)
+    for_k, for_v = attention_classes.hypernetwork_contexts(given)
     q, k, v = (_split(t, self.heads) for t in (self.to_q(x), self.to_k(for_k), self.to_v(for_v)))
     dtype = q.dtype
-    if host.option("upcast_attn", False):
+    if options.option("upcast_attn", False):
         q, k, v = q.float(), k.float(), v.float()
     wide = None if mask is None else mask.reshape(mask.shape[0], 1, 1, -1).to(torch.bool)
     output = kernels.attention(q, k, v, mask=wide).to(dtype)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...core.errors import DPDMDError
-from ...core.recipe.few_step import check_fit
-from ...core.recipe.known_students import KNOWN_STUDENTS
+from ...core.recipe.anchored import GUIDED, ONE_PLAIN
 from ...core.recipe.recipe import Recipe
-from .. import host
+from ...core.recipe.resolve import Asked, LoraFacts, ModelFacts, kind_note, resolve
+from .recipes import WORDS
 
 TAG = re.compile(r"<lora:([^:>]+)((?::[^>]*)?)>", re.IGNORECASE)
 FROM_FILE = "what the LoRA says"
 OFF = "off"
-GUIDED, ONE_PLAIN = "guided steps", "one plain step"
 ANCHORS = (OFF, GUIDED, ONE_PLAIN)
-Reader = Callable[[Path], Recipe | None]
+Reader = Callable[[Path], LoraFacts]
 Finder = Callable[[str], Path | None]
 
 
@@ -106,7 +105,7 @@ def _strength(rest: str) -> float:
 
 def look(
     prompts: Sequence[str],
-    facts: host.ModelFacts | None,
+    facts: ModelFacts | None,
     wishes: Wishes,
     *,
     read: Reader,
@@ -116,69 +115,43 @@ def look(
 
     Args:
         facts: of the checkpoint, None while none is loaded.
-        read: the recipe in a file.
+        read: what a file says of itself.
         find: the file of a name.
     """
     every = tags("\n".join(prompts))
     if wishes.kind:
-        return _foreign(every, facts, wishes)
-    notes, found = [], []
+        named = [tag for tag in every if tag.name == wishes.lora] if wishes.lora else every
+        if len(named) != 1:
+            there = ", ".join(tag.name for tag in every) or "none"
+            return Setup(
+                notes=(
+                    f"Which LoRA of the prompt is the {wishes.kind} one? Write its name into the "
+                    f"box; found: {there}.",
+                )
+            )
+        found, notes = [LoraFacts(named[0].name, strength=named[0].strength)], []
+    else:
+        found, notes = _read(every, read, find)
+        if all(lora.recipe is None for lora in found):
+            return Setup(notes=(*notes, *(kind_note(lora, WORDS) for lora in found)))
+    names = tuple(lora.name for lora in found)
+    try:
+        resolved = resolve(facts, found, Asked(wishes.kind), WORDS)
+    except DPDMDError as error:
+        return Setup(None, names[:1], (*notes, str(error)))
+    return Setup(resolved.recipe, names, (*notes, *resolved.notes))
+
+
+def _read(every: list[Tag], read: Reader, find: Finder) -> tuple[list[LoraFacts], list[str]]:
+    """(the few-step LoRAs among those of a prompt, what is amiss with the files of others)."""
+    found, notes = [], []
     for tag in every:
         path = find(tag.name)
         try:
-            recipe = read(path) if path is not None else None
+            lora = read(path) if path is not None else LoraFacts()
         except DPDMDError as error:
             notes.append(f"{tag.name}: {error}")
             continue
-        if recipe is not None:
-            found.append((tag, recipe))
-    if not found:
-        return Setup(notes=tuple(notes))
-    tag, recipe = found[0]
-    if facts is not None:
-        try:
-            check_fit(recipe, facts.family, facts.prediction, tag.name)
-        except DPDMDError as error:
-            return Setup(None, (tag.name,), (*notes, str(error)))
-    return Setup(recipe, tuple(t.name for t, _ in found), (*notes, *_warnings(found)))
-
-
-def _warnings(found: list[tuple[Tag, Recipe]]) -> list[str]:
-    notes = []
-    if len(found) > 1:
-        names = " and ".join(tag.name for tag, _ in found)
-        notes.append(f"{names} are both few-step LoRAs and do the same work twice: take one out.")
-    for tag, _ in found:
-        if tag.strength != 1.0:
-            notes.append(
-                f"{tag.name} is at strength {tag.strength:g}; it was trained for 1, where its "
-                "steps and noise levels are right."
-            )
-    return notes
-
-
-def _foreign(every: list[Tag], facts: host.ModelFacts | None, wishes: Wishes) -> Setup:
-    """The setup for a few-step LoRA of another maker."""
-    student = KNOWN_STUDENTS[wishes.kind]
-    named = [tag for tag in every if tag.name == wishes.lora] if wishes.lora else every
-    if len(named) != 1:
-        there = ", ".join(tag.name for tag in every) or "none"
-        return Setup(
-            notes=(
-                f"Which LoRA of the prompt is the {wishes.kind} one? Write its name into the box; "
-                f"found: {there}.",
-            )
-        )
-    if facts is None:
-        return Setup(notes=("No checkpoint is loaded. Choose one first.",))
-    try:
-        recipe = student.recipe(
-            facts.family,
-            facts.prediction,
-            shift=facts.shift,
-            zero_terminal_snr=facts.zero_terminal_snr,
-        )
-    except DPDMDError as error:
-        return Setup(None, (named[0].name,), (str(error),))
-    notes = (student.hint,) if student.hint else ()
-    return Setup(recipe, (named[0].name,), notes)
+        if lora.recipe is not None or lora.kind:
+            found.append(replace(lora, name=tag.name, strength=tag.strength))
+    return found, notes

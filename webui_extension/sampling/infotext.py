@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ...core.recipe.anchored import GUIDED, ONE_PLAIN
 from ...core.recipe.known_students import KNOWN_STUDENTS
-from .auto_setup import FROM_FILE, GUIDED, OFF, ONE_PLAIN, Wishes
+from .auto_setup import FROM_FILE, OFF, Wishes
 
 FOUND, KIND, LORA, ANCHORED = "DP-DMD", "DP-DMD kind", "DP-DMD LoRA", "DP-DMD anchored"
 SWITCHED_OFF = "off"

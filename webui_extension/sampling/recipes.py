@@ -1,71 +1,63 @@
-"""The recipe of the LoRAs in use, or the usual grid of the checkpoint's family."""
+"""What the web UI says of its LoRAs, for `core.recipe.resolve`, and its words for that."""
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from ...core.errors import DPDMDError, SettingsError
+from ...core.errors import DPDMDError
 from ...core.files.tensor_file import read_header
-from ...core.recipe.few_step import FAMILY_LABELS, check_fit, default_recipe
-from ...core.recipe.recipe import Recipe, read_recipe
-from .. import host
+from ...core.recipe.resolve import Asked, LoraFacts, ModelFacts, Resolved, Words, resolve
+from ..host import loras
+
+WORDS = Words(
+    model="checkpoint",
+    kinds="Kind of few-step LoRA",
+    other_family="Choose another sampler for it.",
+    other_sampling="Choose another sampler for it.",
+)
 
 
-def recipe_of(path: Path) -> Recipe | None:
-    """The recipe in a LoRA file, None if it has none or is no such file.
+def lora_in(path: Path) -> LoraFacts:
+    """What a LoRA file says of itself; nothing if there is no such file.
 
     Raises:
-        RecipeError: the recipe is broken or of a newer version.
+        RecipeError: its recipe is broken or of a newer version.
     """
     try:
         state = path.stat()
     except OSError:
-        return None
+        return LoraFacts()
     return _read(str(path), state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _read(path: str, size: int, changed: int) -> Recipe | None:
+def _read(path: str, size: int, changed: int) -> LoraFacts:
     try:
         metadata = read_header(Path(path)).metadata
     except DPDMDError:
-        return None  # a pickle, or damaged: the host says so itself
-    return read_recipe(metadata)
+        return LoraFacts()  # a pickle, or damaged: the host says so itself
+    return LoraFacts.of(metadata, Path(path).stem).read()
 
 
-def active_recipe() -> Recipe | None:
-    """The recipe of the few-step LoRA of the running generation; the first one if there are two."""
-    for lora in host.active_loras():
+def active_loras() -> list[LoraFacts]:
+    """The few-step LoRAs of the running generation that can be read."""
+    found = []
+    for lora in loras.active_loras():
         with contextlib.suppress(DPDMDError):  # said by the set-up script
-            recipe = recipe_of(lora.path)
-            if recipe is not None:
-                return recipe
-    return None
+            found.append(replace(lora_in(lora.path), name=lora.name, strength=lora.strength))
+    return found
 
 
-def recipe_for(facts: host.ModelFacts | None) -> Recipe:
-    """What the loaded checkpoint is sampled by: its LoRA's recipe, or its family's usual grid.
+def in_force(facts: ModelFacts | None, asked: Asked) -> Resolved:
+    """What the running generation is sampled by: its LoRA's recipe, or its family's usual grid.
+
+    Args:
+        facts: of the checkpoint, None while none is loaded.
 
     Raises:
-        LoraError: the recipe is for another family or prediction.
-        SettingsError: no checkpoint is loaded, or one that is none of ours.
+        DPDMDError: as `core.recipe.resolve.resolve`.
     """
-    if facts is None:
-        raise SettingsError("No checkpoint is loaded. Choose one and generate again.")
-    recipe = active_recipe()
-    if recipe is not None:
-        check_fit(recipe, facts.family, facts.prediction)
-        return recipe
-    if facts.family not in FAMILY_LABELS:
-        raise SettingsError(
-            "The DP-DMD sampler does not know this kind of checkpoint; expected "
-            f"{', '.join(FAMILY_LABELS.values())}. Choose another sampler for it."
-        )
-    return default_recipe(
-        facts.family,
-        facts.prediction,
-        shift=facts.shift,
-        zero_terminal_snr=facts.zero_terminal_snr,
-    )
+    return resolve(facts, active_loras(), asked, WORDS)

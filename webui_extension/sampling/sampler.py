@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.diffusion.sampler import sample_few_step
-from ...core.recipe.anchored import divided_step, trained_anchor_steps
-from ...core.recipe.few_step import Plan, plan, schedule_of
+from ...core.recipe.anchored import AskedAnchor, anchored_plan
+from ...core.recipe.few_step import Plan
 from ...core.recipe.recipe import Recipe
-from .. import host
+from ...core.recipe.resolve import Asked
+from ..host import loras, models, options, samplers, scripts
 from . import attention
 from .generation import (
     Anchor,
@@ -20,9 +23,9 @@ from .generation import (
     attention_of,
     has_own_recipe,
     is_anchored,
-    recipe_of_generation,
+    resolved,
 )
-from .recipes import recipe_for
+from .recipes import in_force
 
 NAME = "DP-DMD"
 SCHEDULER = "dp_dmd"
@@ -32,8 +35,8 @@ Callback = Callable[[dict[str, Any]], None]
 
 def register() -> None:
     """Put sampler and schedule type into the host's lists; may be called any number of times."""
-    host.register_scheduler(SCHEDULER, NAME, schedule)
-    host.register_sampler(NAME, _make, {"scheduler": SCHEDULER})
+    samplers.register_scheduler(SCHEDULER, NAME, schedule)
+    samplers.register_sampler(NAME, _make, {"scheduler": SCHEDULER})
 
 
 def _make(model: Any) -> Any:
@@ -48,8 +51,7 @@ def schedule(
     Raises:
         DPDMDError: the checkpoint is none of ours, or the LoRA is for another kind.
     """
-    recipe = recipe_for(host.model_facts(inner_model.sigmas))
-    return plan(recipe, steps=n).sigmas.to(device)
+    return in_force(models.model_facts(inner_model.sigmas), Asked(steps=n)).plan.sigmas.to(device)
 
 
 def few_step(
@@ -61,70 +63,74 @@ def few_step(
     disable: bool | None = None,
 ) -> Tensor:
     """The few-step solver as the host calls samplers: one evaluation a step at CFG 1."""
-    arguments = dict(extra_args or {})
-    recipe = recipe_of_generation(model.p, model.inner_model.sigmas)
+    recipe = resolved(model.p, model.inner_model.sigmas).recipe
+    call = Call(model, recipe, dict(extra_args or {}), callback)
     if getattr(getattr(model, "sampler", None), "dpdmd_from_noise", False):
-        x = x * host.start_factor(sigmas[0], recipe.prediction == "flow").to(x)
+        x = x * samplers.start_factor(sigmas[0], recipe.prediction == "flow").to(x)
     anchor = anchor_of(model.p)
     with attention.during(attention_of(model.p)):
         if anchor is not None and len(sigmas) > 2:
-            return anchored(model, x, sigmas, recipe, anchor, arguments, callback)
+            return anchored(call, x, sigmas, anchor)
         if is_anchored(model.p):  # nothing left to it here
-            arguments["cond_scale"] = recipe.guidance_scale
-        host.set_total_steps(model, len(sigmas) - 1)
-        return _student_part(model, x, sigmas, recipe, arguments, callback)
+            call = call.guided(recipe.guidance_scale)
+        samplers.set_total_steps(model, len(sigmas) - 1)
+        return _student_part(call, x, sigmas)
 
 
-def _student_part(
-    model: Any,
-    x: Tensor,
-    sigmas: Tensor,
-    recipe: Recipe,
-    arguments: dict[str, Any],
-    callback: Callback | None,
-) -> Tensor:
-    noise = host.noise_sampler(x) if recipe.solver == "sde" else None
-    scale = float(arguments.get("cond_scale", 1.0))
-    with host.without_negative(model, scale, arguments.get("cond")):
+@dataclass(frozen=True)
+class Call:
+    """One call of the sampler by the host, its arguments and its callback, by a recipe."""
+
+    model: Any
+    recipe: Recipe
+    arguments: dict[str, Any]
+    callback: Callback | None
+
+    def guided(self, scale: float) -> Call:
+        """The same at another guidance."""
+        return replace(self, arguments={**self.arguments, "cond_scale": scale})
+
+    def without_negative(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the negative prompt is left out where the guidance is off."""
+        scale = float(self.arguments.get("cond_scale", 1.0))
+        return samplers.without_negative(self.model, scale, self.arguments.get("cond"))
+
+
+def _student_part(call: Call, x: Tensor, sigmas: Tensor) -> Tensor:
+    recipe = call.recipe
+    noise = samplers.noise_sampler(x) if recipe.solver == "sde" else None
+    with call.without_negative():
         return sample_few_step(
-            model, x, sigmas, arguments, callback,
+            call.model, x, sigmas, call.arguments, call.callback,
             solver=recipe.solver, noise_sampler=noise, flow=recipe.prediction == "flow",
         )  # fmt: skip
 
 
-def anchored(
-    model: Any,
-    x: Tensor,
-    sigmas: Tensor,
-    recipe: Recipe,
-    anchor: Anchor,
-    arguments: dict[str, Any],
-    callback: Callback | None,
-) -> Tensor:
+def anchored(call: Call, x: Tensor, sigmas: Tensor, anchor: Anchor) -> Tensor:
     """The first step by the base model in small guided ones, the rest by the student.
 
-    `core.anchored` says why this brings diversity back and how the state is handed over.
+    `core.recipe.anchored` says why this brings diversity back and how the state is handed over.
     """
-    parts = anchor.steps or trained_anchor_steps(recipe, float(sigmas[1]))
-    base_sigmas = divided_step(schedule_of(recipe), sigmas[:2], parts)
-    host.set_total_steps(model, parts + len(sigmas) - 2)
-    base = {**arguments, "cond_scale": anchor.guidance}
-    student = {**arguments, "cond_scale": recipe.guidance_scale}
+    recipe = call.recipe
+    alone = Plan(sigmas, recipe.guidance_scale, recipe.solver)
+    both = anchored_plan(recipe, alone, AskedAnchor(steps=anchor.steps, guidance=anchor.guidance))
+    parts = len(both.base_sigmas) - 1
+    samplers.set_total_steps(call.model, both.num_steps)
+    base, student = call.guided(both.base_guidance), call.guided(both.guidance_scale)
 
     def later(step: dict[str, Any]) -> None:
-        if callback is not None:
-            callback({**step, "i": step["i"] + parts})
+        if call.callback is not None:
+            call.callback({**step, "i": step["i"] + parts})
 
-    with host.lora_beside_layers():
-        plain = host.without_negative(model, anchor.guidance, arguments.get("cond"))
-        with host.loras_off(anchor.loras), plain:
-            x = sample_few_step(model, x, base_sigmas, base, callback)
-        return _student_part(model, x, sigmas[1:], recipe, student, later)
+    with loras.lora_beside_layers():
+        with loras.loras_off(anchor.loras), base.without_negative():
+            x = sample_few_step(base.model, x, both.base_sigmas, base.arguments, base.callback)
+        return _student_part(replace(student, callback=later), x, both.student_sigmas)
 
 
 def sampler_class() -> type:
     """The host's sampler class with starts of our own."""
-    base: Any = host.sampler_base()
+    base: Any = samplers.sampler_base()
 
     class FewStepSampler(base):
         """Starts from unit variance, and image to image at levels the LoRA was trained at."""
@@ -132,24 +138,23 @@ def sampler_class() -> type:
         dpdmd_from_noise = False
         dpdmd_levels: Tensor | None = None
 
-        def get_sigmas(self, p: host.Processing, steps: int) -> Tensor:
+        def get_sigmas(self, p: scripts.Processing, steps: int) -> Tensor:
             """The host's levels, or those of `sample_img2img`."""
             if self.dpdmd_levels is not None:
                 return self.dpdmd_levels
             if has_own_recipe(p) and uses_own_schedule(p):
                 p.extra_generation_params["Schedule type"] = NAME
-                recipe = recipe_of_generation(p, self.model_wrap.sigmas)
-                return plan(recipe, steps=steps).sigmas
+                return resolved(p, self.model_wrap.sigmas, Asked(steps=steps)).plan.sigmas
             return super().get_sigmas(p, steps)
 
-        def sample(self, p: host.Processing, *inputs: Any, **options: Any) -> Any:
+        def sample(self, p: scripts.Processing, *inputs: Any, **options: Any) -> Any:
             """Text to image."""
             self.dpdmd_from_noise, self.dpdmd_levels = True, None
             return super().sample(p, *inputs, **options)
 
         def sample_img2img(
             self,
-            p: host.Processing,
+            p: scripts.Processing,
             x: Tensor,
             noise: Tensor,
             conditioning: Any,
@@ -163,7 +168,7 @@ def sampler_class() -> type:
             if uses_own_schedule(p):
                 part = partial_plan(p, self.model_wrap.sigmas, steps or p.steps)
                 # the host cuts the grid by a rule of its own: what it cuts off stands in front
-                filler = whole[:1].repeat(host.skipped_levels(p, steps))
+                filler = whole[:1].repeat(samplers.skipped_levels(p, steps))
                 self.dpdmd_levels = torch.cat([filler, part.sigmas.to(whole)])
             try:
                 return super().sample_img2img(
@@ -176,19 +181,18 @@ def sampler_class() -> type:
     return FewStepSampler
 
 
-def uses_own_schedule(p: host.Processing) -> bool:
+def uses_own_schedule(p: scripts.Processing) -> bool:
     """Whether the generation, in its present pass, has our schedule type."""
     named = getattr(p, "hr_scheduler", None) if getattr(p, "is_hr_pass", False) else None
     named = named or getattr(p, "scheduler", None)
     return named in (None, "", "Automatic", "Use same scheduler", NAME, SCHEDULER)
 
 
-def partial_plan(p: host.Processing, sigmas: Tensor, steps: int) -> Plan:
+def partial_plan(p: scripts.Processing, sigmas: Tensor, steps: int) -> Plan:
     """The levels of an image to image pass, said in the infotext."""
-    exact = bool(host.option(EXACT_STRENGTH, False))
-    recipe = recipe_of_generation(p, sigmas)
+    exact = bool(options.option(EXACT_STRENGTH, False))
     strength = min(1.0, max(float(p.denoising_strength), 1 / steps if not exact else 1e-3))
-    part = plan(recipe, steps=steps, denoise=strength, exact=exact)
+    part = resolved(p, sigmas, Asked(steps=steps, denoise=strength, exact=exact)).plan
     if exact:
         p.extra_generation_params[EXACT_STRENGTH_TEXT] = True
     p.extra_generation_params["DP-DMD image steps"] = f"{part.num_steps} of {steps}"

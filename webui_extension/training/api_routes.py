@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ...app.api import MAX_BODY_BYTES, PREFIX, Response
 from ...app.api.exchange import error_response
 from ...app.api.guard import LOCAL_NAMES, host_name
-from .. import host
+from ..host import folders, page
 
 if TYPE_CHECKING:
     from ...app.api.handler import Api
@@ -32,7 +32,7 @@ OTHER_NAME = (
 
 def register() -> None:
     """Answer requests once the host's server is there, after each UI reload again."""
-    host.on_started(lambda app: host.serve(app, PREFIX, MAX_BODY_BYTES, answer))
+    page.on_started(lambda app: page.serve(app, PREFIX, MAX_BODY_BYTES, answer))
 
 
 def answer(
@@ -43,7 +43,7 @@ def answer(
     headers: Mapping[str, str],
 ) -> Response:
     """The answer to one request; see `Api.handle`."""
-    refused = refusal(headers, host.credentials(), public=host.is_public())
+    refused = refusal(headers, page.credentials(), public=page.is_public())
     return refused or _api().handle(method, path, query, body, headers)
 
 
@@ -90,4 +90,4 @@ def _api() -> Api:
     from ...app.library.choices import ASSETS
     from .settings import lora_folder
 
-    return Api(lambda: [*host.model_folders(), ASSETS], lora_folder)
+    return Api(lambda: [*folders.model_folders(), ASSETS], lora_folder)

@@ -17,7 +17,7 @@ from ...core.errors import DPDMDError
 from ...core.files import atomic_write
 from ...core.files.tensor_file import read_header
 from ...core.recipe.recipe import Recipe, read_recipe, usage_hint
-from .. import host
+from ..host import folders, loras, models
 
 ENDED = ("finished", "stopped")
 MARK = "webui-card"
@@ -33,8 +33,8 @@ def welcome(every: Iterable[Job]) -> None:
             dress(path, job.path)
             atomic_write.write_text(job.path / MARK, _version(path))
     if new:
-        with host.generating():
-            host.relist_loras()
+        with models.generating():
+            loras.relist_loras()
 
 
 def _new_lora(job: Job) -> Path | None:
@@ -44,7 +44,7 @@ def _new_lora(job: Job) -> Path | None:
         return None
     path = Path(lora)
     try:
-        if not is_inside(resolved(lora), resolved(str(host.lora_folder()))):
+        if not is_inside(resolved(lora), resolved(str(folders.lora_folder()))):
             return None
         mark = job.path / MARK
         seen = mark.read_text(encoding="utf-8") if mark.exists() else ""

@@ -15,7 +15,7 @@ from typing import Any
 from ...app import jobs
 from ...app.jobs import LIVE, Job
 from ...app.jobs.queue import waiting
-from .. import host
+from ..host import models, options, page, scripts
 from .settings import FREE_MEMORY
 
 PAUSE, BUSY_PAUSE = 3.0, 1.0
@@ -78,7 +78,7 @@ class Keeper:
                 self._after(every)
                 self._seen = states
         promised = time.monotonic() < self._promised_until
-        self._adjust(bool(host.option(FREE_MEMORY, True)) and (busy or promised))
+        self._adjust(bool(options.option(FREE_MEMORY, True)) and (busy or promised))
         return busy
 
     def _may_have_changed(self) -> bool:
@@ -88,14 +88,14 @@ class Keeper:
         return going or jobs.worker_lives() or bool(waiting())
 
     def _adjust(self, wanted: bool) -> None:
-        if wanted and not self._lent and host.has_model():
-            with host.generating():
+        if wanted and not self._lent and models.has_model():
+            with models.generating():
                 self._lent = True  # before, so that it comes back if this fails half-way
-                host.unload_model()
+                models.unload_model()
         elif self._lent and not wanted:
-            with host.generating():
+            with models.generating():
                 if self._lent:  # a generation may have been first
-                    host.reload_model()
+                    models.reload_model()
                     self._lent = False
         if wanted:
             self._free.set()
@@ -104,14 +104,14 @@ class Keeper:
         """Free the memory for a run that is about to be queued; waits a moment until it is."""
         self._free.clear()
         self._promised_until = time.monotonic() + PROMISE_SECONDS
-        if self._thread is not None and host.option(FREE_MEMORY, True):
+        if self._thread is not None and options.option(FREE_MEMORY, True):
             self._wake.set()
             self._free.wait(WAIT_SECONDS)
 
     def before_generation(self) -> None:
         """Bring the model back for a generation, which holds the host's lock."""
         if self._lent:
-            host.reload_model()
+            models.reload_model()
             self._lent = False
 
 
@@ -130,13 +130,13 @@ keeper = Keeper(_after)
 
 def register() -> None:
     """Look after the memory from the host's start on, and before each generation."""
-    host.add_script(make_script)
-    host.on_started(lambda app: keeper.start())
+    scripts.add_script(make_script)
+    page.on_started(lambda app: keeper.start())
 
 
 def make_script() -> type:
     """The host's kind of script; it has no controls."""
-    base: Any = host.script_base()
+    base: Any = scripts.script_base()
 
     class DPDMDMemoryScript(base):
         """Gives a generation its model back while a training run has the memory."""
@@ -147,9 +147,9 @@ def make_script() -> type:
 
         def show(self, is_img2img: bool) -> Any:
             """In both tabs, always."""
-            return host.always_visible()
+            return scripts.always_visible()
 
-        def before_process(self, p: host.Processing, *values: Any) -> None:
+        def before_process(self, p: scripts.Processing, *values: Any) -> None:
             """Called by the host before a generation."""
             keeper.before_generation()
 

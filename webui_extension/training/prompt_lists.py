@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...app.prompts.reading import read_prompts
 from ...core.errors import PromptError
-from .. import host
+from ..host import folders
 
 STYLES = "Your styles"
 MOST = 200
@@ -34,7 +34,7 @@ def read(name: str) -> str:
 
 def _styles() -> list[str]:
     """Each style once, without the place where a prompt is put into it."""
-    texts = (" ".join(text.replace("{prompt}", "").split()) for text in host.style_prompts())
+    texts = (" ".join(text.replace("{prompt}", "").split()) for text in folders.style_prompts())
     cleaned = (text.strip(" ,") for text in texts)
     return list(dict.fromkeys(text for text in cleaned if text))
 
@@ -42,7 +42,7 @@ def _styles() -> list[str]:
 def _wildcards() -> dict[str, Path]:
     """Name -> file; sd-dynamic-prompts and its relatives keep them in a folder of that name."""
     found = {}
-    for extension, folder in host.extension_folders():
+    for extension, folder in folders.extension_folders():
         place = folder / "wildcards"
         for path in sorted(place.rglob("*.txt"))[:MOST] if place.is_dir() else []:
             found[f"Wildcards: {path.relative_to(place).with_suffix('')} ({extension})"] = path

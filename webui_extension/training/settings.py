@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import host
+from ..host import folders, options
 from ..sampling.accordion import AUTO_SETUP
 from ..sampling.sampler import EXACT_STRENGTH, EXACT_STRENGTH_TEXT
 
@@ -42,16 +42,16 @@ SETTINGS = (
 
 def register() -> None:
     """Have the host show our settings."""
-    host.on_settings(add)
+    options.on_settings(add)
 
 
 def add() -> None:
     """Put our settings on the page."""
     for setting in SETTINGS:
-        host.add_setting(SECTION, setting)
+        options.add_setting(SECTION, setting)
 
 
 def lora_folder() -> Path:
     """Where new LoRAs go."""
-    chosen = str(host.option(LORA_FOLDER, "") or "").strip()
-    return Path(chosen).expanduser() if chosen else host.lora_folder()
+    chosen = str(options.option(LORA_FOLDER, "") or "").strip()
+    return Path(chosen).expanduser() if chosen else folders.lora_folder()

@@ -10,7 +10,7 @@ from ...app.gui import studio
 from ...app.gui.widgets.html import piece
 from ...app.library import surroundings
 from ...app.library.surroundings import Surroundings
-from .. import host
+from ..host import folders, page
 from . import prompt_lists, settings
 from .memory import keeper
 
@@ -19,17 +19,17 @@ TITLE, ID = "DP-DMD", "dpdmd"
 
 def register() -> None:
     """Give the host the tab."""
-    host.on_tabs(tabs)
+    page.on_tabs(tabs)
 
 
 def around(*, listed: bool = True) -> Surroundings:
     """What the host tells the pages."""
     return Surroundings(
         listed=listed,
-        folders=lambda: [*host.model_folders(), settings.lora_folder()],
-        checkpoints=host.checkpoints,
+        folders=lambda: [*folders.model_folders(), settings.lora_folder()],
+        checkpoints=folders.checkpoints,
         lora_folder=settings.lora_folder,
-        checkpoint=host.chosen_checkpoint,
+        checkpoint=folders.chosen_checkpoint,
         prompt_lists=prompt_lists.names,
         read_prompts=prompt_lists.read,
         before_start=keeper.before_start,

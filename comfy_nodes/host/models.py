@@ -1,0 +1,116 @@
+"""What a MODEL is: its family and schedule, what is attached to it, its attention, its device."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import SettingsError
+from ...core.recipe.resolve import ModelFacts
+
+Model = Any
+"""A ComfyUI ModelPatcher."""
+RECIPE_ATTACHMENT = "dpdmd_recipe"
+"""Recipe text on a MODEL; unlike `lora_metadata` it survives LoRAs that are loaded later."""
+
+
+def model_facts(model: Model) -> ModelFacts:
+    """Family, prediction and schedule of a MODEL; SettingsError if it is no ordinary one."""
+    inner = getattr(model, "model", None)
+    if inner is None or not hasattr(model, "get_model_object"):
+        raise SettingsError(
+            f"This MODEL ({type(model).__name__}) comes from a loader that does not give ComfyUI's "
+            "own kind of model. Load the checkpoint with Load Checkpoint."
+        )
+    sampling = model.get_model_object("model_sampling")
+    prediction = _prediction(sampling)
+    return ModelFacts(
+        family=_family(inner),
+        prediction=prediction,
+        shift=float(sampling.shift)
+        if prediction == "flow" and hasattr(sampling, "shift")
+        else None,
+        zero_terminal_snr=bool(getattr(sampling, "zsnr", False)),
+        name=type(inner).__name__,
+    )
+
+
+PREDICTIONS = (("EPS", "eps"), ("V_PREDICTION", "v"), ("CONST", "flow"), ("X0", "x0"))
+
+
+OTHER_SAMPLING = {"EDM", "LCM", "IMG_TO_IMG", "IMG_TO_IMG_FLOW", "ModelSamplingContinuousEDM"}
+"""Classes derived from those above that mean something else."""
+
+
+def _prediction(sampling: Any) -> str:
+    kinds = {kind.__name__ for kind in type(sampling).__mro__}
+    if kinds & OTHER_SAMPLING:
+        return ""
+    return next((name for kind, name in reversed(PREDICTIONS) if kind in kinds), "")
+
+
+def _family(inner: Any) -> str:
+    kinds = [kind.__name__ for kind in type(inner).__mro__]
+    if kinds[0] in ("SD3", "SDXL"):
+        return kinds[0].lower()
+    unet = getattr(getattr(inner, "model_config", None), "unet_config", {}) or {}
+    is_sd1 = kinds[0] == "BaseModel" and unet.get("context_dim") == 768
+    return "sd1" if is_sd1 and unet.get("adm_in_channels") is None else ""
+
+
+def attachment(model: Model, key: str) -> Any:
+    """What somebody attached to a MODEL under that key, None for nothing."""
+    found = getattr(model, "get_attachment", None)
+    return found(key) if found is not None else getattr(model, "attachments", {}).get(key)
+
+
+def attach(model: Model, key: str, value: Any) -> None:
+    """Attach something to a MODEL that is a clone of one's own."""
+    if hasattr(model, "set_attachments"):
+        model.set_attachments(key, value)
+    else:
+        model.attachments[key] = value
+
+
+def checkpoint_of(model: Model) -> Path | None:
+    """The file that a MODEL was loaded from, where the host remembers it."""
+    made_by = getattr(model, "cached_patcher_init", None)
+    first = made_by[1][0] if made_by and len(made_by) > 1 and made_by[1] else None
+    return Path(first) if isinstance(first, str) and Path(first).is_file() else None
+
+
+def changed_objects(model: Model) -> list[str]:
+    """Names of parts that somebody replaced on a MODEL, such as its sampling."""
+    return sorted(getattr(model, "object_patches", {}) or {})
+
+
+def with_attention(model: Model, function: Callable[..., Tensor]) -> Model:
+    """A clone of the MODEL whose attention is `function(original, q, k, v, heads, ...)`."""
+    patched = model.clone()
+    options = patched.model_options.setdefault("transformer_options", {})
+    patched.model_options["transformer_options"] = {
+        **options, "optimized_attention_override": function,
+    }  # fmt: skip
+    return patched
+
+
+def attention_in_force() -> str:
+    """The attention that this ComfyUI was started with, in its own word."""
+    import comfy.ldm.modules.attention as attention
+
+    return getattr(attention.optimized_attention, "__name__", "unknown").removeprefix("attention_")
+
+
+def load_device(model: Model) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype that a MODEL's network runs with."""
+    inner = model.model
+    dtype = getattr(inner, "manual_cast_dtype", None)
+    if dtype is None:
+        dtype = inner.get_dtype() if hasattr(inner, "get_dtype") else torch.float32
+    return torch.device(model.load_device), dtype

@@ -1,0 +1,85 @@
+"""While a node runs: memory, progress, interrupts, what it shows."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+
+def free_memory() -> None:
+    """Take the host's models off the device; it loads them again when it needs them."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
+def device_memory() -> int:
+    """Bytes of the graphics card; 0 where the host runs without one."""
+    import comfy.model_management
+
+    device = comfy.model_management.get_torch_device()
+    kind = getattr(device, "type", "cpu")
+    return 0 if kind in ("cpu", "mps") else int(comfy.model_management.get_total_memory(device))
+
+
+def progress_bar(total: int, node_id: str | None) -> Any:
+    """A progress bar of a node; `show_progress` moves it."""
+    import comfy.utils
+
+    takes_node = "node_id" in inspect.signature(comfy.utils.ProgressBar.__init__).parameters
+    return comfy.utils.ProgressBar(total, **({"node_id": node_id} if takes_node else {}))
+
+
+def show_progress(bar: Any, done: int, total: int, picture: Any = None) -> None:
+    """Move a progress bar, with a PIL picture to show on the node, if there is one."""
+    preview = None if picture is None else ("JPEG", picture, max(picture.size))
+    bar.update_absolute(done, max(1, total), preview)
+
+
+def notify(node_id: str | None, text: str) -> None:
+    """Write a line on a node while it runs, where the host has a place for it."""
+    import server
+
+    instance = getattr(server.PromptServer, "instance", None)
+    send = getattr(instance, "send_progress_text", None)
+    if node_id is not None and send is not None:
+        send(text, node_id)
+
+
+def check_interrupt() -> None:
+    """Raise the host's own exception if the person pressed Cancel. It is no `Exception`."""
+    import comfy.model_management
+
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether that is what `check_interrupt` raises."""
+    import comfy.model_management
+
+    return isinstance(error, comfy.model_management.InterruptProcessingException)
+
+
+def blocked() -> Any:
+    """An output that makes the host leave out what needs it; None where it has no such thing."""
+    try:
+        from comfy_execution.graph_utils import ExecutionBlocker
+    except ImportError:
+        return None
+    return ExecutionBlocker(None)
+
+
+def show_picture(picture: Any) -> dict[str, str]:
+    """A PIL picture in the host's folder for previews; what a node's "images" output names."""
+    import folder_paths
+
+    place = folder_paths.get_temp_directory()
+    full, name, count, subfolder, _ = folder_paths.get_save_image_path("dpdmd", place)
+    file = f"{name}_{count:05}_.png"
+    Path(full).mkdir(parents=True, exist_ok=True)
+    picture.save(Path(full) / file, compress_level=1)
+    return {"filename": file, "subfolder": subfolder, "type": "temp"}

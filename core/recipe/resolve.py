@@ -1,0 +1,279 @@
+"""What a few-step LoRA is sampled by: one answer for all hosts.
+
+A host says what it sees (the model, the LoRAs on it) and what the user asks for. It gets the noise
+levels, guidance and solver, and all that the user should know. Hosts only convert; what is decided,
+and the words in which it is said, are here.
+
+In force is the kind of LoRA that the user names; without one, what the first few-step LoRA's own
+file says; and failing that, the usual grid of the model's family. Where a file has no recipe but
+its metadata name a known kind of another maker, the user is told which, and chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..errors import SettingsError
+from .few_step import FAMILY_LABELS, Plan, check_fit, default_recipe, plan
+from .known_students import KNOWN_STUDENTS, recognise
+from .recipe import METADATA_KEY, Recipe
+
+FILE, KIND, USUAL = "file", "kind", "usual"
+"""Where a recipe comes from: the LoRA's file, the kind the user named, the family's usual grid."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a host's model is.
+
+    Attributes:
+        family: "" for one that is none of ours.
+        prediction: "" for one that samples in a way that is not known here.
+        shift: of a flow; None is the family's.
+        zero_terminal_snr: None where the host does not know it yet.
+        name: what the host calls this kind of model, "" where it has no word.
+    """
+
+    family: str
+    prediction: str
+    shift: float | None = None
+    zero_terminal_snr: bool | None = False
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """What is known of a LoRA on the model.
+
+    Attributes:
+        name: what the host calls it, "" where it does not know.
+        recipe: of its file, or its text there, which is read only if it decides; None for none.
+        strength: at which it is on; None where the host does not know.
+        kind: the known few-step LoRA of another maker that its metadata name, "" for none.
+    """
+
+    name: str = ""
+    recipe: Recipe | str | None = None
+    strength: float | None = None
+    kind: str = ""
+
+    @staticmethod
+    def of(metadata: Mapping[str, object], filename: str = "") -> LoraFacts:
+        """What a file's metadata say; its recipe is not read yet."""
+        texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
+        return LoraFacts(recipe=texts.get(METADATA_KEY), kind=recognise(texts, filename) or "")
+
+    def read(self) -> LoraFacts:
+        """The same with its recipe read.
+
+        Raises:
+            RecipeError: the recipe is broken or of a newer version.
+        """
+        text = self.recipe
+        return replace(self, recipe=Recipe.from_json(text)) if isinstance(text, str) else self
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asks for.
+
+    Attributes:
+        kind: a name of `KNOWN_STUDENTS`, or "" for what the LoRA's file says.
+        steps: 0 takes the recipe's.
+        denoise: share of the trajectory to redo, in (0, 1].
+        exact: start at that very level instead of the trained one nearest to it.
+    """
+
+    kind: str = ""
+    steps: int = 0
+    denoise: float = 1.0
+    exact: bool = False
+
+
+AS_TRAINED = Asked()
+"""What the LoRA says, from start to end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What a host calls things, and what its users can do.
+
+    Attributes:
+        model: its word for a model.
+        kinds: where the user chooses the kind of a LoRA.
+        other_family: advice for a model of another family.
+        other_sampling: advice for a model that samples in an unknown way.
+        predictions: prediction -> advice for a model that seems to predict something else.
+        zero_terminal_snr: advice for a model with another end than the LoRA's, with {wanted}
+            for "on" or "off".
+        no_recipe: note for the usual grid, with {steps}, {family} and {advice}; "" for none.
+    """
+
+    model: str
+    kinds: str
+    other_family: str
+    other_sampling: str
+    predictions: Mapping[str, str] = field(default_factory=dict)
+    zero_terminal_snr: str = ""
+    no_recipe: str = ""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What to sample by.
+
+    Attributes:
+        recipe: in force.
+        origin: where it comes from, `FILE`, `KIND` or `USUAL`.
+        plan: levels, guidance and solver for what is asked, with everything to tell the user.
+    """
+
+    recipe: Recipe
+    origin: str
+    plan: Plan
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know, a sentence or two each."""
+        return self.plan.notes
+
+
+def resolve(
+    facts: ModelFacts | None, loras: Sequence[LoraFacts], asked: Asked, words: Words
+) -> Resolved:
+    """What to sample a model with these LoRAs by.
+
+    Args:
+        facts: None before a model is loaded: a file's recipe is then taken as it is.
+        loras: in the host's order; the first with a recipe decides.
+
+    Raises:
+        LoraError: the recipe is for another family or prediction.
+        RecipeError: the recipe is broken or of a newer version.
+        SettingsError: there is no model or none of ours, the kind does not exist for it, or the
+            steps or the denoise cannot be.
+    """
+    few_step = [lora for lora in loras if lora.recipe is not None or lora.kind]
+    with_recipe = [lora for lora in few_step if lora.recipe is not None]
+    steps = asked.steps
+    if asked.kind:
+        # a maker's own grid for that number of steps, in place of another spaced alike
+        recipe, notes, origin, steps = *_of_kind(facts, asked, words), KIND, 0
+    elif with_recipe:
+        recipe, notes, origin = *_of_file(facts, with_recipe, words), FILE
+        notes = [*([_twice_note(few_step, words)] if len(few_step) > 1 else []), *notes]
+    else:
+        recipe, notes, origin = *_usual(facts, few_step, words), USUAL
+    found = plan(recipe, steps=steps, denoise=asked.denoise, exact=asked.exact)
+    return Resolved(recipe, origin, replace(found, notes=(*notes, *found.notes)))
+
+
+def _of_kind(facts: ModelFacts | None, asked: Asked, words: Words) -> tuple[Recipe, list[str]]:
+    facts = _loaded(facts, words)
+    student = KNOWN_STUDENTS[asked.kind]
+    recipe = student.recipe(
+        facts.family,
+        facts.prediction,
+        shift=facts.shift,
+        zero_terminal_snr=bool(facts.zero_terminal_snr),
+        num_steps=asked.steps,
+    )
+    return recipe, [student.hint] if student.hint else []
+
+
+def _of_file(
+    facts: ModelFacts | None, loras: Sequence[LoraFacts], words: Words
+) -> tuple[Recipe, list[str]]:
+    recipe = loras[0].read().recipe
+    assert isinstance(recipe, Recipe)
+    if facts is not None:
+        check_model(recipe, facts, words, loras[0].name)
+    notes = [_strength_note(lora) for lora in loras if lora.strength not in (None, 1.0)]
+    if facts is not None and recipe.prediction != "flow":
+        known = facts.zero_terminal_snr
+        if known is not None and known != recipe.zero_terminal_snr:
+            notes.append(_zero_snr_note(recipe, words))
+    return recipe, notes
+
+
+def _usual(
+    facts: ModelFacts | None, loras: Sequence[LoraFacts], words: Words
+) -> tuple[Recipe, list[str]]:
+    facts = _loaded(facts, words)
+    label = FAMILY_LABELS.get(facts.family)
+    if label is None:
+        kind = f"a {facts.name}" if facts.name else "of a kind"
+        raise SettingsError(
+            f"This {words.model} is {kind} that DP-DMD sampling does not know; expected "
+            f"{', '.join(FAMILY_LABELS.values())}. {words.other_family}"
+        )
+    if not facts.prediction:
+        raise SettingsError(
+            f"This {label} {words.model} is set to sample in a way that DP-DMD sampling does not "
+            f"know (such as EDM or LCM). {words.other_sampling}"
+        )
+    recipe = default_recipe(
+        facts.family,
+        facts.prediction,
+        shift=facts.shift,
+        zero_terminal_snr=bool(facts.zero_terminal_snr),
+    )
+    kind = next((lora.kind for lora in loras), "")
+    note = words.no_recipe.format(
+        steps=recipe.num_steps, family=label, advice=_kind_advice(kind, words)
+    )
+    return recipe, [note] if note else []
+
+
+def _loaded(facts: ModelFacts | None, words: Words) -> ModelFacts:
+    if facts is None:
+        raise SettingsError(f"No {words.model} is loaded. Choose one first.")
+    return facts
+
+
+def check_model(recipe: Recipe, facts: ModelFacts, words: Words, name: str = "") -> None:
+    """Raise LoraError, with the host's remedy, if a recipe is for another kind of model.
+
+    Args:
+        name: of the LoRA, for the message.
+    """
+    hint = words.predictions.get(recipe.prediction, "")
+    check_fit(recipe, facts.family, facts.prediction, name or "The LoRA", hint)
+
+
+def _twice_note(loras: Sequence[LoraFacts], words: Words) -> str:
+    """The note that several few-step LoRAs are on one model."""
+    if all(lora.name for lora in loras):
+        there = " and ".join(lora.name for lora in loras)
+        return f"{there} are both few-step LoRAs and do the same work twice: take one off."
+    return (
+        f"There are two few-step LoRAs on this {words.model}, which do the same work twice: take "
+        "one off."
+    )
+
+
+def kind_note(lora: LoraFacts, words: Words) -> str:
+    """The note on a LoRA without a recipe that is a known few-step LoRA of another maker."""
+    return f"{lora.name or 'The LoRA'} has no recipe. {_kind_advice(lora.kind, words)}"
+
+
+def _kind_advice(kind: str, words: Words) -> str:
+    advice = f"Its metadata says {kind}: choose that" if kind else "Choose its kind"
+    return f"{advice} under {words.kinds}."
+
+
+def _strength_note(lora: LoraFacts) -> str:
+    return (
+        f"{lora.name or 'The LoRA'} is at strength {lora.strength:g}; it was trained for 1.0, "
+        "where its steps and noise levels are right."
+    )
+
+
+def _zero_snr_note(recipe: Recipe, words: Words) -> str:
+    trained, wanted = ("with", "on") if recipe.zero_terminal_snr else ("without", "off")
+    advice = words.zero_terminal_snr.format(wanted=wanted)
+    return (
+        f"The LoRA was trained {trained} zero terminal SNR, and this {words.model} is set "
+        f"otherwise{': ' + advice if advice else ''}."
+    )

@@ -1,0 +1,110 @@
+"""The loaded checkpoint: what it is, where it computes, giving its memory back."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.recipe.resolve import ModelFacts
+
+FORGE_PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "const": "flow"}
+ZERO_SNR_SIGMA = 1000.0
+"""A VP model whose highest level is above this has zero terminal SNR; usual ones end at 14.6."""
+
+
+def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
+    """Facts of the loaded checkpoint; None while none is loaded.
+
+    Args:
+        sigmas: the levels of the denoiser in use, increasing; without them it is not known
+            whether the terminal SNR is zero.
+    """
+    from modules import shared
+
+    model = None if _awaits_model() else shared.sd_model
+    flags = {name: bool(getattr(model, f"is_{name}", False)) for name in ("sd1", "sdxl", "sd3")}
+    if model is None or not hasattr(model, "is_sd1"):
+        return None
+    family = next((name for name, flag in flags.items() if flag), "")
+    predictor = _predictor(model)
+    if predictor is not None:
+        prediction = FORGE_PREDICTIONS.get(str(getattr(predictor, "prediction_type", "")), "")
+        shift = getattr(predictor, "shift", None)
+    else:
+        prediction = "v" if getattr(model, "parameterization", "eps") == "v" else "eps"
+        shift = None
+    if family == "sd3":
+        prediction, shift = "flow", float(shift or 3.0)
+    else:
+        shift = None
+    zero = None if sigmas is None else float(sigmas[-1]) > ZERO_SNR_SIGMA
+    zero = False if prediction == "flow" else zero
+    return ModelFacts(family, prediction, shift, zero)
+
+
+def _awaits_model() -> bool:
+    """Whether another checkpoint is chosen than is loaded: Forge loads when it generates."""
+    from modules import sd_models
+
+    data = sd_models.model_data
+    chosen = getattr(data, "forge_loading_parameters", None)
+    return chosen is not None and str(chosen) != getattr(data, "forge_hash", None)
+
+
+def _predictor(model: Any) -> Any:
+    """Forge's description of the schedule; None elsewhere."""
+    unet = getattr(getattr(model, "forge_objects", None), "unet", None)
+    return getattr(getattr(unet, "model", None), "predictor", None)
+
+
+def skips_negative_itself() -> bool:
+    """Whether the host leaves the negative prompt out at CFG 1 of its own accord."""
+    from modules import shared
+
+    return hasattr(shared.sd_model, "forge_objects")
+
+
+def device_and_dtype() -> tuple[torch.device, torch.dtype]:
+    """Where, and in which type, the host's networks run."""
+    from modules import devices
+
+    return torch.device(devices.device), devices.dtype
+
+
+def generating() -> contextlib.AbstractContextManager[Any]:
+    """The host's lock around everything that uses its model; taken in turn."""
+    from modules import call_queue
+
+    return call_queue.queue_lock
+
+
+def has_model() -> bool:
+    """Whether a checkpoint is in memory; asking loads none."""
+    from modules import sd_models
+
+    return hasattr(sd_models.model_data.sd_model, "is_sd1")
+
+
+def unload_model() -> None:
+    """Give the graphics card's memory free; call it with the lock of `generating` held."""
+    from modules import sd_models
+
+    sd_models.unload_model_weights()
+
+
+def reload_model() -> None:
+    """Bring back what `unload_model` took, where the host does not do so itself."""
+    from modules import sd_models, shared
+
+    if hasattr(shared.sd_model, "forge_objects"):
+        return
+    back = getattr(sd_models, "load_model_to_device", None)  # reForge
+    if back is not None:
+        back()
+    elif hasattr(sd_models, "send_model_to_device"):
+        sd_models.send_model_to_device(shared.sd_model)

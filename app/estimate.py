@@ -1,8 +1,9 @@
 """What a distillation will take, before it starts: memory by arithmetic, time from earlier runs.
 
-Memory is what `benchmarks/update_memory.py` counts for the published models (weights, adapters with
-Adam's moments, activations), scaled to the settings; it was not measured on a card. What an earlier
-run with the same settings took is taken in its place. Time is known from such a run alone.
+Memory is reckoned from a few constants of each family's published model, scaled to the settings.
+They are fitted to what `tools/count_memory.py` counts, and a test holds the arithmetic to that:
+never below the count, and not far above it. It was not measured on a card. What an earlier run with
+the same settings took is taken in its place. Time is known from such a run alone.
 """
 
 from __future__ import annotations
@@ -17,65 +18,120 @@ from ..core.errors import DPDMDError
 from ..core.families import Detection, identify
 from ..core.files.tensor_file import read_header
 from .config.distill_config import DistillConfig
+from .config.knobs import AUTO
 from .library.home import home
 from .runs.directory import RunDirectory
 from .runs.facts import RunFacts, number, read_facts
 
 GIB = 2**30
+# A driver's own memory, and what an allocator rounds up and cannot use: assumed, not measured.
+DRIVER_BYTES, ALLOCATOR_SHARE = 0.6 * GIB, 0.08
 # An adapter's two moments, in copies of the adapter (float32); in 8 bit with a scale per 256.
 MOMENT_COPIES = {"adamw": 2.0, "adamw8bit": 0.5 + 2 / 256}
-# Besides activations: the gradient (float32) and a copy of the adapter in the network's format.
-GRADIENT_COPIES = 1.5
 MAX_RUNS, MIN_UPDATES, LAST_UPDATES = 50, 5, 200
 # Files of one network differ by number format and by what else they hold; small ones are others.
 SAME_MODEL = 3.0
-# Bytes a stored weight takes, the share of weights that are in stored layers, and at most what the
-# two buffers for offloaded layers take of them.
-STORED_BYTES = {"int8": 1.01, "fp8": 1.01, "nf4": 4.5 / 8}
-STORED_SHARE, OFFLOADED_SHARE = 0.98, 0.07
+# Bytes of a packed weight and its share of a scale.
+STORED_BYTES = {"int8": 1.003, "fp8": 1.003, "nf4": 4.5 / 8}
 # All that an update's time depends on, besides the model and the machine.
 SPEED_SETTINGS = (
     "num_steps", "teacher_steps", "anchor_step", "anchor_target", "num_anchored_steps",
     "objective", "gradient_steps", "batch_size", "fake_updates", "share_rollouts", "lora_layers",
     "device", "dtype", "base_weights", "offload_base", "attention", "gradient_checkpointing",
-    "micro_batch_size", "offload_optimizer", "optimizer", "shard_base",
+    "micro_batch_size", "offload_optimizer", "optimizer",
 )  # fmt: skip
 MEMORY_SETTINGS = (*SPEED_SETTINGS, "student_rank", "fake_rank")
 
 
 @dataclass(frozen=True)
-class Cost:
-    """One family's published model in 16-bit.
+class Recomputed:
+    """Activations with gradient checkpointing, in bytes.
 
-    Args:
+    Attributes:
+        per_picture: besides what grows with pixels.
+        per_pixel: of the block that is recomputed.
+        kept: for a pixel, of each student step whose graph is kept.
+    """
+
+    per_picture: float
+    per_pixel: float
+    kept: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One family's published model in 16-bit, fitted to what `tools/count_memory.py` counts.
+
+    Attributes:
         parameters: of the denoiser.
+        packed: the share of them that `base_weights` packs.
+        staying: how many stay on the device when the base is offloaded.
+        buffers: how many the two buffers for offloaded layers hold.
         per_rank: parameters of a LoRA of rank 1, by `lora_layers`.
-        fixed: bytes besides activations, gradients and copies, without gradient checkpointing.
-        per_pixel: bytes of activations for a pixel of a batch, by `lora_layers`.
-        checkpointed: bytes of activations for a pixel with gradient checkpointing.
+        per_picture: bytes of a graph's activations besides what grows with pixels, such as those
+            of its text, by `lora_layers`.
+        per_pixel: bytes of a graph's activations for a pixel, by `lora_layers`.
+        recomputed: activations with gradient checkpointing.
     """
 
     parameters: int
+    packed: float
+    staying: float
+    buffers: float
     per_rank: dict[str, int]
-    fixed: float
+    per_picture: dict[str, float]
     per_pixel: dict[str, float]
-    checkpointed: float
+    recomputed: Recomputed
 
 
+MB = 1e6
 COSTS = {
     "sd1": Cost(
-        859_520_964, {"attention": 423_936, "full": 1_050_816}, 0.13 * GIB,
-        {"attention": 4250.0, "full": 5010.0}, 1180.0,
+        parameters=859_520_964, packed=0.908, staying=2.6 * MB, buffers=59.0 * MB,
+        per_rank={"attention": 423_936, "full": 1_050_816},
+        per_picture={"attention": 10 * MB, "full": 10 * MB},
+        per_pixel={"attention": 5370.0, "full": 5735.0},
+        recomputed=Recomputed(per_picture=19 * MB, per_pixel=385.0, kept=985.0),
     ),
     "sdxl": Cost(
-        2_567_463_684, {"attention": 2_659_840, "full": 3_074_240}, 0.32 * GIB,
-        {"attention": 7340.0, "full": 8080.0}, 820.0,
+        parameters=2_567_463_684, packed=0.981, staying=9.0 * MB, buffers=59.0 * MB,
+        per_rank={"attention": 2_659_840, "full": 3_074_240},
+        per_picture={"attention": 5 * MB, "full": 20 * MB},
+        per_pixel={"attention": 8470.0, "full": 8965.0},
+        recomputed=Recomputed(per_picture=16 * MB, per_pixel=360.0, kept=690.0),
     ),
     "sd3": Cost(
-        2_469_663_936, {"attention": 1_468_416, "full": 2_033_664}, 0.88 * GIB,
-        {"attention": 9520.0, "full": 11120.0}, 820.0,
+        parameters=2_469_663_936, packed=0.899, staying=248.0 * MB, buffers=42.4 * MB,
+        per_rank={"attention": 1_468_416, "full": 2_033_664},
+        per_picture={"attention": 685 * MB, "full": 820 * MB},
+        per_pixel={"attention": 10350.0, "full": 12240.0},
+        recomputed=Recomputed(per_picture=72 * MB, per_pixel=342.0, kept=498.0),
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes alive at the worst moment of an update.
+
+    Attributes:
+        base: the frozen network as it is stored, or the two buffers for its offloaded layers.
+        adapters: both LoRAs, float32.
+        moments: Adam's, of both; offloaded ones only during a step.
+        gradients: of the adapter that is trained at that moment.
+        activations: all else: activations and intermediate results.
+    """
+
+    base: int
+    adapters: int
+    moments: int
+    gradients: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes in all."""
+        return self.base + self.adapters + self.moments + self.gradients + self.activations
 
 
 @dataclass(frozen=True)
@@ -106,7 +162,8 @@ def estimate(
     """
     like = list(_like(detection, config, checkpoint_bytes, earlier))
     measured = next((m for run in like if (m := _peak_memory(run, config))), None)
-    memory = measured or arithmetic_memory(detection, config, half_bytes or checkpoint_bytes)
+    half = half_bytes or checkpoint_bytes
+    memory = measured or arithmetic_memory(detection, config, half).peak
     seconds = next((s for run in like if (s := _seconds_per_update(run))), None)
     texts = (_memory_text(memory, measured is not None), _time_text(seconds, config.steps))
     return Estimate(memory, seconds and seconds * config.steps, " ".join(texts))
@@ -134,40 +191,59 @@ def time_of_earlier_runs(
     return seconds and seconds * config.steps, _time_text(seconds, config.steps)
 
 
-def arithmetic_memory(detection: Detection, config: DistillConfig, half_bytes: int) -> int:
-    """Bytes of weights, adapters, optimizer and activations; a model that is smaller takes less."""
+def arithmetic_memory(detection: Detection, config: DistillConfig, half_bytes: int) -> Memory:
+    """Bytes alive at the worst moment of an update: in a pass, or in an optimizer's step.
+
+    Args:
+        half_bytes: what the checkpoint's numbers take in 16 bit; a model that is smaller than the
+            published one takes less in proportion.
+    """
     cost = COSTS[detection.family]
-    number_bytes = 4 if config.dtype == "float32" or config.device == "cpu" else 2
-    scale = min(1.0, half_bytes / (2 * cost.parameters))
+    on_cpu = config.dtype == AUTO and config.device == "cpu"
+    number_bytes = 4 if config.dtype == "float32" or on_cpu else 2
+    one = 4.0 * cost.per_rank[config.lora_layers]
     ranks = config.student_rank, config.fake_rank
-    adapter = 4 * cost.per_rank[config.lora_layers]
-    moments = 0.0 if config.offload_optimizer else MOMENT_COPIES[config.optimizer]
-    width, height = max(
-        config.resolutions or [(detection.resolution, detection.resolution)],
-        key=lambda sides: sides[0] * sides[1],
-    )
-    per_pixel = (
-        cost.checkpointed if config.gradient_checkpointing else cost.per_pixel[config.lora_layers]
-    )
+    moments = one * MOMENT_COPIES[config.optimizer]
+    kept, in_step = moments * sum(ranks), 0.0
+    if config.offload_optimizer:  # those of one role, during its step
+        kept, in_step = 0.0, moments * max(ranks)
+    in_pass = _activations(cost, config, detection.resolution, number_bytes)
     parts = (
-        _base_bytes(cost.parameters, number_bytes, config),
-        adapter * ((1 + moments) * sum(ranks) + GRADIENT_COPIES * max(ranks)),
-        0.0 if config.gradient_checkpointing else cost.fixed,
-        per_pixel * number_bytes / 2 * width * height * _pictures(config) * matched_graphs(config),
+        _base_bytes(cost, number_bytes, config),
+        one * sum(ranks),
+        kept + (in_step if in_step > in_pass else 0.0),
+        one * max(ranks),
+        in_pass if in_pass >= in_step else 0.0,
     )
-    return round(scale * sum(parts))
+    scale = min(1.0, half_bytes / (2 * cost.parameters))
+    return Memory(*(round(scale * part) for part in parts))
 
 
-def _base_bytes(parameters: int, number_bytes: int, config: DistillConfig) -> float:
+def _base_bytes(cost: Cost, number_bytes: int, config: DistillConfig) -> float:
     """Bytes of the frozen network on the device, as it is stored."""
     stored = STORED_BYTES.get(config.base_weights, number_bytes)
-    share = OFFLOADED_SHARE if config.offload_base else 1.0
-    return parameters * ((1 - STORED_SHARE) * number_bytes + STORED_SHARE * stored * share)
+    if config.offload_base:  # the largest layers that are not packed need a byte a number, too
+        return cost.staying * number_bytes + cost.buffers * max(stored, number_bytes / 2)
+    return cost.parameters * ((1 - cost.packed) * number_bytes + cost.packed * stored)
 
 
-def _pictures(config: DistillConfig) -> int:
-    """How many pictures go through the network at once, guidance aside."""
-    return min(config.micro_batch_size or config.batch_size, config.batch_size)
+def _activations(cost: Cost, config: DistillConfig, own: int, number_bytes: int) -> float:
+    """Bytes of activations and intermediate results in the pass that needs most.
+
+    Without checkpointing copies of one adapter in the network's format are among them.
+    """
+    width, height = max(config.resolutions or [(own, own)], key=lambda size: size[0] * size[1])
+    pixels = width * height
+    graphs, layers = matched_graphs(config), config.lora_layers
+    pictures = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    if config.gradient_checkpointing:
+        block = cost.recomputed
+        of_one = block.per_picture + pixels * (block.per_pixel + block.kept * graphs)
+        return pictures * of_one * number_bytes / 2
+    of_one = graphs * (cost.per_picture[layers] + cost.per_pixel[layers] * pixels)
+    rank = max(config.student_rank, config.fake_rank)
+    copies = number_bytes * cost.per_rank[layers] * rank if number_bytes < 4 else 0.0
+    return pictures * of_one * number_bytes / 2 + copies
 
 
 def matched_graphs(config: DistillConfig) -> int:

@@ -24,13 +24,13 @@ from diffusers import UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.diffusion.schedule import VPSchedule
 from dpdmd_studio.core.families import family
-from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from dpdmd_studio.trainer.method.distiller import Batch, Distiller
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.model.network import NetworkCall
 from dpdmd_studio.trainer.model.roles import AdapterRoles
 from dpdmd_studio.trainer.training.batches import stream_generator
 from dpdmd_studio.trainer.training.loop import Trainer
+from live_bytes import LiveBytes
 from three_copies import ThreeCopies
 
 WIDTHS, CONTEXT = (112, 224, 448, 448), 768

@@ -21,7 +21,6 @@ from dpdmd_studio.trainer.evaluation.evaluate import (
     evaluate,
 )
 from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
-from dpdmd_studio.trainer.evaluation.measures import MeasureSet
 from dpdmd_studio.trainer.evaluation.run_evaluation import measures_for
 from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, load_checkpoint
 from dpdmd_studio.trainer.text.cache import encode_prompts
@@ -102,22 +101,13 @@ class Easel:
     def measured(
         self,
         arms: Sequence[ArmSetting],
-        more: MeasureSet | None = None,
         known: Mapping[str, Drawn] | None = None,
     ) -> dict[str, dict[str, float]]:
         """Measures by arm; the first arm is what the others are compared with.
 
         Args:
-            more: measures besides the usual ones.
             known: what has been drawn before, by arm.
         """
         measures = measures_for(self.checkpoint)
-        measures = measures + more if more else measures
         found = evaluate(self.painter, arms, self.material, measures, say, known=known)
         return {arm.name: arm.measures for arm in found}
-
-
-def diversity_against(measures: Mapping[str, float], teacher: Mapping[str, float]) -> list[float]:
-    """Each unsaid attribute's diversity as a share of the teacher's."""
-    names = [name for name in teacher if name.startswith("diversity_")]
-    return [measures[name] / teacher[name] for name in names]

@@ -16,13 +16,12 @@ from typing import Any
 
 import mounting  # noqa: F401
 import torch
+from count_memory import Model, count, model_in
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.families import Family, family, identify
 from dpdmd_studio.trainer.loading.checkpoint import find_components
-from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from dpdmd_studio.trainer.memory.packed_base import store_base
-from dpdmd_studio.trainer.memory.update_memory import update_memory
 from dpdmd_studio.trainer.method.distiller import Batch
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.model.network import NetworkCall, schedule_of
@@ -30,6 +29,7 @@ from dpdmd_studio.trainer.model.roles import AdapterRoles
 from dpdmd_studio.trainer.training.batches import stream_generator
 from dpdmd_studio.trainer.training.loop import Trainer
 from dpdmd_studio.trainer.training.micro_batches import MicroBatchDistiller
+from live_bytes import LiveBytes
 
 ASSETS = Path(__file__).resolve().parents[1] / "trainer" / "assets"
 LARGE = {
@@ -120,10 +120,7 @@ def embedded(name: str, config: DistillConfig) -> tuple[int, int]:
     side = detection.resolution // 8
     latent = (detection.latent_channels, side, side)
     real = measured(parts.denoiser.load(torch.float32, "cpu"), facts, config, latent, tokens)
-    with torch.device("meta"):
-        empty = parts.denoiser.factory()
-    counted = update_memory(empty, facts, config, latent, torch.float32, tokens=tokens)
-    return counted.peak, real
+    return count(model_in(path, config, torch.float32), config).peak, real
 
 
 def large(size: int, config: DistillConfig) -> tuple[int, int]:
@@ -132,9 +129,8 @@ def large(size: int, config: DistillConfig) -> tuple[int, int]:
     network = UNet2DConditionModel(**LARGE).eval().requires_grad_(False)
     real = measured(network, facts, config, latent, 77)
     del network
-    with torch.device("meta"):
-        empty = UNet2DConditionModel(**LARGE)
-    return update_memory(empty, facts, config, latent, torch.float32).peak, real
+    model = Model(lambda: UNet2DConditionModel(**LARGE), facts, latent, torch.float32)
+    return count(model, config).peak, real
 
 
 def main() -> None:

@@ -60,10 +60,8 @@ def settings_of(options: argparse.Namespace, seed: int) -> DistillConfig:
 
 def train(options: argparse.Namespace, seed: int) -> None:
     """One run, and its numbers beside it."""
-    from fidelity_ideas import IDEAS
-
     folder = options.folder / options.teacher / options.name / f"seed-{seed}"
-    config, adapt = settings_of(options, seed), IDEAS[options.idea]()
+    config = settings_of(options, seed)
     started = time.perf_counter()
     outcome = distilled(options.teacher, config, folder)
     seconds = time.perf_counter() - started
@@ -71,10 +69,9 @@ def train(options: argparse.Namespace, seed: int) -> None:
         "set": options.set,
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
-        "idea": options.idea,
     }
     part = "held_out" if options.held_out else "tuning"
-    result[part] = measured(outcome.session, options.folder, adapt, held_out=options.held_out)
+    result[part] = measured(outcome.session, options.folder, held_out=options.held_out)
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     say(f"{options.teacher} {options.name} seed {seed}: {summary(result)}")
 
@@ -110,7 +107,7 @@ def distilled(
     return run_distillation(run, report=lambda _: None, on_progress=on_progress)
 
 
-def measured(session, cache: Path, adapt, *, held_out: bool) -> dict[str, dict[str, float]]:
+def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, float]]:
     """Measures by arm; pictures of the teacher alone are kept, rivals only drawn if held out."""
     from dpdmd_studio.trainer.evaluation.comparison import measures_by_arm
     from dpdmd_studio.trainer.evaluation.evaluate import evaluate
@@ -126,7 +123,7 @@ def measured(session, cache: Path, adapt, *, held_out: bool) -> dict[str, dict[s
     first = HELD_OUT_SEEDS if held_out else TUNING_SEEDS
     seeds = range(first, first + SEEDS_EACH)
     material = evaluation_set(session, captions, seeds, lambda _: None)
-    painter, arms = adapt(session_painter(session), run_arms(session), session)
+    painter, arms = session_painter(session), run_arms(session)
     if not held_out:
         arms.pop(2)  # the zero-training rival
     facts = [session.teacher.name, held_out, session.teacher.guidance_scale, CAPTIONS]
@@ -261,7 +258,6 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--held-out", action="store_true")
-    parser.add_argument("--idea", default="none", help="a variant of fidelity_ideas.py")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

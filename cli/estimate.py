@@ -6,23 +6,62 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..app.config.distill_config import DistillConfig
-from ..app.config.presets import MEMORIES
+from ..app.config.knobs import AUTO
+from ..app.config.memory_fallback import fallbacks_left
+from ..app.config.presets import MEMORIES, PRESETS
 from ..app.config.request import ModelFiles
 from ..app.config.resolutions import choose_resolutions
+from ..app.estimate import (
+    ALLOCATOR_SHARE,
+    DRIVER_BYTES,
+    GIB,
+    Memory,
+    arithmetic_memory,
+    bytes_in_16_bit,
+    duration,
+    time_of_earlier_runs,
+)
 from ..core.errors import SettingsError
+from ..core.families import Detection, identify
 from .arguments import add_config_arguments, add_model_files
 from .settings import add_settings_option, settings_values
 
-if TYPE_CHECKING:
-    from ..trainer.commands.estimate import MemoryEstimate
-
-GIB = 2**30
 PARTS = ("base", "adapters", "moments", "gradients", "activations", "peak")
-ENCODERS = {"clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5xxl"}
+ENCODERS = ("clip_l", "clip_g", "t5")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What an update takes, by settings.
+
+    Attributes:
+        rows: with the settings as they are, and with one memory fallback after the other.
+        memory: bytes of the card that was asked about, else what is free on the device at hand.
+        fits: the first of them, or preset, that fits, and its memory; None: none does.
+        dtype: number format of the network.
+        asked: whether a card was asked about.
+    """
+
+    rows: dict[str, Memory]
+    memory: int | None
+    fits: tuple[str, Memory] | None
+    dtype: str
+    asked: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The estimate, ready for JSON; all sizes in bytes."""
+        return {
+            "dtype": self.dtype,
+            "rows": {name: asdict(row) | {"peak": row.peak} for name, row in self.rows.items()},
+            "memory": self.memory,
+            "asked": self.asked,
+            "fits": self.fits and {"settings": self.fits[0], "peak": self.fits[1].peak},
+        }
 
 
 def add_estimate(parser: argparse.ArgumentParser) -> None:
@@ -51,66 +90,122 @@ def parse_memory(text: str) -> int:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    from ..app.estimate import time_of_earlier_runs
-    from ..core.families import identify
-
     path = Path(arguments.checkpoint).expanduser()
     memory = parse_memory(arguments.memory) if arguments.memory else None
     detection = identify(path)
     config = DistillConfig.from_dict(settings_values(arguments, detection.family))
     choose_resolutions(config, detection)  # refuses what a run would refuse
-    files = {kind: getattr(arguments, name) for name, kind in ENCODERS.items()}
-    from ..trainer.commands.estimate import estimate_memory  # heavy
-
-    found = estimate_memory(
-        path,
-        detection,
-        config,
-        memory,
-        {kind: Path(file) for kind, file in files.items() if file},
-        _tell,
-    )
+    found = estimate_memory(detection, config, bytes_in_16_bit(path), memory)
     if arguments.measure:
-        seconds, text = _measured_time(arguments, config)
+        facts, text = _measured(arguments, config)
     else:
         seconds, text = time_of_earlier_runs(path, detection, config)
+        facts = {"seconds": seconds}
     if arguments.json:
-        sys.stdout.write(json.dumps(found.to_dict() | {"seconds": seconds}) + "\n")
+        sys.stdout.write(json.dumps(found.to_dict() | facts) + "\n")
     else:
         sys.stdout.write(f"{detection.title}, {found.dtype}\n{memory_text(found)}\n{text}\n")
     return 0
+
+
+def estimate_memory(
+    detection: Detection, config: DistillConfig, half_bytes: int, memory: int | None
+) -> MemoryEstimate:
+    """What an update takes with these settings and with every fallback, and what fits a card.
+
+    Args:
+        half_bytes: what the checkpoint's numbers take in 16 bit.
+        memory: bytes of the card; None: what is free on the device at hand, if it has its own.
+    """
+    asked = memory is not None
+    room = memory if memory is not None else _free_memory(config.device)
+    dtype = _number_format(config, asked=asked)
+    overhead = DRIVER_BYTES if asked else 0.0  # a driver's share of free memory is taken already
+
+    def needed(settings: DistillConfig) -> Memory:
+        return arithmetic_memory(detection, replace(settings, dtype=dtype), half_bytes)
+
+    rows = {name: needed(settings) for name, settings in with_fallbacks(config).items()}
+    presets = {name: needed(settings) for name, settings in _presets(detection, config).items()}
+    fits = None
+    if room is not None:
+        most = (room - overhead) / (1 + ALLOCATOR_SHARE)
+        fits = next((pair for pair in (rows | presets).items() if pair[1].peak <= most), None)
+    return MemoryEstimate(rows, room, fits, dtype, asked)
+
+
+def with_fallbacks(config: DistillConfig) -> dict[str, DistillConfig]:
+    """The settings as they are, and with each memory fallback on top of those before it."""
+    found, options = {"as set": config}, []
+    if config.optimizer != "adamw8bit":
+        found["--optimizer adamw8bit"] = replace(config, optimizer="adamw8bit")
+    while left := fallbacks_left(config):
+        fallback = left[0]
+        if fallback.name == "micro_batch_size":
+            fallback = replace(fallback, value=1)  # the halves between say little
+        config = fallback.taken(config)
+        options.append(fallback.option)
+        found[" ".join(options)] = config
+    return found
+
+
+def _presets(detection: Detection, config: DistillConfig) -> dict[str, DistillConfig]:
+    """The family's presets, from large cards to small."""
+    return {
+        f"--preset {name}": replace(config, **values)
+        for name, values in reversed(PRESETS[detection.family].items())
+    }
+
+
+def _number_format(config: DistillConfig, *, asked: bool) -> str:
+    """The run's number format; auto is bfloat16 on the card that is asked about."""
+    if config.dtype != AUTO:
+        return config.dtype
+    if asked and config.device != "cpu":
+        return "bfloat16"
+    from ..trainer.device import choose_device, choose_dtype  # heavy
+
+    return str(choose_dtype(AUTO, choose_device(config.device))).removeprefix("torch.")
+
+
+def _free_memory(device: str) -> int | None:
+    from ..trainer.device import choose_device, free_memory  # heavy
+
+    return free_memory(choose_device(device))
 
 
 def _tell(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def _measured_time(arguments: argparse.Namespace, config: DistillConfig) -> tuple[float, str]:
-    """(seconds of all updates, the same in words), from a few updates on this device."""
-    from ..app.estimate import duration
-    from ..trainer.commands.timed_updates import seconds_per_update  # heavy
+def _measured(arguments: argparse.Namespace, config: DistillConfig) -> tuple[dict[str, Any], str]:
+    """(seconds of all updates and peak bytes, the same in words), from a few on this device."""
+    from ..trainer.commands.timed_updates import measured_updates  # heavy
 
     files = {name: getattr(arguments, name) for name in ("checkpoint", *ENCODERS, "vae")}
-    update = seconds_per_update(ModelFiles(**files), config, _tell)
+    update, peak = measured_updates(ModelFiles(**files), config, _tell)
     seconds = update * config.steps
-    return seconds, (
+    text = (
         f"Time: about {duration(seconds)} for {config.steps} updates of {update:.2f} s, measured "
         "on this device; loading, previews and measurements come on top."
     )
+    if peak is not None:
+        text = f"Memory: {peak / GIB:.2f} GiB measured in these updates.\n{text}"
+    return {"seconds": seconds, "measured_peak": peak}, text
 
 
 def memory_text(found: MemoryEstimate) -> str:
-    """The counted parts as a table in GiB, and what fits."""
+    """The parts as a table in GiB, and what fits."""
     lines = ["GiB at the worst moment".ljust(30) + "".join(f"{part:>13}" for part in PARTS)]
     before = ""
     for name, row in found.rows.items():
-        added = name.startswith(f"{before} ")  # a rung below the one before it
+        added = name.startswith(f"{before} ")  # one more than the one before it
         words = f"and {name.removeprefix(before).strip()}" if before and added else name
         lines.append(
             words.ljust(30) + "".join(f"{getattr(row, part) / GIB:13.2f}" for part in PARTS)
         )
         before = name
-    lines.append("Counted, not measured; a driver and an allocator take some more.")
+    lines.append("By arithmetic, not measured; a driver and an allocator take some more.")
     if found.memory is not None:
         card = f"A card with {found.memory / GIB:g} GB"
         if not found.asked:
@@ -118,6 +213,6 @@ def memory_text(found: MemoryEstimate) -> str:
         if found.fits is None:
             lines.append(f"{card}: neither these settings nor any preset fit. Lower --resolution.")
         else:
-            name, counted = found.fits
-            lines.append(f"{card}: fits with {name} ({counted.peak / GIB:.2f} GiB counted).")
+            name, needed = found.fits
+            lines.append(f"{card}: fits with {name} ({needed.peak / GIB:.2f} GiB by arithmetic).")
     return "\n".join(lines)

@@ -68,13 +68,6 @@ def attention(
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-def attention_backend(
-    device: torch.device | str, dtype: torch.dtype, width: int = USUAL_WIDTH
-) -> str:
-    """Which kernels `attention` uses for this device, dtype and head width, and why."""
-    return str(choose(torch.device(device), dtype, width))
-
-
 def choose(device: torch.device, dtype: torch.dtype, width: int = USUAL_WIDTH) -> Backend:
     """The backend for a device, dtype and head width, probed once."""
     key = (str(device), dtype, width)
@@ -82,12 +75,6 @@ def choose(device: torch.device, dtype: torch.dtype, width: int = USUAL_WIDTH) -
         _backends[key] = _probe(device, dtype, width)
         logger.info("attention on %s, %s, width %d: %s", *key, _backends[key])
     return _backends[key]
-
-
-def forget_probes() -> None:
-    """Probe again at the next call (after xformers was installed, or in tests)."""
-    _backends.clear()
-    _declined.clear()
 
 
 def _probe(device: torch.device, dtype: torch.dtype, width: int) -> Backend:

@@ -47,7 +47,7 @@ def run_once(folder: Path, device, case: str) -> dict:
 
     def stop_after_third(progress) -> None:
         if progress.step == 3:
-            run.request_stop()
+            tiny_runs.request_stop(run)
 
     assert not tiny_runs.distil(run, stop_after_third).finished
     outcome = tiny_runs.distil(run)

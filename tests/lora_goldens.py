@@ -94,7 +94,8 @@ def family_and_config(name):
 def names(name):
     """Every name that a LoRA of all targets has in the file, without its suffix."""
     family, config = family_and_config(name)
-    return sorted({key.name for key in family.lora_keys(config, "full").values()})
+    modules = family.lora_modules(config, "full")
+    return sorted({family.lora_key(module, config).name for module in modules})
 
 
 def fold(found):

@@ -36,6 +36,15 @@ class GaussianOracle:
         return end_centre + end_width * (x_t - centre) / width
 
 
+def from_x0(prediction: str, x0: Tensor, x_t: Tensor, alpha: Tensor, std: Tensor) -> Tensor:
+    """The network output that stands for `x0`: the inverse of `to_x0`."""
+    if prediction == "x0":
+        return x0
+    if prediction == "eps":
+        return (x_t - alpha * x0) / std
+    return (alpha * x_t - x0 if prediction == "v" else x_t - x0) / std
+
+
 def grid(schedule, positions) -> Levels:
     """Levels of a schedule at a list of positions."""
     return Levels.at_positions(schedule, torch.as_tensor(positions, dtype=torch.float64))

@@ -7,10 +7,13 @@ import lora_networks
 import pytest
 import torch
 import torch.nn.functional as functional
+from diffusers.models.attention_processor import Attention
+from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.core import attention as ours
-from dpdmd_studio.core.attention import attention, attention_backend, choose
+from dpdmd_studio.core.attention import attention, choose
 from dpdmd_studio.core.errors import SettingsError
-from dpdmd_studio.trainer.attention.setup import use_attention
+from dpdmd_studio.trainer import attention as attention_setup
+from dpdmd_studio.trainer.attention import noted_kernels, use_attention
 
 CPU = torch.device("cpu")
 
@@ -43,6 +46,11 @@ class FakeXformers:
         return result + self.offset
 
 
+def forget_probes() -> None:
+    ours._backends.clear()
+    ours._declined.clear()
+
+
 @pytest.fixture
 def xformers(monkeypatch):
     fake = FakeXformers()
@@ -52,18 +60,23 @@ def xformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     monkeypatch.setattr("diffusers.models.attention_processor.xformers", package, raising=False)
-    ours.forget_probes()
+    forget_probes()
     yield fake
-    ours.forget_probes()
+    forget_probes()
 
 
 @pytest.fixture
 def no_xformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "xformers", None)
     monkeypatch.setitem(sys.modules, "xformers.ops", None)
-    ours.forget_probes()
+    forget_probes()
     yield
-    ours.forget_probes()
+    forget_probes()
+
+
+def processors(network) -> set[str]:
+    layers = [m for m in network.modules() if isinstance(m, Attention)]
+    return {type(layer.processor).__name__ for layer in layers}
 
 
 def inputs(keys=7, width=16):
@@ -91,13 +104,13 @@ def test_both_ways_give_pytorchs_result(xformers, kind, scale):
 def test_without_xformers_pytorch_is_named_with_the_reason(no_xformers):
     q, k, v = inputs()
     torch.testing.assert_close(attention(q, k, v), functional.scaled_dot_product_attention(q, k, v))
-    assert attention_backend("cpu", torch.float32).startswith("PyTorch SDPA (xformers is not usab")
+    assert str(choose(CPU, torch.float32)).startswith("PyTorch SDPA (xformers is not usab")
 
 
 def test_a_backend_is_probed_once(xformers):
-    assert attention_backend("cpu", torch.float32) == "xformers (tried and equal to PyTorch)"
+    assert str(choose(CPU, torch.float32)) == "xformers (tried and equal to PyTorch)"
     calls = xformers.calls
-    attention_backend(CPU, torch.float32)
+    choose(CPU, torch.float32)
     assert xformers.calls == calls
 
 
@@ -168,6 +181,86 @@ def test_a_network_keeps_pytorch_where_xformers_cannot_train(xformers):
     calls = xformers.calls
     lora_networks.run(network, "sd1")
     assert xformers.calls == calls
+
+
+@pytest.fixture
+def auto_on_cpu(monkeypatch):
+    monkeypatch.setattr(attention_setup, "AUTO_DEVICES", ("cuda", "cpu"))
+
+
+@pytest.mark.usefixtures("auto_on_cpu")
+def test_auto_takes_xformers_where_its_trial_passes(xformers):
+    network, _, _ = lora_networks.build("sd1")
+    assert use_attention(network) == "xformers (tried and equal to PyTorch)"
+    xformers.takes_gradients = False
+    forget_probes()
+    assert use_attention(network) == "PyTorch SDPA (xformers has no gradients here)"
+    assert processors(network) == {"AttnProcessor2_0"}
+
+
+@pytest.mark.usefixtures("auto_on_cpu")
+def test_auto_says_why_it_stays_with_pytorch(no_xformers):
+    network, _, _ = lora_networks.build("sd3")
+    assert use_attention(network).startswith("PyTorch SDPA (xformers is not usable: ")
+    assert processors(network) == {"JointAttnProcessor2_0"}
+
+
+def test_auto_does_not_try_xformers_off_cuda(xformers):
+    network, _, _ = lora_networks.build("sd1")
+    assert use_attention(network) == "PyTorch SDPA (auto tries xformers on CUDA alone)"
+    assert xformers.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("noted", "words"),
+    [
+        (["sdpa", "sdpa"], "PyTorch SDPA (as this run began)"),
+        (["xformers", "xformers"], "xformers (tried and equal to PyTorch)"),
+        (
+            ["sdpa, flash first", "xformers"],
+            "PyTorch SDPA (auto tries xformers on CUDA alone). This run began with sdpa, flash "
+            "first and xformers as an earlier version timed them; kernels are no longer timed, and "
+            "the rest of the run is the same up to rounding",
+        ),
+    ],
+)
+def test_a_run_that_began_with_timed_kernels_keeps_them_where_it_can(
+    xformers, noted, words, tmp_path
+):
+    run = RunDirectory(tmp_path)
+    assert noted_kernels(run) == set()
+    layers = {f"layer {i}": name for i, name in enumerate(noted)}
+    run.write_json("attention.json", {"machine": "any", "layers": layers})
+    network, _, _ = lora_networks.build("sd1")
+    assert use_attention(network, "auto", noted_kernels(run)) == words
+    assert use_attention(network, "sdpa", noted_kernels(run)) == "PyTorch SDPA (as chosen)"
+    (tmp_path / "attention.json").write_text("{damaged")
+    assert noted_kernels(run) == set()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("heads", "width", "tokens", "keys"),
+    [(10, 64, 1024, 1024), (8, 40, 1024, 77), (24, 64, 1357, 1357)],
+)
+def test_kernels_of_a_gpu_agree(heads, width, tokens, keys, dtype):
+    device, generator = torch.device("cuda"), torch.Generator().manual_seed(0)
+    if not choose(device, dtype, width).differentiable:
+        pytest.skip(str(choose(device, dtype, width)))
+    results = []
+    for kernel in (attention, functional.scaled_dot_product_attention):
+        generator.manual_seed(0)
+        q, k, v, gradient = (
+            torch.randn(2, heads, n, width, generator=generator).to(device, dtype)
+            for n in (tokens, keys, keys, tokens)
+        )
+        leaves = [value.requires_grad_() for value in (q, k, v)]
+        output = kernel(*leaves)
+        results.append([output.detach(), *torch.autograd.grad(output, leaves, gradient)])
+    for found, expected in zip(*results, strict=True):
+        error = (found.float() - expected.float()).norm() / expected.float().norm()
+        assert error < 0.06
 
 
 def test_an_unknown_choice_is_refused():

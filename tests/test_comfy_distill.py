@@ -184,6 +184,10 @@ def test_a_settings_file_can_be_pasted():
     assert knob_inputs.json_settings(text)["fake_updates"] == 2
 
 
+def test_a_setting_that_an_earlier_version_had_is_left_out():
+    assert knob_inputs.json_settings('{"shard_base": true, "steps": 2}') == {"steps": 2}
+
+
 @pytest.mark.parametrize(
     ("family", "gib", "size", "words"),
     [

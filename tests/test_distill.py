@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dpdmd_studio.app.config import distill_config as config
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import NonFiniteError, RunError
@@ -17,7 +18,16 @@ from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 from safetensors.torch import load_file
-from tiny_runs import BUILDERS, PROMPTS, TINY, distil, final_state, metrics_of, new_run
+from tiny_runs import (
+    BUILDERS,
+    PROMPTS,
+    TINY,
+    distil,
+    final_state,
+    metrics_of,
+    new_run,
+    request_stop,
+)
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -72,7 +82,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 
     def stop_after_first(progress):
         if progress.step == 1:
-            parts.request_stop()
+            request_stop(parts)
 
     stopped = distil(parts, stop_after_first)
     assert not stopped.finished and stopped.step == 1
@@ -136,6 +146,20 @@ def test_resuming_with_changed_settings_is_refused(files, tmp_path):
     run.write_json("settings.json", settings)
     with pytest.raises(RunError, match="other settings"):
         distil(run)
+
+
+def test_a_run_of_an_earlier_version_with_its_base_shared_out_goes_on(files, tmp_path, caplog):
+    config._say_removed.cache_clear()
+    straight = new_run(tmp_path / "straight", files["sd3"], steps=2)
+    distil(straight)
+    run = new_run(tmp_path / "run", files["sd3"], steps=2)
+    settings = run.settings()
+    settings["config"]["shard_base"] = True
+    run.write_json("settings.json", settings)
+    distil(run, lambda progress: request_stop(run) if progress.step == 1 else None)
+    assert distil(run).finished
+    assert metrics_of(run) == metrics_of(straight)
+    assert "shard_base no longer exists" in caplog.text
 
 
 def test_a_checkpoint_that_was_moved_is_named_at_resume(files, tmp_path, capsys):
@@ -298,7 +322,7 @@ def test_a_second_process_sees_the_same_numbers(files, tmp_path, uninterrupted):
 
     def stop(progress):
         if progress.step == 2:
-            parts.request_stop()
+            request_stop(parts)
 
     distil(parts, stop)
     root = Path(__file__).resolve().parents[1]

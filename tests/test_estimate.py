@@ -54,49 +54,37 @@ def of_teacher(config: DistillConfig, *runs: RunDirectory):
 
 def gib(family: str, **settings) -> float:
     config = DistillConfig.from_dict(settings)
-    return arithmetic_memory(detected(family), config, FULL_SIZE[family]) / GIB
-
-
-# From benchmarks/results/update_memory.md: bfloat16, rank 64, all layers unless named.
-@pytest.mark.parametrize(
-    ("family", "settings", "counted"),
-    [
-        ("sd1", {}, 4.83),
-        ("sd1", {"resolution": "768x768"}, 6.36),
-        ("sd1", {"lora_layers": "attention", "student_rank": 32, "fake_rank": 32}, 3.11),
-        ("sd1", {"gradient_checkpointing": True}, 3.79),
-        ("sd1", {"gradient_checkpointing": True, "resolution": "768x768"}, 4.16),
-        ("sdxl", {}, 18.56),
-        ("sdxl", {"resolution": "768x768"}, 15.11),
-        ("sdxl", {"batch_size": 2}, 26.52),
-        ("sdxl", {"lora_layers": "attention", "student_rank": 32, "fake_rank": 32}, 14.64),
-        ("sdxl", {"gradient_checkpointing": True}, 11.10),
-        ("sdxl", {"gradient_checkpointing": True, "resolution": "768x768"}, 10.75),
-        ("sd3", {}, 19.98),
-        ("sd3", {"resolution": "768x768"}, 15.23),
-        ("sd3", {"lora_layers": "attention", "student_rank": 32, "fake_rank": 32}, 16.09),
-        ("sd3", {"gradient_checkpointing": True}, 8.93),
-        ("sd3", {"gradient_checkpointing": True, "resolution": "768x768"}, 8.58),
-    ],
-)
-def test_the_formula_comes_near_what_was_counted(family, settings, counted):
-    assert gib(family, **settings) == pytest.approx(counted, rel=0.03)
+    return arithmetic_memory(detected(family), config, FULL_SIZE[family]).peak / GIB
 
 
 def test_weights_and_adapters_are_exact():
-    """Twice the rank adds one more of each: three copies of both adapters, 1.5 of one."""
+    """Twice the rank adds both with their moments, a gradient, and a copy in 16 bit."""
     per_rank = COSTS["sdxl"].per_rank["full"]
     found = gib("sdxl", student_rank=128, fake_rank=128) - gib("sdxl")
     assert found * GIB == pytest.approx(4 * per_rank * 64 * (2 * 3 + 1.5))
+    found = gib("sdxl", student_rank=128, fake_rank=128, gradient_checkpointing=True)
+    found -= gib("sdxl", gradient_checkpointing=True)  # copies of one block alone
+    assert found * GIB == pytest.approx(4 * per_rank * 64 * (2 * 3 + 1))
     assert gib("sd1", dtype="float32") > 1.9 * gib("sd1") - 1.9 * 2.2
+
+
+def test_offloaded_moments_are_there_in_a_step_when_activations_are_not():
+    step = gib("sdxl", gradient_checkpointing=True, offload_optimizer=True)
+    one_role = 4 * COSTS["sdxl"].per_rank["full"] * 64
+    base = 2 * COSTS["sdxl"].parameters
+    assert step * GIB == pytest.approx(base + one_role * (2 + 2 + 1))  # adapters, moments, gradient
+    many = gib("sdxl", gradient_checkpointing=True, offload_optimizer=True, batch_size=4)
+    more = gib("sdxl", gradient_checkpointing=True, batch_size=4)
+    assert more - many == pytest.approx(4 * one_role / GIB)  # a pass is the worst moment there
 
 
 def test_activations_grow_with_pixels_batch_and_graphs():
     one = gib("sd1")
     more = gib("sd1", batch_size=2) - one
     assert more > 0.5
-    assert gib("sd1", resolution="1024x512") - one == pytest.approx(more)
-    assert gib("sd1", resolution="64x64,1024x512") - one == pytest.approx(more)
+    pixels = gib("sd1", resolution="1024x512") - one
+    assert pixels < more < 1.01 * pixels  # a picture more is a text more, too
+    assert gib("sd1", resolution="64x64,1024x512") - one == pixels
     assert gib("sd1", gradient_steps="all") - one == pytest.approx(2 * more)  # steps 2 to 4
     assert gib("sd1", gradient_steps="all", objective="dmd") - one == pytest.approx(3 * more)
     assert gib("sd1", batch_size=2, gradient_checkpointing=True) < one + more - 1
@@ -144,7 +132,7 @@ def test_a_run_of_other_settings_says_nothing(tmp_path, name):
         "fake_updates": 3, "share_rollouts": False, "lora_layers": "attention", "device": "cpu",
         "dtype": "float16", "attention": "sdpa", "gradient_checkpointing": True,
         "resolution": "32x32", "micro_batch_size": 2, "base_weights": "int8",
-        "offload_base": True, "shard_base": True, "offload_optimizer": True,
+        "offload_base": True, "offload_optimizer": True,
         "optimizer": "adamw8bit",
     }[name]  # fmt: skip
     run = earlier_run(tmp_path / "a", replace(CONFIG, **{name: other}), [2.0] * 9)

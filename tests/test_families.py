@@ -146,7 +146,8 @@ GOLDEN = {
 @pytest.mark.parametrize("name", GOLDEN)
 def test_lora_names_are_those_that_hosts_accept(name, full_size):
     config = dict(full_size[name][0].config)
-    keys = family(name).lora_keys(config, "full")
+    facts = family(name)
+    keys = {m: facts.lora_key(m, config) for m in facts.lora_modules(config, "full")}
     for module, expected in GOLDEN[name].items():
         wanted = expected if isinstance(expected, tuple) else (expected, None)
         assert (keys[module].name, keys[module].part) == wanted

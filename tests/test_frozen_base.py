@@ -6,16 +6,17 @@ import copy
 
 import pytest
 import torch
+from count_memory import CountedNf4
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory import weight_formats
 from dpdmd_studio.trainer.memory.frozen_layers import FrozenLayer, freeze
-from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from dpdmd_studio.trainer.memory.offload import HostWeight, OffloadRing
 from dpdmd_studio.trainer.memory.packed_base import offload_base, quantise_base, store_base
 from dpdmd_studio.trainer.memory.weight_formats import FORMATS, weight_format
 from dpdmd_studio.trainer.model.roles import AdapterRoles
+from live_bytes import LiveBytes
 from tiny_runs import new_run
 from torch import nn
 
@@ -295,7 +296,7 @@ def test_nf4_is_as_exact_as_its_sixteen_levels(shape):
         again = found.unpack(parts, weight.shape, dtype)
         assert again.dtype == dtype and again.shape == weight.shape
         assert 0.08 < (again.float() - weight).norm() / weight.norm() < 0.1
-        counted = weight_formats.CountedNf4().pack(weight)
+        counted = CountedNf4().pack(weight)
         assert [part.shape for part in counted] == [part.shape for part in parts]
 
 

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from dpdmd_studio.app import jobs
@@ -23,6 +24,7 @@ from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
 from dpdmd_studio.app.jobs import files as job_files
 from dpdmd_studio.app.jobs import queue, spawn
+from dpdmd_studio.app.jobs.job import State
 from dpdmd_studio.app.runs import exit_note
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.app.runs.lock import LOCK_VERSION, owned
@@ -153,7 +155,7 @@ def test_the_state_is_what_the_directory_says(case, job, living, held):
     for thing in things:
         lay(job, thing, living, held)
     found = jobs.get_job(job.id)
-    assert found.state == state and found.state in jobs.STATES
+    assert found.state == state and found.state in get_args(State)
     assert found.live == (state in ("starting", "running", "stopping"))
     if state == "failed":
         assert found.message == "Why."
@@ -410,7 +412,7 @@ def test_odd_numbers_in_progress_and_notes_do_no_harm(job, value):
     write(job, "result.json", lora=value)
     write(job, "taken.json", pid=value, host=value, identity=value, since=value)
     found = jobs.get_job(job.id)
-    assert found.state in jobs.STATES and isinstance(found.title, str)
+    assert found.state in get_args(State) and isinstance(found.title, str)
     assert isinstance(found.step, int) and isinstance(found.updated_at, float)
     assert jobs.all_jobs()[0].id == job.id
 

@@ -108,7 +108,6 @@ KNOWN: set[tuple[str, str]] = {
     ("trainer/evaluation/measures.py", "trainer/toys/shapes/ATTRIBUTES"),
     ("trainer/evaluation/measures.py", "trainer/toys/shapes/parse_caption"),
     ("trainer/evaluation/run_evaluation.py", "trainer/toys/facts/shapes_facts"),
-    ("trainer/memory/update_memory.py", "trainer/training/optimizers/moment_bytes"),
 }
 KNOWN_CIRCLES = [
     {"trainer/loading/checkpoint.py", "trainer/loading/vae.py"},

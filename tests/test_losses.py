@@ -4,7 +4,7 @@ import pytest
 import torch
 from dpdmd_studio.core.diffusion import schedule as s
 from dpdmd_studio.trainer.method import losses
-from oracle import GaussianOracle, grid
+from oracle import GaussianOracle, from_x0, grid
 
 
 @pytest.fixture
@@ -23,8 +23,6 @@ def randn(generator, *shape):
 def test_the_diversity_loss_is_the_mean_squared_velocity_error(
     prediction, schedule, position, generator
 ):
-    from dpdmd_studio.core.diffusion.prediction import from_x0
-
     x_t, x0, target = (randn(generator, 2, 4, 3, 3) for _ in range(3))
     level = grid(schedule, [position])
     alpha, std = level.broadcast_scales

@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.memory_fallback import fallbacks_left
 from dpdmd_studio.app.estimate import arithmetic_memory
 from dpdmd_studio.core.families import identify
 from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory import fit as memory_fit
-from dpdmd_studio.trainer.memory.fallback import fallbacks_left
 from dpdmd_studio.trainer.memory.fit import fit_memory, needed_memory
-from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
+from live_bytes import LiveBytes
 from tiny_runs import distil, metrics_of, new_run
 
 GIB = 2**30
@@ -30,7 +30,7 @@ def sdxl_needs(config: DistillConfig) -> float:
     class Sdxl:
         family, resolution = "sdxl", 1024
 
-    return 1.08 * arithmetic_memory(Sdxl(), config, 7 * GIB)  # type: ignore[arg-type]
+    return 1.08 * arithmetic_memory(Sdxl(), config, 7 * GIB).peak  # type: ignore[arg-type]
 
 
 def test_what_fits_is_left_as_it_is():
@@ -133,7 +133,7 @@ def test_numbers_in_8_bit_are_needed_in_16(files):
     numbers = sum(info.count for info in read_header(path).tensors.values())
     config = DistillConfig(dtype="bfloat16")
     found = needed_memory(path, torch.bfloat16)(config)
-    assert found == 1.08 * arithmetic_memory(identify(path), config, 2 * numbers)
+    assert found == 1.08 * arithmetic_memory(identify(path), config, 2 * numbers).peak
 
 
 class Card(LiveBytes):

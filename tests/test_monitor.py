@@ -15,7 +15,7 @@ from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.evaluation import monitor as monitor_module
 from dpdmd_studio.trainer.evaluation.monitor import clearly_nearer
 from safetensors.torch import load_file
-from tiny_runs import TINY, distil, final_state
+from tiny_runs import TINY, distil, final_state, request_stop
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -102,7 +102,7 @@ def test_a_resumed_run_has_the_measurements_of_an_undisturbed_one(files, tmp_pat
 
     def stop_after_first(progress):
         if progress.step == 1:
-            parts.request_stop()
+            request_stop(parts)
 
     assert not distil(parts, stop_after_first).finished
     assert list(distances(parts)) == []  # a stop comes before a measurement
@@ -195,7 +195,7 @@ def test_a_stop_while_the_report_is_made_keeps_the_lora(files, tmp_path, monkeyp
 
     def stopping(text: str) -> None:
         if "Drawing: Bare" in text:
-            run.request_stop()
+            request_stop(run)
         said.append(text)
 
     said: list[str] = []

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from count_memory import moment_bytes
 from dpdmd_studio.core.errors import RunError, SettingsError
 from dpdmd_studio.trainer.training import optimizers
-from dpdmd_studio.trainer.training.optimizers import AdapterOptimizer, moment_bytes
+from dpdmd_studio.trainer.training.optimizers import AdapterOptimizer
 from tiny_runs import distil, final_state, new_run
 from torch import nn
 
@@ -150,7 +151,7 @@ def test_memory_that_runs_out_before_a_step_leaves_everything(monkeypatch):
 
 
 def test_a_step_makes_no_copy_of_the_adapter():
-    from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
+    from live_bytes import LiveBytes
 
     parameters = [nn.Parameter(torch.zeros(1000, 100)) for _ in range(5)]
     optimizer = AdapterOptimizer(parameters)

@@ -20,10 +20,9 @@ from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.commands.distill import create_run
 from dpdmd_studio.trainer.distributed import MESSAGE_BYTES, Ranks, joined
 from dpdmd_studio.trainer.memory import fit as memory_fit
-from dpdmd_studio.trainer.memory.sharded_base import check_sharding
 from dpdmd_studio.trainer.model.network import NetworkCall
 from rank_runs import in_ranks, needs_fork, variables
-from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run
+from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run, request_stop
 
 # `anchor_error`, a ratio of roots, is averaged over the parts and no loss
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,72 +84,10 @@ def test_an_embedded_teacher_over_twenty_updates(teacher, tmp_path):
     assert_same_losses(two, one)
 
 
-def distil_sharded(rank: int, path: str) -> dict[str, object]:
-    outcome = distil(RunDirectory(path))
-    weights = [p for p in outcome.session.checkpoint.network.parameters() if not p.requires_grad]
-    return {
-        "step": outcome.step,
-        "whole": sum(weight.numel() for weight in weights),
-        "here": sum(weight.to_local().numel() for weight in weights),
-        "in step": joined().in_step,
-    }
-
-
-@needs_fork
-@pytest.mark.parametrize(
-    ("family", "settings"),
-    [
-        ("sd3", {"share_rollouts": False, "batch_size": 4, "micro_batch_size": 1}),
-        pytest.param(
-            "sd1",
-            {
-                "gradient_steps": "all",
-                "gradient_checkpointing": True,
-                "num_steps": 3,
-                "teacher_steps": 3,
-            },
-            marks=pytest.mark.slow,
-        ),
-    ],
-)
-def test_a_base_in_shares_gives_the_same_gradients(family, settings, files, tmp_path):
-    settings = QUICK | settings
-    whole = new_run(tmp_path / "whole", files[family], **settings)
-    shared = new_run(tmp_path / "shared", files[family], shard_base=True, **settings)
-    distil(whole)
-    for found in in_ranks(2, distil_sharded, shared.path):
-        assert found["step"] == settings["steps"] and found["in step"]
-        assert found["here"] < 0.52 * found["whole"]
-    assert_same_losses(shared, whole)
-    run = new_run(tmp_path / "alone", files[family], shard_base=True, **settings | {"steps": 1})
-    distil(run)  # one process holds it whole
-    assert metrics_of(run)[0]["fake_loss"] == metrics_of(whole)[0]["fake_loss"]
-
-
-def test_shares_of_the_base_need_equal_shares_of_the_batch():
-    config = DistillConfig(shard_base=True, batch_size=3)
-    with pytest.raises(SettingsError, match=r"batch_size is 3 for 2.*multiple"):
-        check_sharding(config, Ranks(Place(0, 2, 0)), torch.device("cpu"))
-    with pytest.raises(SettingsError, match="devices of kind mps"):
-        check_sharding(
-            DistillConfig(shard_base=True, batch_size=2),
-            Ranks(Place(0, 2, 0)),
-            torch.device("mps"),
-        )
-    check_sharding(config, Ranks(Place()), torch.device("cpu"))
-    for other in ({"base_weights": "int8"}, {"offload_base": True}):
-        with pytest.raises(SettingsError, match="--shard-base is for weights as they are"):
-            check_sharding(
-                DistillConfig(shard_base=True, batch_size=2, **other),
-                Ranks(Place(0, 2, 0)),
-                torch.device("cpu"),
-            )
-
-
 def distil_one_update(rank: int, path: str) -> tuple[int, bool]:
     """Only the process that shows progress asks for the stop."""
     run = RunDirectory(path)
-    outcome = distil(run, lambda progress: run.request_stop())
+    outcome = distil(run, lambda progress: request_stop(run))
     return outcome.step, outcome.finished
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 from dpdmd_studio.app.runs.directory import KEPT_STATES, RunDirectory
 from dpdmd_studio.core.errors import OutputError, RunError
+from tiny_runs import request_stop
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_folders_that_are_no_run_are_refused(tmp_path, content):
 
 def test_stop_requests_are_files(run):
     assert not run.stop_requested
-    RunDirectory.open(run.path).request_stop()
+    request_stop(run)
     assert run.stop_requested
     run.clear_requests()
     assert not run.stop_requested

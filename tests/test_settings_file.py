@@ -10,12 +10,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from dpdmd_studio.app.config import distill_config as config
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.app.runs.settings_file import (
     MAX_BYTES,
-    export_settings,
+    config_text,
     import_settings,
     read_settings,
     settings_of_lora,
@@ -54,11 +55,13 @@ def lora(path: Path, metadata: object) -> Path:
 
 
 def test_exported_settings_come_back_whole():
-    assert import_settings(export_settings(request())) == OTHER
+    assert import_settings(config_text(OTHER)) == OTHER
 
 
-def test_an_export_names_no_path_and_no_device():
-    text = export_settings(request(DistillConfig(device="cuda", steps=5)))
+def test_an_export_names_no_path_and_no_device(tmp_path):
+    asked = request(DistillConfig(device="cuda", steps=5))
+    run = RunDirectory.create(tmp_path / "run", asked.to_dict(), ["a cat"])
+    text = config_text(read_settings(run.path))
     assert "/home" not in text and "cuda" not in text and "secret" not in text
     assert json.loads(text)["config"]["steps"] == 5
     assert import_settings(text).device == "auto"
@@ -91,7 +94,9 @@ def test_a_setting_that_is_not_named_has_its_default(tmp_path):
         ('{"kind": "dpdmd.settings", "kind": "x"}', ["given twice: kind"]),
         ('{"version": NaN}', ["NaN is not a number"]),
         ('{"version": ' + "9" * 6000 + "}", []),
-        ('{"a":' * 5000 + "1" + "}" * 5000, ["nested deeper"]),
+        ('{"a":' * 5000 + "1" + "}" * 5000, []),  # deep enough for some Pythons, not for others
+        ("{" + '"a":' + "[" * 120_000 + "]" * 120_000 + "}", ["nested deeper"]),
+        (text_of({"steps": [[[[[[[[[[1]]]]]]]]]]}), ["steps is a list"]),
         ('{"a": "' + "x" * MAX_BYTES + '"}', [f"up to {MAX_BYTES:,}"]),
         ('{"kind": ', ["not valid JSON"]),
     ],
@@ -102,6 +107,19 @@ def test_what_is_wrong_with_a_file_is_said(text, words):
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert len(message) < 500 and message.isprintable()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_setting_of_an_earlier_version_is_left_out_and_named_if_it_was_asked_for(asked, caplog):
+    config._say_removed.cache_clear()
+    text = text_of({"steps": 3, "shard_base": asked})
+    for _ in range(2):
+        assert import_settings(text) == DistillConfig(steps=3)
+    said = [record.message for record in caplog.records]
+    assert len(said) == asked
+    if asked:
+        assert "shard_base no longer exists and is ignored" in said[0]
+        assert "--base-weights int8 and --offload-base" in said[0]
 
 
 def test_brackets_inside_a_text_are_no_nesting():
@@ -181,7 +199,7 @@ def test_metadata_that_is_no_text_is_a_damaged_file(tmp_path, metadata):
 
 def test_settings_are_read_from_file_lora_and_run(tmp_path):
     run = RunDirectory.create(tmp_path / "run", request().to_dict(), ["a cat"])
-    (tmp_path / "s.json").write_text(export_settings(request()))
+    (tmp_path / "s.json").write_text(config_text(OTHER))
     packed = lora(tmp_path / "a.safetensors", {SETTINGS_KEY: OTHER.to_json()})
     assert read_settings(run.path) == read_settings(tmp_path / "s.json") == OTHER
     assert read_settings(packed) == OTHER

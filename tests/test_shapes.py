@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import shapes_scenes
 from dpdmd_studio.trainer.toys import shapes
 from dpdmd_studio.trainer.toys.measures import (
     Measurement,
     adherence,
     entropy,
     measure,
-    measure_all,
     unsaid_entropy,
 )
 from PIL import Image, ImageFilter
@@ -20,8 +20,8 @@ from PIL import Image, ImageFilter
 
 def drawn(count: int, seed: int) -> tuple[list[shapes.Scene], np.ndarray]:
     generator = np.random.default_rng(seed)
-    scenes = shapes.random_scenes(count, generator)
-    return scenes, shapes.draw(scenes, generator)
+    scenes = shapes_scenes.random_scenes(count, generator)
+    return scenes, shapes_scenes.draw(scenes, generator)
 
 
 def one(seed: int = 3, **attributes: str) -> np.ndarray:
@@ -30,13 +30,13 @@ def one(seed: int = 3, **attributes: str) -> np.ndarray:
         "position": "centre", "background": "white",
     }  # fmt: skip
     scene = shapes.Scene(**{**usual, **attributes})
-    return shapes.draw([scene], np.random.default_rng(seed))[0]
+    return shapes_scenes.draw([scene], np.random.default_rng(seed))[0]
 
 
 def share_read_right(scenes: list[shapes.Scene], pictures: np.ndarray) -> float:
     right = [
         found.valid and all(getattr(found, k) == v for k, v in dataclasses.asdict(scene).items())
-        for scene, found in zip(scenes, measure_all(pictures), strict=True)
+        for scene, found in zip(scenes, shapes_scenes.measure_all(pictures), strict=True)
     ]
     return float(np.mean(right))
 
@@ -151,8 +151,8 @@ def test_a_picture_of_another_kind_is_an_error() -> None:
 
 def test_captions_say_what_was_chosen_and_nothing_else() -> None:
     generator = np.random.default_rng(4)
-    for scene in shapes.random_scenes(500, generator):
-        said = shapes.random_said(generator)
+    for scene in shapes_scenes.random_scenes(500, generator):
+        said = shapes_scenes.random_said(generator)
         for wording in (0, 1):
             text = shapes.caption(scene, said, wording)
             assert shapes.parse_caption(text) == {name: getattr(scene, name) for name in said}

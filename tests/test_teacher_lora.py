@@ -19,7 +19,7 @@ from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.text.cache import encoder_identity
 from dpdmd_studio.trainer.training.identity import MACHINE_SETTINGS, run_fingerprint
 from style_loras import change, plain, style
-from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run
+from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run, request_stop
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -58,7 +58,7 @@ def test_a_stopped_run_with_a_lora_resumes_exactly(files, tmp_path, capsys):
     whole = new_run(tmp_path / "whole", files["sd1"], teacher_loras=[(item.path, 0.7)])
     parts = new_run(tmp_path / "parts", files["sd1"], teacher_loras=[(item.path, 0.7)])
     distil(whole)
-    distil(parts, lambda progress: parts.request_stop() if progress.step == 1 else None)
+    distil(parts, lambda progress: request_stop(parts) if progress.step == 1 else None)
     assert main(["resume", str(parts.path)]) == 0
     assert "Merged a.safetensors at strength 0.7" in capsys.readouterr().err
     expected, found = final_state(whole), final_state(parts)

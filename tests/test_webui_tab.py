@@ -238,9 +238,9 @@ def test_the_model_goes_for_a_run_and_comes_back_however_it_ends(fake, tmp_path,
     assert not keeper.look() and fake.moves == []
     for state in ("queued", "starting", "running", "stopping"):
         fake.every = [job(tmp_path, state)]
-        assert keeper.look() and keeper.lent and fake.moves == ["unload"]
+        assert keeper.look() and keeper._lent and fake.moves == ["unload"]
     fake.every = [job(tmp_path, end)]
-    assert not keeper.look() and not keeper.lent and fake.moves == ["unload", "reload"]
+    assert not keeper.look() and not keeper._lent and fake.moves == ["unload", "reload"]
     keeper.look()
     assert fake.moves == ["unload", "reload"]
 
@@ -279,10 +279,10 @@ def test_what_fails_is_tried_again_until_the_model_is_back(fake, tmp_path):
     fake.every, fake.failing = [job(tmp_path, "failed")], "reload"
     with pytest.raises(RuntimeError):
         keeper.look()
-    assert keeper.lent
+    assert keeper._lent
     fake.failing = ""
     keeper.look()
-    assert not keeper.lent and fake.moves == ["unload", "reload", "reload"]
+    assert not keeper._lent and fake.moves == ["unload", "reload", "reload"]
 
 
 def test_memory_is_free_before_a_run_is_queued(fake, monkeypatch):

@@ -59,6 +59,11 @@ def distil(run: RunDirectory, on_progress=lambda progress: None) -> runner.Outco
     return runner.run_distillation(run, report=lambda text: None, on_progress=on_progress)
 
 
+def request_stop(run: RunDirectory) -> None:
+    """What the queue does to a run that shall stop at its next update and keep what there is."""
+    (run.path / "stop").write_text("")
+
+
 def final_state(run: RunDirectory) -> dict[str, torch.Tensor]:
     folder = run.latest_state()
     tensors = {}

@@ -113,7 +113,7 @@ def shifted(levels: Tensor) -> Tensor:
 
 def train(folder: Path, seed: int, compiled: bool = False) -> Training:
     """Train the denoiser, or go on with the training found in the folder."""
-    from dpdmd_studio.trainer.toys import shapes
+    import shapes_scenes
 
     torch.manual_seed(seed)
     place = device()
@@ -124,8 +124,8 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
 
     def loss_of(update: int) -> Tensor:
         generator = np.random.default_rng([seed, 3, update])
-        scenes = shapes.random_scenes(BATCH, generator)
-        x0 = torch.from_numpy(vae.code(scenes, shapes.plan(scenes, generator))).to(place)
+        scenes = shapes_scenes.random_scenes(BATCH, generator)
+        x0 = torch.from_numpy(vae.code(scenes, shapes_scenes.plan(scenes, generator))).to(place)
         rows = token_rows([training_caption(scene, generator) for scene in scenes]).to(place)
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
         eps = torch.randn(x0.shape, generator=noise).to(place)
@@ -140,12 +140,13 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
 
 def training_caption(scene, generator: np.random.Generator) -> str:
     """A caption of the scene that is not held out, or now and then the empty one."""
+    import shapes_scenes
     from dpdmd_studio.trainer.toys import shapes
 
     if generator.random() < CAPTION_DROPOUT:
         return ""
     while True:
-        said = shapes.random_said(generator)
+        said = shapes_scenes.random_said(generator)
         if not shapes.is_held_out({name: getattr(scene, name) for name in said}):
             return shapes.caption(scene, said, int(generator.integers(2)))
 

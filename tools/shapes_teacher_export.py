@@ -134,13 +134,14 @@ def save(
     tensors: dict[str, Tensor], target: Path, layout: str, sampling: tuple[float, int], limit: int
 ) -> int:
     """Write the tensors with what the file has to say of itself; returns its size in bytes."""
+    import shapes_scenes
     from dpdmd_studio.trainer.toys import shapes
 
     facts = {
         "guidance_scale": sampling[0],
         "steps": sampling[1],
         "resolution": shapes.RESOLUTION,
-        "drawing_version": shapes.DRAWING_VERSION,
+        "drawing_version": shapes_scenes.DRAWING_VERSION,
     }
     title = f"DP-DMD Studio shapes teacher ({layout} layout)"
     metadata = {"format": "pt", "modelspec.title": title, "dpdmd.shapes": json.dumps(facts)}

@@ -96,7 +96,7 @@ def scales(timesteps: Tensor) -> tuple[Tensor, Tensor]:
 
 def train(folder: Path, seed: int, compiled: bool = False) -> Training:
     """Train the denoiser, or go on with the training found in the folder."""
-    from dpdmd_studio.trainer.toys import shapes
+    import shapes_scenes
 
     torch.manual_seed(seed)
     place = device()
@@ -107,8 +107,8 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
 
     def loss_of(update: int) -> Tensor:
         generator = np.random.default_rng([seed, 4, update])
-        scenes = shapes.random_scenes(BATCH, generator)
-        x0 = torch.from_numpy(code(scenes, shapes.plan(scenes, generator))).to(place)
+        scenes = shapes_scenes.random_scenes(BATCH, generator)
+        x0 = torch.from_numpy(code(scenes, shapes_scenes.plan(scenes, generator))).to(place)
         texts = [sd3.training_caption(scene, generator) for scene in scenes]
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
         eps = torch.randn(x0.shape, generator=noise).to(place)
@@ -146,7 +146,7 @@ def train_decoder(folder: Path, seed: int, asset: Path, compiled: bool = False) 
     They learn to say of these latents what the SD3 teacher's first layers say of its own latents of
     the same picture; the layers behind them, which draw, are taken over as they are.
     """
-    from dpdmd_studio.trainer.toys import shapes
+    import shapes_scenes
 
     torch.manual_seed(seed)
     place = device()
@@ -158,8 +158,8 @@ def train_decoder(folder: Path, seed: int, asset: Path, compiled: bool = False) 
 
     def loss_of(update: int) -> Tensor:
         generator = np.random.default_rng([seed, 5, update])
-        scenes = shapes.random_scenes(DECODER_BATCH, generator)
-        plans = shapes.plan(scenes, generator)
+        scenes = shapes_scenes.random_scenes(DECODER_BATCH, generator)
+        plans = shapes_scenes.plan(scenes, generator)
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
         latents = off(torch.from_numpy(code(scenes, plans)), noise).to(place)
         with torch.no_grad():

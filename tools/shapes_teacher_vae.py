@@ -67,6 +67,7 @@ def code(scenes, plans, cell: int = CELL) -> np.ndarray:
     shape; 9 and 14: size, moved so that the half extent is linear in both; 10-11: distance of the
     cell's middle from the shape's middle, to the right and down; 12, 13, 15: side of the picture.
     """
+    import shapes_scenes
     from dpdmd_studio.trainer.toys import shapes
 
     def corners(attribute: str, name: str) -> np.ndarray:
@@ -77,9 +78,9 @@ def code(scenes, plans, cell: int = CELL) -> np.ndarray:
         return (found - [palette[getattr(scene, attribute)] for scene in scenes]) / 65.0
 
     cells = (np.arange(shapes.RESOLUTION // cell) + 0.5) * cell
-    middles = np.array([np.mean(limits) for limits in shapes.HALF_EXTENTS.values()])
+    middles = np.array([np.mean(limits) for limits in shapes_scenes.HALF_EXTENTS.values()])
     linear = np.linalg.solve(np.column_stack([CORNERS["size"], np.ones(3)]), middles)[:2]
-    extra = plans.half - [np.mean(shapes.HALF_EXTENTS[scene.size]) for scene in scenes]
+    extra = plans.half - [np.mean(shapes_scenes.HALF_EXTENTS[scene.size]) for scene in scenes]
     size = corners("size", "size") + extra[:, None] * linear / (linear @ linear)
     side = corners("position", "position")
     flat = np.concatenate(
@@ -174,7 +175,7 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
 
     In some cycles the decoder sees windows around outlines, in the others whole pictures.
     """
-    from dpdmd_studio.trainer.toys import shapes
+    import shapes_scenes
 
     torch.manual_seed(seed)
     place = device()
@@ -187,9 +188,9 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
     def loss_of(update: int) -> Tensor:
         generator = np.random.default_rng([seed, 1, update])
         cycle = int(np.searchsorted(np.cumsum(CYCLES), update, side="right"))
-        scenes = shapes.random_scenes(BATCH, generator)
-        plans = shapes.plan(scenes, generator)
-        drawn = shapes.render(plans)
+        scenes = shapes_scenes.random_scenes(BATCH, generator)
+        plans = shapes_scenes.plan(scenes, generator)
+        drawn = shapes_scenes.render(plans)
         wanted = torch.from_numpy(code(scenes, plans)).to(place)
         pictures = to_tensor(drawn, place)
         reading = torch.zeros((), device=place)

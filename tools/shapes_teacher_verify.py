@@ -58,9 +58,10 @@ def start_noise(seed: int, shape: tuple[int, int, int]) -> Tensor:
 
 def counted(texts: list[str], pictures: np.ndarray) -> dict:
     """Share of valid and of matching pictures, and the entropy of what captions leave unsaid."""
+    import shapes_scenes
     from dpdmd_studio.trainer.toys import measures as shapes_measure
 
-    found = shapes_measure.measure_all(pictures)
+    found = shapes_scenes.measure_all(pictures)
     pairs = list(zip(texts, found, strict=True))
     return {
         "pictures": len(pairs),
@@ -90,26 +91,26 @@ def choose_guidance(models: Models) -> tuple[float, dict]:
 
 def drawn_like(texts: list[str], seed: int) -> np.ndarray:
     """Drawn pictures that show what each caption says, the rest free."""
+    import shapes_scenes
     from dpdmd_studio.trainer.toys import shapes
 
     generator = np.random.default_rng(seed)
     scenes = []
-    for text, free in zip(texts, shapes.random_scenes(len(texts), generator), strict=True):
+    for text, free in zip(texts, shapes_scenes.random_scenes(len(texts), generator), strict=True):
         scenes.append(shapes.Scene(**{**vars(free), **shapes.parse_caption(text)}))
-    return shapes.draw(scenes, generator)
+    return shapes_scenes.draw(scenes, generator)
 
 
 def round_trip(models: Models, count: int = 1000) -> dict:
     """How many drawn pictures measure the same after being made again from their latents."""
-    from dpdmd_studio.trainer.toys import measures as shapes_measure
-    from dpdmd_studio.trainer.toys import shapes
+    import shapes_scenes
 
     generator = np.random.default_rng(77)
-    scenes = shapes.random_scenes(count, generator)
-    plans = shapes.plan(scenes, generator)
-    drawn = shapes.render(plans)
+    scenes = shapes_scenes.random_scenes(count, generator)
+    plans = shapes_scenes.plan(scenes, generator)
+    drawn = shapes_scenes.render(plans)
     again = models.redrawn(scenes, plans, drawn)
-    before, after = shapes_measure.measure_all(drawn), shapes_measure.measure_all(again)
+    before, after = shapes_scenes.measure_all(drawn), shapes_scenes.measure_all(again)
     same = sum(a == b and a.valid for a, b in zip(before, after, strict=True))
     error = np.abs(again.astype(float) - drawn).mean()
     return {"pictures": count, "same": same / count, "mean_absolute_error": round(error, 3)}

@@ -51,7 +51,6 @@ class Ranks:
         messages: the connection for messages; the one for gradients is torch's own default.
         """
         self.rank, self.size, self._messages = where.rank, where.size, messages
-        self.in_step = False  # passes are exchanges themselves: none can be done again alone
 
     @property
     def is_main(self) -> bool:
@@ -148,13 +147,9 @@ class Ranks:
     def attempt(self, work: Callable[[], T]) -> T:
         """The result of `work`; if one rank runs out of memory in it, so do all.
 
-        Where ranks work in step, the one that fails leaves, and its closed connection says so.
-
         Raises:
             torch.OutOfMemoryError: another rank ran out of memory.
         """
-        if self.in_step:
-            return work()
         try:
             result = work()
         except RuntimeError as error:

@@ -6,13 +6,27 @@ Imports neither torch nor any host; settings travel as JSON.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import SettingsError
 from .knobs import AUTO, check_value, knob, parse_resolutions
+
+logger = logging.getLogger("dpdmd_studio.settings")
+
+# Settings that earlier versions had: what stood for "not asked for", and what to use instead. Files
+# that name them, such as runs and LoRAs of then, are read as if they did not.
+REMOVED = {
+    "shard_base": (
+        False,
+        "the frozen network is whole on every device; --base-weights int8 and --offload-base make "
+        "it take less memory there",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +203,7 @@ class DistillConfig:
         group="machine",
     )
     attention: str = knob(
-        AUTO, "auto times what works here once and takes the fastest; sdpa is PyTorch's own.",
+        AUTO, "auto takes xformers on CUDA where it works, else sdpa, which is PyTorch's own.",
         group="machine", choices=(AUTO, "sdpa", "xformers"),
     )  # fmt: skip
     gradient_checkpointing: bool = knob(
@@ -204,12 +218,6 @@ class DistillConfig:
         group="machine",
         low=0,
         high=1024,
-    )
-    shard_base: bool = knob(
-        False,
-        "With several processes: each device holds a share of the frozen network; less memory, and "
-        "more traffic between them. Makes no previews or measurements.",
-        group="machine",
     )
     offload_optimizer: bool = knob(
         False,
@@ -288,7 +296,11 @@ class DistillConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:
-        """Settings from their names; unknown names and wrong types are errors, never ignored."""
+        """Settings from their names; unknown names and wrong types are errors, never ignored.
+
+        Settings of `REMOVED` alone are left out, with a line in the log.
+        """
+        values = without_removed(values)
         known = {spec.name for spec in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -298,3 +310,16 @@ class DistillConfig:
     def to_json(self) -> str:
         """The settings as indented JSON."""
         return json.dumps(self.to_dict(), indent=2)
+
+
+def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those of `REMOVED`; one that was asked for is named in the log."""
+    for name, (unasked, instead) in REMOVED.items():
+        if values.get(name, unasked) != unasked:
+            _say_removed(name, instead)
+    return {name: value for name, value in values.items() if name not in REMOVED}
+
+
+@functools.cache  # a page reads a run's settings again and again
+def _say_removed(name: str, instead: str) -> None:
+    logger.warning("The setting %s no longer exists and is ignored: %s.", name, instead)

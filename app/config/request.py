@@ -11,8 +11,6 @@ from typing import Any, Literal
 from ...core.errors import RunError, SettingsError
 from .distill_config import DistillConfig
 
-FILE_FORMATS = ("kohya", "peft")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:

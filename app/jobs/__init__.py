@@ -5,7 +5,7 @@ that any number of them agree, and nothing is lost with a process that ends.
 """
 
 from .actions import delete, duplicate, free_output, rename, restore, start, stop
-from .job import KINDS, LIVE, STATES, Job, all_jobs, get_job, log_tail, made_loras
+from .job import KINDS, LIVE, Job, all_jobs, get_job, log_tail, made_loras
 from .queue import move
 from .spawn import ensure_worker, worker_lives
 from .submit import submit_distill, submit_task
@@ -14,7 +14,6 @@ from .worker import work
 __all__ = [
     "KINDS",
     "LIVE",
-    "STATES",
     "Job",
     "all_jobs",
     "delete",

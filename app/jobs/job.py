@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...core.errors import DPDMDError
 from ..runs import exit_note
@@ -17,7 +17,7 @@ from ..runs.process_identity import NotedProcess, live_process, noted_process
 from . import files, spawn
 from .queue import place_number, waiting
 
-STATES = (
+State = Literal[
     "new",
     "queued",
     "starting",
@@ -27,10 +27,10 @@ STATES = (
     "interrupted",
     "finished",
     "failed",
-)
+]
 LIVE = ("starting", "running", "stopping")
 KINDS = ("distill", "compare", "package", "setup")
-ENDED = ("finished", "stopped", "failed")
+ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
 LOG_TAIL_BYTES, MESSAGE_BYTES = 64 << 10, 4 << 10
 NOT_A_RUN = (
     "This folder holds no run: its settings are missing or damaged. Nothing can be done with it "
@@ -47,7 +47,7 @@ class Job:
         id: the name of its folder.
         kind: one of KINDS.
         title: for people; may be any text.
-        state: one of STATES.
+        state: where it is between being made and having ended.
         place: its place in the queue from 0; None if it does not wait there.
         step: finished updates of a distillation, or steps of a task; 0 when unknown.
         steps: how many there will be; 0 when unknown.
@@ -63,7 +63,7 @@ class Job:
     path: Path
     kind: str
     title: str
-    state: str
+    state: State
     place: int | None = None
     step: int = 0
     steps: int = 0
@@ -162,7 +162,7 @@ def read_job(folder: Path, place: int | None = None) -> Job:
     )
 
 
-def state_of(folder: Path, kind: str, progress: Mapping[str, Any]) -> str:
+def state_of(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:
     """The state, from the locks, requests and notes in the folder."""
     owners = [owner for owner in _owners(folder) if owner is not None]
     if owners:
@@ -185,7 +185,7 @@ def _owners(folder: Path) -> list[Owner | NotedProcess | None]:
     return [*locks, live_process(folder / files.CHILD)]
 
 
-def ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> str:
+def ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:
     """The state of a job that no process works on, the queue left aside."""
     note = _exit_note(folder, progress)
     if note.get("stopped") is True:
@@ -195,8 +195,10 @@ def ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> str:
     if note.get("code") in (1, 2):
         return "failed"
     status = progress.get("status")
-    if kind == "distill" and status in ENDED:
-        return str(status)
+    if kind == "distill":
+        for ended in ENDED:
+            if status == ended:
+                return ended
     marks = (files.TAKEN, files.CHILD, files.LOCK)
     begun = bool(note or status) or any((folder / name).exists() for name in marks)
     return "interrupted" if begun else "new"

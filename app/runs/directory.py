@@ -17,7 +17,7 @@ torch. Layout:
     evaluation/            the teacher's pictures that the student is measured against
     report/                the report at the end: report.html, report.json, picture sheets
     memory.json            how far down the memory ladder the run has come
-    attention.json         the attention kernels that the run has begun with
+    attention.json         the attention kernels that an earlier version had timed for the run
     stop                   a request: stop at the next update and keep what there is
     lock.json              which process owns the run, see `run_lock`
 """
@@ -245,10 +245,6 @@ class RunDirectory:
         return sorted(self.states.glob("step-*")) if self.states.is_dir() else []
 
     # Requests and ownership
-
-    def request_stop(self) -> None:
-        """Ask the worker to stop at its next update and keep what there is."""
-        atomic_write.write_text(self.path / "stop", "")
 
     @property
     def stop_requested(self) -> bool:

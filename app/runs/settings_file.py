@@ -1,8 +1,8 @@
 """Settings that people share: a small JSON file, or the settings that a LoRA carries.
 
 Neither holds a path of the machine or the prompts that were trained on; the teacher's negative
-prompt is a setting and is kept. Whatever is read here may come from a stranger: its size, its
-depth and every value are checked before they count.
+prompt is a setting and is kept. Whatever is read here may come from a stranger: its size and every
+value are checked before they count.
 """
 
 from __future__ import annotations
@@ -17,26 +17,19 @@ from ... import __version__
 from ...core.errors import SettingsError
 from ...core.files.tensor_file import read_header
 from ...core.lora.metadata import SETTINGS_KEY
-from ..config.distill_config import DistillConfig
+from ..config.distill_config import DistillConfig, without_removed
 from ..config.knobs import AUTO
 from ..config.request import DistillRequest
 from .directory import RunDirectory
 
 KIND, VERSION = "dpdmd.settings", 1
 MAX_BYTES = 256 * 1024
-# Settings are one table inside another; the rest is room for what later versions may add.
-MAX_DEPTH = 8
 MAX_CHARACTERS = {"teacher_negative": 10_000}
 MAX_OTHER_CHARACTERS = 500
 MAX_WHOLE_NUMBER = 2**63
 SHOWN_NAMES, SHOWN_CHARACTERS = 5, 60
 COMPRESSED = (b"\x1f\x8b", b"PK", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd", b"7z\xbc\xaf", b"Rar!")
 GENERATOR = f"DP-DMD Studio {__version__}"
-
-
-def export_settings(request: DistillRequest) -> str:
-    """The settings of a request as a file to share: no paths, no prompts, no device."""
-    return config_text(request.config)
 
 
 def config_text(config: DistillConfig) -> str:
@@ -119,18 +112,21 @@ def settings_of_lora(path: Path) -> DistillConfig:
 def parse_table(text: str, name: str) -> dict[str, Any]:
     """The JSON object in `text`, or SettingsError; `name` begins the message.
 
-    Refused are more than MAX_BYTES, deep nesting, a name given twice, and numbers that are none.
+    Refused are more than MAX_BYTES, nesting deeper than JSON is read here, a name given twice, and
+    numbers that are none.
     """
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_BYTES:
         raise SettingsError(
             f"{name} has {size:,} bytes; settings take up to {MAX_BYTES:,}. It is not read."
         )
-    if _depth(text) > MAX_DEPTH:
-        raise SettingsError(f"{name} is nested deeper than settings ever are. It is not read.")
     try:
         found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise SettingsError(
+            f"{name} is nested deeper than settings ever are. It is not read."
+        ) from error
+    except ValueError as error:
         raise SettingsError(f"{name} is not valid JSON: {shown(error, 120)}.") from error
     if not isinstance(found, dict):
         raise SettingsError(f"{name} is JSON, but not a table of names and values.")
@@ -143,6 +139,7 @@ def checked_config(values: Mapping[str, Any], name: str, generator: str) -> Dist
     Raises:
         SettingsError: an unknown setting, a wrong type, or a value that is not allowed.
     """
+    values = without_removed(values)
     known = {spec.name for spec in dataclasses.fields(DistillConfig)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -191,26 +188,6 @@ def _read(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SettingsError(f"{name} is not UTF-8 text. Export the settings again.") from error
-
-
-def _depth(text: str) -> int:
-    """How deep brackets nest outside of quotes; more than MAX_DEPTH is not counted further."""
-    depth = deepest = 0
-    quoted = escaped = False
-    for character in text:
-        if quoted:
-            quoted = escaped or character != '"'
-            escaped = character == "\\" and not escaped
-        elif character == '"':
-            quoted = True
-        elif character in "[{":
-            depth += 1
-            deepest = max(deepest, depth)
-            if deepest > MAX_DEPTH:
-                break
-        elif character in "]}":
-            depth -= 1
-    return deepest
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

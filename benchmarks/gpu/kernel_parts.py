@@ -95,7 +95,7 @@ def xformers_attention() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 def whole_update(choice: str, options: Options) -> Row:
     """An SDXL update with one kind of attention, as the product sets it."""
-    from dpdmd_studio.trainer.attention.setup import use_attention
+    from dpdmd_studio.trainer.attention import use_attention
 
     release(options)
     if choice == XFORMERS:

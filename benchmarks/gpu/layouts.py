@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from count_memory import LAYOUTS, SIDES, TOKENS
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.families import family
@@ -17,15 +18,9 @@ from dpdmd_studio.trainer.model.roles import AdapterRoles
 from dpdmd_studio.trainer.training.batches import stream_generator
 from dpdmd_studio.trainer.training.loop import Trainer
 from dpdmd_studio.trainer.training.micro_batches import MicroBatchDistiller
-from full_size_loading import SD35_MEDIUM, SDXL
 from measuring import Options, Unavailable
 from torch import Tensor, nn
 
-FULL: dict[str, dict[str, Any]] = {
-    "sd1": {"cross_attention_dim": 768},
-    "sdxl": SDXL,
-    "sd3": SD35_MEDIUM,
-}
 SMALL = {"block_out_channels": (16, 32), "cross_attention_dim": 32, "norm_num_groups": 8,
          "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
          "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -39,8 +34,6 @@ TINY: dict[str, dict[str, Any]] = {
             "caption_projection_dim": 32, "joint_attention_dim": 32, "pooled_projection_dim": 32,
             "pos_embed_max_size": 16, "dual_attention_layers": (0,), "qk_norm": "rms_norm"},
 }  # fmt: skip
-SIDES = {"sd1": 512, "sdxl": 1024, "sd3": 1024}
-TOKENS = {"sd1": 77, "sdxl": 77, "sd3": 333}
 
 
 def random_network(name: str, options: Options, device: torch.device) -> nn.Module:
@@ -48,7 +41,7 @@ def random_network(name: str, options: Options, device: torch.device) -> nn.Modu
 
     Weights are normal with a variance of 1 / inputs; norms are ones, biases zero.
     """
-    layout = (TINY if options.tiny else FULL)[name]
+    layout = (TINY if options.tiny else LAYOUTS)[name]
     with torch.device("meta"):
         made = SD3Transformer2DModel if name == "sd3" else UNet2DConditionModel
         network: nn.Module = made(**layout)

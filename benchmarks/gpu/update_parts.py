@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from layouts import (
     SIDES,
+    TOKENS,
     Inputs,
     latent_shape,
     make_call,
@@ -143,19 +144,22 @@ def scaling_cases(options: Options) -> Cases:
 
 
 def estimate_cases(options: Options) -> Cases:
-    """The count of `estimate` against the allocator's peak."""
+    """The count that the estimate is fitted to, against the allocator's peak."""
+    from count_memory import Model, count
     from dpdmd_studio.core.families import family
-    from dpdmd_studio.trainer.memory.update_memory import update_memory
-    from layouts import TOKENS
 
     def measured(name: str, rung: str) -> Row:
         config = settings(options, **RUNGS[rung])
         row = update_row(name, options, **RUNGS[rung])
         shape = latent_shape(name, options, config, None)
-        empty = random_network(name, options, torch.device("meta"))
-        counted = update_memory(
-            empty, family(name), config, shape[1:], options.number_format, tokens=TOKENS[name]
+        model = Model(
+            lambda: random_network(name, options, torch.device("meta")),
+            family(name),
+            shape[1:],
+            options.number_format,
+            TOKENS[name],
         )
+        counted = count(model, config)
         return row | {"counted": counted.peak, "counted_share": counted.peak / row["allocated"]}
 
     rungs = ("as set", "checkpointing", "checkpointing, 8-bit optimizer",

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ...app.config.distill_config import DistillConfig
+from ...app.config.distill_config import DistillConfig, without_removed
 from ...app.config.presets import DEMO, MEMORIES, PRESETS, preset
 from ...app.runs.settings_file import import_settings, parse_table
 from ...core.errors import SettingsError
@@ -144,6 +144,7 @@ def json_settings(text: str) -> dict[str, Any]:
     found = parse_table(text.lstrip("\ufeff"), "settings_json")
     if "kind" in found:
         return import_settings(text).to_dict()
+    found = without_removed(found)
     known = {name: value for name, value in found.items() if name in _FIELDS}
     if len(known) < len(found):
         unknown = ", ".join(sorted(set(found) - set(known)))[:200]

@@ -35,24 +35,6 @@ def to_x0(prediction: str, output: Tensor, x_t: Tensor, alpha: Tensor, std: Tens
     raise _unknown(prediction)
 
 
-def from_x0(prediction: str, x0: Tensor, x_t: Tensor, alpha: Tensor, std: Tensor) -> Tensor:
-    """The network output that stands for `x0`: the inverse of `to_x0`, shape (B, C, H, W)."""
-    if prediction == "x0":
-        return x0
-    if prediction == "eps":
-        return eps_from_x0(x0, x_t, alpha, std)
-    if prediction == "v":
-        return (alpha * x_t - x0) / std.clamp_min(MIN_SCALE)
-    if prediction == "flow":
-        return (x_t - x0) / std.clamp_min(MIN_SCALE)
-    raise _unknown(prediction)
-
-
-def eps_from_x0(x0: Tensor, x_t: Tensor, alpha: Tensor, std: Tensor) -> Tensor:
-    """The unit noise in x_t = alpha * x0 + std * eps, shape (B, C, H, W)."""
-    return (x_t - alpha * x0) / std.clamp_min(MIN_SCALE)
-
-
 def training_target(prediction: str, x0: Tensor, eps: Tensor, alpha: Tensor, std: Tensor) -> Tensor:
     """The regression target of a network at x_t = alpha * x0 + std * eps, shape (B, C, H, W)."""
     if prediction == "x0":

@@ -34,11 +34,6 @@ ZERO_TERMINAL_ABAR = 4.8973451890853435e-08
 class Schedule(Protocol):
     """What samplers and the trainer need to know of a noise schedule."""
 
-    @property
-    def sigma_max(self) -> float:
-        """Noise level at position 999, where sampling starts."""
-        ...
-
     def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, std) of x_t = alpha * x0 + std * eps at `sigma`, each shaped like `sigma`."""
         ...
@@ -86,11 +81,6 @@ class VPSchedule:
         """x0 - x0_real, as in arXiv:2311.18828, Eq. 8."""
         return x0 - x0_real
 
-    @property
-    def sigma_max(self) -> float:
-        """Noise level at position 999."""
-        return float(_vp_sigmas(self.zero_terminal_snr)[-1])
-
     def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, std), each shaped like `sigma`."""
         alpha = torch.rsqrt(1 + sigma * sigma)
@@ -132,11 +122,6 @@ class FlowSchedule:
     def dmd_residual(self, x_t: Tensor, x0: Tensor, x0_real: Tensor) -> Tensor:
         """x_t - x0_real = sigma * v, so that sigma cancels, as in the paper's code."""
         return x_t - x0_real
-
-    @property
-    def sigma_max(self) -> float:
-        """Noise level at position 999."""
-        return 1.0
 
     def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, std), each shaped like `sigma`."""

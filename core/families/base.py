@@ -126,10 +126,6 @@ class Family:
         part = self.tensor_source(f"{module_name}.weight", config).part
         return LoraKey("lora_unet_" + name.replace(".", "_"), part)
 
-    def lora_keys(self, config: Config, targets: LoraTargets = "attention") -> dict[str, LoraKey]:
-        """Host names of every module that gets LoRA, by full diffusers module name."""
-        return {name: self.lora_key(name, config) for name in self.lora_modules(config, targets)}
-
 
 class TensorTable(dict[str, TensorInfo]):
     """Tensors by name without prefix; asking for one that is not there is the user's error."""

@@ -5,7 +5,6 @@ from .unet import is_unet, ldm_name, lora_modules, tensor_source, unet_config
 
 HEAD_WIDTH = 64
 TIME_ID_WIDTH = 256
-NUM_TIME_IDS = 6
 
 VAE = VaeFacts(
     scaling_factor=0.13025,

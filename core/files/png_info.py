@@ -13,12 +13,11 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from ..errors import OutputError, RecipeError
+from ..errors import OutputError
 from .atomic_write import atomic_path
 
 TEXT_KEY = "parameters"
 JSON_KEY = "dpdmd"
-MAX_JSON_CHARACTERS = 262_144
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,38 +104,3 @@ def save_png(
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=chunks)
     return path
-
-
-def read_png(path: Path) -> PictureInfo | None:
-    """The settings in a picture of ours, None if it has none; RecipeError if they are broken."""
-    source = png_texts(path).get(JSON_KEY)
-    return None if source is None else _info(source, Path(path).name)
-
-
-def png_texts(path: Path) -> dict[str, str]:
-    """The text chunks of a PNG file by keyword."""
-    try:
-        with Image.open(path) as picture:
-            picture.load()  # chunks behind the pixels count too
-            texts = picture.text if isinstance(picture, PngImagePlugin.PngImageFile) else {}
-    except FileNotFoundError as error:
-        raise RecipeError(f"There is no picture {path}.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise RecipeError(f"{path} cannot be read as a picture: {error}") from error
-    return {key: str(value) for key, value in texts.items()}
-
-
-def _info(source: str, name: str) -> PictureInfo:
-    problem = f"{name}: the settings in the picture are broken"
-    if len(source) > MAX_JSON_CHARACTERS:
-        raise RecipeError(f"{problem}: {len(source)} characters.")
-    try:
-        fields = json.loads(source)
-        known = {field.name for field in dataclasses.fields(PictureInfo)}
-        fields = {key: value for key, value in fields.items() if key in known}
-        fields["loras"] = tuple(UsedLora(**lora) for lora in fields.get("loras", ()))
-        info = PictureInfo(**fields)
-        parameters_text(info)  # every field has the type that its use needs
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise RecipeError(f"{problem} ({str(error)[:100]}).") from error
-    return info

@@ -18,7 +18,7 @@ from ...app.prompts.expansion import PromptSource
 from ...app.runs.directory import RunDirectory
 from ...core.families import LoraTargets
 from ...core.recipe.recipe import MergedLora
-from ..attention.setup import Workload, use_attention
+from ..attention import noted_kernels, use_attention
 from ..device import choose_device, choose_dtype, describe_device
 from ..distributed import joined
 from ..loading.checkpoint import LoadedCheckpoint, load_checkpoint
@@ -69,8 +69,8 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     prompts = PromptSource(run.prompts(), config.seed)
     with ranks.main_first():  # the others find the prompts in the cache
         encoded, negative = _encode(checkpoint, prompts, config, device, report)
-    tokens = negative.context.shape[1]
-    _choose_attention(checkpoint, config, resolutions, tokens, run, report)
+    attention = use_attention(checkpoint.network, config.attention, noted_kernels(run))
+    report(f"Attention: {attention}")
     check_prediction_type(checkpoint, negative)
     identity = checkpoint_identity(checkpoint.path, report)
     including = request.include_teacher_loras
@@ -89,26 +89,6 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     trainer = Trainer(network, batches, settings, ranks, fingerprint)
     trainer.report = report
     return Session(run, request, checkpoint, trainer, negative, teacher, encoded, shapes, included)
-
-
-def _choose_attention(
-    checkpoint: LoadedCheckpoint,
-    config: DistillConfig,
-    resolutions: Sequence[tuple[int, int]],
-    tokens: int,
-    run: RunDirectory,
-    report: Report,
-) -> None:
-    """Set the attention for passes with gradients at the largest resolution, and say which."""
-    width, height = max(resolutions, key=lambda size: size[0] * size[1])
-    rows = joined().own_rows(config.batch_size)
-    count = rows.stop - rows.start
-    pictures = min(config.micro_batch_size or count, count)
-    latent = (checkpoint.detection.latent_channels, height // 8, width // 8)
-    work = Workload(latent, pictures, tokens)
-    with joined().main_first():  # the others find the timings in the data folder
-        found = use_attention(checkpoint.network, config.attention, work, run, report)
-    report(f"Attention: {found}")
 
 
 def _teacher_facts(

@@ -1,4 +1,4 @@
-"""Seconds of an update before a run: a few updates of a run that is thrown away."""
+"""Seconds and memory of an update before a run: a few updates of a run that is thrown away."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ UPDATES = 5
 PROMPT = "a photo"
 
 
-def seconds_per_update(
+def measured_updates(
     model: ModelFiles, config: DistillConfig, report: Callable[[str], None]
-) -> float:
-    """Median seconds of student updates with their fake updates, on the device of `config`.
+) -> tuple[float, int | None]:
+    """(median seconds, peak bytes) of student updates with their fake updates.
 
-    Nothing of it is kept but the prompt's encoding and the attention kernels' timings.
+    Bytes are those allocated on a CUDA device; None elsewhere.
+
+    Nothing of it is kept but the prompt's encoding.
 
     Raises:
         DPDMDError: whatever would end a run with these settings; the device is in use.
@@ -44,16 +46,19 @@ def seconds_per_update(
             return _timed(run, report)
 
 
-def _timed(run: RunDirectory, report: Callable[[str], None]) -> float:
+def _timed(run: RunDirectory, report: Callable[[str], None]) -> tuple[float, int | None]:
     trainer = open_session(run, report).trainer
     device = trainer.device
     module = getattr(torch, device.type, None)
     synchronize: Callable[[], object] = getattr(module, "synchronize", lambda: None)
     trainer.update()  # the first one warms up
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # encoding the prompt is no update
     seconds = []
     for _ in range(UPDATES):
         started = time.perf_counter()
         trainer.update()
         synchronize()
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return statistics.median(seconds), peak

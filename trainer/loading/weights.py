@@ -4,7 +4,6 @@ Nothing is allocated before every tensor that the network needs has been found i
 the right shape. Weights stored in the wanted dtype are used straight from the mapped file.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,6 @@ from ...core.families import TensorSource, refuse_quantised
 from ...core.files.tensor_file import TensorFile, TensorInfo
 from ...core.lora.file import weight_shapes
 from .weight_updates import Updates
-
-logger = logging.getLogger("dpdmd_studio.loading")
 
 FLOAT_DTYPES = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
 NAMES_SHOWN = 5

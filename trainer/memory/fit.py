@@ -1,8 +1,7 @@
 """Chooses before training which memory fallbacks a run begins with.
 
-What an update needs is reckoned and compared with the device's free memory; one fallback after the
-other is taken until it fits. Counting an update of SDXL on fake tensors takes longer than a run
-should wait, so this is the arithmetic that is held against that count.
+What an update needs by arithmetic is compared with the device's free memory; one fallback after the
+other is taken until it fits.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ from pathlib import Path
 import torch
 
 from ...app.config.distill_config import DistillConfig
-from ...app.estimate import arithmetic_memory, bytes_in_16_bit
+from ...app.config.memory_fallback import Fallback, fallbacks_left
+from ...app.estimate import ALLOCATOR_SHARE, arithmetic_memory, bytes_in_16_bit
 from ...app.runs.directory import RunDirectory
 from ...core.families import identify
 from ..device import device_memory, free_memory
 from ..distributed import joined
-from .fallback import Fallback, fallbacks_left, read_fallbacks, write_fallbacks
+from .fallback import read_fallbacks, write_fallbacks
 
 GIB = 2**30
-# What an allocator rounds up and cannot use: assumed, not measured on a card.
-ALLOCATOR_SHARE = 0.08
 Needed = Callable[[DistillConfig], float]
 
 
@@ -89,8 +87,7 @@ def needed_memory(path: Path, dtype: torch.dtype) -> Needed:
     def needs(config: DistillConfig) -> float:
         share = -(-config.batch_size // joined().size)  # the largest of a run's processes
         own = replace(config, dtype=name, batch_size=share)
-        found = arithmetic_memory(detection, own, half)
-        return found * (1 + ALLOCATOR_SHARE)
+        return arithmetic_memory(detection, own, half).peak * (1 + ALLOCATOR_SHARE)
 
     return needs
 

@@ -113,20 +113,6 @@ class Nf4:
         return self._library.dequantize_4bit(parts[0], state).view(shape)
 
 
-class CountedNf4:
-    """The sizes of `Nf4` without its numbers, for counting memory on fake tensors."""
-
-    def pack(self, weight: Tensor) -> Parts:
-        """As `WeightFormat.pack`."""
-        count, device = weight.numel(), weight.device
-        packed = torch.empty((count + 1) // 2, 1, dtype=torch.uint8, device=device)
-        return packed, torch.empty(-(-count // NF4_BLOCK), dtype=torch.float32, device=device)
-
-    def unpack(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """As `WeightFormat.unpack`."""
-        return torch.empty(shape, dtype=dtype, device=parts[0].device)
-
-
 FORMATS: dict[str, type[WeightFormat]] = {"keep": Keep, "int8": Int8, "fp8": Fp8, "nf4": Nf4}
 
 

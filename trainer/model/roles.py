@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from ...core.errors import LoraError
 from .lora_layers import LAYERS
 
-ROLES = ("teacher", "student", "fake")
-
 
 class AdapterRoles:
     """Two LoRA adapters in a frozen network, and the switch between the three roles."""

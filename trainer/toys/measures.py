@@ -88,11 +88,6 @@ def measure(picture: NDArray[np.uint8]) -> Measurement:
     return _read_shape(mask, area, found)
 
 
-def measure_all(pictures: Iterable[NDArray[np.uint8]]) -> list[Measurement]:
-    """The measurement of every picture."""
-    return [measure(picture) for picture in pictures]
-
-
 def adherence(caption: str, measurement: Measurement) -> bool:
     """Whether the picture is valid and shows everything that the caption says."""
     said = parse_caption(caption)

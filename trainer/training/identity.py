@@ -23,7 +23,6 @@ MACHINE_SETTINGS = (
     "attention",
     "gradient_checkpointing",
     "micro_batch_size",
-    "shard_base",
     "offload_optimizer",
     "fit_memory",
     "save_every",

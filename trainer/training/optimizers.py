@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from ...core.errors import SettingsError
 
 ADAMW, ADAMW_8BIT = "adamw", "adamw8bit"
-# bitsandbytes keeps the moments of smaller tensors in 32 bit, and a scale for every block of a
-# larger one.
-SMALLEST_8BIT, BLOCK = 4096, 256
+# bitsandbytes keeps the moments of smaller tensors in 32 bit.
+SMALLEST_8BIT = 4096
 SHARED = ("qmap1", "qmap2")  # what a number of 8 bit stands for, the same for all tensors
 
 
@@ -172,15 +171,6 @@ class AdapterOptimizer:
         module = getattr(torch, self._device.type, None)
         if self._homes and self._device.type != "cpu" and hasattr(module, "synchronize"):
             module.synchronize()  # type: ignore[union-attr]
-
-
-def moment_bytes(sizes: Sequence[int], kind: str) -> int:
-    """Bytes of the moments of tensors with so many numbers each."""
-    if kind == ADAMW:
-        return sum(8 * size for size in sizes)
-    return sum(
-        8 * size if size < SMALLEST_8BIT else 2 * size + 8 * -(-size // BLOCK) for size in sizes
-    )
 
 
 def check_optimizer(kind: str, device: torch.device) -> None:

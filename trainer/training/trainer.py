@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ...app.config.distill_config import DistillConfig
+from ...app.config.memory_fallback import fallbacks_left
 from ...app.runs.directory import RunDirectory
 from ...core.diffusion.schedule import Levels
 from ...core.errors import NonFiniteError
 from ..device import is_out_of_memory, release_memory, to_device
 from ..distributed import Ranks
-from ..memory.fallback import fallbacks_left
 from ..method.dp_dmd import Metrics, Network, fake_update, student_samples, student_update
 from ..method.objective import Draws, draw, draw_for_fake, draw_supervised_step
 from ..model.role_network import RoleNetwork

@@ -41,11 +41,6 @@ class Keeper:
         self._seen: dict[str, str] | None = None
         self._complained = ""
 
-    @property
-    def lent(self) -> bool:
-        """Whether the model is unloaded at the moment."""
-        return self._lent
-
     def start(self) -> None:
         """Begin to look; once is enough."""
         if self._thread is None or not self._thread.is_alive():

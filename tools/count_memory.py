@@ -1,0 +1,382 @@
+"""Counts the memory of one update on fake tensors, and holds the arithmetic of an estimate to it.
+
+    python tools/count_memory.py [--families sd1 sdxl sd3] [--cpu-rules] [--write]
+
+Prints, for each setting, what is alive at the worst moment of an update of the published model,
+what `app/estimate.py` reckons, and their ratio. Where a change of the update moves the count,
+fit `COSTS` there anew and `--write` tests/goldens/counted-memory.json, which a test holds the
+arithmetic to. All three families take about a quarter of an hour on one core.
+
+The network has its real layout, its tensors are fake (shape and format, no numbers): the updates of
+`distiller` run on them, without the calls that leave nothing behind. CUDA's autocast computes norms
+in float32 and the CPU's does not; the count follows CUDA unless told otherwise. An allocator's
+rounding and a driver's own memory come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import mounting
+import torch
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.estimate import COSTS, Memory, arithmetic_memory, matched_graphs
+from dpdmd_studio.core.families import Detection, Family, family, identify
+from dpdmd_studio.trainer.loading.checkpoint import find_components
+from dpdmd_studio.trainer.memory.offload import OffloadRing
+from dpdmd_studio.trainer.memory.packed_base import RING, store_layers
+from dpdmd_studio.trainer.memory.weight_formats import FORMATS, NF4_BLOCK, Parts
+from dpdmd_studio.trainer.method.distiller import Batch, Distiller
+from dpdmd_studio.trainer.model.conditioning import Conditioning
+from dpdmd_studio.trainer.model.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.training.optimizers import ADAMW, SMALLEST_8BIT
+from live_bytes import LiveBytes
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+GIB = 2**30
+TABLE = mounting.ROOT / "tests" / "goldens" / "counted-memory.json"
+SDXL: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20),
+    "use_linear_projection": True, "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+SD35_MEDIUM: dict[str, Any] = {
+    "sample_size": 128, "num_layers": 24, "attention_head_dim": 64, "num_attention_heads": 24,
+    "caption_projection_dim": 1536, "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm",
+}  # fmt: skip
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "sd1": {"cross_attention_dim": 768}, "sdxl": SDXL, "sd3": SD35_MEDIUM,
+}  # fmt: skip
+SIDES = {"sd1": 512, "sdxl": 1024, "sd3": 1024}
+CLIP_TOKENS, T5_TOKENS = 77, 256
+TOKENS = {"sd1": CLIP_TOKENS, "sdxl": CLIP_TOKENS, "sd3": CLIP_TOKENS + T5_TOKENS}
+BLOCK_8BIT = 256
+SIZE_NUMBERS = 6  # SDXL: original size, crop and target size
+
+ON: dict[str, Any] = {"gradient_checkpointing": True}
+SMALL = {"student_rank": 16, "fake_rank": 16}
+ATTENTION = {"lora_layers": "attention"}
+MOVED = ON | {"offload_optimizer": True, "base_weights": "int8"}
+# Batch 1 at the family's own resolution, rank 64 and all layers, but for what is named.
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"resolution": "512x512"},
+    {"resolution": "768x768"},
+    {"batch_size": 2},
+    SMALL,
+    ATTENTION,
+    ATTENTION | {"resolution": "768x768"},
+    ATTENTION | SMALL,
+    {"gradient_steps": "all"},
+    ON,
+    ON | {"resolution": "512x512"},
+    ON | {"resolution": "768x768"},
+    ON | {"batch_size": 2},
+    ON | {"batch_size": 4},
+    ON | SMALL,
+    ON | {"gradient_steps": "all"},
+    ON | ATTENTION,
+    ON | {"fake_rank": 128},
+    ON | {"objective": "dmd"},
+    MOVED,
+    MOVED | {"offload_base": True},
+    MOVED | {"base_weights": "nf4"},
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What an update is counted for.
+
+    Attributes:
+        make: a network on the meta device, without adapters; made anew for each count.
+        latent: (C, h, w) of one picture.
+        dtype: number format of the frozen network.
+        tokens: of an encoded prompt.
+    """
+
+    make: Callable[[], nn.Module]
+    family: Family
+    latent: tuple[int, int, int]
+    dtype: torch.dtype = torch.bfloat16
+    tokens: int = CLIP_TOKENS
+
+    def network(self) -> nn.Module:
+        """The frozen network on the meta device."""
+        with torch.device("meta"):
+            made = self.make()
+        return nn.Module.to(made, self.dtype).requires_grad_(False).eval()
+
+
+def published_model(name: str, config: DistillConfig) -> Model:
+    """A family's published model at the settings' resolution."""
+    sizes = config.resolutions or ((SIDES[name], SIDES[name]),)
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    kind = SD3Transformer2DModel if name == "sd3" else UNet2DConditionModel
+    latent = (16 if name == "sd3" else 4, height // 8, width // 8)
+    return Model(lambda: kind(**LAYOUTS[name]), family(name), latent, tokens=TOKENS[name])
+
+
+def model_in(path: Path, config: DistillConfig, dtype: torch.dtype) -> Model:
+    """The network in a checkpoint at the settings' resolution; only its header is read."""
+    detection = identify(path)
+    parts, used = find_components(path, {}, [])
+    sizes = config.resolutions or ((detection.resolution, detection.resolution),)
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    tokens = T5_TOKENS if "t5xxl" in used else 0
+    clip = [part.config for kind, part in used.items() if kind != "t5xxl"]
+    tokens += clip[0]["max_position_embeddings"] if clip else CLIP_TOKENS
+    latent = (detection.latent_channels, height // 8, width // 8)
+    return Model(parts.denoiser.factory, family(detection.family), latent, dtype, tokens)
+
+
+def count(model: Model, config: DistillConfig, *, like_cuda: bool = True) -> Memory:
+    """Bytes alive at the worst moment of a student update, a fake update or an optimizer's step."""
+    network = model.network()
+    layout: dict[str, Any] = dict(network.config)  # type: ignore[arg-type]
+    layers = "full" if config.lora_layers == "full" else "attention"
+    ranks = {"student_rank": config.student_rank, "fake_rank": config.fake_rank}
+    with torch.device("meta"):
+        roles = AdapterRoles(network, model.family.lora_modules(layout, layers), **ranks, seed=0)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        _fill(network)
+        _store(network, config)
+    sizes = {role: _bytes(roles.parameters(role)) for role in ("student", "fake")}
+    adapters = sum(sizes.values())
+    base = _bytes([*network.parameters(), *network.buffers()]) - adapters
+    if config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()  # type: ignore[operator]
+    facts = model.family
+    call = NetworkCall(network, facts, facts.predictions[0], schedule_of(facts), "cpu")
+    distiller = Distiller(call, roles, _shortened(config), facts.guidance_scale)
+    pictures = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    with fake:
+        batch = _batch(model, layout, pictures)
+    adding = config.objective in ("dp_dmd", "no_detach") or pictures < config.batch_size
+    with _cudas_norms() if like_cuda else contextlib.nullcontext():
+        peaks = _peaks(distiller, batch, fake, adding=adding)
+    moments = {
+        role: moment_bytes([p.numel() for p in roles.parameters(role)], config.optimizer)
+        for role in sizes
+    }
+    kept = 0 if config.offload_optimizer else sum(moments.values())
+    worst = [(kept, sizes[role], peak - base - adapters - sizes[role])
+             for role, peak in peaks.items()]  # fmt: skip
+    # the optimizer's step needs no temporary copy of the adapter
+    worst += [(kept or moments[role], sizes[role], 0) for role in sizes]
+    return Memory(base, adapters, *max(worst, key=sum))
+
+
+def moment_bytes(sizes: Sequence[int], kind: str) -> int:
+    """Bytes of Adam's moments of tensors with so many numbers each.
+
+    bitsandbytes keeps a scale for every block of a tensor in 8 bit.
+    """
+    if kind == ADAMW:
+        return sum(8 * size for size in sizes)
+    return sum(
+        8 * size if size < SMALLEST_8BIT else 2 * size + 8 * -(-size // BLOCK_8BIT)
+        for size in sizes
+    )
+
+
+def _peaks(
+    distiller: Distiller, batch: Batch, fake: FakeTensorMode, *, adding: bool
+) -> dict[str, int]:
+    """Most bytes alive in a student update and in a fake update, the network's included.
+
+    A fake update of no larger an adapter needs less than the student's, and is left out.
+
+    Args:
+        adding: whether gradients of an anchored step or of other pictures are there already.
+    """
+    network, roles = distiller.network.network, distiller.roles
+    generator = torch.Generator().manual_seed(0)
+    short, resident = distiller.config, [*network.parameters(), *network.buffers()]
+    trained = roles.parameters("student")
+    if adding:
+        with fake:
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+    with fake, LiveBytes([*resident, *_gradients(trained)]) as counted:
+        _, samples = distiller.student_update(batch, generator)
+    peaks = {"student": counted.peak}
+    if short.fake_rank <= short.student_rank:
+        return peaks
+    for parameter in trained:
+        parameter.grad = None
+    with fake, LiveBytes(resident) as counted:
+        distiller.fake_update(samples, generator)
+    return peaks | {"fake": counted.peak}
+
+
+def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _shortened(config: DistillConfig) -> DistillConfig:
+    """Settings with the fewest network calls that have the same peak.
+
+    That comes while a student update matches distributions: the matched steps keep their graph, and
+    the teacher runs beside it. What needs no graph leaves nothing behind; an anchored step's is
+    gone before, but for its gradients.
+    """
+    steps = matched_graphs(config)
+    return replace(
+        config, objective="dmd", micro_batch_size=0, num_steps=steps, teacher_steps=steps,
+        gradient_steps="all" if config.gradient_steps == "all" else "last",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _cudas_norms() -> Iterator[None]:
+    """Norms in float32 under autocast, as CUDA has them; the CPU's autocast leaves them as is."""
+    functions = torch.nn.functional
+    plain = functions.group_norm, functions.layer_norm
+
+    def raised(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def computed(*arguments: Any, **named: Any) -> Tensor:
+            if torch.is_autocast_enabled("cpu"):
+                arguments = tuple(_float(value) for value in arguments)
+                named = {name: _float(value) for name, value in named.items()}
+            return norm(*arguments, **named)
+
+        return computed
+
+    functions.group_norm, functions.layer_norm = (raised(norm) for norm in plain)
+    try:
+        yield
+    finally:
+        functions.group_norm, functions.layer_norm = plain
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
+
+
+def _batch(model: Model, layout: dict[str, Any], size: int) -> Batch:
+    """Inputs of one update, of the family's sizes."""
+    width = layout.get("joint_attention_dim") or layout["cross_attention_dim"]
+    pooled = layout.get("pooled_projection_dim") or 0
+    if layout.get("addition_embed_type") == "text_time":
+        sizes = SIZE_NUMBERS * layout["addition_time_embed_dim"]
+        pooled = layout["projection_class_embeddings_input_dim"] - sizes
+
+    def prompts() -> Conditioning:
+        return Conditioning(
+            torch.zeros(size, model.tokens, width, dtype=model.dtype),
+            torch.zeros(size, pooled, dtype=model.dtype) if pooled else None,
+        )
+
+    return Batch(torch.zeros(size, *model.latent), prompts(), prompts())
+
+
+def _fill(network: nn.Module) -> None:
+    """Put fake tensors of the CPU in the place of those without a device."""
+    for module in network.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                fresh = torch.empty(value.shape, dtype=value.dtype)
+                module._parameters[name] = nn.Parameter(fresh, value.requires_grad)
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
+
+
+class CountedNf4:
+    """The sizes of `Nf4` without its numbers."""
+
+    def pack(self, weight: Tensor) -> Parts:
+        """As `WeightFormat.pack`."""
+        count, device = weight.numel(), weight.device
+        packed = torch.empty((count + 1) // 2, 1, dtype=torch.uint8, device=device)
+        return packed, torch.empty(-(-count // NF4_BLOCK), dtype=torch.float32, device=device)
+
+    def unpack(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """As `WeightFormat.unpack`."""
+        return torch.empty(shape, dtype=dtype, device=parts[0].device)
+
+
+def _store(network: nn.Module, config: DistillConfig) -> None:
+    """Store the base as the settings say; what waits in the CPU's memory is not counted."""
+    kind, device = config.base_weights, torch.device("cpu")
+    ring = OffloadRing(device) if config.offload_base else None
+    if ring is not None:
+        network.register_module(RING, ring)
+    store_layers(network, CountedNf4() if kind == "nf4" else FORMATS[kind](), ring, device)
+
+
+def _bytes(tensors: list[Any]) -> int:
+    """Bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def reckoned(name: str, config: DistillConfig) -> Memory:
+    """What the arithmetic says of the same."""
+    facts, channels = family(name), 16 if name == "sd3" else 4
+    detection = Detection(name, "", facts.predictions[0], channels, "", SIDES[name], 8)  # type: ignore[arg-type]
+    return arithmetic_memory(detection, config, 2 * COSTS[name].parameters)
+
+
+def counted_rows() -> list[tuple[str, DistillConfig, Memory]]:
+    """(family, settings, count) of the table that is kept."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    return [
+        (name, DistillConfig.from_dict(settings), Memory(*parts))
+        for name, rows in table.items()
+        for settings, parts in rows
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Count the memory of an update.")
+    parser.add_argument("--families", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--cpu-rules", action="store_true", help="norms as the CPU has them")
+    parser.add_argument("--write", action="store_true", help="keep the counts for the tests")
+    options = parser.parse_args()
+    counts: dict[str, list[Any]] = {}
+    print("| family | settings | base | adapters | moments | gradients | activations "
+          "| counted GiB | arithmetic GiB | ratio |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name in options.families:
+        rows = []
+        for settings in SETTINGS:
+            config = DistillConfig.from_dict(settings)
+            model = published_model(name, config)
+            found = count(model, config, like_cuda=not options.cpu_rules)
+            parts = list(astuple(found))
+            rows.append([settings, parts])
+            formula = reckoned(name, config).peak
+            words = ", ".join(f"{key} {value}" for key, value in settings.items()) or "as set"
+            numbers = " | ".join(f"{n / GIB:.2f}" for n in (*parts, found.peak, formula))
+            print(f"| {name} | {words} | {numbers} | {formula / found.peak:.3f} |", flush=True)
+        counts[name] = rows
+    if options.write:
+        kept = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
+        table = {name: (kept | counts)[name] for name in SIDES if name in kept | counts}
+        lines = [
+            f'"{name}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]"
+            for name, rows in table.items()
+        ]
+        TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

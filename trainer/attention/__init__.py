@@ -1,1 +1,0 @@
-"""Which attention kernel a network uses."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from statistics import median
 
 from ..core.errors import DPDMDError
-from ..core.families import Detection, identify
+from ..core.families import Detection, family, identify
+from ..core.families.base import CostFacts
 from ..core.files.tensor_file import read_header
 from .config.distill_config import DistillConfig
 from .config.knobs import AUTO
@@ -41,73 +42,6 @@ SPEED_SETTINGS = (
     "micro_batch_size", "offload_optimizer", "optimizer",
 )  # fmt: skip
 MEMORY_SETTINGS = (*SPEED_SETTINGS, "student_rank", "fake_rank")
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """Activations with gradient checkpointing, in bytes.
-
-    Attributes:
-        per_picture: besides what grows with pixels.
-        per_pixel: of the block that is recomputed.
-        kept: for a pixel, of each student step whose graph is kept.
-    """
-
-    per_picture: float
-    per_pixel: float
-    kept: float
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One family's published model in 16-bit, fitted to what `tools/count_memory.py` counts.
-
-    Attributes:
-        parameters: of the denoiser.
-        packed: the share of them that `base_weights` packs.
-        staying: how many stay on the device when the base is offloaded.
-        buffers: how many the two buffers for offloaded layers hold.
-        per_rank: parameters of a LoRA of rank 1, by `lora_layers`.
-        per_picture: bytes of a graph's activations besides what grows with pixels, such as those
-            of its text, by `lora_layers`.
-        per_pixel: bytes of a graph's activations for a pixel, by `lora_layers`.
-        recomputed: activations with gradient checkpointing.
-    """
-
-    parameters: int
-    packed: float
-    staying: float
-    buffers: float
-    per_rank: dict[str, int]
-    per_picture: dict[str, float]
-    per_pixel: dict[str, float]
-    recomputed: Recomputed
-
-
-MB = 1e6
-COSTS = {
-    "sd1": Cost(
-        parameters=859_520_964, packed=0.908, staying=2.6 * MB, buffers=59.0 * MB,
-        per_rank={"attention": 423_936, "full": 1_050_816},
-        per_picture={"attention": 10 * MB, "full": 10 * MB},
-        per_pixel={"attention": 5370.0, "full": 5735.0},
-        recomputed=Recomputed(per_picture=19 * MB, per_pixel=385.0, kept=985.0),
-    ),
-    "sdxl": Cost(
-        parameters=2_567_463_684, packed=0.981, staying=9.0 * MB, buffers=59.0 * MB,
-        per_rank={"attention": 2_659_840, "full": 3_074_240},
-        per_picture={"attention": 5 * MB, "full": 20 * MB},
-        per_pixel={"attention": 8470.0, "full": 8965.0},
-        recomputed=Recomputed(per_picture=16 * MB, per_pixel=360.0, kept=690.0),
-    ),
-    "sd3": Cost(
-        parameters=2_469_663_936, packed=0.899, staying=248.0 * MB, buffers=42.4 * MB,
-        per_rank={"attention": 1_468_416, "full": 2_033_664},
-        per_picture={"attention": 685 * MB, "full": 820 * MB},
-        per_pixel={"attention": 10350.0, "full": 12240.0},
-        recomputed=Recomputed(per_picture=72 * MB, per_pixel=342.0, kept=498.0),
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -198,7 +132,7 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, half_bytes: i
         half_bytes: what the checkpoint's numbers take in 16 bit; a model that is smaller than the
             published one takes less in proportion.
     """
-    cost = COSTS[detection.family]
+    cost = family(detection.family).cost
     on_cpu = config.dtype == AUTO and config.device == "cpu"
     number_bytes = 4 if config.dtype == "float32" or on_cpu else 2
     one = 4.0 * cost.per_rank[config.lora_layers]
@@ -219,7 +153,7 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, half_bytes: i
     return Memory(*(round(scale * part) for part in parts))
 
 
-def _base_bytes(cost: Cost, number_bytes: int, config: DistillConfig) -> float:
+def _base_bytes(cost: CostFacts, number_bytes: int, config: DistillConfig) -> float:
     """Bytes of the frozen network on the device, as it is stored."""
     stored = STORED_BYTES.get(config.base_weights, number_bytes)
     if config.offload_base:  # the largest layers that are not packed need a byte a number, too
@@ -227,7 +161,7 @@ def _base_bytes(cost: Cost, number_bytes: int, config: DistillConfig) -> float:
     return cost.parameters * ((1 - cost.packed) * number_bytes + cost.packed * stored)
 
 
-def _activations(cost: Cost, config: DistillConfig, own: int, number_bytes: int) -> float:
+def _activations(cost: CostFacts, config: DistillConfig, own: int, number_bytes: int) -> float:
     """Bytes of activations and intermediate results in the pass that needs most.
 
     Without checkpointing copies of one adapter in the network's format are among them.

@@ -24,12 +24,15 @@ from diffusers import UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.diffusion.schedule import VPSchedule
 from dpdmd_studio.core.families import family
-from dpdmd_studio.trainer.method.distiller import Batch, Distiller
-from dpdmd_studio.trainer.model.conditioning import Conditioning
-from dpdmd_studio.trainer.model.network import NetworkCall
+from dpdmd_studio.trainer.distributed import joined
+from dpdmd_studio.trainer.families import half_of
+from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
+from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
+from dpdmd_studio.trainer.model.role_network import RoleNetwork
 from dpdmd_studio.trainer.model.roles import AdapterRoles
-from dpdmd_studio.trainer.training.batches import stream_generator
-from dpdmd_studio.trainer.training.loop import Trainer
+from dpdmd_studio.trainer.training.batches import Batch, stream_generator
+from dpdmd_studio.trainer.training.in_force import SettingsInForce
+from dpdmd_studio.trainer.training.trainer import Trainer
 from live_bytes import LiveBytes
 from three_copies import ThreeCopies
 
@@ -53,7 +56,8 @@ def make_call() -> NetworkCall:
         norm_num_groups=16,
     )
     network.eval().requires_grad_(False)
-    return NetworkCall(network, family("sd1"), "eps", VPSchedule(), "cpu")
+    half = half_of(family("sd1"))
+    return NetworkCall(network, half, "eps", VPSchedule(), "cpu", frozen_dtype(network))
 
 
 class Batches:
@@ -72,7 +76,7 @@ class Batches:
         noise = torch.randn(self._shape, generator=generator)
         size = (self._shape[0], 77, CONTEXT)
         texts = [torch.randn(size, generator=generator) for _ in range(2)]
-        return Batch(noise, Conditioning(texts[0]), Conditioning(texts[1]))
+        return Batch(noise, PromptPair(Conditioning(texts[0]), Conditioning(texts[1])))
 
 
 def ours(call: NetworkCall, batches: Batches, rank: int, **settings: Any) -> Trainer:
@@ -84,19 +88,20 @@ def ours(call: NetworkCall, batches: Batches, rank: int, **settings: Any) -> Tra
         warmup_steps=0,
         **settings,
     ).validate()
-    modules = call.family.lora_modules(dict(call.network.config), config.lora_layers)
+    modules = call.family.lora.modules(dict(call.network.config), config.lora_layers)
     roles = AdapterRoles(call.network, modules, student_rank=rank, fake_rank=rank, seed=0)
-    distiller = Distiller(call, roles, config, GUIDANCE)
-    return Trainer(distiller, roles, batches, config, "")  # type: ignore[arg-type]
+    settings_in_force = SettingsInForce(config, GUIDANCE)
+    network = RoleNetwork(call, roles)
+    return Trainer(network, batches, settings_in_force, joined())  # type: ignore[arg-type]
 
 
 def baseline_update(baseline: ThreeCopies, batches: Batches) -> None:
     """One student update and its fake updates, each with fresh inputs."""
     batch = batches.batch("student", 1)
-    baseline.student_update(batch.noise, [batch.conditional, batch.unconditional])
+    baseline.student_update(batch.noise, [batch.prompts.conditional, batch.prompts.unconditional])
     for index in range(FAKE_UPDATES):
         batch = batches.batch("fake", 1, index)
-        baseline.fake_update(batch.noise, [batch.conditional, batch.unconditional])
+        baseline.fake_update(batch.noise, [batch.prompts.conditional, batch.prompts.unconditional])
 
 
 def peak(update: Callable[[], Any], resident: Callable[[], list[torch.Tensor]]) -> int:
@@ -110,7 +115,7 @@ def peak(update: Callable[[], Any], resident: Callable[[], list[torch.Tensor]]) 
 
 def trainer_tensors(trainer: Trainer) -> list[torch.Tensor]:
     """Everything resident between updates of our trainer."""
-    found: list[torch.Tensor] = list(trainer.distiller.network.network.parameters())  # type: ignore[attr-defined]
+    found: list[torch.Tensor] = list(trainer.network.call.network.parameters())
     for optimizer in trainer.optimizers.values():
         found += [t for s in optimizer.state.values() for t in s.values()]
     return found

@@ -11,6 +11,7 @@ import mounting
 import torch
 from dpdmd_studio.app.library.home import prompt_cache
 from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions, trailing_positions
+from dpdmd_studio.core.families import stated_settings
 from dpdmd_studio.core.lora.file import LoraFile
 from dpdmd_studio.trainer.evaluation.evaluate import (
     ArmSetting,
@@ -21,10 +22,10 @@ from dpdmd_studio.trainer.evaluation.evaluate import (
     evaluate,
 )
 from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
-from dpdmd_studio.trainer.evaluation.run_evaluation import measures_for
 from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, load_checkpoint
 from dpdmd_studio.trainer.text.cache import encode_prompts
-from dpdmd_studio.trainer.toys.facts import shapes_facts
+from dpdmd_studio.trainer.toys import encoder
+from dpdmd_studio.trainer.toys.counts import measures_for
 from torch import Tensor
 
 ASSETS = mounting.ROOT / "trainer" / "assets"
@@ -59,6 +60,7 @@ class Easel:
         loras: Mapping[str, Sequence[tuple[LoraFile, float]]],
     ) -> Easel:
         """The teacher "sd3" or "sd1"; `loras`: by name, the files on together, with strengths."""
+        encoder.register()
         checkpoint = load_checkpoint(
             asset(teacher), dtype=torch.float32, device="cpu", report=lambda _: None
         )
@@ -70,7 +72,7 @@ class Easel:
             device=checkpoint.device,
             report=lambda _: None,
         )
-        facts, size = shapes_facts(asset(teacher)), checkpoint.detection.resolution // 8
+        facts, size = stated_settings(asset(teacher)), checkpoint.detection.resolution // 8
         painter = Painter(
             checkpoint=checkpoint,
             call=checkpoint.call(),

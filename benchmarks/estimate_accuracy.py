@@ -20,15 +20,19 @@ from count_memory import Model, count, model_in
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.families import Family, family, identify
+from dpdmd_studio.core.recipe.schedules import family_schedule
+from dpdmd_studio.trainer.distributed import joined
+from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.loading.checkpoint import find_components
 from dpdmd_studio.trainer.memory.packed_base import store_base
-from dpdmd_studio.trainer.method.distiller import Batch
-from dpdmd_studio.trainer.model.conditioning import Conditioning
-from dpdmd_studio.trainer.model.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
+from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
+from dpdmd_studio.trainer.model.role_network import RoleNetwork
 from dpdmd_studio.trainer.model.roles import AdapterRoles
-from dpdmd_studio.trainer.training.batches import stream_generator
+from dpdmd_studio.trainer.toys import encoder
+from dpdmd_studio.trainer.training.batches import Batch, stream_generator
+from dpdmd_studio.trainer.training.in_force import SettingsInForce
 from dpdmd_studio.trainer.training.loop import Trainer
-from dpdmd_studio.trainer.training.micro_batches import MicroBatchDistiller
 from live_bytes import LiveBytes
 
 ASSETS = Path(__file__).resolve().parents[1] / "trainer" / "assets"
@@ -83,7 +87,7 @@ class Batches:
         """One update's inputs."""
         generator = self.generator(stream, step, index)
         noise = torch.randn(self._shape, generator=generator)
-        return Batch(noise, self._prompts(generator), self._prompts(generator))
+        return Batch(noise, PromptPair(self._prompts(generator), self._prompts(generator)))
 
 
 def measured(network: Any, facts: Family, config: DistillConfig, latent: Latent, tokens: int):
@@ -92,13 +96,15 @@ def measured(network: Any, facts: Family, config: DistillConfig, latent: Latent,
     store_base(network, config.base_weights, offload=config.offload_base, device="cpu")
     layers = "full" if config.lora_layers == "full" else "attention"
     ranks = {"student_rank": config.student_rank, "fake_rank": config.fake_rank}
-    roles = AdapterRoles(network, facts.lora_modules(layout, layers), **ranks, seed=0)
+    roles = AdapterRoles(network, facts.lora.modules(layout, layers), **ranks, seed=0)
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    call = NetworkCall(network, facts, facts.predictions[0], schedule_of(facts), "cpu")
-    distiller = MicroBatchDistiller(call, roles, config, facts.guidance_scale)
+    prediction, schedule = facts.sampling.predictions[0], family_schedule(facts)
+    dtype = frozen_dtype(network)
+    call = NetworkCall(network, half_of(facts), prediction, schedule, "cpu", dtype)
+    settings = SettingsInForce(config, facts.sampling.guidance_scale)
     batches = Batches(layout, latent, config.batch_size, tokens)
-    trainer = Trainer(distiller, roles, batches, config, "")  # type: ignore[arg-type]
+    trainer = Trainer(RoleNetwork(call, roles), batches, settings, joined())  # type: ignore[arg-type]
     trainer.update()
     gc.collect()
     resident = [*network.parameters(), *network.buffers()]
@@ -115,6 +121,7 @@ def embedded(name: str, config: DistillConfig) -> tuple[int, int]:
     """(counted, measured) bytes of an embedded teacher."""
     path = ASSETS / f"shapes-{name}.safetensors"
     detection, facts = identify(path), family(name)
+    encoder.register()
     parts, used = find_components(path, {}, [])
     tokens = used["dpdmd"].config["max_position_embeddings"]
     side = detection.resolution // 8

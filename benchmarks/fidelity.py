@@ -113,10 +113,10 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, flo
     from dpdmd_studio.trainer.evaluation.evaluate import evaluate
     from dpdmd_studio.trainer.evaluation.run_evaluation import (
         evaluation_set,
-        measures_for,
         run_arms,
         session_painter,
     )
+    from dpdmd_studio.trainer.toys.counts import measures_for
     from dpdmd_studio.trainer.toys.shapes import caption_sample
 
     captions = caption_sample(held_out=held_out, count=CAPTIONS, seed=7)

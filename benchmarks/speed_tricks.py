@@ -33,9 +33,11 @@ from against_three_copies import (
     make_call,
     ours,
 )
+from dpdmd_studio.core.diffusion.guidance import NO_GUIDANCE, Guidance
 from dpdmd_studio.core.diffusion.schedule import Levels
-from dpdmd_studio.trainer.method.distiller import Batch
+from dpdmd_studio.trainer.model.conditioning import PromptPair
 from dpdmd_studio.trainer.model.lora_layers import AdaptedConv2d, AdaptedLinear
+from dpdmd_studio.trainer.model.role_network import RoleNetwork
 from dpdmd_studio.trainer.training.loop import Trainer
 from peft.tuners import lora
 from three_copies import ThreeCopies
@@ -61,26 +63,44 @@ def layers_of_peft() -> Iterator[None]:
 
 
 def scores_in_one_pass(trainer: Trainer) -> None:
-    """Take the teacher's and the fake's score of the matching gradient from one call."""
-    apart, waiting = trainer.distiller.denoise_as, {}
+    """Take the teacher's and the fake's score of the DMD gradient from one call."""
+    apart = trainer.network
 
-    def denoise_as(role: str, batch: Batch, x_t: Tensor, level: Levels) -> Tensor:
-        if level.sigmas.dim() and role == "teacher":  # a level per picture: the matching gradient
-            real, waiting["fake"] = one_pass(trainer, batch, x_t, level)
-            return real
-        return waiting.pop(role) if role in waiting else apart(role, batch, x_t, level)
+    class OnePass:
+        """The network bound to some rows, which remembers the fake's score with the teacher's."""
 
-    trainer.distiller.denoise_as = denoise_as  # type: ignore[method-assign]
+        def __init__(self, prompts: PromptPair, rows: int, of: int) -> None:
+            self._bound, self._prompts = apart.bound(prompts, rows, of=of), prompts
+            self._waiting: dict[str, Tensor] = {}
+            self.prediction, self.backward = self._bound.prediction, self._bound.backward
+
+        def __call__(
+            self, role: str, x_t: Tensor, level: Levels, guidance: Guidance = NO_GUIDANCE
+        ) -> Tensor:
+            if level.sigmas.dim() and role == "teacher":  # a level per image: the DMD gradient
+                real, self._waiting["fake"] = one_pass(trainer, self._prompts, x_t, level)
+                return real
+            if role in self._waiting:
+                return self._waiting.pop(role)
+            return self._bound(role, x_t, level, guidance)
+
+    class Network(RoleNetwork):
+        """Binds to the rows as above."""
+
+        def bound(self, prompts: PromptPair, rows: int, of: int) -> Any:
+            return OnePass(prompts, rows, of)
+
+    trainer.gradients.network = Network(apart.call, apart.roles, apart.loss_scale)
 
 
 def channels_last(trainer: Trainer) -> None:
     """Keep weights, and with them activations, with the channels innermost."""
-    trainer.distiller.network.network.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
+    trainer.network.call.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def compiled(trainer: Trainer) -> None:
     """Compile every transformer block."""
-    compile_blocks(trainer.distiller.network.network)  # type: ignore[attr-defined]
+    compile_blocks(trainer.network.call.network)
 
 
 def nothing(trainer: Trainer) -> None:
@@ -126,7 +146,7 @@ def prepared(settings: dict[str, Any], change: Callable[[Trainer], None], size: 
 def student_gradient(trainer: Trainer) -> Tensor:
     """The student's gradients of the first update, in one row."""
     batch = trainer.batches.batch("student", 1)
-    trainer.distiller.student_update(batch, trainer.batches.generator("student-levels", 1))
+    trainer.gradients.student(batch, trainer.batches.generator("student-levels", 1))
     parameters = trainer.roles.parameters("student")
     found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     for parameter in parameters:

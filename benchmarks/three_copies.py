@@ -36,7 +36,9 @@ class ThreeCopies:
         def copied(trainable: bool) -> NetworkCall:
             network = copy.deepcopy(call.network) if trainable else call.network
             network.requires_grad_(trainable)
-            return NetworkCall(network, call.family, call.prediction, call.schedule, call.device)
+            return NetworkCall(
+                network, call.half, call.prediction, call.schedule, call.device, call.dtype
+            )
 
         self.student, self.fake, self.teacher = copied(True), copied(True), copied(False)
         self.optimizers = {

@@ -163,15 +163,15 @@ def _number_format(config: DistillConfig, *, asked: bool) -> str:
         return config.dtype
     if asked and config.device != "cpu":
         return "bfloat16"
-    from ..trainer.device import choose_device, choose_dtype  # heavy
+    from ..trainer.commands.timed_updates import number_format  # heavy
 
-    return str(choose_dtype(AUTO, choose_device(config.device))).removeprefix("torch.")
+    return number_format(config.device)
 
 
 def _free_memory(device: str) -> int | None:
-    from ..trainer.device import choose_device, free_memory  # heavy
+    from ..trainer.commands.timed_updates import free_bytes  # heavy
 
-    return free_memory(choose_device(device))
+    return free_bytes(device)
 
 
 def _tell(text: str) -> None:

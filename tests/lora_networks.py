@@ -87,7 +87,7 @@ def random_pairs(network, family, config, rank=3, targets="full", seed=1):
     """LoRA weights for every target module, each with a scale of its own."""
     generator = torch.Generator().manual_seed(seed)
     shapes, pairs = weight_shapes(network), {}
-    for number, module in enumerate(family.lora_modules(config, targets)):
+    for number, module in enumerate(family.lora.modules(config, targets)):
         rows, *columns = shapes[module]
         down = torch.randn(rank, *columns, generator=generator) / 10
         up = torch.randn(rows, rank, *(1 for _ in columns[1:]), generator=generator) / 10

@@ -80,7 +80,7 @@ def style(
         return LoraPair(down.half().float(), (up * size).half().float(), 0.5)
 
     shapes = weight_shapes(base.network)
-    names = [*family.lora_modules(config, "attention"), *EXTRA[family.name]] if denoiser else []
+    names = [*family.lora.modules(config, "attention"), *EXTRA[family.name]] if denoiser else []
     found = Style(path, {name: pair(shapes[name]) for name in names})
     tensors = {}
     if denoiser:

@@ -52,8 +52,8 @@ def gradients(name, settings_given, prepare=None):
     for step in (1, 2):
         batch = trainer.batches.batch("student", step)
         draws = trainer.batches.generator("levels", step)
-        _, samples = trainer.student_gradients(batch, draws)
-        trainer.fake_gradients(samples, draws)
+        _, samples = trainer.gradients.student(batch, draws)
+        trainer.gradients.fake(samples, draws)
         for role in ("student", "fake"):
             parameters = trainer.roles.parameters(role)
             found.append(torch.cat([p.grad.flatten() for p in parameters]))

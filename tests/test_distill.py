@@ -105,7 +105,7 @@ class Killed(BaseException):
 def test_a_run_killed_anywhere_resumes_exactly(files, tmp_path, monkeypatch, uninterrupted, place):
     whole = uninterrupted(share=False)
     run = new_run(tmp_path / "killed", files["sd1"], share_rollouts=False)
-    from dpdmd_studio.trainer.training import state, trainer
+    from dpdmd_studio.trainer.training import gradients, state, trainer
 
     calls = {"count": 0}
 
@@ -120,11 +120,11 @@ def test_a_run_killed_anywhere_resumes_exactly(files, tmp_path, monkeypatch, uni
 
     with monkeypatch.context() as patch:
         if place == "start":  # one line of metrics, no state yet
-            patch.setattr(trainer, "student_update", die_at(2, trainer.student_update))
+            patch.setattr(gradients, "student_update", die_at(2, gradients.student_update))
         elif place == "student":
-            patch.setattr(trainer, "student_update", die_at(4, trainer.student_update))
+            patch.setattr(gradients, "student_update", die_at(4, gradients.student_update))
         elif place == "fake":
-            patch.setattr(trainer, "fake_update", die_at(6, trainer.fake_update))
+            patch.setattr(gradients, "fake_update", die_at(6, gradients.fake_update))
         elif place == "between":
             patch.setattr(RunDirectory, "append_metrics", die_at(3, RunDirectory.append_metrics))
         else:
@@ -268,13 +268,13 @@ def test_a_file_that_appeared_meanwhile_is_left_alone(files, tmp_path):
 
 
 def test_running_out_of_memory_is_named(files, tmp_path, monkeypatch):
-    from dpdmd_studio.trainer.training import trainer
+    from dpdmd_studio.trainer.training import gradients
 
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     run = new_run(tmp_path, files["sd1"])
-    monkeypatch.setattr(trainer, "student_update", out_of_memory)
+    monkeypatch.setattr(gradients, "student_update", out_of_memory)
     with pytest.raises(RunError, match="--gradient-checkpointing"):
         distil(run)
     assert run.read_json("progress.json")["status"] == "failed"

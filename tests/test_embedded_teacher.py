@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from dpdmd_studio.cli import main
 from dpdmd_studio.core.diffusion.schedule import Levels, trailing_positions
 from dpdmd_studio.core.families import detect
 from dpdmd_studio.core.files.hashes import file_sha256
 from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.trainer.commands.open_session import default_guidance
 from dpdmd_studio.trainer.evaluation.sampling import sample_latents
+from dpdmd_studio.trainer.loading import encoders as files
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.loading.vae import decode
 from dpdmd_studio.trainer.model.conditioning import Conditioning
+from dpdmd_studio.trainer.text import encoders as prompts
 from dpdmd_studio.trainer.text.cache import encode_prompts
-from dpdmd_studio.trainer.toys import shapes
+from dpdmd_studio.trainer.toys import encoder, shapes
 from dpdmd_studio.trainer.toys.measures import adherence, measure
 from dpdmd_studio.trainer.toys.shapes import caption_sample
 
@@ -49,8 +52,17 @@ def test_its_summary_belongs_to_it_and_meets_the_bars(teacher):
     assert found["round_trip"]["same"] >= 0.99
 
 
+def test_commands_make_its_encoder_known(teacher, tmp_path, monkeypatch):
+    monkeypatch.delitem(files.KINDS, encoder.KIND, raising=False)
+    monkeypatch.delitem(prompts.KINDS, encoder.KIND, raising=False)
+    words = ["sample", str(teacher), "--prompt", "a red circle", "--seeds", "1", "--steps", "1"]
+    assert main([*words, "--device", "cpu", "--output", str(tmp_path)]) == 0
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
 def test_held_out_captions_come_out_as_said(teacher, tmp_path):
     """A recount of the summary's main number on few pictures, through the ordinary loading path."""
+    encoder.register()
     checkpoint = load_checkpoint(teacher, dtype=torch.float32, device="cpu")
     captions = caption_sample(held_out=True, count=64, seed=11)
     encoded = encode_prompts(

@@ -10,7 +10,6 @@ from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.presets import PRESETS
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.app.estimate import (
-    COSTS,
     GIB,
     SPEED_SETTINGS,
     arithmetic_memory,
@@ -18,7 +17,7 @@ from dpdmd_studio.app.estimate import (
     estimate,
 )
 from dpdmd_studio.app.runs.directory import RunDirectory
-from dpdmd_studio.core.families import Detection, identify
+from dpdmd_studio.core.families import Detection, family, identify
 
 TEACHER = Path(__file__).parents[1] / "trainer" / "assets" / "shapes-sd3.safetensors"
 FULL_SIZE = {"sd1": 2_064_293_568, "sdxl": 6_869_719_733, "sd3": 5_284_687_127}
@@ -59,7 +58,7 @@ def gib(family: str, **settings) -> float:
 
 def test_weights_and_adapters_are_exact():
     """Twice the rank adds both with their moments, a gradient, and a copy in 16 bit."""
-    per_rank = COSTS["sdxl"].per_rank["full"]
+    per_rank = family("sdxl").cost.per_rank["full"]
     found = gib("sdxl", student_rank=128, fake_rank=128) - gib("sdxl")
     assert found * GIB == pytest.approx(4 * per_rank * 64 * (2 * 3 + 1.5))
     found = gib("sdxl", student_rank=128, fake_rank=128, gradient_checkpointing=True)
@@ -70,8 +69,8 @@ def test_weights_and_adapters_are_exact():
 
 def test_offloaded_moments_are_there_in_a_step_when_activations_are_not():
     step = gib("sdxl", gradient_checkpointing=True, offload_optimizer=True)
-    one_role = 4 * COSTS["sdxl"].per_rank["full"] * 64
-    base = 2 * COSTS["sdxl"].parameters
+    one_role = 4 * family("sdxl").cost.per_rank["full"] * 64
+    base = 2 * family("sdxl").cost.parameters
     assert step * GIB == pytest.approx(base + one_role * (2 + 2 + 1))  # adapters, moments, gradient
     many = gib("sdxl", gradient_checkpointing=True, offload_optimizer=True, batch_size=4)
     more = gib("sdxl", gradient_checkpointing=True, batch_size=4)
@@ -100,9 +99,9 @@ def test_a_stored_base_takes_what_it_is_stored_in():
 
 
 def test_presets_fit_their_cards():
-    for family, presets in PRESETS.items():
+    for kind, presets in PRESETS.items():
         for name, settings in presets.items():
-            assert gib(family, **settings) < float(name.removesuffix("gb")), (family, name)
+            assert gib(kind, **settings) < float(name.removesuffix("gb")), (kind, name)
 
 
 def test_the_embedded_teacher_takes_next_to_nothing():

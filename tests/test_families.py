@@ -12,7 +12,7 @@ import torch
 from checkpoints import sd3_names, unet_names
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.core.errors import CheckpointError, UnsupportedModelError
-from dpdmd_studio.core.families import FAMILIES, detect, family
+from dpdmd_studio.core.families import FAMILIES, detect, family, stated_encoder
 from dpdmd_studio.core.files.tensor_file import TensorFile, TensorInfo
 from torch import nn
 
@@ -70,7 +70,7 @@ def flat(value: object) -> object:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_config_read_off_a_full_size_header_rebuilds_the_network(name, full_size):
     network, shapes = full_size[name]
-    config = family(name).network_config(header(shapes).tensors)
+    config = family(name).layout.network_config(header(shapes).tensors)
     for key in config.keys() - {"sample_size"}:
         assert flat(config[key]) == flat(network.config[key]), key
 
@@ -79,7 +79,7 @@ def test_the_config_read_off_a_full_size_header_rebuilds_the_network(name, full_
 def test_every_parameter_of_a_full_size_network_has_its_own_place_in_the_file(name, full_size):
     network, shapes = full_size[name]
     facts, config = family(name), dict(network.config)
-    sources = [facts.tensor_source(key, config) for key in network.state_dict()]
+    sources = [facts.layout.tensor_source(key, config) for key in network.state_dict()]
     assert {source.key for source in sources} == set(shapes)
     assert len({(source.key, source.part) for source in sources}) == len(sources)
 
@@ -89,8 +89,8 @@ def test_lora_modules_are_the_layers_that_are_meant(name, full_size):
     network, _ = full_size[name]
     facts, config = family(name), dict(network.config)
     layers = {n for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    attention = facts.lora_modules(config, "attention")
-    full = facts.lora_modules(config, "full")
+    attention = facts.lora.modules(config, "attention")
+    full = facts.lora.modules(config, "full")
     assert len(set(full)) == len(full) and set(attention) < set(full) <= layers
     left_out = {layer.split(".")[0] for layer in layers - set(full)}
     if name == "sd3":
@@ -147,7 +147,7 @@ GOLDEN = {
 def test_lora_names_are_those_that_hosts_accept(name, full_size):
     config = dict(full_size[name][0].config)
     facts = family(name)
-    keys = {m: facts.lora_key(m, config) for m in facts.lora_modules(config, "full")}
+    keys = {m: facts.lora_key(m, config) for m in facts.lora.modules(config, "full")}
     for module, expected in GOLDEN[name].items():
         wanted = expected if isinstance(expected, tuple) else (expected, None)
         assert (keys[module].name, keys[module].part) == wanted
@@ -214,6 +214,20 @@ def test_a_shapes_teacher_brings_its_resolution_and_encoder(headers):
     assert (found.text_encoders, found.resolution) == (("dpdmd",), 64)
     for hostile in ("[", "3", '{"resolution": -64}', '{"resolution": "64"}'):
         assert detect(header(tensors, **{"dpdmd.shapes": hostile})).resolution == 192
+
+
+def test_a_checkpoint_that_brings_an_encoder_says_which(headers):
+    place = "dpdmd_text_encoder.transformer.embedding.weight"
+    stated = {"guidance_scale": 2.0, "steps": 30, "text_encoder": "runes"}
+    metadata = {"dpdmd.shapes": json.dumps(stated)}
+    found = detect(header(headers["sd1"] | {place: (9, 32)}, **metadata))
+    assert found.text_encoders == ("clip_l", "runes") and found.stated == stated
+    assert stated_encoder(found) == "runes"
+    for tensors, said in ((headers["sd1"], metadata), (headers["sd1"] | {place: (9, 32)}, {})):
+        plain = detect(header(tensors, **said))  # it has none, or does not say so
+        assert plain.text_encoders == ("clip_l",) and stated_encoder(plain) is None
+    odd = {"dpdmd.shapes": json.dumps({"text_encoder": [1]})}
+    assert detect(header(headers["sd1"] | {place: (9, 32)}, **odd)).text_encoders[1:] == ("dpdmd",)
 
 
 def changed(tensors, **shapes):

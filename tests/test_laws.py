@@ -99,16 +99,7 @@ WITHOUT_TORCH = (
 )
 
 # What is left to cut; each line must still be true.
-KNOWN: set[tuple[str, str]] = {
-    ("app/library/choices.py", "trainer/toys/shapes/caption_sample"),
-    ("trainer/evaluation/measures.py", "trainer/toys/measures/Measurement"),
-    ("trainer/evaluation/measures.py", "trainer/toys/measures/adherence"),
-    ("trainer/evaluation/measures.py", "trainer/toys/measures/measure"),
-    ("trainer/evaluation/measures.py", "trainer/toys/measures/unsaid_entropy"),
-    ("trainer/evaluation/measures.py", "trainer/toys/shapes/ATTRIBUTES"),
-    ("trainer/evaluation/measures.py", "trainer/toys/shapes/parse_caption"),
-    ("trainer/evaluation/run_evaluation.py", "trainer/toys/facts/shapes_facts"),
-}
+KNOWN: set[tuple[str, str]] = set()
 KNOWN_CIRCLES = [
     {"trainer/loading/checkpoint.py", "trainer/loading/vae.py"},
 ]

@@ -8,9 +8,8 @@ import lora_networks
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from dpdmd_studio.core.errors import NonFiniteError, OutputError
+from dpdmd_studio.core.errors import LoraError, NonFiniteError, OutputError
 from dpdmd_studio.core.files import hashes
-from dpdmd_studio.core.lora import layout as lora_layout
 from dpdmd_studio.core.lora import serialize as lora_serialize
 from dpdmd_studio.core.lora.file import (
     lora_deltas,
@@ -111,7 +110,7 @@ def test_diffusers_loads_the_peft_form_as_trained(trained, tmp_path):
     name, family, _, pairs, output = trained
     path = saved(tmp_path / "a.safetensors", trained, dtype=torch.float32, format="peft")
     network, _, _ = lora_networks.build(name)
-    prefix = lora_layout.PEFT_PREFIXES[family.network].rstrip(".")
+    prefix = family.lora.peft_prefix.rstrip(".")
     network.load_lora_adapter(load_file(path), prefix=prefix)
     assert sum("lora_A" in key for key in network.state_dict()) == len(pairs)
     torch.testing.assert_close(lora_networks.run(network, name), output, rtol=1e-3, atol=1e-4)
@@ -139,14 +138,24 @@ def test_a_lora_of_zeros_leaves_every_bit(trained, tmp_path):
 
 
 def test_a_fused_update_is_exactly_the_separate_ones():
-    parts = {p: LoraPair(torch.randn(2, 5), torch.randn(4, 2), 0.5) for p in ("q", "k", "v")}
+    parts = {p: LoraPair(torch.randn(2, 5), torch.randn(4, 2), 0.5) for p in range(3)}
     fused = block_diagonal(parts)
     assert fused.rank == 6
-    separate = torch.cat([0.5 * parts[p].up @ parts[p].down for p in ("q", "k", "v")])
+    separate = torch.cat([0.5 * parts[p].up @ parts[p].down for p in range(3)])
     torch.testing.assert_close(fused.up @ fused.down, separate)
-    del parts["k"]
+    del parts[1]
     lacking = block_diagonal(parts)
     assert torch.equal((lacking.up @ lacking.down)[4:8], torch.zeros(4, 5))
+
+
+def test_parts_of_unequal_size_are_fused_each_in_its_own_rows():
+    rows = (8, 2, 4)
+    parts = {i: LoraPair(torch.randn(3, 5), torch.randn(n, 3), 0.5) for i, n in enumerate(rows)}
+    fused = block_diagonal(parts, (4, 1, 2))
+    separate = torch.cat([delta(pair, torch.Size((rows[i], 5))) for i, pair in parts.items()])
+    torch.testing.assert_close(fused.up @ fused.down, separate)
+    with pytest.raises(LoraError, match="in the ratio"):
+        block_diagonal(parts)
 
 
 @pytest.mark.parametrize("exponent", [-12, 0, 12])

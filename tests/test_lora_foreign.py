@@ -127,7 +127,7 @@ def test_other_trainers_names_reach_the_same_modules(name, tmp_path):
     for style, (prefix, down, up) in styles.items():
         tensors = {}
         for module, pair in pairs.items():
-            source = family.tensor_source(f"{module}.weight", config)
+            source = family.layout.tensor_source(f"{module}.weight", config)
             if "ldm" in prefix and source.part is not None:
                 continue
             ldm = source.key.removesuffix(".weight")

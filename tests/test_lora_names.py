@@ -27,7 +27,7 @@ def pairs_of(network, family, config):
     shapes = weight_shapes(network)
     return {
         module: LoraPair(torch.zeros(1, *shapes[module][1:]), torch.zeros(shapes[module][0], 1))
-        for module in family.lora_modules(config, "full")
+        for module in family.lora.modules(config, "full")
     }
 
 
@@ -55,7 +55,7 @@ def test_all_targets_are_every_inner_layer_of_the_network(architecture):
     _, network, family, config = architecture
     inner = {module for module in weight_shapes(network) if not module.startswith(UNTOUCHED)}
     last = f"transformer_blocks.{config.get('num_layers', 0) - 1}.norm1_context.linear"
-    assert set(family.lora_modules(config, "full")) == inner - {last}
+    assert set(family.lora.modules(config, "full")) == inner - {last}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_does_not_exist_is_not_in_the_lists():
 
 def test_diffusers_reads_every_sdxl_name_as_the_module_it_came_from():
     family, config = lora_goldens.family_and_config("sdxl")
-    modules = family.lora_modules(config, "attention")
+    modules = family.lora.modules(config, "attention")
     state = {f"{family.lora_key(m, config).name}.alpha": torch.tensor(float(i))
              for i, m in enumerate(modules)}  # fmt: skip
 

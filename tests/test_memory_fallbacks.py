@@ -13,7 +13,7 @@ from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.method import ablations
 from dpdmd_studio.trainer.model.network import NetworkCall
-from dpdmd_studio.trainer.training import trainer as trainer_module
+from dpdmd_studio.trainer.training import gradients
 from tiny_runs import distil, final_state, metrics_of, new_run
 
 FIRST_FALLBACKS = ("gradient_checkpointing", "micro_batch_size")
@@ -67,15 +67,15 @@ def test_parts_of_a_batch_give_its_gradients(size, objective, files, tmp_path, m
     for parts in (0, size):
         trainer.settings.config = replace(trainer.config, micro_batch_size=parts)
         batch = trainer.batches.batch("student", 1)
-        _, samples = trainer.student_gradients(batch, trainer.batches.generator("s", 1))
-        trainer.fake_gradients(samples, trainer.batches.generator("f", 1))
-        gradients = []
+        _, samples = trainer.gradients.student(batch, trainer.batches.generator("s", 1))
+        trainer.gradients.fake(samples, trainer.batches.generator("f", 1))
+        added = []
         for role in ("student", "fake"):
             for parameter in trainer.roles.parameters(role):
-                gradients.append(parameter.grad.clone())
+                added.append(parameter.grad.clone())
                 parameter.grad = None
-        drawn = trainer.samples(batch, trainer.batches.generator("d", 1))
-        found[parts] = (gradients, samples.x0, drawn.x0)
+        drawn = trainer.gradients.samples(batch, trainer.batches.generator("d", 1))
+        found[parts] = (added, samples.x0, drawn.x0)
     largest = max(float(gradient.norm()) for gradient in found[0][0])
     assert largest > 1e-3
     for whole, split in zip(found[0][0], found[size][0], strict=True):
@@ -110,7 +110,7 @@ def test_memory_that_runs_out_amid_an_update_loses_nothing(files, tmp_path, monk
     plain = new_run(tmp_path / "a", files["sd1"], batch_size=2)
     distil(plain)
     calls = {"fake": 0}
-    original = trainer_module.fake_update
+    original = gradients.fake_update
 
     def fake_update(network, x0, draws):
         calls["fake"] += 1
@@ -119,7 +119,7 @@ def test_memory_that_runs_out_amid_an_update_loses_nothing(files, tmp_path, monk
             raise torch.OutOfMemoryError("out of memory")
         return metrics
 
-    monkeypatch.setattr(trainer_module, "fake_update", fake_update)
+    monkeypatch.setattr(gradients, "fake_update", fake_update)
     run = new_run(tmp_path / "b", files["sd1"], batch_size=2)
     distil(run)
     assert calls["fake"] == 4 * 2 + 1

@@ -51,15 +51,16 @@ def test_nothing_before_the_numbers_are_read_waits(family, shared, files, tmp_pa
     trainer = session.trainer
     session.call.network.to("meta")
     session.call.device = trainer.batches._device = META
-    trainer.device, trainer.grids = META, trainer.grids.map(lambda tensor: tensor.to(META))
+    gradients = trainer.gradients
+    gradients.device, gradients.grids = META, trainer.grids.map(lambda tensor: tensor.to(META))
     with Waits() as waits:
         batch = trainer.batches.batch("student", 1)
         generator = trainer.batches.generator("student-levels", 1)
-        _, samples = trainer.student_gradients(batch, generator)
+        _, samples = trainer.gradients.student(batch, generator)
         if not shared:
             batch = trainer.batches.batch("fake", 1)
-            samples = trainer.samples(batch, trainer.batches.generator("fake-samples", 1))
-        trainer.fake_gradients(samples, trainer.batches.generator("fake-levels", 1))
+            samples = trainer.gradients.samples(batch, trainer.batches.generator("fake-samples", 1))
+        trainer.gradients.fake(samples, trainer.batches.generator("fake-levels", 1))
     assert waits.copies > 5
     assert not waits.found
 

@@ -8,12 +8,8 @@ import torch
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.images.diversity import sample_diversity
 from dpdmd_studio.trainer.evaluation.features import folder_features, layout_features
-from dpdmd_studio.trainer.evaluation.measures import (
-    count_shapes,
-    energy_distance,
-    feature_measures,
-    seeds_apart,
-)
+from dpdmd_studio.trainer.evaluation.measures import energy_distance, feature_measures
+from dpdmd_studio.trainer.toys.counts import count_shapes, seeds_apart
 from dpdmd_studio.trainer.toys.measures import Measurement
 from dpdmd_studio.trainer.toys.shapes import SHAPES, Scene, draw
 from torch.nn import functional

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import shapes_scenes
+from dpdmd_studio.app.library.choices import SHAPES, starter
 from dpdmd_studio.trainer.toys import shapes
 from dpdmd_studio.trainer.toys.measures import (
     Measurement,
@@ -209,3 +210,10 @@ def test_unsaid_entropy_counts_only_what_captions_leave_open() -> None:
     found = unsaid_entropy(pairs)
     assert found["shape"] == pytest.approx(0.5)
     assert found["colour"] == 0.0
+
+
+def test_the_starter_prompts_are_captions_to_train_on() -> None:
+    """Else: python tools/make_shapes_prompts.py."""
+    texts = starter(SHAPES).splitlines()
+    assert texts == shapes_scenes.starter_captions(400) and len(set(texts)) == 400
+    assert not any(shapes.is_held_out(shapes.parse_caption(text)) for text in texts)

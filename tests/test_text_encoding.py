@@ -18,6 +18,7 @@ from dpdmd_studio.trainer.text.cache import encode_prompts, estimate_cache_bytes
 from dpdmd_studio.trainer.text.encoders import weighted
 from dpdmd_studio.trainer.text.syntax import parse_prompt, plain_text
 from dpdmd_studio.trainer.text.tokenizers import EOS, clip_chunks, clip_ids, t5_chunk
+from dpdmd_studio.trainer.toys import encoder as shapes_encoder
 from transformers import CLIPTextConfig, CLIPTextModel
 
 CAT = [320, 1125, 539, 320, 2368]
@@ -158,10 +159,10 @@ def test_weighting_keeps_the_mean_and_leaves_unweighted_prompts_alone():
     torch.testing.assert_close(ratio[0, 3] / ratio[1, 5], torch.tensor(1.7))
 
 
-def load(tmp_path, tiny, state=None):
+def load(tmp_path, tiny, state=None, metadata=None):
     """A checkpoint of these modules in fp32."""
     path = tmp_path / "x.safetensors"
-    checkpoints.save(path, state or checkpoints.file_state(tiny))
+    checkpoints.save(path, state or checkpoints.file_state(tiny), metadata=metadata)
     return load_checkpoint(path, dtype=torch.float32, device="cpu", report=lambda _: None)
 
 
@@ -251,7 +252,13 @@ def test_the_shapes_encoder_maps_clip_tokens_to_its_own_rows(tmp_path):
     }  # fmt: skip
     state |= {place + key: value for key, value in checkpoints.clip_names(encoder).items()}
     state["dpdmd_text_encoder.token_ids"] = torch.tensor([0, 49406, 49407, red, cat, 7])
-    found = encode(load(tmp_path, None, state), ["a red cat", "cat " * 20], tmp_path)
+    stated = {"dpdmd.shapes": json.dumps({"guidance_scale": 2.0})}
+    unknown = {"dpdmd.shapes": json.dumps({"text_encoder": "runes"})}
+    with pytest.raises(CheckpointError, match="the kind 'runes', which is not known here"):
+        load(tmp_path, None, state, unknown)
+    shapes_encoder.register()
+    checkpoint = load(tmp_path, None, state, stated)
+    found = encode(checkpoint, ["a red cat", "cat " * 20], tmp_path)
     for conditioning, ids in zip(found, ([1, 0, 3, 4, 2, 2, 2, 2], [1, *[4] * 6, 2]), strict=True):
         with torch.no_grad():
             last = encoder(input_ids=torch.tensor([ids])).last_hidden_state

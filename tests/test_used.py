@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ ENTRY_POINTS = {
     "Python's modules": {"__getattr__"},
 }
 KNOWN = set().union(*ENTRY_POINTS.values())
+IN_TEMPLATE = re.compile(r"\b\w+\.(\w+)")
 
 
 def unused(root: Path) -> list[str]:
@@ -31,8 +33,8 @@ def unused(root: Path) -> list[str]:
     What is defined at the top of a file is used where the file reads it again, or where another
     file imports it (linters see that imports are read) or reads it from the imported module. A
     package's `__init__` that only hands a name on uses it if that name is used. A method of such a
-    class is used where any file reads an attribute of its name. A text that is nothing but the name
-    is a use as well: frameworks are told names as texts. Tests are no use.
+    class is used where any file, a template too, reads an attribute of its name. A text that is
+    nothing but the name is a use as well: frameworks are told names as texts. Tests are no use.
     """
     files = [root / name for name in TOP if (root / name).exists()]
     files += [path for folder in PRODUCT for path in sorted((root / folder).rglob("*.py"))]
@@ -42,6 +44,8 @@ def unused(root: Path) -> list[str]:
     for tree in trees.values():
         told.update(_texts(tree))
         attributes.update(_attributes(tree))
+    for template in (path for folder in PRODUCT for path in (root / folder).rglob("templates/*.*")):
+        attributes.update(IN_TEMPLATE.findall(template.read_text(encoding="utf-8")))
     imported = _imported(trees)
     found = []
     for path, tree in trees.items():

@@ -3,14 +3,14 @@
     python tools/count_memory.py [--families sd1 sdxl sd3] [--cpu-rules] [--write]
 
 Prints, for each setting, what is alive at the worst moment of an update of the published model,
-what `app/estimate.py` reckons, and their ratio. Where a change of the update moves the count,
-fit `COSTS` there anew and `--write` tests/goldens/counted-memory.json, which a test holds the
+what `app/estimate.py` reckons, and their ratio. Where a change of the update moves the count, fit
+the families' `cost` anew and `--write` tests/goldens/counted-memory.json, which a test holds the
 arithmetic to. All three families take about a quarter of an hour on one core.
 
 The network has its real layout, its tensors are fake (shape and format, no numbers): the updates of
-`distiller` run on them, without the calls that leave nothing behind. CUDA's autocast computes norms
-in float32 and the CPU's does not; the count follows CUDA unless told otherwise. An allocator's
-rounding and a driver's own memory come on top.
+`trainer/method` run on them, without the calls that leave nothing behind. CUDA's autocast computes
+norms in float32 and the CPU's does not; the count follows CUDA unless told otherwise. An
+allocator's rounding and a driver's own memory come on top.
 """
 
 from __future__ import annotations
@@ -29,16 +29,22 @@ import mounting
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
-from dpdmd_studio.app.estimate import COSTS, Memory, arithmetic_memory, matched_graphs
+from dpdmd_studio.app.estimate import Memory, arithmetic_memory, matched_graphs
 from dpdmd_studio.core.families import Detection, Family, family, identify
+from dpdmd_studio.core.recipe.schedules import family_schedule
+from dpdmd_studio.trainer.distributed import joined
+from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.loading.checkpoint import find_components
 from dpdmd_studio.trainer.memory.offload import OffloadRing
 from dpdmd_studio.trainer.memory.packed_base import RING, store_layers
 from dpdmd_studio.trainer.memory.weight_formats import FORMATS, NF4_BLOCK, Parts
-from dpdmd_studio.trainer.method.distiller import Batch, Distiller
-from dpdmd_studio.trainer.model.conditioning import Conditioning
-from dpdmd_studio.trainer.model.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
+from dpdmd_studio.trainer.model.network import NetworkCall
+from dpdmd_studio.trainer.model.role_network import RoleNetwork
 from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.training.batches import Batch
+from dpdmd_studio.trainer.training.gradients import Gradients
+from dpdmd_studio.trainer.training.in_force import SettingsInForce
 from dpdmd_studio.trainer.training.optimizers import ADAMW, SMALLEST_8BIT
 from live_bytes import LiveBytes
 from torch import Tensor, nn
@@ -152,7 +158,7 @@ def count(model: Model, config: DistillConfig, *, like_cuda: bool = True) -> Mem
     layers = "full" if config.lora_layers == "full" else "attention"
     ranks = {"student_rank": config.student_rank, "fake_rank": config.fake_rank}
     with torch.device("meta"):
-        roles = AdapterRoles(network, model.family.lora_modules(layout, layers), **ranks, seed=0)
+        roles = AdapterRoles(network, model.family.lora.modules(layout, layers), **ranks, seed=0)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         _fill(network)
@@ -163,14 +169,16 @@ def count(model: Model, config: DistillConfig, *, like_cuda: bool = True) -> Mem
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()  # type: ignore[operator]
     facts = model.family
-    call = NetworkCall(network, facts, facts.predictions[0], schedule_of(facts), "cpu")
-    distiller = Distiller(call, roles, _shortened(config), facts.guidance_scale)
+    prediction, schedule = facts.sampling.predictions[0], family_schedule(facts)
+    call = NetworkCall(network, half_of(facts), prediction, schedule, "cpu", model.dtype)
+    settings = SettingsInForce(_shortened(config), facts.sampling.guidance_scale)
+    updates = Gradients(RoleNetwork(call, roles), settings, joined())
     pictures = min(config.micro_batch_size or config.batch_size, config.batch_size)
     with fake:
         batch = _batch(model, layout, pictures)
     adding = config.objective in ("dp_dmd", "no_detach") or pictures < config.batch_size
     with _cudas_norms() if like_cuda else contextlib.nullcontext():
-        peaks = _peaks(distiller, batch, fake, adding=adding)
+        peaks = _peaks(updates, batch, fake, adding=adding)
     moments = {
         role: moment_bytes([p.numel() for p in roles.parameters(role)], config.optimizer)
         for role in sizes
@@ -197,7 +205,7 @@ def moment_bytes(sizes: Sequence[int], kind: str) -> int:
 
 
 def _peaks(
-    distiller: Distiller, batch: Batch, fake: FakeTensorMode, *, adding: bool
+    updates: Gradients, batch: Batch, fake: FakeTensorMode, *, adding: bool
 ) -> dict[str, int]:
     """Most bytes alive in a student update and in a fake update, the network's included.
 
@@ -206,23 +214,23 @@ def _peaks(
     Args:
         adding: whether gradients of an anchored step or of other pictures are there already.
     """
-    network, roles = distiller.network.network, distiller.roles
+    network, roles = updates.network.call.network, updates.network.roles
     generator = torch.Generator().manual_seed(0)
-    short, resident = distiller.config, [*network.parameters(), *network.buffers()]
+    short, resident = updates.settings.config, [*network.parameters(), *network.buffers()]
     trained = roles.parameters("student")
     if adding:
         with fake:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
     with fake, LiveBytes([*resident, *_gradients(trained)]) as counted:
-        _, samples = distiller.student_update(batch, generator)
+        _, samples = updates.student(batch, generator)
     peaks = {"student": counted.peak}
     if short.fake_rank <= short.student_rank:
         return peaks
     for parameter in trained:
         parameter.grad = None
     with fake, LiveBytes(resident) as counted:
-        distiller.fake_update(samples, generator)
+        updates.fake(samples, generator)
     return peaks | {"fake": counted.peak}
 
 
@@ -284,7 +292,7 @@ def _batch(model: Model, layout: dict[str, Any], size: int) -> Batch:
             torch.zeros(size, pooled, dtype=model.dtype) if pooled else None,
         )
 
-    return Batch(torch.zeros(size, *model.latent), prompts(), prompts())
+    return Batch(torch.zeros(size, *model.latent), PromptPair(prompts(), prompts()))
 
 
 def _fill(network: nn.Module) -> None:
@@ -330,8 +338,8 @@ def _bytes(tensors: list[Any]) -> int:
 def reckoned(name: str, config: DistillConfig) -> Memory:
     """What the arithmetic says of the same."""
     facts, channels = family(name), 16 if name == "sd3" else 4
-    detection = Detection(name, "", facts.predictions[0], channels, "", SIDES[name], 8)  # type: ignore[arg-type]
-    return arithmetic_memory(detection, config, 2 * COSTS[name].parameters)
+    detection = Detection(name, "", facts.sampling.predictions[0], channels, "", SIDES[name], 8)  # type: ignore[arg-type]
+    return arithmetic_memory(detection, config, 2 * family(name).cost.parameters)
 
 
 def counted_rows() -> list[tuple[str, DistillConfig, Memory]]:

@@ -109,3 +109,10 @@ def random_said(generator: np.random.Generator) -> tuple[str, ...]:
 def measure_all(pictures: Iterable[NDArray[np.uint8]]) -> list[shapes_measure.Measurement]:
     """The measurement of every picture."""
     return [shapes_measure.measure(picture) for picture in pictures]
+
+
+def starter_captions(count: int) -> list[str]:
+    """`count` different captions to train on, as the starter prompts have them."""
+    return list(dict.fromkeys(shapes.caption_sample(held_out=False, count=2 * count, seed=0)))[
+        :count
+    ]

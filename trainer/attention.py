@@ -18,7 +18,7 @@ from ..app.runs.directory import RunDirectory
 from ..core.attention import SDPA as PYTORCH
 from ..core.attention import choose
 from ..core.errors import RunError, SettingsError
-from .model.network import network_dtype
+from .model.network import frozen_dtype
 
 AUTO, SDPA, XFORMERS = "auto", "sdpa", "xformers"
 CHOICES = (AUTO, SDPA, XFORMERS)
@@ -72,7 +72,7 @@ def use_attention(network: nn.Module, choice: str = AUTO, noted: Collection[str]
 
 def _xformers(network: nn.Module, layers: list[Attention]) -> str:
     """Set xformers' kernels if they can train every layer; which are in force, and why."""
-    device, dtype = next(network.parameters()).device, network_dtype(network)
+    device, dtype = next(network.parameters()).device, frozen_dtype(network)
     widths = sorted({layer.inner_dim // layer.heads for layer in layers})
     for width in widths:
         backend = choose(device, dtype, width)

@@ -52,7 +52,7 @@ DEMO: dict[str, Any] = {
 
 
 def preset(family: str, memory: str) -> dict[str, Any]:
-    """Settings for a family ("sd1", "sdxl", "sd3") on a card with that much memory.
+    """Settings for a family on a card with that much memory.
 
     Raises:
         SettingsError: there is no preset for that little memory.

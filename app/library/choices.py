@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ...core.errors import PromptError, SettingsError
-from ...core.families import SHAPES_KEY
+from ...core.families import states
 from ...core.files.tensor_file import read_header
 from . import preferences, surroundings
 from .home import home
@@ -22,7 +22,6 @@ ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "trainer" / "assets"
 TEMPLATES = ROOT / "app" / "prompts" / "templates"
 SHAPES = "shapes"
-SHAPES_PROMPTS = 400
 HOSTS = "host:"
 """Before the name of a list of prompts that a host holds."""
 EMBEDDED = {
@@ -125,7 +124,7 @@ def prompts_path(text: object) -> Path:
 
 def is_embedded(path: Path) -> bool:
     """Whether the checkpoint is one of the demo's."""
-    return path.is_file() and SHAPES_KEY in read_header(path).metadata
+    return path.is_file() and states(read_header(path))
 
 
 def add_folder(text: object) -> Path:
@@ -189,9 +188,4 @@ def starter(name: object) -> str:
         return surroundings.current.read_prompts(name.removeprefix(HOSTS))
     if name not in {value for _, value in STARTERS}:
         raise PromptError(f"There are no starter prompts named {name}.")
-    if name != SHAPES:
-        return (TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")
-    from ...trainer.toys.shapes import caption_sample  # numpy only
-
-    texts = dict.fromkeys(caption_sample(held_out=False, count=2 * SHAPES_PROMPTS, seed=0))
-    return "\n".join(list(texts)[:SHAPES_PROMPTS]) + "\n"
+    return (TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")

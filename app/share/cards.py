@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ...core.families import family
 from ...core.files.hashes import EMPTY_AUTOV1
 from .describe import TAGS, license_text, limits, summary
 from .facts import LORA_STRENGTH, PackageFacts
 from .hosts import SAMPLER, SCHEDULE, clip_skip
 from .labels import base_model_note
 from .names import one_line
-
-# What A1111 and Forge call a family on a card; a version they do not know is never hidden.
-WEBUI_VERSIONS = {"sd1": "SD1", "sdxl": "SDXL", "sd3": "Unknown"}
 
 
 def settings_line(facts: PackageFacts) -> str:
@@ -25,7 +23,7 @@ def settings_line(facts: PackageFacts) -> str:
     ]
     if clip_skip(recipe) > 1:
         parts.append(f"Clip skip {clip_skip(recipe)}")
-    if recipe.shift not in (None, 3.0):
+    if recipe.shift not in (None, family(recipe.family).sampling.flow_shift):
         parts.append(f"shift {recipe.shift:g}")
     return ", ".join(parts)
 
@@ -34,7 +32,7 @@ def webui_card(facts: PackageFacts) -> str:
     """NAME.json: the card that A1111 and Forge show, and what a click on it writes."""
     card = {
         "description": f"{summary(facts)} {settings_line(facts)}.",
-        "sd version": WEBUI_VERSIONS[facts.family],
+        "sd version": family(facts.family).sharing.webui_version,
         "activation text": ", ".join(facts.trigger_words),
         "preferred weight": LORA_STRENGTH,
         "negative text": "",
@@ -84,7 +82,8 @@ def upload_notes(facts: PackageFacts) -> str:
     note = base_model_note(facts.family, checkpoint.detection.title, embedded=checkpoint.embedded)
     words = ", ".join(facts.trigger_words) or 'none; tick that the model "needs none"'
     steps = one_line(facts.metadata.get("ss_steps", ""), 20) or "leave empty"
-    skip = str(clip_skip(facts.recipe)) if facts.family == "sd1" else "leave empty"
+    skipping = family(facts.family).text.clip_skip
+    skip = str(clip_skip(facts.recipe)) if skipping else "leave empty"
     return f"""\
 How to upload this package to Civitai
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
+from ...core.families import family
 from ...core.recipe.recipe import MergedLora
 from ..report.templating import html_templates
 from .facts import LORA_STRENGTH, PackageFacts
@@ -41,6 +42,8 @@ def _rendered(template: str, facts: PackageFacts) -> str:
         .get_template(template)
         .render(
             facts=facts,
+            sharing=family(facts.family).sharing,
+            family_label=family(facts.family).short_label,
             recipe=recipe,
             measured=facts.measured,
             sampler=SAMPLER,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ...core.families import Detection
+from ...core.families import BaseModel, Detection
 from ...core.files.hashes import FileHashes
 from ...core.recipe.recipe import Recipe
-from .labels import BaseModel, base_model
+from .labels import base_model
 from .measurements import Measurements
 from .names import one_line
 
@@ -81,7 +81,7 @@ class PackageFacts:
 
     @property
     def family(self) -> str:
-        """sd1, sdxl or sd3."""
+        """Its name."""
         return self.recipe.family
 
     @property

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from ...core.recipe.recipe import Recipe
+from ...core.families import family
+from ...core.recipe.recipe import Recipe, used_clip_skip
 from .facts import PackageFacts
 
 SAMPLER, SCHEDULE = "Euler", "Simple"
-PIPELINES = {
-    "sd1": "StableDiffusionPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-    "sd3": "StableDiffusion3Pipeline",
-}
 
 
 def clip_skip(recipe: Recipe) -> int:
     """CLIP layers to skip, counted as hosts do; 1 is none."""
-    return (recipe.clip_skip or 1) if recipe.family == "sd1" else 1
+    return used_clip_skip(recipe) or 1
 
 
 def reads_in_diffusers(facts: PackageFacts) -> bool:
-    """Whether diffusers loads the file: it converts kohya's names except for SD3."""
-    return facts.family != "sd3" or facts.file_format == "peft"
+    """Whether diffusers loads the file: it converts kohya's names of most families."""
+    return family(facts.family).sharing.diffusers_reads_kohya or facts.file_format == "peft"
 
 
 def unshifted_sigmas(recipe: Recipe) -> list[float]:
@@ -31,7 +27,8 @@ def unshifted_sigmas(recipe: Recipe) -> list[float]:
 
 def diffusers_program(facts: PackageFacts) -> str:
     """A program that walks the recipe's noise levels in diffusers."""
-    recipe, pipeline, (width, height) = facts.recipe, PIPELINES[facts.family], facts.size
+    recipe, (width, height) = facts.recipe, facts.size
+    pipeline = family(facts.family).sharing.pipeline
     flow = recipe.prediction == "flow"
     scheduler = "FlowMatchEulerDiscreteScheduler" if flow else "EulerDiscreteScheduler"
     options = [f"shift={recipe.shift or 1.0:g}"] if flow else ['timestep_spacing="trailing"']

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import CheckpointError, LoraError, RunError, SettingsError
-from ...core.families import SHAPES_KEY, Detection, identify
+from ...core.families import FAMILY_LABELS, Detection, identify, states
 from ...core.files.tensor_file import read_header
 from ...core.lora.keys import group_keys
 from ...core.recipe.recipe import Recipe, is_plain_grid, read_recipe
 from ..config.request import DistillRequest, ModelFiles
 from ..runs.directory import RunDirectory
 from .request import PackageRequest
-
-FAMILY_NAMES = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ def find_source(request: PackageRequest) -> PackageSource:
     model = _model(request, asked)
     detection = _checked_family(model, recipe, lora)
     checkpoint = Path(model.checkpoint)
-    embedded = checkpoint.is_file() and SHAPES_KEY in read_header(checkpoint).metadata
+    embedded = checkpoint.is_file() and states(read_header(checkpoint))
     prompts, notes = _prompts(request, run, embedded)
     return PackageSource(
         lora=lora,
@@ -139,7 +137,7 @@ def _checked_family(model: ModelFiles, recipe: Recipe, lora: Path) -> Detection:
     detection = identify(Path(model.checkpoint))
     if detection.family != recipe.family:
         raise LoraError(
-            f"{lora.name} is a LoRA for {FAMILY_NAMES[recipe.family]}, but "
+            f"{lora.name} is a LoRA for {FAMILY_LABELS[recipe.family]}, but "
             f"{Path(model.checkpoint).name} is {detection.title}. Name the checkpoint that it was "
             "made for."
         )

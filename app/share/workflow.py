@@ -5,6 +5,7 @@ It opens by drag and drop in old and new versions.
 
 from __future__ import annotations
 
+from ...core.families import family
 from .canvas import Graph, Slot
 from .cards import settings_line
 from .describe import limits
@@ -43,9 +44,8 @@ def _loaders(graph: Graph, facts: PackageFacts) -> tuple[Slot, Slot, Slot]:
 
 def _clip_type(facts: PackageFacts) -> str:
     """What the loaders of one and two encoders have to be told."""
-    if facts.family == "sd3":
-        return "sd3"
-    return "sdxl" if len(facts.checkpoint.text_encoders) == 2 else "stable_diffusion"
+    known = family(facts.family).sharing.clip_types
+    return known[min(len(facts.checkpoint.text_encoders), len(known)) - 1]
 
 
 def _loras(graph: Graph, facts: PackageFacts, model: Slot, clip: Slot) -> tuple[Slot, Slot]:
@@ -74,8 +74,7 @@ def _sampling(graph: Graph, facts: PackageFacts, model: Slot, clip: Slot, vae: S
     prompt = prompt.replace("{", "\\{").replace("}", "\\}")  # the canvas would choose in braces
     positive = graph.add("CLIPTextEncode", (2, 0), [prompt], clip=clip)
     negative = graph.add("CLIPTextEncode", (2, 1), [""], clip=clip)
-    empty = "EmptySD3LatentImage" if facts.family == "sd3" else "EmptyLatentImage"
-    latent = graph.add(empty, (2, 2), [width, height, 1])
+    latent = graph.add(family(facts.family).sharing.empty_latent, (2, 2), [width, height, 1])
     seed = first.seed if first else 0
     sampler = graph.add(
         "KSampler",

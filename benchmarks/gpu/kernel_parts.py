@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from compiling import compile_blocks, counted
+from dpdmd_studio.trainer.model.conditioning import PromptPair
 from dpdmd_studio.trainer.training.loop import Trainer
 from layouts import latent_shape, make_trainer, settings
 from measuring import Options, Row, Unavailable, release, seconds, synchronise
@@ -198,9 +198,8 @@ def compiled(name: str, options: Options) -> Row:
         for role in ("student", "fake"):
             for parameter in trainer.roles.parameters(role):
                 parameter.add_(torch.randn_like(parameter), alpha=1e-2)
-    network: Any = trainer.distiller.network
     expected = student_gradient(trainer)
-    blocks = compile_blocks(network.network)
+    blocks = compile_blocks(trainer.network.call.network)
     started = time.perf_counter()
     found = student_gradient(trainer)
     trainer.update()
@@ -214,7 +213,7 @@ def compiled(name: str, options: Options) -> Row:
 def student_gradient(trainer: Trainer) -> Tensor:
     """The student's gradients of its first update, in one row."""
     batch = trainer.batches.batch("student", 1)
-    trainer.distiller.student_update(batch, trainer.batches.generator("student-levels", 1))
+    trainer.gradients.student(batch, trainer.batches.generator("student-levels", 1))
     parameters = trainer.roles.parameters("student")
     found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     for parameter in parameters:
@@ -227,17 +226,18 @@ def graphed(name: str, options: Options) -> Row:
     options.needs_cuda("A CUDA graph")
     release(options)
     trainer = make_trainer(name, options, settings(options))
-    distiller: Any = trainer.distiller
-    batch, level = trainer.batches.batch("student", 1), distiller.teacher_levels[0]
+    batch, level = trainer.batches.batch("student", 1), trainer.grids.teacher[0]
+    prompts = batch.prompts
     if name == "sdxl":  # made on the CPU at every call otherwise, which a graph refuses
         height, width = (8 * side for side in batch.noise.shape[-2:])
-        sized = {f: getattr(batch, f).with_size(height, width)
-                 for f in ("conditional", "unconditional")}  # fmt: skip
-        batch = type(batch)(batch.noise, **sized)
+        sized = [f.with_size(height, width) for f in (prompts.conditional, prompts.unconditional)]
+        prompts = PromptPair(*sized)
+    network = trainer.network.bound(prompts, len(batch), of=len(batch))
+    guidance = trainer.settings.objective().teacher_guidance
 
     @torch.no_grad()
     def call() -> Tensor:
-        return distiller.denoise_as("teacher", batch, batch.noise, level)
+        return network("teacher", batch.noise, level, guidance)
 
     plain = seconds(call, options, warm_up=3)
     stream = torch.cuda.Stream()
@@ -263,10 +263,11 @@ def scores(name: str, options: Options) -> Row:
             parameter.add_(torch.randn_like(parameter), alpha=1e-2)
     batch = trainer.batches.batch("student", 1)
     x_t = torch.randn(latent_shape(name, options, config, None)).to(options.place)
-    level = trainer.distiller._training_levels[torch.full((len(x_t),), 500)]
-    apart = seconds(lambda: two_passes(trainer, batch, x_t, level), options)
-    together = seconds(lambda: one_pass(trainer, batch, x_t, level), options)
-    pairs = zip(two_passes(trainer, batch, x_t, level), one_pass(trainer, batch, x_t, level),
-                strict=True)  # fmt: skip
+    level = trainer.grids.training[torch.full((len(x_t),), 500)]
+    level = level.map(lambda tensor: tensor.to(options.place))
+    apart = seconds(lambda: two_passes(trainer, batch.prompts, x_t, level), options)
+    together = seconds(lambda: one_pass(trainer, batch.prompts, x_t, level), options)
+    two = two_passes(trainer, batch.prompts, x_t, level)
+    pairs = zip(two, one_pass(trainer, batch.prompts, x_t, level), strict=True)
     error = max(float((a - b).norm() / a.norm()) for a, b in pairs)
     return together | {"plain_seconds": apart["seconds"], "difference": error}

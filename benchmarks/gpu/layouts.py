@@ -11,13 +11,16 @@ from count_memory import LAYOUTS, SIDES, TOKENS
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.families import family
-from dpdmd_studio.trainer.method.distiller import Batch
-from dpdmd_studio.trainer.model.conditioning import Conditioning
-from dpdmd_studio.trainer.model.network import NetworkCall, schedule_of
+from dpdmd_studio.core.recipe.schedules import family_schedule
+from dpdmd_studio.trainer.distributed import joined
+from dpdmd_studio.trainer.families import half_of
+from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
+from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
+from dpdmd_studio.trainer.model.role_network import RoleNetwork
 from dpdmd_studio.trainer.model.roles import AdapterRoles
-from dpdmd_studio.trainer.training.batches import stream_generator
+from dpdmd_studio.trainer.training.batches import Batch, stream_generator
+from dpdmd_studio.trainer.training.in_force import SettingsInForce
 from dpdmd_studio.trainer.training.loop import Trainer
-from dpdmd_studio.trainer.training.micro_batches import MicroBatchDistiller
 from measuring import Options, Unavailable
 from torch import Tensor, nn
 
@@ -85,7 +88,7 @@ class Inputs:
         """One update's inputs."""
         generator = self.generator(stream, step, index)
         noise = torch.randn(self._shape, generator=generator).to(self._device)
-        return Batch(noise, self._prompts(generator), self._prompts(generator))
+        return Batch(noise, PromptPair(self._prompts(generator), self._prompts(generator)))
 
 
 def settings(options: Options, **values: Any) -> DistillConfig:
@@ -113,7 +116,9 @@ def make_call(
         store_base(network, kind, offload=offload, device=options.place)
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()  # type: ignore[operator]
-    return NetworkCall(network, facts, facts.predictions[0], schedule_of(facts), options.place)
+    prediction, schedule = facts.sampling.predictions[0], family_schedule(facts)
+    dtype = frozen_dtype(network)
+    return NetworkCall(network, half_of(facts), prediction, schedule, options.place, dtype)
 
 
 def latent_shape(name: str, options: Options, config: DistillConfig, side: int | None) -> tuple:
@@ -137,18 +142,18 @@ def make_trainer(
     """
     call = make_call(name, options, config)
     prepare(call.network)
-    modules = call.family.lora_modules(dict(call.network.config), config.lora_layers)  # type: ignore[arg-type]
+    modules = call.family.lora.modules(dict(call.network.config), config.lora_layers)  # type: ignore[arg-type]
     ranks = {"student_rank": config.student_rank, "fake_rank": config.fake_rank}
     roles = AdapterRoles(call.network, modules, **ranks, seed=0)
-    distiller = MicroBatchDistiller(call, roles, config, call.family.guidance_scale)
+    in_force = SettingsInForce(config, call.family.sampling.guidance_scale)
     inputs = Inputs(call, latent_shape(name, options, config, side), options.number_format)
-    return Trainer(distiller, roles, inputs, config, "")  # type: ignore[arg-type]
+    return Trainer(RoleNetwork(call, roles), inputs, in_force, joined())  # type: ignore[arg-type]
 
 
 def resident(trainer: Trainer) -> list[Tensor]:
     """Everything that lives between updates."""
-    network: Any = trainer.distiller.network
-    found: list[Tensor] = [*network.network.parameters(), *network.network.buffers()]
+    network = trainer.network.call.network
+    found: list[Tensor] = [*network.parameters(), *network.buffers()]
     for optimizer in trainer.optimizers.values():
         found += [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
     return found

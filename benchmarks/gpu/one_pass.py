@@ -10,36 +10,37 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from dpdmd_studio.core.diffusion.prediction import to_x0
 from dpdmd_studio.core.diffusion.schedule import Levels
-from dpdmd_studio.trainer.method.distiller import Batch
-from dpdmd_studio.trainer.training.loop import Trainer
+from dpdmd_studio.trainer.model.conditioning import PromptPair
+from dpdmd_studio.trainer.training.trainer import Trainer
 from torch import Tensor
 
 
 @torch.no_grad()
-def two_passes(trainer: Trainer, batch: Batch, x_t: Tensor, level: Levels) -> tuple[Tensor, Tensor]:
-    """(x0_real, x0_fake), each (B, C, H, W), as the product computes them."""
-    denoise = trainer.distiller.denoise_as
-    return denoise("teacher", batch, x_t, level), denoise("fake", batch, x_t, level)
+def two_passes(
+    trainer: Trainer, prompts: PromptPair, x_t: Tensor, level: Levels
+) -> tuple[Tensor, Tensor]:
+    """The predictions of the guided teacher and the fake, (B, C, H, W), as the product has them."""
+    network = trainer.network.bound(prompts, len(x_t), of=len(x_t))
+    guidance = trainer.settings.objective().teacher_guidance
+    return network("teacher", x_t, level, guidance), network("fake", x_t, level)
 
 
 @torch.no_grad()
-def one_pass(trainer: Trainer, batch: Batch, x_t: Tensor, level: Levels) -> tuple[Tensor, Tensor]:
+def one_pass(
+    trainer: Trainer, prompts: PromptPair, x_t: Tensor, level: Levels
+) -> tuple[Tensor, Tensor]:
     """The same from one call of the network."""
-    distiller = trainer.distiller
     trainer.roles.use("teacher")
-    prompts = [batch.conditional, batch.unconditional, batch.conditional]
+    rows = [prompts.conditional, prompts.unconditional, prompts.conditional]
     count, timesteps = len(x_t), level.timesteps.expand(len(x_t))
     with last_rows_act_as("fake", trainer, count):
-        output = distiller.network(
-            torch.cat([x_t] * 3), torch.cat([timesteps] * 3), prompts[0].cat(prompts)
+        output = trainer.network.call(
+            torch.cat([x_t] * 3), torch.cat([timesteps] * 3), rows[0].cat(rows)
         )
     positive, negative, fake = output.chunk(3)
-    real = negative + distiller.teacher_guidance * (positive - negative)
-    alpha, std = level.broadcast_scales
-    prediction = distiller.network.prediction
-    return to_x0(prediction, real, x_t, alpha, std), to_x0(prediction, fake, x_t, alpha, std)
+    guidance = trainer.settings.objective().teacher_guidance
+    return guidance.combine(positive, negative), fake
 
 
 @contextmanager

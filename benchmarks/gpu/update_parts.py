@@ -115,17 +115,19 @@ def three_copies(name: str, options: Options, checkpointing: bool) -> Row:
     release(options)
     config = settings(options, gradient_checkpointing=checkpointing)
     call = make_call(name, options, config)
-    guidance = call.family.guidance_scale
+    guidance = call.family.sampling.guidance_scale
     anchor = 1 if options.tiny else 7
     copies = ThreeCopies(call, num_steps=4, anchor=anchor, guidance=guidance)
     inputs = Inputs(call, latent_shape(name, options, config, None), options.number_format)
 
     def update() -> None:
         batch = inputs.batch("student", 1)
-        copies.student_update(batch.noise, [batch.conditional, batch.unconditional])
+        copies.student_update(batch.noise, [batch.prompts.conditional, batch.prompts.unconditional])
         for index in range(config.fake_updates):
             batch = inputs.batch("fake", 1, index)
-            copies.fake_update(batch.noise, [batch.conditional, batch.unconditional])
+            copies.fake_update(
+                batch.noise, [batch.prompts.conditional, batch.prompts.unconditional]
+            )
 
     row = seconds(update, options)
     return row | peak(update, copies.tensors, options)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import CheckpointError, LoraError
+from ...core.families import FAMILY_LABELS
 from ...core.files.tensor_file import TensorFile, read_header
 from ...core.lora.keys import detect_family, group_keys
-from ...core.recipe.few_step import FAMILY_LABELS, check_family
+from ...core.recipe.few_step import check_family
 from ...core.recipe.recipe import METADATA_KEY, Recipe, usage_hint
 from ...core.recipe.resolve import AS_TRAINED, USUAL, LoraFacts, Resolved, check_model, resolve
 from ..host import folders, loras, models

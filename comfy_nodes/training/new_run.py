@@ -15,12 +15,11 @@ from ...app.config.request import DistillRequest, ModelFiles, TeacherLora
 from ...app.environment import readiness
 from ...app.jobs import Job, files
 from ...app.library import preferences
-from ...app.library.choices import ASSETS, EMBEDDED, SHAPES, starter
+from ...app.library.choices import ASSETS, EMBEDDED, SHAPES, is_embedded, starter
 from ...app.library.lora_output import lora_file
 from ...app.prompts.reading import parse_prompts, read_prompts
 from ...core.errors import PromptError, SettingsError
-from ...core.families import SHAPES_KEY, identify
-from ...core.files.tensor_file import read_header
+from ...core.families import identify
 from ..host import folders, loras, models, running
 from .knob_inputs import Card, config_of
 from .waiting import until_ended
@@ -87,7 +86,7 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     """
     path, notes = checkpoint(values, graph, node_id)
     detection = identify(path)
-    demo = path.is_file() and SHAPES_KEY in read_header(path).metadata
+    demo = is_embedded(path)
     prompts, more = prompts_of(values, demo)
     card = Card(detection.family, demo, running.device_memory())
     shown = {name: value for name, value in values.items() if value is not None}

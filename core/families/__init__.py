@@ -1,13 +1,14 @@
 """Model families: detection from tensor names and shapes, and the facts of each family."""
 
-import json
 from pathlib import Path
+from typing import Literal
 
 from ..errors import CheckpointError
 from ..files.tensor_file import TensorFile, TensorInfo, read_header
 from . import sd1, sd3, sdxl
 from .base import (
     DENOISER_PREFIXES,
+    BaseModel,
     Config,
     Detection,
     Family,
@@ -16,23 +17,41 @@ from .base import (
     Tensors,
     TensorSource,
     TensorTable,
-    TextEncoder,
-    VaeKind,
+    VaeFacts,
 )
 from .folder import detect_folder, encoder_folders, is_model_folder, read_folder
+from .stated import (
+    ENCODER_PLACE,
+    read_stated,
+    stated_encoder,
+    stated_resolution,
+    stated_settings,
+    states,
+)
 from .unsupported import refuse_quantised, refuse_storage, refuse_variants, unknown_model
 
-FAMILIES: tuple[Family, ...] = (sd3.FAMILY, sdxl.FAMILY, sd1.FAMILY)
+FAMILIES: list[Family] = []
 """In the order they are tried."""
+FAMILY_LABELS: dict[str, str] = {}
+"""Short label of each family by its name, in the order in which people list them."""
 
-SHAPES_KEY = "dpdmd.shapes"
-"""Metadata of the embedded teachers; gives the resolution they were trained at."""
 TINY_VAE_KEY = "first_stage_model.taesd_decoder.1.weight"
 KL_VAE_KEY = "first_stage_model.decoder.conv_in.weight"
 
 
+def register(item: Family) -> None:
+    """Make a family known; it is tried before those that were known."""
+    assert item.name not in FAMILY_LABELS, f"two families are named {item.name}"
+    FAMILIES.insert(0, item)
+    FAMILY_LABELS[item.name] = item.short_label
+
+
+for _item in (sd1.FAMILY, sdxl.FAMILY, sd3.FAMILY):
+    register(_item)
+
+
 def family(name: str) -> Family:
-    """The family of that name: "sd1", "sdxl" or "sd3"."""
+    """The family of that name."""
     return next(item for item in FAMILIES if item.name == name)
 
 
@@ -43,7 +62,7 @@ def identify(path: Path) -> Detection:
         CheckpointError: as `read_header` and `detect` do.
     """
     if path.is_dir() and is_model_folder(path):
-        return detect_folder(read_folder(path), {item.name: item for item in FAMILIES})
+        return detect_folder(read_folder(path), FAMILIES)
     return detect(read_header(path))
 
 
@@ -60,8 +79,8 @@ def detect(file: TensorFile) -> Detection:
         try:
             refuse_variants(file, tensors)
             for item in FAMILIES:
-                if item.matches(tensors):
-                    item.network_config(tensors)  # refuses what it cannot make sense of
+                if item.detection.matches(tensors):
+                    item.layout.network_config(tensors)  # refuses what it cannot make sense of
                     return _detection(file, item, prefix, tensors)
         except (IndexError, ZeroDivisionError) as error:
             raise CheckpointError(
@@ -77,63 +96,53 @@ def denoiser_tensors(file: TensorFile, prefix: str) -> TensorTable:
 
 
 def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) -> Detection:
-    facts = item.describe(tensors, file.tensors)
-    resolution = _shapes_resolution(file) or item.resolution
+    facts = item.detection.describe(tensors, file.tensors)
+    stated = read_stated(file)
+    resolution = stated_resolution(stated) or item.sampling.resolution
     limit = facts.get("max_resolution")
+    kinds = [kind for kind in item.text.prefixes if text_encoder_prefix(file, item, kind)]
+    if "text_encoder" in stated:
+        kinds.append(str(stated["text_encoder"]))
     return Detection(
         resolution=min(resolution, limit) if isinstance(limit, int) else resolution,
         family=item.name,
-        latent_channels=_latent_channels(tensors),
+        latent_channels=tensors[item.detection.input_layer].shape[1],
         denoiser_prefix=prefix,
-        resolution_multiple=item.resolution_multiple,
-        text_encoders=tuple(
-            name for name in item.text_encoder_prefixes if text_encoder_prefix(file, item, name)
-        ),
+        resolution_multiple=item.sampling.resolution_multiple,
+        text_encoders=tuple(kinds),
         vae=_vae_kind(file.tensors),
+        stated=stated,
         **facts,  # type: ignore[arg-type]
     )
 
 
-def text_encoder_prefix(file: TensorFile, item: Family, name: TextEncoder) -> str | None:
-    """Where text encoder `name` lies in the file, or None if it is not there."""
+def text_encoder_prefix(file: TensorFile, item: Family, kind: str) -> str | None:
+    """Where a text encoder of the family lies in the file, or None if it is not there."""
     endings = ("token_embedding.weight", "shared.weight", "positional_embedding")
-    for prefix in item.text_encoder_prefixes.get(name, ()):
+    for prefix in item.text.prefixes.get(kind, ()):
         if any(key.startswith(prefix) and key.endswith(endings) for key in file.tensors):
             return prefix
     return None
 
 
-def _latent_channels(tensors: Tensors) -> int:
-    for key in ("input_blocks.0.0.weight", "x_embedder.proj.weight"):
-        if key in tensors:
-            return tensors[key].shape[1]
-    raise KeyError("denoiser without input layer")
-
-
-def _vae_kind(tensors: dict[str, TensorInfo]) -> VaeKind | None:
+def _vae_kind(tensors: dict[str, TensorInfo]) -> Literal["kl", "tiny"] | None:
     if TINY_VAE_KEY in tensors:
         return "tiny"
     return "kl" if KL_VAE_KEY in tensors else None
 
 
-def _shapes_resolution(file: TensorFile) -> int | None:
-    try:
-        resolution = json.loads(file.metadata.get(SHAPES_KEY, "{}")).get("resolution")
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    valid = type(resolution) is int and 16 <= resolution <= 4096 and resolution % 16 == 0
-    return resolution if valid else None
-
-
 __all__ = [
+    "ENCODER_PLACE",
     "FAMILIES",
+    "FAMILY_LABELS",
+    "BaseModel",
     "Config",
     "Detection",
     "Family",
     "LoraKey",
     "LoraTargets",
     "TensorSource",
-    "TextEncoder",
+    "VaeFacts",
     "denoiser_tensors",
     "detect",
     "detect_folder",
@@ -143,5 +152,9 @@ __all__ = [
     "is_model_folder",
     "read_folder",
     "refuse_quantised",
+    "register",
+    "stated_encoder",
+    "stated_settings",
+    "states",
     "text_encoder_prefix",
 ]

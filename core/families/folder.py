@@ -1,14 +1,13 @@
 """Diffusers model folders: their components, configs and headers; no torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, UnsupportedModelError
 from ..files.tensor_file import CONVERT_HINT, TensorFile, read_header
-from .base import Detection, Family, TextEncoder
-from .sd3 import max_resolution
+from .base import Detection, Family
 from .unsupported import SUPPORTED
 
 MAX_JSON_BYTES = 50_000_000
@@ -63,28 +62,28 @@ def read_folder(path: Path) -> ModelFolder:
     )
 
 
-def detect_folder(folder: ModelFolder, families: Mapping[str, Family]) -> Detection:
+def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
     """Family and variant of a diffusers folder, from its configs.
 
     Raises:
         UnsupportedModelError: a pipeline or variant that is not supported.
     """
-    name = "transformer" if folder.has("transformer") else "unet"
-    if not folder.has(name):
+    places = list(dict.fromkeys(family.layout.denoiser_folder for family in families))
+    name = next((place for place in places if folder.has(place)), None)
+    if name is None:
+        named = " nor ".join(f"{place}/" for place in reversed(places))
         raise CheckpointError(
-            f"{folder.path.name}/ has no denoiser (neither unet/ nor transformer/ with a "
+            f"{folder.path.name}/ has no denoiser (neither {named} with a "
             "config.json). Give a complete diffusers folder."
         )
     config = _read_json(folder.path / name / "config.json")
-    family = families[_family_name(folder, config)]
+    family = _family(folder, config, families)
     prediction, zero_snr = _prediction(folder, family)
-    title = family.label if family.name != "sd3" else _sd3_title(config)
-    title += " (v-prediction)" if prediction == "v" else ""
-    limit = None
-    if family.name == "sd3":
-        limit = max_resolution(
-            _int(config.get("pos_embed_max_size"), 192), _int(config.get("patch_size"), 2)
-        )
+    facts = family.detection.describe_folder(config)
+    title = f"{facts['title']}{' (v-prediction)' if prediction == 'v' else ''}"
+    limit = facts.get("max_resolution")
+    limit = limit if isinstance(limit, int) else None
+    sampling = family.sampling
     vae = _read_json(folder.path / "vae" / "config.json") if folder.has("vae") else None
     return Detection(
         family=family.name,
@@ -92,9 +91,9 @@ def detect_folder(folder: ModelFolder, families: Mapping[str, Family]) -> Detect
         prediction=prediction,  # type: ignore[arg-type]
         latent_channels=_int(config.get("in_channels"), 4),
         denoiser_prefix="",
-        resolution=min(family.resolution, limit or family.resolution),
+        resolution=min(sampling.resolution, limit or sampling.resolution),
         max_resolution=limit,
-        resolution_multiple=family.resolution_multiple,
+        resolution_multiple=sampling.resolution_multiple,
         zero_terminal_snr=zero_snr,
         text_encoders=tuple(
             kind for kind, part in encoder_folders(family).items() if folder.has(part)
@@ -104,37 +103,27 @@ def detect_folder(folder: ModelFolder, families: Mapping[str, Family]) -> Detect
     )
 
 
-def encoder_folders(family: Family) -> dict[TextEncoder, str]:
+def encoder_folders(family: Family) -> dict[str, str]:
     """Which sub-folder holds which text encoder."""
     names = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    return dict(zip(family.text_encoders, names, strict=False))
+    return dict(zip(family.text.encoders, names, strict=False))
 
 
-def _family_name(folder: ModelFolder, config: dict[str, object]) -> str:
-    channels, width = _int(config.get("in_channels"), 4), config.get("cross_attention_dim")
-    kind, pipeline = str(config.get("_class_name")), str(folder.index.get("_class_name"))
-    if kind == "SD3Transformer2DModel" and channels == 16 and config.get("num_layers") != 38:
-        return "sd3"
-    if kind == "UNet2DConditionModel" and channels == 4 and "Inpaint" not in pipeline:
-        if (
-            config.get("addition_embed_type") == "text_time"
-            and config.get("encoder_hid_dim") is None
-        ):
-            return "sdxl"
-        if config.get("addition_embed_type") is None and width != 1024:
-            return "sd1"
+def _family(folder: ModelFolder, config: dict[str, object], families: Sequence[Family]) -> Family:
+    pipeline = str(folder.index.get("_class_name"))
+    for family in families:
+        if family.detection.matches_folder(config, pipeline):
+            return family
+    kind, width = str(config.get("_class_name")), config.get("cross_attention_dim")
+    channels = _int(config.get("in_channels"), 4)
     raise UnsupportedModelError(
         f"{folder.path.name}/ is a {pipeline} with a {kind} of {channels} input channels and text "
         f"width {width}, which is not supported. {SUPPORTED}."
     )
 
 
-def _sd3_title(config: dict[str, object]) -> str:
-    return "SD3.5 medium" if config.get("dual_attention_layers") else "SD3 medium"
-
-
 def _prediction(folder: ModelFolder, family: Family) -> tuple[str, bool]:
-    if family.schedule == "flow":
+    if family.sampling.schedule == "flow":
         return "flow", False
     stated = str(folder.scheduler.get("prediction_type", "epsilon"))
     if stated not in CLASS_OF_PREDICTION:

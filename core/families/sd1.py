@@ -1,8 +1,32 @@
 """Stable Diffusion 1.x: a UNet with 768-wide CLIP-L context, eps prediction (v by setting)."""
 
-from .base import Config, Family, Tensors, VaeFacts
-from .unet import context_width, is_unet, lora_modules, tensor_source, unet_config
+from .base import (
+    BaseModel,
+    Config,
+    CostFacts,
+    DetectionFacts,
+    EncoderGroup,
+    Family,
+    LayoutFacts,
+    LoraFacts,
+    Recomputed,
+    SamplingFacts,
+    SharingFacts,
+    Tensors,
+    TextFacts,
+    VaeFacts,
+)
+from .unet import (
+    INPUT_LAYER,
+    context_width,
+    is_unet,
+    is_unet_folder,
+    lora_modules,
+    tensor_source,
+    unet_config,
+)
 
+LABEL = "SD 1.x"
 NUM_HEADS = 8
 SD2_CONTEXT = 1024
 
@@ -28,33 +52,92 @@ def _matches(tensors: Tensors) -> bool:
 
 
 def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
-    return {"title": "SD 1.x", "prediction": "eps"}
+    return {"title": LABEL, "prediction": "eps"}
 
 
 def _network_config(tensors: Tensors) -> Config:
     return unet_config(tensors, heads=lambda channels: NUM_HEADS, sample_size=64)
 
 
+def _base_model(title: str) -> BaseModel:
+    return BaseModel(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "CreativeML OpenRAIL-M",
+        "creativeml-openrail-m",
+        "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+    )
+
+
+def _matches_folder(config: Config, pipeline: str) -> bool:
+    return (
+        is_unet_folder(config, pipeline)
+        and config.get("addition_embed_type") is None
+        and config.get("cross_attention_dim") != SD2_CONTEXT
+    )
+
+
 FAMILY = Family(
     name="sd1",
-    label="SD 1.x",
-    network="UNet2DConditionModel",
-    schedule="vp",
-    flow_shift=1.0,
-    predictions=("eps", "v"),
-    guidance_scale=7.5,
-    resolution=512,
-    resolution_multiple=8,
+    label=LABEL,
+    short_label=LABEL,
+    detection=DetectionFacts(
+        matches=_matches,
+        describe=_describe,
+        input_layer=INPUT_LAYER,
+        matches_folder=_matches_folder,
+        describe_folder=lambda config: {"title": LABEL},
+    ),
+    layout=LayoutFacts(
+        network_config=_network_config,
+        tensor_source=tensor_source,
+        denoiser_folder="unet",
+        denoiser_title="UNet",
+    ),
+    sampling=SamplingFacts(
+        schedule="vp",
+        predictions=("eps", "v"),
+        guidance_scale=7.5,
+        resolution=512,
+        resolution_multiple=8,
+    ),
+    text=TextFacts(
+        groups=(EncoderGroup(("clip_l",)),),
+        prefixes={"clip_l": ("cond_stage_model.transformer.",)},
+        context_width="cross_attention_dim",
+        clip_skip=True,
+        final_norm=True,
+        repeatable=True,
+    ),
     vae=VAE,
-    text_encoders=("clip_l",),
-    text_encoder_prefixes={
-        "clip_l": ("cond_stage_model.transformer.",),
-        "dpdmd": ("dpdmd_text_encoder.transformer.",),
-    },
-    needs_all_text_encoders=True,
-    matches=_matches,
-    describe=_describe,
-    network_config=_network_config,
-    tensor_source=tensor_source,
-    lora_modules=lora_modules,
+    lora=LoraFacts(
+        modules=lora_modules,
+        peft_prefix="unet.",
+        context_width=768,
+        # it alone attends in its first blocks
+        likely_names=r"^(input_blocks_[12]_1|down_blocks_0_attentions)_",
+        base_model_version="sd_v1",
+        declared=("sd_v1",),
+        architecture=lambda config: "stable-diffusion-v1/lora",
+    ),
+    sharing=SharingFacts(
+        labels=("SD 1.5", "SD 1.4", "SD 1.5 LCM", "SD 1.5 Hyper", "Other"),
+        label_note=lambda title: (
+            "Any SD 1.x checkpoint is listed under SD 1.5, unless it descends from SD 1.4."
+        ),
+        base_model=_base_model,
+        base_title=lambda title: "Stable Diffusion 1.x",
+        pipeline="StableDiffusionPipeline",
+        webui_version="SD1",
+        clip_types=("stable_diffusion",),
+    ),
+    cost=CostFacts(
+        parameters=859_520_964,
+        packed=0.908,
+        staying=2.6e6,
+        buffers=59e6,
+        per_rank={"attention": 423_936, "full": 1_050_816},
+        per_picture={"attention": 10e6, "full": 10e6},
+        per_pixel={"attention": 5370.0, "full": 5735.0},
+        recomputed=Recomputed(per_picture=19e6, per_pixel=385.0, kept=985.0),
+    ),
 )

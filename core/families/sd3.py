@@ -3,11 +3,34 @@
 import math
 
 from ..errors import UnsupportedModelError
-from .base import Change, Config, Family, LoraTargets, Tensors, TensorSource, VaeFacts, count_blocks
+from .base import (
+    BaseModel,
+    Change,
+    Config,
+    CostFacts,
+    DetectionFacts,
+    EncoderGroup,
+    Family,
+    LayoutFacts,
+    LoraFacts,
+    LoraTargets,
+    Recomputed,
+    SamplingFacts,
+    SharingFacts,
+    Tensors,
+    TensorSource,
+    TextFacts,
+    VaeFacts,
+    count_blocks,
+)
 
 HEAD_WIDTH = 64
 SWAPPED: Change = "swap_halves"
-LARGE_WIDTH = 2432
+LARGE_WIDTH, LARGE_DEPTH = 2432, 38
+INPUT_LAYER = "x_embedder.proj.weight"
+FOLDER_CLASS = "SD3Transformer2DModel"
+LATENT_CHANNELS = 16
+TITLE, TITLE_35 = "SD3 medium", "SD3.5 medium"
 
 VAE = VaeFacts(
     scaling_factor=1.5305,
@@ -69,16 +92,16 @@ def _matches(tensors: Tensors) -> bool:
 
 
 def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
-    width = tensors["x_embedder.proj.weight"].shape[0]
+    width = tensors[INPUT_LAYER].shape[0]
     if width == LARGE_WIDTH:
         raise UnsupportedModelError(
             "This is SD3.5 large (38 blocks of width 2432), which has not been tested here. "
             "Supported of this family: SD3 medium and SD3.5 medium."
         )
     dual = "joint_blocks.0.x_block.attn2.qkv.weight" in tensors
-    patch_size = tensors["x_embedder.proj.weight"].shape[2]
+    patch_size = tensors[INPUT_LAYER].shape[2]
     return {
-        "title": "SD3.5 medium" if dual else "SD3 medium",
+        "title": TITLE_35 if dual else TITLE,
         "prediction": "flow",
         "max_resolution": max_resolution(math.isqrt(tensors["pos_embed"].shape[1]), patch_size),
     }
@@ -90,7 +113,7 @@ def max_resolution(pos_embed_max_size: int, patch_size: int) -> int:
 
 
 def _network_config(tensors: Tensors) -> Config:
-    patches, positions = tensors["x_embedder.proj.weight"].shape, tensors["pos_embed"].shape[1]
+    patches, positions = tensors[INPUT_LAYER].shape, tensors["pos_embed"].shape[1]
     width, channels, patch_size = patches[0], patches[1], patches[2]
     depth = count_blocks(tensors, "joint_blocks.")
     size = math.isqrt(positions)
@@ -160,29 +183,123 @@ def _lora_modules(config: Config, targets: LoraTargets) -> list[str]:
     return names
 
 
+def _is_35(config: Config) -> bool:
+    return bool(config.get("dual_attention_layers"))
+
+
+def _matches_folder(config: Config, pipeline: str) -> bool:
+    return (
+        config.get("_class_name") == FOLDER_CLASS
+        and config.get("in_channels") == LATENT_CHANNELS
+        and config.get("num_layers") != LARGE_DEPTH
+    )
+
+
+def _describe_folder(config: Config) -> dict[str, object]:
+    size, patch = config.get("pos_embed_max_size"), config.get("patch_size")
+    return {
+        "title": TITLE_35 if _is_35(config) else TITLE,
+        "max_resolution": max_resolution(
+            size if isinstance(size, int) else 192, patch if isinstance(patch, int) else 2
+        ),
+    }
+
+
+def _architecture(config: Config) -> str:
+    return f"stable-diffusion-{'3-5' if _is_35(config) else '3'}-medium/lora"
+
+
+def _base_model(title: str) -> BaseModel:
+    version = "3.5" if "3.5" in title else "3"
+    repository = f"stabilityai/stable-diffusion-{version}-medium"
+    return BaseModel(
+        repository,
+        "Stability AI Community License",
+        "stabilityai-ai-community",
+        f"https://huggingface.co/{repository}/blob/main/LICENSE.md",
+    )
+
+
+def _label_note(title: str) -> str:
+    name = "SD 3.5" if "3.5" in title else "SD 3"
+    return (
+        f"Civitai offers no label for {name} any more, so it has to be Other, where few people "
+        "look. Hugging Face is the realistic place for this LoRA; README.md is its model card."
+    )
+
+
+def _webui_limits(title: str) -> str:
+    if "3.5" in title:
+        return " A1111 knows no SD 3.5 and Forge Neo no SD3 at all."
+    return " Forge Neo knows no SD3."
+
+
 FAMILY = Family(
     name="sd3",
     label="SD3 / SD3.5 medium",
-    network="SD3Transformer2DModel",
-    schedule="flow",
-    flow_shift=3.0,
-    predictions=("flow",),
-    guidance_scale=4.5,
-    resolution=1024,
-    resolution_multiple=16,
+    short_label="SD3",
+    detection=DetectionFacts(
+        matches=_matches,
+        describe=_describe,
+        input_layer=INPUT_LAYER,
+        matches_folder=_matches_folder,
+        describe_folder=_describe_folder,
+    ),
+    layout=LayoutFacts(
+        network_config=_network_config,
+        tensor_source=_tensor_source,
+        denoiser_folder="transformer",
+        denoiser_title="transformer",
+    ),
+    sampling=SamplingFacts(
+        schedule="flow",
+        flow_shift=3.0,
+        predictions=("flow",),
+        guidance_scale=4.5,
+        resolution=1024,
+        resolution_multiple=16,
+    ),
+    text=TextFacts(
+        groups=(EncoderGroup(("clip_l", "clip_g"), padded=True), EncoderGroup(("t5xxl",))),
+        prefixes={
+            "clip_l": ("text_encoders.clip_l.transformer.",),
+            "clip_g": ("text_encoders.clip_g.transformer.",),
+            "t5xxl": ("text_encoders.t5xxl.transformer.",),
+        },
+        context_width="joint_attention_dim",
+        pooled_width="pooled_projection_dim",
+        needs_all=False,
+    ),
     vae=VAE,
-    text_encoders=("clip_l", "clip_g", "t5xxl"),
-    text_encoder_prefixes={
-        "clip_l": ("text_encoders.clip_l.transformer.",),
-        "clip_g": ("text_encoders.clip_g.transformer.",),
-        "t5xxl": ("text_encoders.t5xxl.transformer.",),
-        "dpdmd": ("dpdmd_text_encoder.transformer.",),
-    },
-    needs_all_text_encoders=False,
-    matches=_matches,
-    describe=_describe,
-    network_config=_network_config,
-    tensor_source=_tensor_source,
-    lora_modules=_lora_modules,
-    lora_name=_lora_name,
+    lora=LoraFacts(
+        modules=_lora_modules,
+        module_name=_lora_name,
+        fused=True,  # A1111's loader fails on an alpha
+        peft_prefix="transformer.",
+        names=r"^(joint_blocks_\d+_|transformer_blocks_\d+_(attn_|attn2_to_|ff_|norm1_))",
+        base_model_version="sd3_m",
+        declared=("sd3",),
+        architecture=_architecture,
+    ),
+    sharing=SharingFacts(
+        labels=("Other",),  # Civitai hides SD 3 and SD 3.5
+        label_note=_label_note,
+        base_model=_base_model,
+        pipeline="StableDiffusion3Pipeline",
+        diffusers_reads_kohya=False,
+        comfy_reads_peft=True,
+        webui_limits=_webui_limits,
+        clip_types=("sd3", "sd3"),
+        empty_latent="EmptySD3LatentImage",
+    ),
+    cost=CostFacts(
+        parameters=2_469_663_936,
+        packed=0.899,
+        staying=248e6,
+        buffers=42.4e6,
+        per_rank={"attention": 1_468_416, "full": 2_033_664},
+        per_picture={"attention": 685e6, "full": 820e6},
+        per_pixel={"attention": 10350.0, "full": 12240.0},
+        recomputed=Recomputed(per_picture=72e6, per_pixel=342.0, kept=498.0),
+    ),
 )

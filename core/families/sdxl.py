@@ -1,8 +1,32 @@
 """SDXL: a UNet with CLIP-L + CLIP-G context and size conditioning; eps, or v by a marker key."""
 
-from .base import Config, Family, Tensors, VaeFacts
-from .unet import is_unet, ldm_name, lora_modules, tensor_source, unet_config
+from .base import (
+    BaseModel,
+    Config,
+    CostFacts,
+    DetectionFacts,
+    EncoderGroup,
+    Family,
+    LayoutFacts,
+    LoraFacts,
+    Recomputed,
+    SamplingFacts,
+    SharingFacts,
+    Tensors,
+    TextFacts,
+    VaeFacts,
+)
+from .unet import (
+    INPUT_LAYER,
+    is_unet,
+    is_unet_folder,
+    ldm_name,
+    lora_modules,
+    tensor_source,
+    unet_config,
+)
 
+LABEL = "SDXL"
 HEAD_WIDTH = 64
 TIME_ID_WIDTH = 256
 
@@ -25,7 +49,7 @@ def _matches(tensors: Tensors) -> bool:
 
 def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
     if "v_pred" not in everything:
-        return {"title": "SDXL", "prediction": "eps"}
+        return {"title": LABEL, "prediction": "eps"}
     if "ztsnr" not in everything:
         return {"title": "SDXL (v-prediction)", "prediction": "v"}
     return {
@@ -47,28 +71,87 @@ def _network_config(tensors: Tensors) -> Config:
     return config
 
 
+def _base_model(title: str) -> BaseModel:
+    return BaseModel(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "CreativeML Open RAIL++-M",
+        "creativeml-openrail-plus-plus-m",
+        "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+    )
+
+
+def _matches_folder(config: Config, pipeline: str) -> bool:
+    return (
+        is_unet_folder(config, pipeline)
+        and config.get("addition_embed_type") == "text_time"
+        and config.get("encoder_hid_dim") is None
+    )
+
+
 FAMILY = Family(
     name="sdxl",
-    label="SDXL",
-    network="UNet2DConditionModel",
-    schedule="vp",
-    flow_shift=1.0,
-    predictions=("eps", "v"),
-    guidance_scale=7.0,
-    resolution=1024,
-    resolution_multiple=8,
+    label=LABEL,
+    short_label=LABEL,
+    detection=DetectionFacts(
+        matches=_matches,
+        describe=_describe,
+        input_layer=INPUT_LAYER,
+        matches_folder=_matches_folder,
+        describe_folder=lambda config: {"title": LABEL},
+    ),
+    layout=LayoutFacts(
+        network_config=_network_config,
+        tensor_source=tensor_source,
+        denoiser_folder="unet",
+        denoiser_title="UNet",
+    ),
+    sampling=SamplingFacts(
+        schedule="vp",
+        predictions=("eps", "v"),
+        guidance_scale=7.0,
+        resolution=1024,
+        resolution_multiple=8,
+    ),
+    text=TextFacts(
+        groups=(EncoderGroup(("clip_l", "clip_g")),),
+        prefixes={
+            "clip_l": ("conditioner.embedders.0.transformer.",),
+            "clip_g": ("conditioner.embedders.1.model.",),
+        },
+        context_width="cross_attention_dim",
+        repeatable=True,
+    ),
     vae=VAE,
-    text_encoders=("clip_l", "clip_g"),
-    text_encoder_prefixes={
-        "clip_l": ("conditioner.embedders.0.transformer.",),
-        "clip_g": ("conditioner.embedders.1.model.",),
-    },
-    needs_all_text_encoders=True,
-    matches=_matches,
-    describe=_describe,
-    network_config=_network_config,
-    tensor_source=tensor_source,
-    lora_modules=lora_modules,
-    lora_name=ldm_name,
-    markers=frozenset({"v_pred", "ztsnr"}),
-)
+    lora=LoraFacts(
+        modules=lora_modules,
+        module_name=ldm_name,
+        peft_prefix="unet.",
+        context_width=2048,
+        likely_names=r"_transformer_blocks_[2-9]_",  # it alone stacks transformer blocks
+        # without a beginning of "sdxl_" here, A1111 lists an SDXL LoRA under SD 1
+        base_model_version="sdxl_base_v1-0",
+        declared=("sdxl_",),
+        architecture=lambda config: "stable-diffusion-xl-v1-base/lora",
+    ),
+    sharing=SharingFacts(
+        labels=("SDXL 1.0", "Pony", "Illustrious", "NoobAI", "SDXL Lightning", "SDXL Hyper",
+                "Other"),
+        label_note=lambda title: (
+            "Pony, Illustrious and NoobAI checkpoints have the same tensor names and shapes as "
+            "SDXL 1.0, so they cannot be told apart by the file. If yours is one of them, choose "
+            "its label: --base-model Pony, Illustrious or NoobAI."
+        ),
+        base_model=_base_model,
+        base_title=lambda title: "SDXL 1.0",
+        pipeline="StableDiffusionXLPipeline",
+        webui_version="SDXL",
+        clip_types=("stable_diffusion", "sdxl"),
+    ),
+    cost=CostFacts(
+        parameters=2_567_463_684, packed=0.981, staying=9e6, buffers=59e6,
+        per_rank={"attention": 2_659_840, "full": 3_074_240},
+        per_picture={"attention": 5e6, "full": 20e6},
+        per_pixel={"attention": 8470.0, "full": 8965.0},
+        recomputed=Recomputed(per_picture=16e6, per_pixel=360.0, kept=690.0),
+    ),
+)  # fmt: skip

@@ -11,6 +11,10 @@ from functools import lru_cache
 from ..errors import UnsupportedModelError
 from .base import Config, LoraTargets, Tensors, TensorSource, count_blocks
 
+INPUT_LAYER = "input_blocks.0.0.weight"
+FOLDER_CLASS = "UNet2DConditionModel"
+LATENT_CHANNELS = 4
+
 TOP_LEVEL = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -38,12 +42,26 @@ BLOCK_SETTINGS = ("block_out_channels", "layers_per_block", "down_block_types", 
 
 def is_unet(tensors: Tensors) -> bool:
     """Whether these are the tensors of an LDM UNet with cross-attention."""
-    return "input_blocks.0.0.weight" in tensors and context_width(tensors) is not None
+    return INPUT_LAYER in tensors and context_width(tensors) is not None
 
 
 def in_channels(tensors: Tensors) -> int:
     """Channels the UNet reads: 4, or 9 for inpainting."""
-    return tensors["input_blocks.0.0.weight"].shape[1]
+    return tensors[INPUT_LAYER].shape[1]
+
+
+def is_unet_folder(config: Config, pipeline: str) -> bool:
+    """Whether a diffusers folder holds a UNet that draws from text alone.
+
+    Args:
+        config: the denoiser's config.json.
+        pipeline: the class that model_index.json names.
+    """
+    return (
+        config.get("_class_name") == FOLDER_CLASS
+        and config.get("in_channels") in (None, LATENT_CHANNELS)
+        and "Inpaint" not in pipeline
+    )
 
 
 def context_width(tensors: Tensors) -> int | None:

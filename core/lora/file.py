@@ -1,7 +1,7 @@
 """LoRA files: written so that hosts apply them at strength 1.0 as trained, read from any trainer.
 
-SD 1.x and SDXL are written in kohya's form, with alpha = scale * rank. SD3 has no alpha (A1111's
-loader fails on one): the scale is in `up`, and q, k and v form one exact block-diagonal update.
+UNets' are written in kohya's form, with alpha = scale * rank. Families with fused layers have no
+alpha: the scale is in `up`, and q, k and v form one exact block-diagonal update.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, LoraError
-from ..families.base import Config, Family
+from ..families import FAMILIES, Config, Family
 from ..files.atomic_write import atomic_path, check_output
 from ..files.tensor_file import read_header
 from ..recipe.recipe import Recipe, read_recipe
@@ -57,7 +57,7 @@ def write_lora(
     path = Path(path)
     check_output(path, overwrite)
     tensors = lora_tensors(family, network_config, weights, dtype, format)
-    facts = _network_facts(path.stem, network_config, weights)
+    facts = _network_facts(path.stem, family, network_config, weights)
     described = lora_metadata(recipe, facts, metadata or {})
     content = serialize(tensors, described)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -66,14 +66,16 @@ def write_lora(
     return path
 
 
-def _network_facts(name: str, config: Config, weights: Mapping[str, LoraPair]) -> NetworkFacts:
+def _network_facts(
+    name: str, family: Family, config: Config, weights: Mapping[str, LoraPair]
+) -> NetworkFacts:
     largest = max(weights.values(), key=lambda pair: pair.rank)
     return NetworkFacts(
         name=name,
         rank=largest.rank,
         alpha=common_alpha(weights),
         has_convolutions=any(pair.down.shape[2:].numel() > 1 for pair in weights.values()),
-        is_sd35=bool(config.get("dual_attention_layers")),
+        architecture=family.lora.architecture(config),
     )
 
 
@@ -82,7 +84,7 @@ class LoraFile:
     """A LoRA as it lies on disk, its modules found by name; nothing is known of a network yet.
 
     Args:
-        family: sd1, sdxl, sd3, the name of another family, or "" where names and shapes do not say.
+        family: one of ours, the name of another family, or "" where names and shapes do not say.
         text_encoder_keys: tensors for text encoders, which are not applied here.
     """
 
@@ -164,8 +166,7 @@ def read_lora(path: Path) -> LoraFile:
 
 def _declared_family(metadata: Mapping[str, str]) -> str:
     version = metadata.get("ss_base_model_version", "")
-    known = {"sdxl_": "sdxl", "sd3": "sd3", "sd_v1": "sd1"}
-    return next((family for start, family in known.items() if version.startswith(start)), "")
+    return next((f.name for f in FAMILIES if version.startswith(f.lora.declared or ("\0",))), "")
 
 
 def check_family(lora: LoraFile, family: Family) -> None:

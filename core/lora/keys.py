@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import LoraError
+from ..families import FAMILIES
+from ..families.base import LoraFacts
 
 # Each way to end a key, and the part of the update it names.
 SUFFIXES = {
@@ -53,8 +55,7 @@ OTHER_FAMILIES = {
     "Wan": r"blocks[._]\d+[._](cross_attn|self_attn)[._]",
     "PixArt": r"adaln_single|caption_projection",
 }
-SD3_NAMES = r"^(joint_blocks_\d+_|transformer_blocks_\d+_(attn_|attn2_to_|ff_|norm1_))"
-CONTEXT_WIDTHS = {768: "sd1", 1024: "Stable Diffusion 2", 2048: "sdxl"}
+OTHER_WIDTHS = {1024: "Stable Diffusion 2"}
 
 
 @dataclass
@@ -176,24 +177,41 @@ def refuse_unknown(unknown: list[str], has_pairs: bool, file_name: str) -> None:
 
 
 def detect_family(modules: Mapping[str, LoraModule], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """The family a LoRA's names and shapes tell of: sd1, sdxl, sd3, another's name, or "".
+    """The family a LoRA's names and shapes tell of: one of ours, another's name, or "".
 
     Args:
         modules: what `group_keys` found.
         shapes: shape of each tensor by key.
     """
     names = "\n".join(modules)
-    for family, pattern in OTHER_FAMILIES.items():
+    for other, pattern in OTHER_FAMILIES.items():
         if re.search(pattern, names):
-            return family
-    if re.search(SD3_NAMES, names, re.MULTILINE):
-        return "sd3"
+            return other
+    return (
+        _by_names(names, lambda lora: lora.names)
+        or _by_width(modules, shapes)
+        or _by_names(names, lambda lora: lora.likely_names)
+    )
+
+
+def _by_names(names: str, pattern_of: Callable[[LoraFacts], str]) -> str:
+    """The first family whose pattern one of the names (a line each) has; "" for none."""
+    for item in FAMILIES:
+        pattern = pattern_of(item.lora)
+        if pattern and re.search(pattern, names, re.MULTILINE):
+            return item.name
+    return ""
+
+
+def _by_width(modules: Mapping[str, LoraModule], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The family whose cross-attention has the text width that is found here; "" for none."""
+    widths = OTHER_WIDTHS | {item.lora.context_width: item.name for item in FAMILIES}
     for name, module in modules.items():
         if name.endswith(("attn2_to_k", "attn2_to_v")):
             width = _input_width(module, shapes)
-            if width in CONTEXT_WIDTHS:
-                return CONTEXT_WIDTHS[width]
-    return _unet_by_names(names)
+            if width and width in widths:
+                return widths[width]
+    return ""
 
 
 def _input_width(module: LoraModule, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -205,12 +223,3 @@ def _input_width(module: LoraModule, shapes: Mapping[str, tuple[int, ...]]) -> i
 
     kronecker = columns("lokr_w1", "lokr_w1_b") * columns("lokr_w2", "lokr_w2_b")
     return columns("down", "hada_w1_b") or kronecker
-
-
-def _unet_by_names(names: str) -> str:
-    """Only SDXL stacks transformer blocks; only SD 1.x attends in its first blocks."""
-    if re.search(r"_transformer_blocks_[2-9]_", names):
-        return "sdxl"
-    if re.search(r"^(input_blocks_[12]_1|down_blocks_0_attentions)_", names, re.MULTILINE):
-        return "sd1"
-    return ""

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ..errors import LoraError
 from ..families.base import Config, Family
-from .math import QKV, LoraPair, block_diagonal, cast, with_alpha, with_scale_in_up
+from .math import LoraPair, block_diagonal, cast, with_alpha, with_scale_in_up
 from .targets import swap_halves
 
 Format = Literal["kohya", "peft"]
-PEFT_PREFIXES = {"UNet2DConditionModel": "unet.", "SD3Transformer2DModel": "transformer."}
 
 
 def lora_tensors(
@@ -30,10 +29,10 @@ def lora_tensors(
         raise LoraError("There are no LoRA weights to write.")
     checked = {name: pair.check(name) for name, pair in weights.items()}
     if format == "peft":
-        prefix = PEFT_PREFIXES[family.network]
+        prefix = family.lora.peft_prefix
         baked = {prefix + name: with_scale_in_up(pair) for name, pair in checked.items()}
         return _halves(baked, dtype, ".lora_A.weight", ".lora_B.weight")
-    if family.name == "sd3":
+    if family.lora.fused:
         fused = _fused(family, config, checked)
         return _halves(fused, dtype, ".lora_down.weight", ".lora_up.weight")
     alpha = common_alpha(checked)
@@ -65,16 +64,18 @@ def _halves(
 
 
 def _fused(family: Family, config: Config, weights: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
-    """Pairs under the checkpoint's names, scale in `up`; q, k and v joined."""
+    """Pairs under the checkpoint's names, scale in `up`; parts of fused layers joined."""
     single: dict[str, LoraPair] = {}
-    parts: dict[str, dict[str, LoraPair]] = {}
+    parts: dict[str, dict[int, LoraPair]] = {}
+    shares: dict[str, tuple[int, ...]] = {}
     for module, pair in weights.items():
         key = family.lora_key(module, config)
         if key.part is not None:
-            parts.setdefault(key.name, {})[QKV[key.part]] = pair
+            parts.setdefault(key.name, {})[key.part] = pair
+            shares[key.name] = key.shares
             continue
         baked = with_scale_in_up(pair)
-        if family.tensor_source(f"{module}.weight", config).change == "swap_halves":
+        if family.layout.tensor_source(f"{module}.weight", config).change == "swap_halves":
             baked = LoraPair(baked.down, swap_halves(baked.up))
         single[key.name] = baked
-    return single | {name: block_diagonal(found) for name, found in parts.items()}
+    return single | {name: block_diagonal(found, shares[name]) for name, found in parts.items()}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraError, NonFiniteError
+from ..families.base import EQUAL_THIRDS
 
-QKV = ("q", "k", "v")
 MAX_SHIFT = 60  # binary places; 2**60 is an exact factor in every format that fp32 can hold
 
 
@@ -86,26 +86,34 @@ def with_alpha(pair: LoraPair, alpha: float) -> LoraPair:
     return LoraPair(pair.down, up, scale)
 
 
-def block_diagonal(parts: Mapping[str, LoraPair]) -> LoraPair:
-    """Separate q, k and v updates as one exact update of the fused weight, scale 1.
+def block_diagonal(
+    parts: Mapping[int, LoraPair], shares: tuple[int, ...] = EQUAL_THIRDS
+) -> LoraPair:
+    """Separate updates of the parts of a fused weight (q, k, v) as one exact update, scale 1.
 
-    down = [down_q; down_k; down_v] (3r, in); up = diag(up_q, up_k, up_v) (3 out, 3r).
+    down = [down_q; down_k; down_v] (3r, in); up = diag(up_q, up_k, up_v) (all rows, 3r).
     A part that has no update contributes rows of zeros.
 
     Args:
-        parts: some of "q", "k", "v"; all with equal in and out.
+        parts: some of the parts by their number; all with equal in.
+        shares: the ratio of the rows of all parts.
     """
-    baked = {part: with_scale_in_up(parts[part]) for part in QKV if part in parts}
-    sizes = {(pair.down.shape[1], pair.up.shape[0]) for pair in baked.values()}
-    if len(sizes) != 1 or set(parts) - set(QKV):
-        raise LoraError(f"q, k and v must be of one size to be fused; found {sorted(sizes)}.")
-    (_, out_features) = sizes.pop()
+    baked = {part: with_scale_in_up(parts[part]) for part in range(len(shares)) if part in parts}
+    units = {pair.up.shape[0] / shares[part] for part, pair in baked.items()}
+    columns = {pair.down.shape[1] for pair in baked.values()}
+    if len(units) != 1 or len(columns) != 1 or set(parts) - set(baked):
+        sizes = sorted((pair.down.shape[1], pair.up.shape[0]) for pair in parts.values())
+        raise LoraError(
+            f"The parts of a fused layer must have the same inputs, and rows in the ratio "
+            f"{shares}; found (inputs, rows) {sizes}."
+        )
+    unit = int(units.pop())
     down = torch.cat([pair.down for pair in baked.values()])
-    up = down.new_zeros(len(QKV) * out_features, down.shape[0])
+    up = down.new_zeros(sum(shares) * unit, down.shape[0])
     column = 0
     for part, pair in baked.items():
-        row = QKV.index(part) * out_features
-        up[row : row + out_features, column : column + pair.rank] = pair.up
+        row, rows = sum(shares[:part]) * unit, shares[part] * unit
+        up[row : row + rows, column : column + pair.rank] = pair.up
         column += pair.rank
     return LoraPair(down, up, 1.0)
 

@@ -12,18 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from ..recipe.recipe import METADATA_KEY, Recipe, usage_hint
+from ..families import family
+from ..recipe.recipe import METADATA_KEY, Recipe, usage_hint, used_clip_skip
 
 SETTINGS_KEY = "dpdmd.settings"
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
-# Without ss_base_model_version beginning "sdxl_", A1111 lists an SDXL LoRA under SD 1.
-BASE_MODEL_VERSIONS = {"sd1": "sd_v1", "sdxl": "sdxl_base_v1-0", "sd3": "sd3_m"}
-ARCHITECTURES = {
-    "sd1": "stable-diffusion-v1/lora",
-    "sdxl": "stable-diffusion-xl-v1-base/lora",
-    "sd3": "stable-diffusion-3-medium/lora",
-}
-ARCHITECTURE_SD35_MEDIUM = "stable-diffusion-3-5-medium/lora"
 PREDICTION_TYPES = {"eps": "epsilon", "v": "v", "x0": "x0", "flow": "flow"}
 
 
@@ -88,13 +81,13 @@ def iso_date(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What the tensors say: rank and alpha of the largest pair, and whether it is SD3.5-medium."""
+    """What the tensors say: rank and alpha of the largest pair, `modelspec.architecture`."""
 
     name: str
     rank: int
     alpha: float
+    architecture: str
     has_convolutions: bool = False
-    is_sd35: bool = False
 
 
 def lora_metadata(
@@ -114,7 +107,7 @@ def lora_metadata(
 def _kohya(recipe: Recipe, network: NetworkFacts) -> dict[str, str]:
     metadata = {
         "ss_output_name": network.name,
-        "ss_base_model_version": BASE_MODEL_VERSIONS[recipe.family],
+        "ss_base_model_version": family(recipe.family).lora.base_model_version,
         "ss_v2": "False",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(network.rank),
@@ -129,8 +122,9 @@ def _kohya(recipe: Recipe, network: NetworkFacts) -> dict[str, str]:
         metadata["ss_sd_model_name"] = recipe.teacher_name
     if recipe.teacher_sha256:
         metadata["ss_new_sd_model_hash"] = recipe.teacher_sha256
-    if recipe.clip_skip is not None and recipe.family == "sd1":
-        metadata["ss_clip_skip"] = str(recipe.clip_skip)
+    skip = used_clip_skip(recipe)
+    if skip is not None:
+        metadata["ss_clip_skip"] = str(skip)
     if recipe.resolutions:
         width, height = recipe.resolutions[0]
         metadata["ss_resolution"] = f"({width}, {height})"
@@ -138,10 +132,9 @@ def _kohya(recipe: Recipe, network: NetworkFacts) -> dict[str, str]:
 
 
 def _modelspec(recipe: Recipe, network: NetworkFacts) -> dict[str, str]:
-    architecture = ARCHITECTURES[recipe.family]
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": ARCHITECTURE_SD35_MEDIUM if network.is_sd35 else architecture,
+        "architecture": network.architecture,
         "implementation": IMPLEMENTATION,
         "title": network.name,
         "description": training_comment(recipe),

@@ -36,7 +36,7 @@ def targets_by_name(
             found[own[:-2]] = found[own]
     for module in modules:
         try:
-            source = family.tensor_source(f"{module}.weight", config)
+            source = family.layout.tensor_source(f"{module}.weight", config)
         except (KeyError, ValueError, IndexError):
             continue  # a module without a tensor of its own in checkpoints
         stored = source.key.removesuffix(".weight").replace(".", "_")
@@ -68,8 +68,8 @@ def part_of(pair: LoraPair, target: Target, shape: torch.Size) -> LoraPair:
     """The share of a file's pair that belongs to one module, whose weight has `shape`."""
     up = pair.up
     if target.source.part is not None:
-        rows = shape[0]
-        up = up[target.source.part * rows : (target.source.part + 1) * rows]
+        first = target.source.first_row(shape[0])
+        up = up[first : first + shape[0]]
     if target.source.change == "swap_halves":
         up = swap_halves(up)
     return LoraPair(pair.down, up, pair.scale)

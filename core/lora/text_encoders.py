@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from ..errors import LoraError
-from ..families.base import Family, TensorSource, TextEncoder
+from ..families import FAMILIES, Family, TensorSource
 from .file import LoraFile, module_deltas
 from .keys import LoraModule, add_key, refuse_unknown, split_suffix
 from .math import LoraPair
@@ -17,20 +17,18 @@ from .targets import Target
 # lora_te_, lora_te1_, te2., text_encoder., text_encoder_3. and the like: encoders by number
 NUMBERED = re.compile(r"(?:lora_)?(?:te|text_encoder)_?([123]?)[._]")
 # text_encoders.clip_l.transformer.: encoders by their place in an SD3 checkpoint
-NAMED = re.compile(r"text_encoders[._](clip_l|clip_g|t5xxl)[._](?:transformer[._])?")
+NAMED = r"text_encoders[._]({kinds})[._](?:transformer[._])?"
 DIFFUSERS_NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 OUTER = "text_model_"  # transformers' CLIP classes differ in whether their names begin with it
 
 
-def text_encoder_modules(
-    lora: LoraFile, family: Family
-) -> dict[TextEncoder, dict[str, LoraModule]]:
+def text_encoder_modules(lora: LoraFile, family: Family) -> dict[str, dict[str, LoraModule]]:
     """Modules of each text encoder by plain name, encoders in the family's order.
 
     Raises:
         LoraError: a key is no part of a pair, or of an encoder that the family does not have.
     """
-    found: dict[TextEncoder, dict[str, LoraModule]] = {kind: {} for kind in family.text_encoders}
+    found: dict[str, dict[str, LoraModule]] = {kind: {} for kind in family.text.encoders}
     unknown = []
     for key in lora.text_encoder_keys:
         stem, part = split_suffix(key)
@@ -48,15 +46,16 @@ def text_encoder_modules(
     return {kind: modules for kind, modules in found.items() if modules}
 
 
-def _place(stem: str, family: Family) -> tuple[TextEncoder | None, str]:
+def _place(stem: str, family: Family) -> tuple[str | None, str]:
     """(encoder or None, module as written) of a key without its ending; "" if not understood."""
-    if match := NAMED.match(stem):
-        named: list[TextEncoder] = [kind for kind in family.text_encoders if kind == match[1]]
+    every = sorted({kind for item in FAMILIES for kind in item.text.encoders})
+    if match := re.match(NAMED.format(kinds="|".join(every)), stem):
+        named: list[str] = [kind for kind in family.text.encoders if kind == match[1]]
         return named[0] if named else None, stem[match.end() :]
     if match := NUMBERED.match(stem):
         number = int(match[1] or 1)
-        known = number <= len(family.text_encoders)
-        return family.text_encoders[number - 1] if known else None, stem[match.end() :]
+        known = number <= len(family.text.encoders)
+        return family.text.encoders[number - 1] if known else None, stem[match.end() :]
     return None, ""
 
 
@@ -67,7 +66,7 @@ def plain_encoder_name(module: str) -> str:
 
 def text_encoder_deltas(
     lora: LoraFile,
-    kind: TextEncoder,
+    kind: str,
     modules: Mapping[str, LoraModule],
     family: Family,
     shapes: Mapping[str, torch.Size],
@@ -84,5 +83,5 @@ def text_encoder_deltas(
         LoraError: the encoder lacks a module, or has another size.
     """
     targets = {plain_encoder_name(name): [Target(name, TensorSource(name))] for name in shapes}
-    name = DIFFUSERS_NAMES[family.text_encoders.index(kind)]
+    name = DIFFUSERS_NAMES[family.text.encoders.index(kind)]
     return module_deltas(lora, modules, targets, shapes, strength, name)

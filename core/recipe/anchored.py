@@ -30,8 +30,9 @@ from ..diffusion.sampler import Denoiser, NoiseSampler, sample_few_step
 from ..diffusion.schedule import FlowSchedule, Schedule
 from ..errors import SettingsError
 from ..families import family
-from .few_step import Plan, schedule_of
+from .few_step import Plan
 from .recipe import Recipe
+from .schedules import schedule_of
 
 # The teacher's grid is the student's with every step divided by this, as in training: 4 steps to 28
 ANCHOR_DIVISION = 7
@@ -177,7 +178,7 @@ def anchored_plan(
 def usual_guidance(recipe: Recipe) -> float:
     """The guidance of the recipe's teacher, or the family's for students of other makers."""
     known = recipe.objective != UNKNOWN_OBJECTIVE
-    return recipe.teacher_guidance_scale if known else family(recipe.family).guidance_scale
+    return recipe.teacher_guidance_scale if known else family(recipe.family).sampling.guidance_scale
 
 
 def trained_anchor_steps(recipe: Recipe, end_sigma: float) -> int:

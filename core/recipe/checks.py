@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from ..errors import RecipeError
 
-FAMILIES = ("sd1", "sdxl", "sd3")
 PREDICTIONS = ("x0", "eps", "v", "flow")
 SOLVERS = ("ode", "sde")
 # Room for the longest recipe that can be built, twelve characters of JSON for each of its own.

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from ..diffusion.sampler import partial_sigmas, sigmas_from
-from ..diffusion.schedule import FlowSchedule, Levels, Schedule, VPSchedule, few_step_positions
+from ..diffusion.schedule import Levels, few_step_positions
 from ..errors import LoraError, SettingsError
+from ..families import FAMILY_LABELS
+from ..families import family as facts_of
 from .recipe import MAX_STEPS, Recipe, is_plain_grid
+from .schedules import make_schedule, schedule_of
 
 SAME_LEVEL = 1e-3
 """Levels whose ratio differs from 1 by less are one level."""
-FAMILY_LABELS = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3"}
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,6 @@ class Plan:
         return f"{line}\n{self.note}" if self.note else line
 
 
-def schedule_of(recipe: Recipe) -> Schedule:
-    """The noise schedule that a recipe's levels are on."""
-    if recipe.prediction == "flow":
-        return FlowSchedule(recipe.shift or 1.0)
-    return VPSchedule(recipe.zero_terminal_snr)
-
-
 def default_recipe(
     family: str,
     prediction: str,
@@ -70,12 +65,12 @@ def default_recipe(
     """The grid that students have unless made otherwise: even in position, as "Simple" in hosts.
 
     Args:
-        shift: of a flow model; None is SD3's 3.
+        shift: of a flow model; None is its family's.
     """
-    if prediction == "flow":
-        shift = 3.0 if shift is None else shift
     flow = prediction == "flow"
-    schedule = FlowSchedule(shift or 1.0) if flow else VPSchedule(zero_terminal_snr)
+    if flow and shift is None and family in FAMILY_LABELS:  # the recipe refuses any other
+        shift = facts_of(family).sampling.flow_shift
+    schedule = make_schedule(flow, shift, zero_terminal_snr)
     levels = Levels.at_positions(schedule, few_step_positions(num_steps))
     return Recipe(
         family=family,

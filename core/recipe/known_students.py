@@ -15,8 +15,10 @@ import torch
 
 from ..diffusion.schedule import Levels
 from ..errors import SettingsError
-from .few_step import FAMILY_LABELS, default_recipe, schedule_of
+from ..families import FAMILY_LABELS
+from .few_step import default_recipe
 from .recipe import Recipe, plain_timesteps
+from .schedules import schedule_of
 
 LCM_TEACHER_STEPS = 50
 ANY_FAMILY = ("sd1", "sdxl", "sd3")

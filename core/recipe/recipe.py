@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import RecipeError
+from ..families import FAMILY_LABELS, family
 from .checks import (
-    FAMILIES,
     MAX_NAME,
     MAX_PROMPT,
     MAX_RECIPE_CHARACTERS,
@@ -130,7 +130,7 @@ class Recipe:
 
     def _check_contract(self) -> None:
         check_version(self.version)
-        one_of(self.family, "family", FAMILIES)
+        one_of(self.family, "family", tuple(FAMILY_LABELS))
         one_of(self.prediction, "prediction", PREDICTIONS)
         one_of(self.solver, "solver", SOLVERS)
         whole(self.num_steps, "num_steps", 1, MAX_STEPS)
@@ -237,9 +237,15 @@ def plain_host_settings(recipe: Recipe) -> str:
     if recipe.solver != "ode" or not is_plain_grid(recipe):
         return "none: this grid needs the DP-DMD sampler"
     settings = f"Euler, Simple, {recipe.num_steps} steps, CFG {recipe.guidance_scale:g}"
-    if recipe.prediction == "flow" and recipe.shift not in (None, 3.0):
+    usual = family(recipe.family).sampling.flow_shift
+    if recipe.prediction == "flow" and recipe.shift not in (None, usual):
         settings += f", shift {recipe.shift:g}"
     return settings
+
+
+def used_clip_skip(recipe: Recipe) -> int | None:
+    """The clip skip the student was trained with; None where its family has none."""
+    return recipe.clip_skip if family(recipe.family).text.clip_skip else None
 
 
 def usage_hint(recipe: Recipe) -> str:
@@ -247,8 +253,9 @@ def usage_hint(recipe: Recipe) -> str:
     parts = [f"{recipe.plain_host}; LoRA strength 1.0."]
     if recipe.guidance_scale == 1.0:
         parts.append("A negative prompt has no effect at CFG 1.")
-    if recipe.clip_skip is not None and recipe.family == "sd1" and recipe.clip_skip > 1:
-        parts.append(f"Clip skip {recipe.clip_skip}.")
+    skip = used_clip_skip(recipe)
+    if skip is not None and skip > 1:
+        parts.append(f"Clip skip {skip}.")
     if recipe.resolutions:
         sizes = ", ".join(f"{width}x{height}" for width, height in recipe.resolutions)
         parts.append(f"Trained at {sizes}.")

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..errors import SettingsError
-from .few_step import FAMILY_LABELS, Plan, check_fit, default_recipe, plan
+from ..families import FAMILY_LABELS
+from .few_step import Plan, check_fit, default_recipe, plan
 from .known_students import KNOWN_STUDENTS, recognise
 from .recipe import METADATA_KEY, Recipe
 

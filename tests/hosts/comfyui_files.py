@@ -8,12 +8,16 @@ import checkpoints
 import lora_networks
 import torch
 from diffusers import UNet2DConditionModel
-from dpdmd_studio.core.families import family
+from dpdmd_studio.core.families import Family, family
 from dpdmd_studio.core.lora.file import write_lora
 from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.schedules import family_schedule
+from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.model.network import NetworkCall, schedule_of
+from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
+from dpdmd_studio.trainer.toys import encoder
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "shapes-sd3.safetensors"
@@ -35,6 +39,11 @@ CONTEXT = {"sd1": (768, 0), "sdxl": (2048, 1280), "sd3": (4096, 2048)}
 """Widths of conditioning and of pooled conditioning; 0 is none."""
 
 
+def _call(network: nn.Module, kind: Family) -> NetworkCall:
+    schedule, dtype = family_schedule(kind), frozen_dtype(network)
+    return NetworkCall(network, half_of(kind), "eps", schedule, "cpu", dtype)
+
+
 def small_unet(name: str, folder: Path) -> tuple[NetworkCall, Path]:
     """A random UNet that ComfyUI recognises, and its file."""
     torch.manual_seed(0)
@@ -44,13 +53,14 @@ def small_unet(name: str, folder: Path) -> tuple[NetworkCall, Path]:
     state = {f"model.diffusion_model.{key}": value for key, value in names.items()}
     checkpoints.save(path, state, dtype=torch.float32)
     kind = family(name)
-    return NetworkCall(network, kind, "eps", schedule_of(kind), "cpu"), path
+    return _call(network, kind), path
 
 
 def checkpoint_and_lora(name: str, models: Path) -> tuple[str, str]:
     """A checkpoint without a text encoder, and a LoRA with a recipe for it; their file names."""
     if name == "sd3":
         path = models / "checkpoints" / teacher_in(models)
+        encoder.register()
         call = load_checkpoint(TEACHER, dtype=torch.float32, device="cpu").call()
     else:
         call, path = small_unet(name, models / "checkpoints")

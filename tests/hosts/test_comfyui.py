@@ -27,6 +27,7 @@ from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.loading.vae import decode
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.model.network import NetworkCall
+from dpdmd_studio.trainer.toys import encoder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -56,6 +57,7 @@ def prepared(name: str, folder: Path) -> tuple[NetworkCall, Path, dict[str, torc
         return torch.randn(shape, generator=draw)
 
     if name == "sd3":
+        encoder.register()
         loaded = load_checkpoint(TEACHER, **CPU)
         inputs = {"x": randn(2, 16, 8, 8), "context": randn(2, 16, 4096), "pooled": randn(2, 2048)}
         return loaded.call(), TEACHER, inputs
@@ -67,7 +69,7 @@ def prepared(name: str, folder: Path) -> tuple[NetworkCall, Path, dict[str, torc
 def denoised(call: NetworkCall, inputs: dict[str, torch.Tensor], level: Levels) -> torch.Tensor:
     """Our x0 for an input in the host's space (x0 + sigma eps for VP)."""
     alpha, std = level.broadcast_scales
-    x_t = inputs["x"] * (alpha if call.family.schedule == "vp" else 1.0)
+    x_t = inputs["x"] * (alpha if call.family.sampling.schedule == "vp" else 1.0)
     condition = Conditioning(inputs["context"], inputs.get("pooled"))
     output = call(x_t, level.timesteps.expand(len(x_t)), condition)
     return to_x0(call.prediction, output, x_t, alpha, std)

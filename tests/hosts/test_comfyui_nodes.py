@@ -19,6 +19,7 @@ from comfyui_server import ROOT, ComfyUI, Graph, needs_comfyui
 from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.text.cache import encode_prompts
+from dpdmd_studio.trainer.toys import encoder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -134,6 +135,7 @@ def test_pictures_are_those_of_our_own_command(comfyui, tmp_path, capsys):
 
 def encoded(prompt: str, folder: Path) -> str:
     """A file with the embedded teacher's conditioning of a prompt; no host has its text encoder."""
+    encoder.register()
     checkpoint = load_checkpoint(TEACHER, dtype=torch.float32, device="cpu")
     found = encode_prompts(checkpoint, [prompt], cache_folder=folder / "cache")[prompt]
     assert found.pooled is not None

@@ -17,7 +17,7 @@ from ...app.report.data import Arm, ReportData
 from ...app.report.report import write_report
 from ...core.diffusion.schedule import Levels, few_step_positions, trailing_positions
 from ...core.errors import OutputError, SettingsError
-from ...core.families import family, identify
+from ...core.families import family, identify, stated_settings
 from ...core.lora.file import LoraFile, check_family, read_lora
 from ...core.recipe.merged_loras import merged_lora_notes
 from ..device import choose_device, choose_dtype, is_out_of_memory
@@ -33,12 +33,13 @@ from ..evaluation.evaluate import (
 )
 from ..evaluation.features import folder_features, layout_features
 from ..evaluation.lora_switch import LoraSwitch
-from ..evaluation.measures import MeasureSet, feature_measures, shapes_measures
+from ..evaluation.measures import MeasureSet, feature_measures
 from ..loading.checkpoint import LoadedCheckpoint, load_checkpoint
 from ..loading.lora_merge import WITH_LORA, MergingLora, open_merging
 from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
 from ..text.cache import encode_prompts
-from ..toys.facts import shapes_facts
+from ..toys import encoder
+from ..toys.counts import shapes_measures
 from ..toys.shapes import caption_sample
 from .open_session import default_guidance
 from .sample import TEACHER_STEPS
@@ -83,7 +84,8 @@ def compare(request: CompareRequest, *, report: Report) -> Comparison:
 
 
 def _compare(request: CompareRequest, report: Report) -> Comparison:
-    facts = shapes_facts(Path(request.model.checkpoint))
+    encoder.register()
+    facts = stated_settings(Path(request.model.checkpoint))
     prompts = chosen_prompts(request, facts, report)
     loras = [(read_lora(Path(path)), strength) for path, strength in request.loras]
     styles = [open_merging(Path(path), strength) for path, strength in request.with_loras]

@@ -16,8 +16,9 @@ from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
 from ..evaluation.comparison import measures_by_arm, measures_table
 from ..evaluation.evaluate import evaluate
-from ..evaluation.run_evaluation import evaluation_set, measures_for, run_arms, session_painter
+from ..evaluation.run_evaluation import evaluation_set, run_arms, session_painter
 from ..evaluation.run_report import report_data
+from ..toys.counts import measures_for
 from ..toys.shapes import caption_sample
 from ..training.loop import Progress
 from .distill import create_run, run_distillation

@@ -20,6 +20,8 @@ from ..evaluation.previews import Previews
 from ..evaluation.run_report import write_run_report
 from ..loading.model_files import text_encoder_files
 from ..loading.teacher_loras import check_teacher_loras
+from ..toys import encoder
+from ..toys.counts import measures_for
 from ..training.loop import Progress, train
 from ..training.optimizers import check_optimizer
 from ..training.session import Session
@@ -51,6 +53,7 @@ def run_distillation(
     Raises:
         DPDMDError: whatever is wrong with the request, its files, or the training itself.
     """
+    encoder.register()
     ranks = joined()
     if not ranks.is_main:
         run, report, on_progress = FollowedRun(run.path), _unsaid, _unsaid
@@ -157,7 +160,8 @@ def _with_report(
     if not monitor.usable:
         return outcome
     status.write("reporting", force=True)
-    page = write_run_report(session, monitor, outcome.lora, report, should_stop)
+    measures = measures_for(session.checkpoint)
+    page = write_run_report(session, monitor, outcome.lora, measures, report)
     if page is not None:
         facts = session.run.read_json("result.json")
         session.run.write_json("result.json", facts | {"report": str(page)})
@@ -190,6 +194,7 @@ def create_run(
         LoraError: a LoRA cannot be merged into this model, or not be included.
         OutputError: the LoRA or the run cannot be written where they shall go.
     """
+    encoder.register()
     ranks = joined()
     with ranks.together():
         if not ranks.is_main:

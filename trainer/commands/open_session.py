@@ -16,7 +16,7 @@ from ...app.config.resolutions import choose_resolutions
 from ...app.library.home import prompt_cache
 from ...app.prompts.expansion import PromptSource
 from ...app.runs.directory import RunDirectory
-from ...core.families import LoraTargets
+from ...core.families import LoraTargets, stated_settings
 from ...core.recipe.recipe import MergedLora
 from ..attention import noted_kernels, use_attention
 from ..device import choose_device, choose_dtype, describe_device
@@ -32,7 +32,6 @@ from ..model.conditioning import Conditioning
 from ..model.role_network import RoleNetwork
 from ..model.roles import AdapterRoles
 from ..text.cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
-from ..toys.facts import shapes_facts
 from ..training.batches import BatchSource, prompts_per_step
 from ..training.identity import checkpoint_identity, run_fingerprint
 from ..training.in_force import SettingsInForce
@@ -132,9 +131,10 @@ def _load(
 
 
 def default_guidance(checkpoint: LoadedCheckpoint) -> float:
-    """The guidance an embedded teacher was made for, else its family's default."""
-    facts = shapes_facts(checkpoint.path)
-    return float(facts["guidance_scale"]) if facts else checkpoint.family.guidance_scale
+    """The guidance that the checkpoint says it was made for, else its family's default."""
+    stated = stated_settings(checkpoint.path)
+    usual = checkpoint.family.sampling.guidance_scale
+    return float(stated["guidance_scale"]) if stated else usual
 
 
 def _role_network(checkpoint: LoadedCheckpoint, config: DistillConfig) -> RoleNetwork:
@@ -142,7 +142,7 @@ def _role_network(checkpoint: LoadedCheckpoint, config: DistillConfig) -> RoleNe
     layers: LoraTargets = "full" if config.lora_layers == "full" else "attention"
     roles = AdapterRoles(
         checkpoint.network,
-        checkpoint.family.lora_modules(checkpoint.config, layers),
+        checkpoint.family.lora.modules(checkpoint.config, layers),
         student_rank=config.student_rank,
         fake_rank=config.fake_rank,
         seed=config.seed,

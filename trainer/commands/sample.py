@@ -32,6 +32,7 @@ from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
 from ..loading.vae import decode
 from ..model.conditioning import Conditioning
 from ..text.cache import EncodedPrompts, encode_prompts
+from ..toys import encoder
 from .open_session import default_guidance
 
 TEACHER_STEPS = 28
@@ -113,6 +114,7 @@ def sample_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
 def draw_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
     """As `sample_pictures`, but a lack of memory stays the RuntimeError that it is."""
     request.check()
+    encoder.register()
     paths = _paths(request)
     setup = _prepare(request, report)
     encoded = _encode(request, setup, report)
@@ -289,7 +291,7 @@ def _info(
         schedule="Simple",
         model=model_name(setup.checkpoint.path),
         model_hash=model_hash,
-        clip_skip=setup.clip_skip if setup.checkpoint.family.name == "sd1" else None,
+        clip_skip=setup.clip_skip if setup.checkpoint.family.text.clip_skip else None,
         loras=setup.loras,
         extra={"RNG": "CPU"},  # as A1111 names where the start noise comes from
         version=f"DP-DMD Studio {__version__}",

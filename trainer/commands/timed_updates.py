@@ -14,6 +14,7 @@ import torch
 from ...app.config.distill_config import DistillConfig
 from ...app.config.request import DistillRequest, ModelFiles
 from ...app.runs.directory import RunDirectory
+from ..device import choose_device, choose_dtype, free_memory
 from .device_lock import device_held
 from .distill import create_run
 from .open_session import open_session
@@ -62,3 +63,13 @@ def _timed(run: RunDirectory, report: Callable[[str], None]) -> tuple[float, int
         seconds.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return statistics.median(seconds), peak
+
+
+def number_format(device: str) -> str:
+    """The number format that a run on this device takes unless it is told one, such as bfloat16."""
+    return str(choose_dtype("auto", choose_device(device))).removeprefix("torch.")
+
+
+def free_bytes(device: str) -> int | None:
+    """Bytes that a run can take on the device, or None if it has no memory of its own."""
+    return free_memory(choose_device(device))

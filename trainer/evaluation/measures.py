@@ -1,8 +1,7 @@
-"""What a set of pictures is worth: diversity, distance from the teacher, exact counts on shapes."""
+"""What a set of pictures is worth: diversity, distance from the teacher."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,6 @@ import torch
 from torch import Tensor
 
 from ...core.images.diversity import sample_diversity
-from ..toys.measures import Measurement, adherence, measure, unsaid_entropy
-from ..toys.shapes import ATTRIBUTES, parse_caption
 from .features import PictureFeatures
 
 Rows = Sequence[Sequence[np.ndarray]]
@@ -103,57 +100,3 @@ def feature_measures(features: PictureFeatures) -> MeasureSet:
 
 def _mean(values: Iterable[float]) -> float:
     return float(torch.tensor(list(values), dtype=torch.float64).mean())
-
-
-def shapes_measures() -> MeasureSet:
-    """Exact counts for the embedded teachers: clean pictures, prompt adherence, diversity."""
-    labels = {
-        "valid": ("Clean pictures", "Share of pictures with one clean shape on its background."),
-        "adherence": (
-            "Follows prompt",
-            "Share that are clean and show everything the prompt says.",
-        ),
-        "diversity": (
-            "Diversity",
-            "How often two seeds of one prompt differ in what it leaves open: mean over the unsaid "
-            "attributes, clean pictures only; 100% is what even draws give.",
-        ),
-    }
-    return MeasureSet((count_shapes,), labels, {})
-
-
-def count_shapes(prompts: Sequence[str], rows: Rows, teacher: Rows) -> dict[str, float]:
-    """Shares of clean and of said pictures, and how much each unsaid attribute varies.
-
-    "diversity_<attribute>" is within one prompt (`seeds_apart`), "entropy_<attribute>" over all.
-    """
-    found = [[measure(picture) for picture in row] for row in rows]
-    pairs = [(p, seen) for p, row in zip(prompts, found, strict=True) for seen in row]
-    named = {f"diversity_{name}": value for name, value in seeds_apart(prompts, found).items()}
-    entropies = {f"entropy_{name}": value for name, value in unsaid_entropy(pairs).items()}
-    return {
-        "valid": sum(seen.valid for _, seen in pairs) / len(pairs),
-        "adherence": sum(adherence(prompt, seen) for prompt, seen in pairs) / len(pairs),
-        "diversity": sum(named.values()) / max(1, len(named)),
-        **named,
-        **entropies,
-    }
-
-
-def seeds_apart(prompts: Sequence[str], found: Sequence[Sequence[Measurement]]) -> dict[str, float]:
-    """By attribute: how often two clean pictures of one prompt that leaves it open differ in it.
-
-    As a share of how often even draws differ, 1 - 1 / classes (Gini and Simpson); unbiased for any
-    number of seeds, and blind to what other prompts show. Mean over pairs of all prompts.
-    """
-    apart: dict[str, list[bool]] = {name: [] for name in ATTRIBUTES}
-    for prompt, row in zip(prompts, found, strict=True):
-        open_names = set(ATTRIBUTES) - set(parse_caption(prompt))
-        for one, other in itertools.combinations([seen for seen in row if seen.valid], 2):
-            for name in open_names:
-                apart[name].append(getattr(one, name) != getattr(other, name))
-    return {
-        name: sum(values) / len(values) / (1 - 1 / len(ATTRIBUTES[name]))
-        for name, values in apart.items()
-        if values
-    }

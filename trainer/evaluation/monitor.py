@@ -56,7 +56,7 @@ class Monitor:
         should_stop: Callable[[], bool],
     ) -> None:
         self._run, self._session, self._report = run, session, report
-        self._should_stop = should_stop
+        self.should_stop = should_stop
         self._features = layout_features()
         # alternatives of a training prompt may come out as one that was set aside
         fresh = [text for text in run.evaluation_prompts() if text not in session.encoded]
@@ -129,7 +129,7 @@ class Monitor:
         )
 
     def _watch(self, done: int, total: int) -> None:
-        if self._should_stop():
+        if self.should_stop():
             raise EvaluationStoppedError
 
     def material(self) -> EvaluationSet:
@@ -153,7 +153,7 @@ class Monitor:
             setting,
             self.material(),
             self._report,
-            self._should_stop,
+            self.should_stop,
         )
         _save_drawn(self._run, self._prompts, drawn)
         return drawn

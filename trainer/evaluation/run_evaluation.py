@@ -1,4 +1,4 @@
-"""A run's student beside its teacher: the arms, the painter and the measures of an evaluation."""
+"""A run's student beside its teacher: the arms and the painter of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,28 +8,17 @@ from torch import Tensor
 
 from ...app.library.home import prompt_cache
 from ...core.diffusion.schedule import Levels, trailing_positions
-from ..loading.checkpoint import LoadedCheckpoint
+from ...core.families import stated_settings
 from ..text.cache import encode_prompts
-from ..toys.facts import shapes_facts
 from ..training.session import Session
 from .evaluate import ArmSetting, EvaluationSet, Leg, Painter, rival_arm, teacher_arms
-from .features import PictureFeatures, layout_features
-from .measures import MeasureSet, feature_measures, shapes_measures
 
 STUDENT, TEACHER = "student", "teacher"
 
 
-def measures_for(
-    checkpoint: LoadedCheckpoint, features: PictureFeatures | None = None
-) -> MeasureSet:
-    """Diversity and distance in the features (default: built in); on shapes exact counts first."""
-    found = feature_measures(features or layout_features())
-    return shapes_measures() + found if shapes_facts(checkpoint.path) else found
-
-
 def teacher_levels(session: Session) -> Tensor:
-    """The teacher's own noise levels: an embedded teacher's stated steps, else the run's grid."""
-    steps = shapes_facts(session.checkpoint.path).get("steps")
+    """The teacher's own noise levels: by the steps its file states, else the run's grid."""
+    steps = stated_settings(session.checkpoint.path).get("steps")
     if steps is None:
         return session.trainer.grids.teacher.sigmas.cpu()
     return Levels.at_positions(session.call.schedule, trailing_positions(int(steps))).sigmas

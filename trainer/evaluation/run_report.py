@@ -18,7 +18,7 @@ from ..training.session import Session
 from .evaluate import EvaluationStoppedError, evaluate
 from .measures import MeasureSet
 from .monitor import Monitor
-from .run_evaluation import measures_for, run_arms, session_painter
+from .run_evaluation import run_arms, session_painter
 
 SHOWN_PROMPTS = 6
 NOTES = (
@@ -31,15 +31,14 @@ def write_run_report(
     session: Session,
     monitor: Monitor,
     lora: Path,
+    measures: MeasureSet,
     report: Callable[[str], None],
-    should_stop: Callable[[], bool],
 ) -> Path | None:
     """Path of the run's report.html, or None where none could be made; `report` is told why."""
     run = session.run
     try:
         teacher = monitor.teacher()
         settings = run_arms(session)
-        measures = measures_for(session.checkpoint)
         arms = evaluate(
             session_painter(session),
             settings,
@@ -47,7 +46,7 @@ def write_run_report(
             measures,
             report,
             known={settings[0].name: teacher},
-            should_stop=should_stop,
+            should_stop=monitor.should_stop,
         )
     except EvaluationStoppedError:
         report("Stopped before the report was done; the `compare` command makes one.")

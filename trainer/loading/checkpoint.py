@@ -21,10 +21,12 @@ from torch import nn
 
 from ...core.diffusion.schedule import Schedule
 from ...core.errors import CheckpointError, LoraError, SettingsError
-from ...core.families import Config, Detection, Family, family
+from ...core.families import Config, Detection, Family, family, stated_encoder
 from ...core.lora.file import LoraFile, lora_deltas, merge_lora, weight_shapes
-from ..model.network import NetworkCall, schedule_of
-from .encoders import TITLES, encoder_file
+from ...core.recipe.schedules import family_schedule
+from ..families import TorchFamily, half_of
+from ..model.network import NetworkCall
+from .encoders import encoder_file, encoder_title
 from .leftovers import describe_leftovers
 from .lora_merge import MergingLora, plan_merge
 from .parts import Parts, folder_parts, single_file_parts
@@ -33,6 +35,7 @@ from .weights import Component
 
 logger = logging.getLogger("dpdmd_studio.loading")
 Report = Callable[[str], None]
+OPTIONS = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
 
 
 @dataclass
@@ -43,7 +46,7 @@ class LoadedCheckpoint:
         path: the file or folder.
         detection: what it is; `prediction` is the setting's where one was given.
         family: facts of its family.
-        network: the diffusers UNet2DConditionModel or SD3Transformer2DModel, frozen.
+        network: the diffusers network, frozen.
         config: the network's full diffusers config; `family.lora_keys(config)` works on it.
         encoders: text encoders in use, checked and not loaded.
         decoder: the VAE decoder in use, checked and not loaded; None: a linear preview.
@@ -64,12 +67,22 @@ class LoadedCheckpoint:
     @property
     def schedule(self) -> Schedule:
         """The noise schedule the checkpoint was trained with."""
-        return schedule_of(self.family, self.detection.zero_terminal_snr)
+        return family_schedule(self.family, self.detection.zero_terminal_snr)
+
+    @property
+    def half(self) -> TorchFamily:
+        """The torch half of its family."""
+        return half_of(self.family)
 
     def call(self) -> NetworkCall:
         """The denoiser as the sampler and the trainer call it."""
         return NetworkCall(
-            self.network, self.family, self.detection.prediction, self.schedule, self.device
+            self.network,
+            self.half,
+            self.detection.prediction,
+            self.schedule,
+            self.device,
+            self.dtype,
         )
 
 
@@ -145,13 +158,17 @@ def find_components(
     parts = folder_parts(path) if path.is_dir() else single_file_parts(path)
     named = {kind: encoder_file(kind, Path(file)) for kind, file in text_encoders.items()}
     facts = family(parts.detection.family)
-    return parts, _encoders_in_use(facts, {**parts.encoders, **named}, path, notes)
+    found = {**parts.encoders, **named}
+    own = stated_encoder(parts.detection)
+    if own in found:
+        return parts, {own: found[own]}
+    return parts, _encoders_in_use(facts, found, path, notes)
 
 
 def _with_prediction(detection: Detection, prediction: str | None, notes: list[str]) -> Detection:
     if prediction is None or prediction == detection.prediction:
         return detection
-    allowed = family(detection.family).predictions
+    allowed = family(detection.family).sampling.predictions
     if prediction not in allowed:
         raise SettingsError(
             f"{detection.title} cannot predict {prediction!r}; allowed: {', '.join(allowed)}."
@@ -178,33 +195,34 @@ def _with_zero_snr(detection: Detection, wanted: bool | None, notes: list[str]) 
 def _encoders_in_use(
     facts: Family, found: Mapping[str, Component], path: Path, notes: list[str]
 ) -> dict[str, Component]:
-    if "dpdmd" in found:
-        return {"dpdmd": found["dpdmd"]}
-    wanted = {kind: found[kind] for kind in facts.text_encoders if kind in found}
-    absent = [kind for kind in facts.text_encoders if kind not in found]
-    options = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
-    if absent and (facts.needs_all_text_encoders or not wanted):
+    wanted = {kind: found[kind] for kind in facts.text.encoders if kind in found}
+    absent = [kind for kind in facts.text.encoders if kind not in found]
+    if absent and (facts.text.needs_all or not wanted):
+        options = [f"{OPTIONS[kind]} FILE" for kind in absent if kind in OPTIONS]
+        advice = f"give {' '.join(options)}, or use" if options else "use"
         raise CheckpointError(
-            f"{path.name} has no {' and no '.join(TITLES[kind] for kind in absent)}. "
-            f"{facts.label} needs {'all of them' if facts.needs_all_text_encoders else 'one'}: "
-            f"give {' '.join(f'{options[kind]} FILE' for kind in absent)}, or use the full "
-            "checkpoint."
+            f"{path.name} has no {' and no '.join(map(encoder_title, absent))}. "
+            f"{facts.label} needs {'all of them' if facts.text.needs_all else 'one'}: "
+            f"{advice} the full checkpoint."
         )
     if absent:
-        names = ", ".join(TITLES[kind] for kind in absent)
+        names = ", ".join(map(encoder_title, absent))
         notes.append(f"No {names}: its part of the prompt is zeros, as in ComfyUI.")
     return wanted
 
 
 def _check_widths(facts: Family, config: Config, encoders: Mapping[str, Component]) -> None:
-    """Whether the encoders fit the denoiser's text input."""
+    """Whether the encoders fit the denoiser's text input; those of one group stand side by side."""
     widths = {kind: _width(component) for kind, component in encoders.items()}
-    context = config.get("joint_attention_dim", config.get("cross_attention_dim"))
-    clip = sum(width for kind, width in widths.items() if kind.startswith("clip"))
-    exact = facts.network == "UNet2DConditionModel" and "dpdmd" not in widths
-    fits = clip == context if exact else all(w <= context for w in (clip, *widths.values()))  # type: ignore[operator]
-    if not fits or widths.get("t5xxl", context) != context:
-        shown = ", ".join(f"{TITLES[kind]} {width}" for kind, width in widths.items())
+    context = config.get(facts.text.context_width)
+    fits = all(width <= context for width in widths.values())  # type: ignore[operator]
+    for group in facts.text.groups:
+        present = [widths[kind] for kind in group.kinds if kind in widths]
+        if present:
+            total = sum(present)
+            fits &= total <= context if group.padded else total == context  # type: ignore[operator]
+    if not fits:
+        shown = ", ".join(f"{encoder_title(kind)} {width}" for kind, width in widths.items())
         raise CheckpointError(
             f"The text encoders do not fit the denoiser: widths are {shown}, its text input is "
             f"{context} wide. Give the encoders this model was trained with."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -20,17 +22,26 @@ from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
 from .names import Source, clip_source, openclip_source
 from .weights import Component, Weights
 
-TITLES = {"clip_l": "CLIP-L text encoder", "clip_g": "CLIP-G text encoder",
-          "t5xxl": "T5 text encoder", "dpdmd": "shapes text encoder"}  # fmt: skip
-ACTIVATIONS = {"clip_l": "quick_gelu", "clip_g": "gelu", "dpdmd": "quick_gelu"}
-HEAD_WIDTHS = {"clip_l": 64, "clip_g": 64, "dpdmd": 32}
+T5_TITLE = "T5 text encoder"
+HEAD_WIDTH = 64
 BOS, EOS = 49406, 49407
-EMBEDDINGS = (
-    "embeddings.token_embedding.weight",
-    "token_embedding.weight",
-    "shared.weight",
-    "encoder.embed_tokens.weight",
-)
+CLIP_EMBEDDINGS = ("embeddings.token_embedding.weight", "token_embedding.weight")
+T5_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
+
+
+@dataclass(frozen=True)
+class EncoderKind:
+    """How one kind of text encoder lies in files. What it makes of a prompt is said in text/.
+
+    Attributes:
+        title: what messages call it.
+        component: the encoder out of (its tensors, config.json of a diffusers folder or nothing).
+        embeddings: endings of its first tensor's name, by which a file of its own is known.
+    """
+
+    title: str
+    component: Callable[[Weights, Mapping[str, object]], Component]
+    embeddings: tuple[str, ...] = ()
 
 
 def encoder_component(
@@ -39,19 +50,25 @@ def encoder_component(
     """Text encoder `kind` out of `files`.
 
     Args:
-        kind: "clip_l", "clip_g", "t5xxl" or "dpdmd".
+        kind: one of `KINDS`.
         files: headers of the file or shards.
         prefix: what its tensors' names start with.
         config: config.json of a diffusers folder; gives heads and activation.
+
+    Raises:
+        CheckpointError: the checkpoint states a kind that is not known here.
     """
-    weights = Weights(files, prefix)
-    if kind == "t5xxl":
-        return _t5_component(weights, config or {})
-    openclip = "positional_embedding" in weights.infos
-    source = openclip_source if openclip else clip_source(weights.infos)
-    clip = _clip_config(kind, weights, source, config or {})
-    cls = CLIPTextModelWithProjection if kind == "clip_g" else CLIPTextModel
-    return Component(TITLES[kind], lambda: cls(clip), weights, source)
+    if kind not in KINDS:
+        raise CheckpointError(
+            f"{files[0].path.name} brings a text encoder of the kind {kind!r}, which is not known "
+            f"here (known are {', '.join(KINDS)}). It may need a newer version of DP-DMD Studio."
+        )
+    return KINDS[kind].component(Weights(files, prefix), config or {})
+
+
+def encoder_title(kind: str) -> str:
+    """What messages call an encoder of this kind."""
+    return KINDS[kind].title
 
 
 def encoder_file(kind: str, path: Path) -> Component:
@@ -61,14 +78,14 @@ def encoder_file(kind: str, path: Path) -> Component:
         CheckpointError: the file does not hold such an encoder.
     """
     file = read_header(path)
-    for ending in EMBEDDINGS[2:] if kind == "t5xxl" else EMBEDDINGS[:2]:
+    for ending in KINDS[kind].embeddings:
         found = next((key for key in file.tensors if key.endswith(ending)), None)
         if found is not None:
             prefix = found.removesuffix(ending).removesuffix("text_model.")
             return encoder_component(kind, [file], prefix)
     raise CheckpointError(
-        f"{file.path.name} does not hold a {TITLES[kind]} (no tensor named "
-        f"'...{EMBEDDINGS[2 if kind == 't5xxl' else 0]}'). Give the encoder's own file."
+        f"{file.path.name} does not hold a {KINDS[kind].title} (no tensor named "
+        f"'...{KINDS[kind].embeddings[0]}'). Give the encoder's own file."
     )
 
 
@@ -91,25 +108,62 @@ def _layers(infos: Mapping[str, TensorInfo], source: Source, pattern: str) -> in
     return max(count, 1)  # at least one, so that the check names what is missing
 
 
+@dataclass(frozen=True)
+class ClipFacts:
+    """What the shapes of a CLIP text encoder do not tell.
+
+    Attributes:
+        projected: whether the pooled vector goes through a projection.
+    """
+
+    title: str
+    activation: str = "quick_gelu"
+    head_width: int = HEAD_WIDTH
+    projected: bool = False
+
+
+CLIP_L = ClipFacts("CLIP-L text encoder")
+CLIP_G = ClipFacts("CLIP-G text encoder", "gelu", projected=True)
+
+
+def clip_component(
+    facts: ClipFacts,
+    weights: Weights,
+    config: Mapping[str, object],
+    extra: tuple[str, ...] = (),
+) -> Component:
+    """A CLIP text encoder, its dimensions off the tensors.
+
+    Args:
+        config: config.json of a diffusers folder; gives heads and activation.
+        extra: full names of further tensors that belong to it.
+    """
+    openclip = "positional_embedding" in weights.infos
+    source = openclip_source if openclip else clip_source(weights.infos)
+    clip = _clip_config(facts, weights, source, config)
+    cls = CLIPTextModelWithProjection if facts.projected else CLIPTextModel
+    return Component(facts.title, lambda: cls(clip), weights, source, extra=extra)
+
+
 def _clip_config(
-    kind: str, weights: Weights, source: Source, config: Mapping[str, object]
+    facts: ClipFacts, weights: Weights, source: Source, config: Mapping[str, object]
 ) -> CLIPTextConfig:
     def shape(name: str) -> tuple[int, ...]:
-        return _shape(weights, source, name, TITLES[kind])
+        return _shape(weights, source, name, facts.title)
 
     vocabulary, width = shape("text_model.embeddings.token_embedding.weight")
     projected = source("text_projection.weight").key in weights.infos
     layer_norm = "text_model.encoder.layers.{}.layer_norm1.weight"
-    # The shapes encoder numbers its few tokens itself: start is row 1, end is row 2.
+    # An encoder of few tokens numbers them itself: start is row 1, end is row 2.
     start, end = (BOS, EOS) if vocabulary > EOS else (1, 2)
     return CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=shape("text_model.encoder.layers.0.mlp.fc1.weight")[0],
         num_hidden_layers=_layers(weights.infos, source, layer_norm),
-        num_attention_heads=_number(config, "num_attention_heads", width // HEAD_WIDTHS[kind]),
+        num_attention_heads=_number(config, "num_attention_heads", width // facts.head_width),
         max_position_embeddings=shape("text_model.embeddings.position_embedding.weight")[0],
-        hidden_act=str(config.get("hidden_act") or ACTIVATIONS[kind]),
+        hidden_act=str(config.get("hidden_act") or facts.activation),
         projection_dim=_projection_width(weights, source) if projected else width,
         bos_token_id=start,
         eos_token_id=end,
@@ -129,13 +183,13 @@ def _number(config: Mapping[str, object], key: str, default: int) -> int:
 
 def _t5_component(weights: Weights, config: Mapping[str, object]) -> Component:
     infos = weights.infos
-    embedding = next((name for name in EMBEDDINGS[2:] if name in infos), EMBEDDINGS[2])
+    embedding = next((name for name in T5_EMBEDDINGS if name in infos), T5_EMBEDDINGS[0])
 
     def source(name: str) -> TensorSource:
-        return TensorSource(embedding if name in EMBEDDINGS[2:] else name)
+        return TensorSource(embedding if name in T5_EMBEDDINGS else name)
 
     def shape(name: str) -> tuple[int, ...]:
-        return _shape(weights, source, name, TITLES["t5xxl"])
+        return _shape(weights, source, name, T5_TITLE)
 
     vocabulary, width = shape("shared.weight")
     layer = "encoder.block.0.layer."
@@ -150,8 +204,20 @@ def _t5_component(weights: Weights, config: Mapping[str, object]) -> Component:
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",
     )
-    return Component(TITLES["t5xxl"], lambda: _t5_encoder(t5), weights, source)
+    return Component(T5_TITLE, lambda: _t5_encoder(t5), weights, source)
 
 
 def _t5_encoder(config: T5Config) -> nn.Module:
     return T5EncoderModel(config)
+
+
+KINDS = {
+    "clip_l": EncoderKind(CLIP_L.title, partial(clip_component, CLIP_L), CLIP_EMBEDDINGS),
+    "clip_g": EncoderKind(CLIP_G.title, partial(clip_component, CLIP_G), CLIP_EMBEDDINGS),
+    "t5xxl": EncoderKind(T5_TITLE, _t5_component, T5_EMBEDDINGS),
+}
+
+
+def register(kind: str, how: EncoderKind) -> None:
+    """Make a further kind of text encoder known; again is the same."""
+    KINDS[kind] = how

@@ -31,7 +31,7 @@ def describe_leftovers(parts: Parts, encoders: Mapping[str, Component]) -> list[
         used |= component.used()
     unused_prefixes = tuple(
         prefix
-        for kind, prefixes in family(parts.detection.family).text_encoder_prefixes.items()
+        for kind, prefixes in family(parts.detection.family).text.prefixes.items()
         if kind not in encoders
         for prefix in prefixes
     )

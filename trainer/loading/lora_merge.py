@@ -14,7 +14,7 @@ from ...core.lora.file import LoraFile, check_family, lora_deltas, open_lora
 from ...core.lora.keys import LoraModule
 from ...core.lora.text_encoders import text_encoder_deltas, text_encoder_modules
 from ...core.recipe.merged_loras import PresentLora
-from .encoders import TITLES
+from .encoders import encoder_title
 from .weights import Component
 
 SHOWN = 3
@@ -95,7 +95,7 @@ def _note(
     lora: MergingLora, changed: list[str], unused: Mapping[str, Mapping[str, LoraModule]]
 ) -> str:
     keys = [key for modules in unused.values() for m in modules.values() for key in m.keys.values()]
-    absent = " and no ".join(TITLES[kind] for kind in unused)
+    absent = " and no ".join(encoder_title(kind) for kind in unused)
     if not changed:
         raise LoraError(
             f"{lora.name} changes nothing here: all its {len(keys)} tensors are for text encoders, "

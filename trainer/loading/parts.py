@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from ...core.families import (
+    ENCODER_PLACE,
     FAMILIES,
     Config,
     Detection,
+    Family,
     denoiser_tensors,
     detect,
     detect_folder,
@@ -21,18 +21,15 @@ from ...core.families import (
     family,
     is_model_folder,
     read_folder,
+    stated_encoder,
     text_encoder_prefix,
 )
 from ...core.files.tensor_file import TensorFile, read_header
+from ..families import half_of
 from .encoders import encoder_component
 from .names import identity
 from .weights import Component, Weights
 
-NETWORKS = {
-    "UNet2DConditionModel": UNet2DConditionModel,
-    "SD3Transformer2DModel": SD3Transformer2DModel,
-}
-DENOISER_TITLES = {"UNet2DConditionModel": "UNet", "SD3Transformer2DModel": "transformer"}
 PRIVATE = "_"
 
 
@@ -62,20 +59,21 @@ def single_file_parts(path: Path) -> Parts:
     file = read_header(path)
     detection = detect(file)
     facts = family(detection.family)
-    config = facts.network_config(denoiser_tensors(file, detection.denoiser_prefix))
+    config = facts.layout.network_config(denoiser_tensors(file, detection.denoiser_prefix))
     encoders = {}
     for kind in detection.text_encoders:
-        prefix = text_encoder_prefix(file, facts, kind)
+        own = kind == stated_encoder(detection)
+        prefix = ENCODER_PLACE if own else text_encoder_prefix(file, facts, kind)
         assert prefix is not None
         encoders[kind] = encoder_component(kind, [file], prefix)
     return Parts(
         detection=detection,
         config=config,
         denoiser=Component(
-            DENOISER_TITLES[facts.network],
-            _factory(facts.network, config),
+            facts.layout.denoiser_title,
+            _factory(facts, config),
             Weights([file], detection.denoiser_prefix),
-            lambda name: facts.tensor_source(name, config),
+            lambda name: facts.layout.tensor_source(name, config),
         ),
         encoders=encoders,
         file=file,
@@ -88,9 +86,9 @@ def folder_parts(path: Path) -> Parts:
     if not is_model_folder(path):
         read_header(path)  # raises: a folder where a file is wanted
     folder = read_folder(path)
-    detection = detect_folder(folder, {item.name: item for item in FAMILIES})
+    detection = detect_folder(folder, FAMILIES)
     facts = family(detection.family)
-    denoiser = folder.component("transformer" if facts.schedule == "flow" else "unet")
+    denoiser = folder.component(facts.layout.denoiser_folder)
     config = {k: v for k, v in denoiser.config.items() if not k.startswith(PRIVATE)}
     encoders = {}
     for kind, name in encoder_folders(facts).items():
@@ -101,8 +99,8 @@ def folder_parts(path: Path) -> Parts:
         detection=detection,
         config=config,
         denoiser=Component(
-            DENOISER_TITLES[facts.network],
-            _factory(facts.network, config),
+            facts.layout.denoiser_title,
+            _factory(facts, config),
             Weights(denoiser.files),
             identity,
         ),
@@ -112,5 +110,5 @@ def folder_parts(path: Path) -> Parts:
     )
 
 
-def _factory(name: str, config: Config) -> Callable[[], nn.Module]:
-    return lambda: NETWORKS[name].from_config(config)
+def _factory(facts: Family, config: Config) -> Callable[[], nn.Module]:
+    return lambda: half_of(facts).make_network(config)

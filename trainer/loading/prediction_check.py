@@ -45,7 +45,7 @@ def check_prediction_type(checkpoint: LoadedCheckpoint, conditioning: Conditioni
         CheckpointError: the network clearly predicts the other type.
     """
     claimed = checkpoint.detection.prediction
-    if checkpoint.family.schedule != "vp":
+    if checkpoint.family.sampling.schedule != "vp":
         return
     size = min(checkpoint.detection.resolution // 8, MAX_LATENT_SIZE)
     shape = (1, checkpoint.detection.latent_channels, size, size)

@@ -179,11 +179,11 @@ def _decode_each(
 
 
 def vae_latents(checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor) -> Tensor:
-    """The decoder's input: latents / scaling + shift, for a tiny VAE then (. - shift) * scale."""
+    """The decoder's input: the VAE's latents, for a tiny VAE then (. - shift) * scale."""
     if decoder.takes_network_latents:
         return latents
-    facts, weights = checkpoint.family.vae, decoder.component.weights
-    latents = latents / facts.scaling_factor + facts.shift_factor
+    weights = decoder.component.weights
+    latents = checkpoint.half.vae_latents(latents)
     if SCALE_KEY in weights.infos:
         shift = weights.read(SHIFT_KEY).item() if SHIFT_KEY in weights.infos else 0.0
         latents = (latents - shift) * weights.read(SCALE_KEY).item()

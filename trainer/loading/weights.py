@@ -89,6 +89,8 @@ class Component:
         weights: the component's tensors.
         source: where the value of each parameter lies.
         updates: LoRAs that are merged into it whenever it is loaded.
+        extra: full names of tensors that belong to it beside its parameters, such as a table of
+            token ids.
     """
 
     what: str
@@ -96,6 +98,7 @@ class Component:
     weights: Weights
     source: Callable[[str], TensorSource]
     updates: Updates = field(default_factory=Updates)
+    extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._empty: nn.Module | None = None
@@ -213,7 +216,7 @@ def check_tensors(
 def stored_shape(item: TensorSource, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape a parameter of `shape` has in the file."""
     if item.part is not None:
-        return (3 * shape[0], *shape[1:])
+        return (item.stored_rows(shape[0]), *shape[1:])
     if item.change == "transpose":
         return shape[::-1]
     return (*shape, 1, 1) if item.change == "squeeze" and len(shape) == 2 else shape
@@ -235,7 +238,7 @@ def _value(
 ) -> Tensor:
     stored = weights.read(item.key)
     if item.part is not None:
-        stored = stored.chunk(3, dim=0)[item.part]
+        stored = stored.narrow(0, item.first_row(shape[0]), shape[0])
     if torch.device(device).type == "mps":  # Apple GPUs know neither fp8 nor fp64
         stored = converted(stored, dtype)
     value = converted(stored.to(device), dtype)

@@ -13,12 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..model.network import network_dtype
+from ..model.network import frozen_dtype
 from .frozen_layers import FrozenLayer, can_be_frozen, freeze
 from .offload import OffloadRing
 from .weight_formats import Keep, WeightFormat, weight_format
 
-BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.", "transformer_blocks.")
 ON_THE_PATH = (".conv_shortcut", ".downsamplers.", ".upsamplers.")
 RING = "offload_ring"
 
@@ -38,7 +37,7 @@ def store_base(network: nn.Module, kind: str, *, offload: bool, device: torch.de
         SettingsError: the kind does not work on this device, or needs a package that is missing.
     """
     device = torch.device(device)
-    found = weight_format(kind, device, network_dtype(network))
+    found = weight_format(kind, device, frozen_dtype(network))
     ring = _ring(network, device) if offload else None
     store_layers(network, found, ring, device)
     network.to(device)
@@ -52,7 +51,7 @@ def quantise_base(network: nn.Module, kind: str) -> None:
         SettingsError: as `store_base`.
     """
     device = _device(network)
-    found = weight_format(kind, device, network_dtype(network))
+    found = weight_format(kind, device, frozen_dtype(network))
     store_layers(network, found, getattr(network, RING, None), device)
 
 
@@ -87,7 +86,7 @@ def describe_base(network: nn.Module, kind: str) -> str:
     """What is stored where, in words."""
     layers = [layer for layer in network.modules() if isinstance(layer, FrozenLayer)]
     size = sum(layer.stored_bytes for layer in layers) / 2**20
-    dtype = str(network_dtype(network)).removeprefix("torch.")
+    dtype = str(frozen_dtype(network)).removeprefix("torch.")
     packed = sum(not isinstance(layer.format, Keep) for layer in layers)
     what = f"{packed} packed as {kind}" if packed else f"as {dtype}"
     text = f"{len(layers)} layers stored, {what}, {size:.1f} MiB"
@@ -100,10 +99,15 @@ def describe_base(network: nn.Module, kind: str) -> str:
 
 
 def _inner_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Names and layers to store, in the order of the network's modules; adapters are left out."""
-    for name, module in list(network.named_modules()):
+    """Names and layers to store, in the order of the network's modules; adapters are left out.
+
+    Those are the layers of its blocks, which a network keeps in lists.
+    """
+    modules = list(network.named_modules())
+    lists = tuple(f"{name}." for name, module in modules if isinstance(module, nn.ModuleList))
+    for name, module in modules:
         stored = isinstance(module, FrozenLayer) or can_be_frozen(module)
-        if name.startswith(BLOCKS) and stored:
+        if name.startswith(lists) and stored:
             yield name, module
 
 

@@ -11,6 +11,16 @@ from torch import Tensor
 
 from ..device import to_device
 
+PIXELS_PER_LATENT = 8
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One encoder's output for one prompt: tokens (1, T, D) and pooled (1, P) or None."""
+
+    tokens: Tensor
+    pooled: Tensor | None
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -23,12 +33,16 @@ class Conditioning:
         repeatable: whether attention over the context may see it several times. A UNet's
             cross-attention gives the very same output for a context repeated whole, which makes
             prompts of different lengths batchable exactly; SD3's joint attention does not.
+        masked: whether the network is told `lengths`, which makes padded prompts exact, too.
+        lengths: how many tokens of each prompt count, shape (B,); None: all.
     """
 
     context: Tensor
     pooled: Tensor | None = None
     time_ids: Tensor | None = None
     repeatable: bool = True
+    masked: bool = False
+    lengths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.context)
@@ -51,10 +65,13 @@ class Conditioning:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Conditioning:
         """The same on another device or in another dtype."""
-        if device is None:
-            return self._map(lambda tensor: tensor.to(dtype=dtype))
-        place = torch.device(device)
-        return self._map(lambda tensor: to_device(tensor, place).to(dtype=dtype))
+
+        def moved(tensor: Tensor) -> Tensor:
+            if device is not None:
+                tensor = to_device(tensor, torch.device(device))
+            return tensor.to(dtype=dtype) if tensor.is_floating_point() else tensor
+
+        return self._map(moved)
 
     def zeros(self) -> Conditioning:
         """The all-zero prompt that some models were trained with as unconditional input."""
@@ -69,7 +86,8 @@ class Conditioning:
 
     def batches_exactly_with(self, other: Conditioning) -> bool:
         """Whether one batch of both predicts the same as two: UNets always, SD3 at one length."""
-        return self.repeatable or self.context.shape[1] == other.context.shape[1]
+        exact = self.repeatable or self.masked
+        return exact or self.context.shape[1] == other.context.shape[1]
 
     @staticmethod
     def cat(items: Sequence[Conditioning]) -> Conditioning:
@@ -81,10 +99,18 @@ class Conditioning:
             _cat([item.pooled for item in items]),
             _cat([item.time_ids for item in items]),
             items[0].repeatable,
+            items[0].masked,
+            torch.cat([item.num_tokens() for item in items]) if items[0].masked else None,
         )
 
+    def num_tokens(self) -> Tensor:
+        """How many tokens of each prompt count, shape (B,)."""
+        if self.lengths is not None:
+            return self.lengths
+        return torch.full((len(self),), self.context.shape[1], device=self.context.device)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        values = {"pooled": self.pooled, "time_ids": self.time_ids}
+        values = {"pooled": self.pooled, "time_ids": self.time_ids, "lengths": self.lengths}
         changed = {name: None if v is None else change(v) for name, v in values.items()}
         return replace(self, context=change(self.context), **changed)
 

@@ -9,6 +9,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,10 +18,12 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ...core.errors import OutputError, RunError
+from ...core.families.base import TextFacts
+from ..families.base import width_of
 from ..loading.checkpoint import LoadedCheckpoint
 from ..loading.weights import Component
-from ..model.conditioning import Conditioning
-from .encoders import TOKEN_IDS, Encoded, EncoderPlan, combine, encoder_dtype, plan
+from ..model.conditioning import Conditioning, Encoded
+from .encoders import EncoderPlan, combine, encoder_dtype, plan, read_layer
 
 logger = logging.getLogger("dpdmd_studio.loading")
 Report = Callable[[str], None]
@@ -39,7 +42,7 @@ class EncodedPrompts(Mapping[str, Conditioning]):
     """
 
     def __init__(self, files: Mapping[str, Path], checkpoint: LoadedCheckpoint) -> None:
-        self._files, self._repeatable = dict(files), checkpoint.family.name != "sd3"
+        self._files, self._facts = dict(files), checkpoint.family.text
         self._kept: dict[str, Conditioning] = {}
         self._room = KEPT_BYTES
 
@@ -63,7 +66,7 @@ class EncodedPrompts(Mapping[str, Conditioning]):
 
     def read(self, text: str) -> Conditioning | None:
         """What the cache holds for it, or None if that is nothing or damaged."""
-        found = _read(self._files[text], self._repeatable)
+        found = _read(self._files[text], self._facts)
         if found is not None and found.num_bytes <= self._room:
             self._room -= found.num_bytes
             self._kept[text] = found
@@ -122,12 +125,15 @@ def estimate_cache_bytes(
     """Bytes that these prompts take in the cache and in memory."""
     plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
     config, total = checkpoint.config, 0
-    width = int(str(config.get("joint_attention_dim") or config["cross_attention_dim"]))
-    pooled = int(str(config.get("pooled_projection_dim") or 0))
-    clip = [kind for kind in plans if kind != "t5xxl"]
+    facts = checkpoint.family.text
+    width, pooled = width_of(config, facts.context_width), 0
+    if facts.pooled_width:
+        pooled = width_of(config, facts.pooled_width)
+    # the first of each group: the others' tokens stand beside its own
+    beside = [[kind for kind in group.kinds if kind in plans][1:] for group in facts.groups]
+    counted = [kind for kind in plans if kind not in chain(*beside)]
     for text in prompts:
-        lengths = [plans[kind].num_tokens(text) for kind in clip[:1]]
-        lengths += [plans[kind].num_tokens(text) for kind in plans if kind == "t5xxl"]
+        lengths = [plans[kind].num_tokens(text) for kind in counted]
         total += sum(lengths) * width + pooled
     return total * torch.empty((), dtype=checkpoint.dtype).element_size()
 
@@ -169,10 +175,9 @@ def _settings(checkpoint: LoadedCheckpoint, clip_skip: int) -> str:
         "version": CACHE_VERSION,
         "family": checkpoint.family.name,
         "encoders": {k: encoder_identity(c) for k, c in checkpoint.encoders.items()},
-        "clip_skip": clip_skip if checkpoint.family.name == "sd1" else 2,
+        "clip_skip": read_layer(checkpoint, clip_skip),
         "dtype": str(checkpoint.dtype),
-        "widths": [config.get(name) for name in
-                   ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim")],
+        "widths": [config.get(name) for name in checkpoint.family.text.width_names],
     }, sort_keys=True)  # fmt: skip
 
 
@@ -185,9 +190,8 @@ def encoder_identity(component: Component) -> str:
     digest = hashlib.sha256()
     weights = component.weights
     names = [(name, weights.infos[name], weights.prefix) for name in weights.infos]
-    extra = weights.files[0].tensors.get(TOKEN_IDS)
-    if extra is not None:
-        names.append((TOKEN_IDS, extra, ""))
+    stored = weights.files[0].tensors
+    names += [(name, stored[name], "") for name in component.extra if name in stored]
     for name, info, prefix in sorted(names, key=lambda item: item[0]):
         digest.update(f"{name}|{info.dtype}|{info.shape}|".encode())
         digest.update(weights.sample_bytes(prefix + name, SAMPLED_BYTES))
@@ -200,7 +204,7 @@ def _key(settings: str, prompt: str) -> str:
     return hashlib.sha256(f"{settings}\0{prompt}".encode()).hexdigest()
 
 
-def _read(file: Path, repeatable: bool) -> Conditioning | None:
+def _read(file: Path, facts: TextFacts) -> Conditioning | None:
     """The cached conditioning, or None if it is absent or damaged.
 
     Read, not mapped into memory: a mapped file that somebody truncates ends the process.
@@ -210,7 +214,8 @@ def _read(file: Path, repeatable: bool) -> Conditioning | None:
         context = tensors["context"]
     except (OSError, SafetensorError, KeyError):
         return None
-    return Conditioning(context, tensors.get("pooled"), repeatable=repeatable)
+    pooled = tensors.get("pooled")
+    return Conditioning(context, pooled, repeatable=facts.repeatable, masked=facts.masked)
 
 
 def _write(file: Path, conditioning: Conditioning) -> None:

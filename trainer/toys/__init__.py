@@ -1,1 +1,1 @@
-"""The world of the embedded teachers, and how their images are measured."""
+"""The world of the embedded teachers: how it is drawn, measured, and described to them."""

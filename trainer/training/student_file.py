@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import __version__
 from ...app.config.distill_config import DistillConfig
 from ...core.diffusion.schedule import FlowSchedule, Levels, Schedule
-from ...core.families import Config, Detection, Family
+from ...core.families import Config, Detection, Family, family
 from ...core.lora.file import write_lora
 from ...core.lora.math import LoraPair
 from ...core.lora.metadata import TrainingFacts, training_metadata
@@ -53,7 +53,7 @@ def make_recipe(
         teacher_guidance_scale=teacher.guidance_scale,
         teacher_negative=None if config.zero_negative else config.teacher_negative,
         guidance_rescale=config.guidance_rescale,
-        clip_skip=config.clip_skip if teacher.detection.family == "sd1" else None,
+        clip_skip=config.clip_skip if family(teacher.detection.family).text.clip_skip else None,
         resolutions=teacher.resolutions,
         shift=schedule.shift if isinstance(schedule, FlowSchedule) else None,
         zero_terminal_snr=teacher.detection.zero_terminal_snr,

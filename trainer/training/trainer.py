@@ -1,13 +1,9 @@
-"""One run's updates: student, fake score, optimizers, and what happens when memory runs out.
-
-It knows no mathematics: the method is handed the network, the draws and the objective.
-"""
+"""One run's updates: student, fake score, optimizers, and what happens when memory runs out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -16,27 +12,19 @@ from torch import Tensor
 from ...app.config.distill_config import DistillConfig
 from ...app.config.memory_fallback import fallbacks_left
 from ...app.runs.directory import RunDirectory
-from ...core.diffusion.schedule import Levels
 from ...core.errors import NonFiniteError
-from ..device import is_out_of_memory, release_memory, to_device
+from ..device import is_out_of_memory, release_memory
 from ..distributed import Ranks
-from ..method.dp_dmd import Metrics, Network, fake_update, student_samples, student_update
-from ..method.objective import Draws, draw, draw_for_fake, draw_supervised_step
+from ..method.dp_dmd import Metrics
+from ..method.objective import Grids
 from ..model.role_network import RoleNetwork
-from .batches import Batch, BatchSource
+from .batches import BatchSource
+from .gradients import Gradients, Samples
 from .in_force import SettingsInForce, apply
 from .optimizers import AdapterOptimizer
 from .state import load_state, save_state
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Samples:
-    """This process's student samples x0 (B, C, H, W) of a batch, detached, for the fake score."""
-
-    x0: Tensor
-    batch: Batch
 
 
 class Trainer:
@@ -57,8 +45,8 @@ class Trainer:
         """
         self.network, self.roles, self.batches = network, network.roles, batches
         self.settings, self.ranks, self.fingerprint = settings, ranks, fingerprint
+        self.gradients = Gradients(network, settings, ranks)
         self.device = network.call.device
-        self.grids = settings.grids(network.call.schedule).map(self._to_device)
         self.step = 0
         self.report: Callable[[str], None] = lambda text: None
         config = settings.config
@@ -70,6 +58,11 @@ class Trainer:
         }
         self._finite: list[tuple[str, Tensor]] = []  # of each gradient since they were looked at
         self.average = self.roles.state("student") if config.ema_decay else None
+
+    @property
+    def grids(self) -> Grids:
+        """The run's noise levels, on the device."""
+        return self.gradients.grids
 
     @property
     def config(self) -> DistillConfig:
@@ -99,7 +92,7 @@ class Trainer:
 
         def work() -> tuple[Metrics, Samples]:
             generator = self.batches.generator("student-levels", step)
-            return self.student_gradients(batch, generator)
+            return self.gradients.student(batch, generator)
 
         metrics, samples = self._within_memory("student", work)
         metrics["student_grad_norm"] = self._apply("student", step, metrics)
@@ -118,92 +111,20 @@ class Trainer:
         batch = self.batches.batch("fake", step, index)
 
         def work() -> Samples:
-            return self.samples(batch, self.batches.generator("fake-samples", step, index))
+            return self.gradients.samples(
+                batch, self.batches.generator("fake-samples", step, index)
+            )
 
         return self._within_memory("fake", work)
 
     def _fake_update(self, samples: Samples, step: int, index: int) -> Metrics:
         def work() -> Metrics:
             generator = self.batches.generator("fake-levels", step, index)
-            return self.fake_gradients(samples, generator)
+            return self.gradients.fake(samples, generator)
 
         metrics = self._within_memory("fake", work)
         metrics["fake_grad_norm"] = self._apply("fake", step, metrics)
         return metrics
-
-    def student_gradients(
-        self, batch: Batch, generator: torch.Generator
-    ) -> tuple[Metrics, Samples]:
-        """Add a student update's gradients, in micro-batches; returns metrics and samples."""
-        objective = self.settings.objective()
-        draws = draw(objective, self.grids, tuple(batch.noise.shape), generator)
-
-        def part(network: Network, rows: slice) -> tuple[Metrics, Tensor]:
-            own = self._moved(draws[rows])
-            return student_update(network, batch.noise[rows], own, objective, self.grids)
-
-        metrics, x0 = self._in_parts(batch, part)
-        return metrics, Samples(x0, batch)
-
-    @torch.no_grad()
-    def samples(self, batch: Batch, generator: torch.Generator) -> Samples:
-        """Student samples of a batch for the fake score."""
-        objective = self.settings.objective()
-        supervised = draw_supervised_step(objective, self.grids, generator)
-
-        def part(network: Network, rows: slice) -> tuple[Metrics, Tensor]:
-            noise = batch.noise[rows]
-            return {}, student_samples(network, noise, supervised, objective, self.grids)
-
-        _, x0 = self._in_parts(batch, part)
-        return Samples(x0, batch)
-
-    def fake_gradients(self, samples: Samples, generator: torch.Generator) -> Metrics:
-        """Add a fake-score update's gradients, in micro-batches; returns metrics."""
-        batch = samples.batch
-        draws = draw_for_fake(self.grids, tuple(batch.noise.shape), generator)
-        first = self.ranks.own_rows(len(batch)).start
-
-        def part(network: Network, rows: slice) -> tuple[Metrics, Tensor]:
-            x0 = samples.x0[rows.start - first : rows.stop - first]
-            return fake_update(network, x0, self._moved(draws[rows])), x0
-
-        metrics, _ = self._in_parts(batch, part)
-        return metrics
-
-    def _in_parts(
-        self, batch: Batch, update: Callable[[Network, slice], tuple[Metrics, Tensor]]
-    ) -> tuple[Metrics, Tensor]:
-        """An update of this process's rows, `micro_batch_size` at a time (0: all at once).
-
-        All losses are means over the batch, so each part's counts by its share. Metrics are the
-        parts' means; `anchor_error`, a ratio of roots, is one only nearly.
-        """
-        own, count = self.ranks.own_rows(len(batch)), len(batch)
-        size = self.config.micro_batch_size or count
-        total: Metrics = {}
-        samples = []
-        for start in range(own.start, own.stop, size):
-            rows = slice(start, min(start + size, own.stop))
-            part = rows.stop - rows.start
-            network = self.network.bound(batch.prompts.index(rows), part, of=count)
-            metrics, x0 = update(network, rows)
-            samples.append(x0)
-            for name, value in metrics.items():
-                weighted = value * (part / (own.stop - own.start))
-                total[name] = total.get(name, torch.zeros_like(value)) + weighted
-        return total, torch.cat(samples)
-
-    def _moved(self, draws: Draws) -> Draws:
-        """Draws on the device; the levels in one copy."""
-        level = draws.level
-        table = torch.stack([level.sigmas, level.alphas, level.stds, level.timesteps])
-        return Draws(
-            draws.supervised, Levels(*self._to_device(table)), self._to_device(draws.noise)
-        )
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        return to_device(tensor, self.device)
 
     def _within_memory(self, role: str, work: Callable[[], T], *, keep: bool = False) -> T:
         """The result of `work`, attempted again with a fallback whenever memory runs out.

@@ -12,8 +12,8 @@ from PIL import Image
 from ...app.jobs import Job
 from ...app.library.path_checks import is_inside, resolved
 from ...app.runs.previews import student_previews
-from ...app.share.cards import WEBUI_VERSIONS
 from ...core.errors import DPDMDError
+from ...core.families import family
 from ...core.files import atomic_write
 from ...core.files.tensor_file import read_header
 from ...core.recipe.recipe import Recipe, read_recipe, usage_hint
@@ -93,7 +93,7 @@ def card(recipe: Recipe) -> dict[str, object]:
     """NAME.json: what the host's card says, and what a click on it writes."""
     return {
         "description": f"{recipe.num_steps} steps, CFG {recipe.guidance_scale:g}.",
-        "sd version": WEBUI_VERSIONS.get(recipe.family, "Unknown"),
+        "sd version": family(recipe.family).sharing.webui_version,
         "activation text": "",
         "preferred weight": 1.0,
         "negative text": "",

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from ....core.errors import CheckpointError, DPDMDError
-from ....core.families import Detection, identify
+from ....core.families import Detection, family, identify
 from ...estimate import Estimate, bytes_in_16_bit, estimate
 from ...jobs import made_loras
 from ...library import choices as sources
@@ -95,7 +95,8 @@ def describe_checkpoint(values: Mapping[str, Any]) -> Values:
 
 
 def _detected(path: Path, detection: Detection) -> str:
-    missing = "not in the file: name them below" if detection.family == "sd3" else "not in the file"
+    optional = not family(detection.family).text.needs_all
+    missing = "not in the file: name them below" if optional else "not in the file"
     encoders = ", ".join(ENCODERS.get(name, name) for name in detection.text_encoders)
     zero = " with zero terminal SNR" if detection.zero_terminal_snr else ""
     return facts(

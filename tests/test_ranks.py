@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,12 @@ from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.app.environment.launched import Place, place, require_one_process
 from dpdmd_studio.app.runs.directory import FollowedRun, RunDirectory
 from dpdmd_studio.core.errors import RunError, SettingsError
-from dpdmd_studio.trainer import device
+from dpdmd_studio.trainer import device, distributed
 from dpdmd_studio.trainer.commands import device_lock
 from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.commands.distill import create_run
-from dpdmd_studio.trainer.distributed import MESSAGE_BYTES, Ranks, joined
-from dpdmd_studio.trainer.memory import fit as memory_fit
+from dpdmd_studio.trainer.distributed import Ranks, joined
+from dpdmd_studio.trainer.memory.fit import needed_memory
 from dpdmd_studio.trainer.model.network import NetworkCall
 from rank_runs import in_ranks, needs_fork, variables
 from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run, request_stop
@@ -219,9 +221,29 @@ def test_a_killed_process_is_noticed_at_once():
     assert first.startswith("OtherRankError: Another process of this run has ended")
 
 
-def test_one_process_needs_no_connection():
-    ranks = Ranks(Place())
-    assert ranks.own_rows(3) == slice(0, 3) and ranks.exchange("x" * MESSAGE_BYTES)
+def fail_while_the_other_is_busy(rank: int) -> object:
+    distributed.FAREWELL_SECONDS = 0.2
+    joined().exchange("hello")
+    began = time.monotonic()
+    if rank == 0:
+        time.sleep(3)
+        return joined().exchange("are you there?")
+    with pytest.raises(RunError, match="own trouble"), joined().together():
+        raise RunError("own trouble")
+    return time.monotonic() - began
+
+
+@needs_fork
+def test_a_failing_process_does_not_wait_for_one_that_never_asks():
+    first, seconds = in_ranks(2, fail_while_the_other_is_busy)
+    assert seconds < 2 and first.startswith("OtherRankError: ")
+
+
+def test_one_process_needs_no_connection(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)  # nor what would make it
+    joined.cache_clear()
+    ranks = joined()
+    assert ranks.own_rows(3) == slice(0, 3) and ranks.exchange("x" * 4096)
     assert ranks.any(True) and not ranks.any(False) and ranks.mean([0.1], 3) == [0.1]
     with ranks.together(), ranks.main_first():
         assert ranks.attempt(lambda: 5) == 5
@@ -237,13 +259,12 @@ def test_shares_cover_the_batch_once_and_evenly(count, size):
     assert max(lengths) - min(lengths) <= 1 and min(lengths) >= 1
 
 
-def test_each_process_needs_memory_for_its_share_alone(monkeypatch):
+def test_each_process_needs_memory_for_its_share_alone():
     path = ROOT / "trainer" / "assets" / "shapes-sd3.safetensors"
-    needs = memory_fit.needed_memory(path, torch.float32)
+    needs = needed_memory(path, torch.float32)
     share, whole = needs(DistillConfig(batch_size=3)), needs(DistillConfig(batch_size=5))
     assert whole > share
-    monkeypatch.setattr(memory_fit, "joined", lambda: Ranks(Place(1, 2, 1)))
-    assert needs(DistillConfig(batch_size=5)) == share
+    assert needed_memory(path, torch.float32, processes=2)(DistillConfig(batch_size=5)) == share
 
 
 def test_fewer_pictures_than_processes_are_refused():
@@ -290,6 +311,22 @@ def test_a_pytorch_for_one_process_says_so(monkeypatch):
     joined.cache_clear()
     try:
         with pytest.raises(SettingsError, match="2 processes needs a PyTorch built with"):
+            joined()
+    finally:
+        joined.cache_clear()
+
+
+def test_what_accelerate_cannot_connect_is_explained(monkeypatch):
+    def refuse(**kwargs):
+        raise ImportError("DeepSpeed is not available.")
+
+    for name, value in variables(0, 2, 0).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("accelerate.PartialState", refuse)
+    joined.cache_clear()
+    try:
+        with pytest.raises(SettingsError, match=r"2 processes.*DeepSpeed.*--multi_gpu"):
             joined()
     finally:
         joined.cache_clear()

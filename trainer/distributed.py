@@ -4,6 +4,10 @@ Every rank draws the random numbers of the whole batch and works on its own rows
 summed, so that the adapters stay equal everywhere. Short messages go over the CPU (gloo), the
 gradients over the devices (NCCL where there is one). A failure travels as a message, too: wherever
 the others are, the next message they wait for tells them. With one rank all of this does nothing.
+
+Accelerate connects the ranks, gathers and sums. Its barriers, `main_process_first` among them, wait
+on the GPU and bring no word of a failure, and its shares of a list need a connection: those are
+made of messages here.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import json
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,12 +31,13 @@ from .device import is_out_of_memory
 
 T = TypeVar("T")
 
-MESSAGE_BYTES = 4096
 # The first rank draws, measures and saves while the others wait for its next message; one that has
 # died is noticed by its closed connection, not by this.
 PATIENCE = timedelta(hours=12)
-CONNECTING = timedelta(minutes=30)
-FAREWELL = timedelta(seconds=30)
+# One that has failed tells the others; where they do not ask at once, as the first while it draws,
+# it says so to the user and stays for their next question before it leaves.
+FAREWELL_SECONDS = 30.0
+LINGERING_SECONDS = 600.0
 BUCKET_NUMBERS = 1 << 24
 # Ranks on unlike devices may round differently; a lost or doubled gradient is far above this.
 ADAPTER_TOLERANCE = 1e-3
@@ -45,12 +51,11 @@ class OtherRankError(RunError):
 class Ranks:
     """The processes of this run; this one is number `rank` of `size`."""
 
-    def __init__(self, where: Place, messages: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, where: Place) -> None:
         """Args:
-        where: this process's place.
-        messages: the connection for messages; the one for gradients is torch's own default.
+        where: this process's place; with others it has to be connected (`joined`).
         """
-        self.rank, self.size, self._messages = where.rank, where.size, messages
+        self.rank, self.size = where.rank, where.size
 
     @property
     def is_main(self) -> bool:
@@ -81,20 +86,10 @@ class Ranks:
         if self.size == 1 or not gradients:
             return
         for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            self._sum(flat)
-            parts = flat.split([gradient.numel() for gradient in bucket])
+            total = _summed(torch.cat([gradient.reshape(-1) for gradient in bucket]))
+            parts = total.split([gradient.numel() for gradient in bucket])
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
-
-    def _sum(self, flat: Tensor) -> None:
-        own = DEVICE_BACKENDS.get(flat.device.type)
-        over_cpu = flat.device.type != "cpu" and not (own and dist.is_backend_available(own))
-        carried = flat.cpu() if over_cpu else flat
-        with _explained():
-            dist.all_reduce(carried)
-        if over_cpu:
-            flat.copy_(carried)
 
     def mean(self, values: Sequence[float], count: int) -> list[float]:
         """Means of every rank's values, weighted by its rows of a batch of `count`."""
@@ -111,7 +106,7 @@ class Ranks:
         """Every rank's value, in their order; each rank has to ask.
 
         Args:
-            value: JSON of less than `MESSAGE_BYTES`.
+            value: something small that can be pickled.
 
         Raises:
             OtherRankError: a rank has failed, or its process is gone.
@@ -119,22 +114,11 @@ class Ranks:
         if self.size == 1:
             return [value]
         with _explained():
-            messages = self._gather({"value": value}, PATIENCE)
+            messages = _gathered({"value": value})
         for rank, message in enumerate(messages):
             if "failed" in message:
                 raise OtherRankError(f"Process {rank} of {self.size} failed: {message['failed']}")
         return [message["value"] for message in messages]
-
-    def _gather(self, message: dict[str, Any], patience: timedelta) -> list[dict[str, Any]]:
-        content = json.dumps(message).encode()
-        if len(content) > MESSAGE_BYTES:
-            raise ValueError(f"a message of {len(content)} bytes; at most {MESSAGE_BYTES} fit")
-        own = torch.frombuffer(bytearray(content.ljust(MESSAGE_BYTES)), dtype=torch.uint8)
-        found = [torch.empty_like(own) for _ in range(self.size)]
-        work = dist.all_gather(found, own, group=self._messages, async_op=True)
-        assert work is not None
-        work.wait(patience)
-        return [json.loads(bytes(part.tolist())) for part in found]
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""
@@ -176,9 +160,7 @@ class Ranks:
             yield
         except BaseException as error:
             if self.size > 1 and not isinstance(error, OtherRankError):
-                text = (str(error) or type(error).__name__)[:500]
-                with contextlib.suppress(RuntimeError):
-                    self._gather({"failed": text}, FAREWELL)
+                _say_farewell((str(error) or type(error).__name__)[:500])
             raise
 
     # Checks
@@ -215,6 +197,40 @@ class Ranks:
                     )
 
 
+# Accelerate is imported where there are other ranks, and there alone.
+
+
+def _gathered(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every rank's message; over the CPU, so that no device waits."""
+    from accelerate.utils import gather_object
+
+    return gather_object([message])
+
+
+def _summed(flat: Tensor) -> Tensor:
+    """The sum of all ranks' tensors; over the CPU from a device without a backend of its own."""
+    from accelerate.utils import reduce
+
+    carried = flat if flat.device.type in _backends() else flat.cpu()
+    with _explained():
+        return cast(Tensor, reduce(carried, "sum"))
+
+
+def _say_farewell(failure: str) -> None:
+    """Tell the others of this rank's failure, as soon as they ask; some never do, or are gone."""
+
+    def tell() -> None:
+        with contextlib.suppress(RuntimeError):
+            _gathered({"failed": failure})
+
+    # a thread, since nothing else ends the waiting for one that never asks
+    last = threading.Thread(target=tell, daemon=True)
+    last.start()
+    last.join(FAREWELL_SECONDS)
+    if last.is_alive():
+        atexit.register(last.join, LINGERING_SECONDS)  # runs before `_leave`
+
+
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """The tensors in groups of about `BUCKET_NUMBERS`: a copy of all would need their memory."""
     group: list[Tensor] = []
@@ -246,33 +262,51 @@ def joined() -> Ranks:
     """This process among those of its run, connected on first use; alone without a launcher.
 
     Raises:
-        SettingsError: the launcher's variables are incomplete, or this PyTorch cannot do it.
+        SettingsError: the launcher's variables are incomplete, or this PyTorch or Accelerate cannot
+            do it.
         OtherRankError: the others cannot be reached.
     """
     where = place()
-    if where.size == 1:
-        return Ranks(where)
+    if where.size > 1:
+        _connect(where)
+    return Ranks(where)
+
+
+def _connect(where: Place) -> None:
     if not dist.is_available():
         raise SettingsError(
             f"A run in {where.size} processes needs a PyTorch built with torch.distributed; "
             f"{torch.__version__} is not. Start the run in one process."
         )
+    from accelerate import PartialState
+
+    backends = _backends()
+    on_cpu = list(backends) == ["cpu"]
+    if on_cpu:  # else Accelerate sets a number of threads of its own
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    names = ",".join(f"{kind}:{backend}" for kind, backend in backends.items())
     with _explained():
-        dist.init_process_group(_backends(), timeout=CONNECTING)
-        atexit.register(_leave)
-        messages = dist.new_group(backend="gloo", timeout=PATIENCE)
-    assert isinstance(messages, dist.ProcessGroup)
-    return Ranks(where, messages)
+        try:
+            state = PartialState(
+                cpu=on_cpu, backend=backends["cpu"] if on_cpu else names, timeout=PATIENCE
+            )
+        except (ImportError, ValueError, NotImplementedError) as error:
+            raise SettingsError(
+                f"Accelerate cannot connect the {where.size} processes of this run: {error} Start "
+                "them with `accelerate launch --multi_gpu` or `torchrun`, or one process alone."
+            ) from error
+    assert state.num_processes == where.size
+    atexit.register(_leave)
 
 
-def _backends() -> str:
-    """gloo for messages, and the devices' own way for gradients where there is one."""
-    pairs = []
+def _backends() -> dict[str, str]:
+    """Kind of device -> what carries its tensors: gloo, and a device's own where there is one."""
+    found = {"cpu": "gloo"}
     for kind, backend in DEVICE_BACKENDS.items():
         module = getattr(torch, kind, None)
         if module is not None and module.is_available() and dist.is_backend_available(backend):
-            pairs.append(f"{kind}:{backend}")
-    return ",".join(["cpu:gloo", *pairs]) if pairs else "gloo"
+            found[kind] = backend
+    return found
 
 
 def _leave() -> None:

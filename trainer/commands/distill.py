@@ -199,6 +199,8 @@ def create_run(
     with ranks.together():
         if not ranks.is_main:
             return RunDirectory.open(Path(ranks.of_main("")))
+        request = check_request(folder, request, overwrite=overwrite)
+        ranks.own_rows(request.config.batch_size)  # a picture for each
         run = _make_run(folder, request, prompts, evaluation_prompts, overwrite=overwrite)
         ranks.of_main(str(run.path.resolve()))
         return run
@@ -212,9 +214,7 @@ def _make_run(
     *,
     overwrite: bool,
 ) -> RunDirectory:
-    request = check_request(folder, request, overwrite=overwrite)
     config = request.config
-    joined().own_rows(config.batch_size)  # a picture for each
     check_optimizer(config.optimizer, choose_device(config.device))
     request = check_teacher_loras(request, text_encoder_files(request.model))
     if evaluation_prompts is None:

@@ -18,11 +18,34 @@ from ...app.estimate import ALLOCATOR_SHARE, arithmetic_memory, bytes_in_16_bit
 from ...app.runs.directory import RunDirectory
 from ...core.families import identify
 from ..device import device_memory, free_memory
-from ..distributed import joined
+from ..distributed import Ranks
 from .fallback import read_fallbacks, write_fallbacks
 
 GIB = 2**30
 Needed = Callable[[DistillConfig], float]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the devices of a run have left for it.
+
+    Attributes:
+        free: bytes that the run can take; of several processes on the device with the fewest.
+        total: bytes that this process's device has, where known.
+        processes: of the run.
+    """
+
+    free: int
+    total: int | None
+    processes: int = 1
+
+
+def find_room(device: torch.device, ranks: Ranks) -> Room | None:
+    """The room on the devices of all processes, or None where one is unknown; all have to ask."""
+    found = ranks.exchange(free_memory(device))
+    if None in found:
+        return None
+    return Room(min(found), device_memory(device), ranks.size)
 
 
 @dataclass(frozen=True)
@@ -40,20 +63,18 @@ class Fit:
     text: str
 
 
-def fit_memory(config: DistillConfig, needs: Needed, free: int, total: int | None) -> Fit:
+def fit_memory(config: DistillConfig, needs: Needed, room: Room) -> Fit:
     """The settings, changed only where that saves memory and only as far as needed.
 
     Args:
         needs: bytes that an update takes with some settings.
-        free: bytes of the device that the run can take.
-        total: bytes that the device has, where known.
     """
-    card = f"{total / GIB:.1f} GB on the device, " if total else ""
+    card = f"{room.total / GIB:.1f} GB on the device, " if room.total else ""
     needed = needs(config)
-    text = f"Memory: {card}{free / GIB:.1f} GB free; "
+    text = f"Memory: {card}{room.free / GIB:.1f} GB free; "
     text += f"an update needs about {needed / GIB:.1f} GB as set"
     taken: list[Fallback] = []
-    while needed > free and (left := fallbacks_left(config, joined().size)):
+    while needed > room.free and (left := fallbacks_left(config, room.processes)):
         fallback = left[0]
         config = fallback.taken(config).validate()
         before, needed = needed, needs(config)
@@ -62,17 +83,17 @@ def fit_memory(config: DistillConfig, needs: Needed, free: int, total: int | Non
         taken.append(fallback)
         text += f"; {fallback.option}: {needed / GIB:.1f} GB"
         assert needed <= before, fallback
-    if needed > free:
+    if needed > room.free:
         text += (
             ". That is more than is free, and no fallback is left: the run begins all the same. "
             "Close what else uses the device, or choose a smaller --resolution or rank"
         )
     elif taken:
         text += ". Chosen, as --no-fit-memory would not: " + "; ".join(r.words for r in taken)
-    return Fit(config, tuple(taken), needed <= free, f"{text}.")
+    return Fit(config, tuple(taken), needed <= room.free, f"{text}.")
 
 
-def needed_memory(path: Path, dtype: torch.dtype) -> Needed:
+def needed_memory(path: Path, dtype: torch.dtype, processes: int = 1) -> Needed:
     """Bytes that an update of this checkpoint takes with some settings, as a function.
 
     Of several processes those of the one with the largest share of the batch.
@@ -85,7 +106,7 @@ def needed_memory(path: Path, dtype: torch.dtype) -> Needed:
     name = str(dtype).removeprefix("torch.")
 
     def needs(config: DistillConfig) -> float:
-        share = -(-config.batch_size // joined().size)  # the largest of a run's processes
+        share = -(-config.batch_size // processes)  # the largest of a run's processes
         own = replace(config, dtype=name, batch_size=share)
         return arithmetic_memory(detection, own, half).peak * (1 + ALLOCATOR_SHARE)
 
@@ -96,7 +117,7 @@ def begin_with_fallbacks(
     run: RunDirectory,
     config: DistillConfig,
     needs: Needed,
-    device: torch.device,
+    room: Room | None,
     report: Callable[[str], None],
 ) -> tuple[DistillConfig, dict[str, int]]:
     """(settings that the run begins with, the update each fallback is in force since).
@@ -106,16 +127,15 @@ def begin_with_fallbacks(
     Args:
         config: the run's settings as they are.
         needs: bytes that an update takes with some settings.
+        room: where it is known.
 
     Raises:
         DPDMDError: the run's note of its fallbacks or the checkpoint is damaged.
     """
     config, since = read_fallbacks(run, config, report)
-    found = joined().exchange(free_memory(device))  # of several processes the smallest decides
-    if not config.fit_memory or None in found:
+    if not config.fit_memory or room is None:
         return config, since
-    free = min(found)
-    fit = fit_memory(config, needs, free, device_memory(device))
+    fit = fit_memory(config, needs, room)
     report(fit.text)
     if fit.fallbacks:
         state = run.latest_state()

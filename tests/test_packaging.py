@@ -7,8 +7,11 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from packaging.requirements import Requirement
+from test_laws import LIBRARIES, MORE_LIBRARIES, STOREYS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("core", "app", "trainer", "cli", "comfy_nodes", "webui_extension")
@@ -48,6 +51,32 @@ def test_hosts_are_asked_to_install_nothing():
     assert "\ndependencies = []\n" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
+def worker_ranges() -> dict[str, Requirement]:
+    """Name -> what the extra `worker` of pyproject.toml asks for."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = re.search(r"^worker = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    found = [Requirement(line) for line in re.findall(r'"([^"]+)"', block[1])]
+    return {requirement.name: requirement for requirement in found}
+
+
+@pytest.mark.parametrize("pins", ["requirements-current.txt", "requirements-python310.txt"])
+def test_the_worker_extra_admits_every_pin(pins):
+    lines = (ROOT / "app" / "environment" / pins).read_text(encoding="utf-8").splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    versions = {pin.name: next(iter(pin.specifier)).version for pin in pinned}
+    for name, wanted in worker_ranges().items():
+        assert wanted.specifier.contains(versions[name]), f"{wanted} and {name} {versions[name]}"
+        assert {bound.operator for bound in wanted.specifier} == {">=", "<"}
+
+
+def test_the_worker_extra_names_what_is_imported():
+    imported = {name for libraries in LIBRARIES.values() for name in libraries}
+    imported |= MORE_LIBRARIES["app/gui/app.py"]
+    called = {"PIL": "pillow", "markdown_it": "markdown-it-py"}
+    assert {called.get(name, name) for name in imported} == set(worker_ranges())
+
+
 def documents() -> list[Path]:
     named = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
     return [path for path in [*named, *sorted((ROOT / "docs").rglob("*.md"))] if path.exists()]
@@ -72,6 +101,23 @@ def exists(path: str, document: Path) -> bool:
 def test_paths_in_documents_exist(document):
     named = paths_named_in(document.read_text(encoding="utf-8"))
     assert sorted(path for path in named if not exists(path, document)) == []
+
+
+def rooms_in_the_picture() -> dict[str, list[str]]:
+    """Storey -> its rooms in the order in which docs/assets/rooms.svg shows them."""
+    picture = ElementTree.parse(ROOT / "docs" / "assets" / "rooms.svg")
+    svg = "{http://www.w3.org/2000/svg}"
+    return {
+        storey.attrib["id"]: [
+            text.text or "" for text in storey.iter(f"{svg}text") if text.get("class") == "name"
+        ]
+        for storey in picture.iter(f"{svg}g")
+        if storey.get("id")
+    }
+
+
+def test_the_picture_of_the_rooms_shows_the_order_that_holds():
+    assert rooms_in_the_picture() == {storey: list(rooms) for storey, rooms in STOREYS.items()}
 
 
 def test_a_dead_path_in_a_document_is_caught():

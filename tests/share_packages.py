@@ -8,7 +8,7 @@ from pathlib import Path
 import lora_networks
 import torch
 from dpdmd_studio.app.share.facts import CheckpointFacts, PackageFacts, PictureFacts
-from dpdmd_studio.app.share.texts import package_texts
+from dpdmd_studio.app.share.folder import package_texts
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.diffusion.schedule import VPSchedule, few_step_positions
 from dpdmd_studio.core.families import Detection

@@ -183,7 +183,7 @@ def test_a_run_in_use_is_refused(files, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_stops_and_keeps_the_last_state(files, tmp_path, monkeypatch):
-    from dpdmd_studio.trainer.method import losses
+    from dpdmd_studio.trainer.method import equations as losses
 
     run = new_run(tmp_path, files["sd1"])
     original, calls = losses.dmd_loss, []

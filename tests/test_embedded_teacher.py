@@ -16,7 +16,7 @@ from dpdmd_studio.trainer.commands.open_session import default_guidance
 from dpdmd_studio.trainer.evaluation.sampling import sample_latents
 from dpdmd_studio.trainer.loading import encoders as files
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.loading.vae import decode
+from dpdmd_studio.trainer.loading.decoding import decode
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.text import encoders as prompts
 from dpdmd_studio.trainer.text.cache import encode_prompts

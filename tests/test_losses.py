@@ -3,7 +3,7 @@
 import pytest
 import torch
 from dpdmd_studio.core.diffusion import schedule as s
-from dpdmd_studio.trainer.method import losses
+from dpdmd_studio.trainer.method import equations as losses
 from oracle import GaussianOracle, from_x0, grid
 
 

@@ -18,7 +18,7 @@ from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.core.lora.file import lora_deltas, read_lora, weight_shapes
 from dpdmd_studio.core.lora.math import delta
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.loading.vae import vae_latents
+from dpdmd_studio.trainer.loading.decoding import vae_latents
 from dpdmd_studio.trainer.memory.packed_base import store_base
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.text.cache import encode_prompts

@@ -13,8 +13,8 @@ from dpdmd_studio.core.diffusion.schedule import FlowSchedule, VPSchedule
 from dpdmd_studio.core.errors import CheckpointError
 from dpdmd_studio.trainer.loading import prediction_check
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.decoding import decode, linear_preview
 from dpdmd_studio.trainer.loading.prediction_check import check_prediction_type, clear_prediction
-from dpdmd_studio.trainer.loading.vae import decode, linear_preview
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 
 

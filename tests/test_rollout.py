@@ -4,7 +4,7 @@ import pytest
 import torch
 from dpdmd_studio.core.diffusion import schedule as s
 from dpdmd_studio.core.diffusion.sampler import sample_few_step
-from dpdmd_studio.trainer.method.rollout import chord_x0, ode_step, roll, teacher_path
+from dpdmd_studio.trainer.method.equations import chord_x0, ode_step, roll, teacher_path
 from oracle import GaussianOracle
 
 SCHEDULES = [s.VPSchedule(), s.VPSchedule(zero_terminal_snr=True), s.FlowSchedule()]

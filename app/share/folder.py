@@ -9,13 +9,17 @@ import contextlib
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from ...core.errors import OutputError
 from ...core.files import atomic_write
 from ...core.files.hashes import file_sha256
 from ..runs.lock import owned
+from .cards import civitai_info, upload_notes, webui_card
+from .describe import description, description_page, model_card
+from .facts import PackageFacts
+from .workflow import workflow
 
 MANIFEST = "package.json"
 LOCK = "lock.json"
@@ -185,3 +189,22 @@ def _is_package(archive: Path) -> bool:
             return any(name.endswith(f"/{MANIFEST}") for name in content.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
+
+
+def package_texts(facts: PackageFacts, to_html: Callable[[str], str]) -> dict[str, str]:
+    """Content of every text file of the package.
+
+    Args:
+        to_html: makes HTML of Markdown; the worker has a library for it.
+    """
+    markdown = description(facts)
+    page = description_page(facts.title, to_html(markdown))
+    return {
+        "description.md": markdown,
+        "description.html": page,
+        "README.md": model_card(facts),
+        "CIVITAI.txt": upload_notes(facts),
+        "workflow.json": workflow(facts),
+        f"{facts.name}.json": webui_card(facts),
+        f"{facts.name}.civitai.info": civitai_info(facts, page),
+    }

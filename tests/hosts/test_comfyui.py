@@ -24,7 +24,7 @@ from dpdmd_studio.core.lora.file import (
     write_lora,
 )
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
-from dpdmd_studio.trainer.loading.vae import decode
+from dpdmd_studio.trainer.loading.decoding import decode
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.model.network import NetworkCall
 from dpdmd_studio.trainer.toys import encoder

@@ -13,13 +13,19 @@ from PIL import Image
 
 from ...app.prompts.expansion import expand
 from ...app.share.facts import CheckpointFacts, PackageFacts, PictureFacts
-from ...app.share.folder import PICTURES, building, package_files, picture_file, zip_of
+from ...app.share.folder import (
+    PICTURES,
+    building,
+    package_files,
+    package_texts,
+    picture_file,
+    zip_of,
+)
 from ...app.share.labels import chosen_label
 from ...app.share.measurements import read_measurements
 from ...app.share.names import one_line, safe_name, words
 from ...app.share.request import PackageRequest, picture_pairs
 from ...app.share.source import PackageSource, find_source
-from ...app.share.texts import package_texts
 from ...core.errors import SettingsError
 from ...core.files.atomic_write import explained, replace, write_text
 from ...core.files.hashes import file_hashes, file_sha256

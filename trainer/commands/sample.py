@@ -27,9 +27,9 @@ from ...core.recipe.recipe import Recipe
 from ..device import choose_device, choose_dtype, is_out_of_memory
 from ..evaluation.sampling import sample_latents
 from ..loading.checkpoint import LoadedCheckpoint, apply_lora, load_checkpoint
+from ..loading.decoding import decode
 from ..loading.lora_merge import WITH_LORA, open_merging
 from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
-from ..loading.vae import decode
 from ..model.conditioning import Conditioning
 from ..text.cache import EncodedPrompts, encode_prompts
 from ..toys import encoder

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...app.report.data import Arm
 from ..loading.checkpoint import LoadedCheckpoint
-from ..loading.vae import decode
+from ..loading.decoding import decode
 from ..model.conditioning import Conditioning
 from ..model.network import NetworkCall
 from .measures import MeasureSet

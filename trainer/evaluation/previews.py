@@ -13,7 +13,7 @@ from ...app.runs.directory import RunDirectory
 from ...core.diffusion.schedule import Levels
 from ...core.files import atomic_write
 from ..device import is_out_of_memory, release_memory
-from ..loading.vae import decode
+from ..loading.decoding import decode
 from ..model.conditioning import Conditioning
 from .sampling import sample_latents
 

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from diffusers.models.autoencoders.vae import Decoder, DecoderTiny
 from torch import Tensor, nn
 
-from ...core.errors import CheckpointError, NonFiniteError
+from ...core.errors import CheckpointError
 from ...core.families import TensorSource
 from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
 from .names import Source, identity, vae_source
 from .weights import Component, Weights
-
-if TYPE_CHECKING:
-    from .checkpoint import LoadedCheckpoint
-
-logger = logging.getLogger("dpdmd_studio.loading")
 
 PREFIXES = ("first_stage_model.", "vae.", "")
 TINY_BLOCKS = (3, 3, 3, 1)
@@ -150,53 +141,3 @@ def _tiny_component(weights: Weights, prefix: str, offset: int) -> Component:
         return DecoderTiny(latents, 3, TINY_BLOCKS, (width,) * 4, 2, "relu", "nearest")
 
     return Component("tiny VAE decoder", factory, weights, source)
-
-
-@torch.no_grad()
-def decode(checkpoint: LoadedCheckpoint, latents: Tensor) -> np.ndarray:
-    """Pictures, uint8, shape (B, H, W, 3), of the network's latents (B, C, h, w).
-
-    One picture at a time, in fp32 on the CPU and bf16 on GPUs: never fp16, in which SDXL's VAE
-    overflows. The decoder is loaded for this call and dropped after it.
-    """
-    decoder = checkpoint.decoder
-    if decoder is not None:
-        try:
-            return _pictures(_decode_each(checkpoint, decoder, latents))
-        except NonFiniteError as error:
-            logger.warning("%s Pictures are shown through a linear map instead.", error)
-    return _pictures([linear_preview(checkpoint, item[None]) for item in latents])
-
-
-def _decode_each(
-    checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor
-) -> list[Tensor]:
-    device = checkpoint.device
-    dtype = torch.bfloat16 if device.type in ("cuda", "xpu") else torch.float32
-    model = decoder.component.load(dtype, device)
-    inputs = vae_latents(checkpoint, decoder, latents.float())
-    return [model(item[None].to(device, dtype)).float().cpu() for item in inputs]
-
-
-def vae_latents(checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor) -> Tensor:
-    """The decoder's input: the VAE's latents, for a tiny VAE then (. - shift) * scale."""
-    if decoder.takes_network_latents:
-        return latents
-    weights = decoder.component.weights
-    latents = checkpoint.half.vae_latents(latents)
-    if SCALE_KEY in weights.infos:
-        shift = weights.read(SHIFT_KEY).item() if SHIFT_KEY in weights.infos else 0.0
-        latents = (latents - shift) * weights.read(SCALE_KEY).item()
-    return latents
-
-
-def linear_preview(checkpoint: LoadedCheckpoint, latents: Tensor) -> Tensor:
-    """A rough picture by one linear map per latent pixel, RGB in [-1, 1], (B, 3, 8h, 8w)."""
-    factors = torch.tensor(checkpoint.family.vae.rgb_factors)
-    rgb = torch.einsum("bchw,cr->brhw", latents.float().cpu(), factors)
-    return torch.nn.functional.interpolate(rgb, scale_factor=LATENT_TO_PIXELS, mode="nearest")
-
-
-def _pictures(images: list[Tensor]) -> np.ndarray:
-    rgb = torch.cat(images).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    return rgb.permute(0, 2, 3, 1).contiguous().numpy()

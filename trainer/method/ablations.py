@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...core.diffusion.schedule import Levels
-from .rollout import Denoise, roll
+from .equations import Denoise, roll
 
 # the student's state (B, C, H, W) -> the x0 that it is taught
 Aim = Callable[[Tensor], Tensor]

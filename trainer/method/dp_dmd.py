@@ -16,9 +16,10 @@ from torch import Tensor
 from ...core.diffusion.guidance import NO_GUIDANCE, Guidance
 from ...core.diffusion.prediction import to_x0, training_target
 from ...core.diffusion.schedule import Levels
-from . import ablations, losses
+from . import ablations
+from . import equations as eq
+from .equations import Denoise
 from .objective import Draws, Grids, Objective
-from .rollout import Denoise, chord_x0, ode_step, roll, teacher_path
 
 Metrics = dict[str, Tensor]
 
@@ -64,11 +65,11 @@ def student_update(
         for i, aim in enumerate(anchor_targets(teacher, noise, objective, grids)):
             level = grids.student[i]
             x0, target = student(x_t, level), aim(x_t)
-            loss = losses.diversity_loss(x0, target, level.broadcast_scales[1])
+            loss = eq.diversity_loss(x0, target, level.broadcast_scales[1])
             network.backward("student", loss, objective.diversity_weight)
             div_losses.append(loss.detach())
-            errors.append(losses.relative_error(x0, target))
-            x_t = ode_step(x_t, x0.detach(), level, grids.student[i + 1])  # stopgrad(z_1)
+            errors.append(eq.relative_error(x0, target))
+            x_t = eq.ode_step(x_t, x0.detach(), level, grids.student[i + 1])  # stopgrad(z_1)
         metrics["diversity_loss"] = torch.stack(div_losses).mean()
         metrics["anchor_error"] = torch.stack(errors).mean()
 
@@ -84,10 +85,10 @@ def student_update(
         x0_real = teacher(x_t, draws.level)
         x0_fake = fake(x_t, draws.level)
         residual = grids.schedule.dmd_residual(x_t, sample, x0_real)
-        gradient = losses.dmd_gradient(x0_real, x0_fake, residual)
+        gradient = eq.dmd_gradient(x0_real, x0_fake, residual)
         metrics["matching_gradient"] = gradient.abs().mean()
-        metrics["score_cosine"] = losses.score_cosine(x_t, x0_real, x0_fake)
-    network.backward("student", losses.dmd_loss(x0, gradient))
+        metrics["score_cosine"] = eq.score_cosine(x_t, x0_real, x0_fake)
+    network.backward("student", eq.dmd_loss(x0, gradient))
     return metrics, sample
 
 
@@ -105,7 +106,7 @@ def fake_update(network: Network, x0: Tensor, draws: Draws) -> Metrics:
     x_t = alpha * x0 + std * draws.noise
     output = network("fake", x_t, draws.level)
     target = training_target(network.prediction, x0, draws.noise, alpha, std)
-    loss = losses.fake_loss(output, target)
+    loss = eq.fake_loss(output, target)
     network.backward("fake", loss)
     return {"fake_loss": loss.detach()}
 
@@ -122,7 +123,7 @@ def roll_out(
     if objective.supervision == "all":
         return ablations.all_steps(student, x_t, levels, start, objective.first_dmd_step)
     with torch.no_grad():
-        x_t = roll(student, x_t, levels, start, supervised)
+        x_t = eq.roll(student, x_t, levels, start, supervised)
     return student(x_t, levels[supervised])
 
 
@@ -143,11 +144,11 @@ def anchor_targets(
 ) -> list[ablations.Aim]:
     """For each anchored step a function from the student's state to the x0 that it is taught."""
     levels, stops = grids.teacher, grids.anchor_steps
-    states = teacher_path(teacher, noise, levels, stops)
+    states = eq.teacher_path(teacher, noise, levels, stops)
     if objective.anchor_target == "denoised":
         return [ablations.denoised(teacher, state, levels, stop)
                 for state, stop in zip(states, stops, strict=True)]  # fmt: skip
     return [
-        partial(chord_x0, end=state, level=grids.student[i], end_level=levels[stop])
+        partial(eq.chord_x0, end=state, level=grids.student[i], end_level=levels[stop])
         for i, (state, stop) in enumerate(zip(states, stops, strict=True))
     ]

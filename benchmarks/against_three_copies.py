@@ -57,7 +57,9 @@ def make_call() -> NetworkCall:
     )
     network.eval().requires_grad_(False)
     half = half_of(family("sd1"))
-    return NetworkCall(network, half, "eps", VPSchedule(), "cpu", frozen_dtype(network))
+    return NetworkCall(
+        network, half, "eps", VPSchedule(), torch.device("cpu"), frozen_dtype(network)
+    )
 
 
 class Batches:

@@ -69,7 +69,6 @@ class Easel:
             [*captions, ""],
             clip_skip=1,
             cache_folder=prompt_cache(),
-            device=checkpoint.device,
             report=lambda _: None,
         )
         facts, size = stated_settings(asset(teacher)), checkpoint.detection.resolution // 8

@@ -101,7 +101,7 @@ def measured(network: Any, facts: Family, config: DistillConfig, latent: Latent,
         network.enable_gradient_checkpointing()
     prediction, schedule = facts.sampling.predictions[0], family_schedule(facts)
     dtype = frozen_dtype(network)
-    call = NetworkCall(network, half_of(facts), prediction, schedule, "cpu", dtype)
+    call = NetworkCall(network, half_of(facts), prediction, schedule, torch.device("cpu"), dtype)
     settings = SettingsInForce(config, facts.sampling.guidance_scale)
     batches = Batches(layout, latent, config.batch_size, tokens)
     trainer = Trainer(RoleNetwork(call, roles), batches, settings, joined())  # type: ignore[arg-type]

@@ -23,12 +23,13 @@ FALLBACK_ERRORS = (NotImplementedError, RuntimeError, ValueError, TypeError)
 USUAL_WIDTH = 64
 SDPA = "PyTorch SDPA"
 
-Kernel = Callable[..., Tensor]
+# as `attention`: (q, k, v, mask, scale) -> output
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Kernels in use: name, reason, xformers' function if in use, whether it has gradients."""
+    """Kernels in use: name, reason, xformers as a `Kernel` if in use, whether it has gradients."""
 
     name: str
     reason: str
@@ -59,7 +60,7 @@ def attention(
         call = (q.device.type, q.dtype, q.shape[-1], mask is None)
         if kernel is not None and call not in _declined:
             try:
-                return _by_xformers(kernel, q, k, v, mask, scale)
+                return kernel(q, k, v, mask, scale)
             except torch.cuda.OutOfMemoryError:
                 raise
             except FALLBACK_ERRORS as error:
@@ -79,7 +80,7 @@ def choose(device: torch.device, dtype: torch.dtype, width: int = USUAL_WIDTH) -
 
 def _probe(device: torch.device, dtype: torch.dtype, width: int) -> Backend:
     try:
-        kernel: Kernel = importlib.import_module("xformers.ops").memory_efficient_attention
+        kernel = _by_xformers(importlib.import_module("xformers.ops").memory_efficient_attention)
     except (ImportError, AttributeError, OSError, RuntimeError) as error:
         return Backend(SDPA, f"xformers is not usable: {_short(error)}")
     if dtype not in TOLERANCE:
@@ -108,9 +109,9 @@ def _trial(
         shape = (3, 1, 2, 40, width)
         q, k, v = torch.randn(shape, generator=generator).to(device, dtype).unbind()
         results = []
-        for run in (_by_xformers, _by_pytorch):
+        for run in (kernel, _by_pytorch):
             leaf = q.clone().requires_grad_(gradients)
-            result = run(kernel, leaf, k, v, None, None)
+            result = run(leaf, k, v, None, None)
             if gradients:
                 (result,) = torch.autograd.grad(result.square().sum(), leaf)
             results.append(result.float())
@@ -118,7 +119,7 @@ def _trial(
 
 
 def _by_pytorch(
-    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
@@ -135,13 +136,15 @@ def _xformers_may(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     return not needs_gradient or choose(q.device, q.dtype, q.shape[-1]).differentiable
 
 
-def _by_xformers(
-    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
-) -> Tensor:
-    """xformers' call: heads behind tokens, masks as an aligned additive bias of full shape."""
-    bias = None if mask is None else _additive(mask, q, k)
-    q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    return kernel(q, k, v, attn_bias=bias, p=0.0, scale=scale).transpose(1, 2)
+def _by_xformers(function: Callable[..., Tensor]) -> Kernel:
+    """xformers' function with heads before tokens; it takes masks as an aligned additive bias."""
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+        bias = None if mask is None else _additive(mask, q, k)
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        return function(q, k, v, attn_bias=bias, p=0.0, scale=scale).transpose(1, 2)
+
+    return kernel
 
 
 def _additive(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:

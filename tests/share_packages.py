@@ -13,7 +13,7 @@ from dpdmd_studio.cli import main
 from dpdmd_studio.core.diffusion.schedule import VPSchedule, few_step_positions
 from dpdmd_studio.core.families import Detection
 from dpdmd_studio.core.files.hashes import FileHashes
-from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.trainer.commands.markdown import markdown_to_html
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 
@@ -36,7 +36,7 @@ def student(folder: Path, checkpoint: Path, *, name: str = "few", seed: int = 1,
     pairs = lora_networks.random_pairs(plain.network, plain.family, plain.config, seed=seed)
     path = folder / f"{name}.safetensors"
     contract = recipe("sd1", resolutions=((32, 32),), **changes)
-    return write_lora(path, plain.family, plain.config, pairs, recipe=contract)
+    return write_lora(path, NewLora(plain.family, plain.config, pairs, contract))
 
 
 def package(*arguments) -> int:

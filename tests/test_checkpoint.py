@@ -16,7 +16,7 @@ from dpdmd_studio.core.errors import (
     UnsupportedModelError,
 )
 from dpdmd_studio.core.files.tensor_file import read_header
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
 from dpdmd_studio.trainer.loading.weights import converted
 
 PREFIX = "model.diffusion_model."
@@ -44,9 +44,12 @@ def files(sources, tmp_path_factory):
     }
 
 
-def load(path: Path, dtype: torch.dtype = torch.float32, **options):
+def load(path: Path, dtype: torch.dtype = torch.float32, **changes):
     """A checkpoint on the CPU, what it reported thrown away."""
-    return load_checkpoint(path, dtype=dtype, device="cpu", report=lambda _: None, **options)
+    overrides = Overrides(**changes)
+    return load_checkpoint(
+        path, dtype=dtype, device="cpu", overrides=overrides, report=lambda _: None
+    )
 
 
 def inputs(network, channels: int) -> dict[str, object]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from comfy_host import Model
 from dpdmd_studio.comfy_nodes.sampling import dropdown
+from dpdmd_studio.comfy_nodes.sampling.few_step import few_step_sampler
 from dpdmd_studio.core.diffusion.sampler import sample_few_step
 from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions
 from dpdmd_studio.core.errors import LoraError, RecipeError
@@ -45,7 +46,7 @@ def sampled(model: Model | None, sigmas: Any, **extra: Any) -> tuple[torch.Tenso
     denoiser = Denoiser(model)
     x = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     levels = torch.as_tensor(sigmas, dtype=torch.float32)
-    return dropdown.sample(denoiser, x, levels, extra, None, True), denoiser.levels
+    return few_step_sampler(denoiser, x, levels, extra, None, True), denoiser.levels
 
 
 # Being there
@@ -57,7 +58,7 @@ def test_registering_again_leaves_one_entry_with_the_newest_function(comfy, monk
 
     def newer(*_: object) -> None: ...
 
-    monkeypatch.setattr(dropdown, "sample", newer)
+    monkeypatch.setattr(dropdown, "few_step_sampler", newer)
     monkeypatch.setattr(dropdown, "schedule", newer)
     dropdown.register()
     now = (comfy.SAMPLER_NAMES, comfy.KSAMPLER_NAMES, comfy.SCHEDULER_NAMES)
@@ -144,12 +145,12 @@ def test_two_stages_of_ksampler_advanced_are_one_trajectory(comfy):
     whole, _ = sampled(model, SD3.sigmas)
     x = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     first, second = Denoiser(model), Denoiser(model)
-    middle = dropdown.sample(first, x, torch.tensor(SD3.sigmas[:3]))
-    end = dropdown.sample(second, middle, torch.tensor(SD3.sigmas[2:]))
+    middle = few_step_sampler(first, x, torch.tensor(SD3.sigmas[:3]))
+    end = few_step_sampler(second, middle, torch.tensor(SD3.sigmas[2:]))
     assert torch.equal(end, whole)
     assert first.levels + second.levels == pytest.approx(SD3.sigmas[:-1])
     part = Denoiser(model)
-    dropdown.sample(part, x, torch.tensor([1, 0.97, 0.92, 0.8]))  # ends above 0, off the grid
+    few_step_sampler(part, x, torch.tensor([1, 0.97, 0.92, 0.8]))  # ends above 0, off the grid
     assert part.levels == pytest.approx([1, 0.9])
 
 
@@ -178,7 +179,7 @@ def test_a_renoising_recipe_draws_from_the_seed(comfy):
     x = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     sigmas = torch.tensor(SD3.sigmas)
     found, again, other = (
-        dropdown.sample(Denoiser(model), x, sigmas, {"seed": seed}) for seed in (5, 5, 6)
+        few_step_sampler(Denoiser(model), x, sigmas, {"seed": seed}) for seed in (5, 5, 6)
     )
     expected = sample_few_step(
         Denoiser(None), x, sigmas, solver="sde", flow=True,

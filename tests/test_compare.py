@@ -8,7 +8,7 @@ import lora_networks
 import pytest
 import torch
 from dpdmd_studio.cli import main
-from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -25,11 +25,11 @@ def loras(files, tmp_path_factory):
         pairs = lora_networks.random_pairs(plain.network, plain.family, plain.config, seed=seed)
         found[name] = folder / f"{name}.safetensors"
         recipe = lora_networks.RECIPES["sd1"]
-        write_lora(found[name], plain.family, plain.config, pairs, recipe=recipe)
+        write_lora(found[name], NewLora(plain.family, plain.config, pairs, recipe))
     network, family, config = lora_networks.build("sd3")
     pairs = lora_networks.random_pairs(network, family, config)
     found["sd3"] = folder / "sd3.safetensors"
-    write_lora(found["sd3"], family, config, pairs, recipe=lora_networks.RECIPES["sd3"])
+    write_lora(found["sd3"], NewLora(family, config, pairs, lora_networks.RECIPES["sd3"]))
     return found
 
 

@@ -15,11 +15,11 @@ def test_a_preview_is_drawn_one_by_one_or_left_out(largest, files, tmp_path, mon
     drawn: list[int] = []
     original = preview.sample_latents
 
-    def sample_latents(call, prompts, negative, seeds, *arguments, **named):
+    def sample_latents(call, prompts, seeds, *arguments):
         drawn.append(len(seeds))
         if len(seeds) > largest:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(call, prompts, negative, seeds, *arguments, **named)
+        return original(call, prompts, seeds, *arguments)
 
     monkeypatch.setattr(preview, "sample_latents", sample_latents)
     run = new_run(tmp_path, files["sd1"], preview_every=1)

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from dpdmd_studio.cli import main
+from dpdmd_studio.core.diffusion.guidance import Guidance
 from dpdmd_studio.core.diffusion.schedule import Levels, trailing_positions
 from dpdmd_studio.core.families import detect
 from dpdmd_studio.core.files.hashes import file_sha256
 from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.trainer.commands.open_session import default_guidance
-from dpdmd_studio.trainer.evaluation.sampling import sample_latents
+from dpdmd_studio.trainer.evaluation.sampling import Trajectory, sample_latents
 from dpdmd_studio.trainer.loading import encoders as files
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.loading.decoding import decode
-from dpdmd_studio.trainer.model.conditioning import Conditioning
+from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.text import encoders as prompts
 from dpdmd_studio.trainer.text.cache import encode_prompts
 from dpdmd_studio.trainer.toys import encoder, shapes
@@ -70,17 +71,15 @@ def test_held_out_captions_come_out_as_said(teacher, tmp_path):
         [*captions, ""],
         clip_skip=1,
         cache_folder=Path(tmp_path),
-        device=checkpoint.device,
         report=lambda _: None,
     )
+    sigmas = Levels.at_positions(checkpoint.schedule, trailing_positions(30)).sigmas
     latents = sample_latents(
         checkpoint.call(),
-        Conditioning.cat([encoded[text] for text in captions]),
-        encoded[""],
+        PromptPair.of(Conditioning.cat([encoded[text] for text in captions]), encoded[""]),
         list(range(700, 700 + len(captions))),
         (checkpoint.detection.latent_channels, 8, 8),
-        Levels.at_positions(checkpoint.schedule, trailing_positions(30)).sigmas,
-        guidance_scale=default_guidance(checkpoint),
+        Trajectory(sigmas, Guidance(default_guidance(checkpoint))),
     )
     found = [measure(picture) for picture in decode(checkpoint, latents)]
     good = sum(adherence(text, one) for text, one in zip(captions, found, strict=True))

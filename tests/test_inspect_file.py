@@ -10,7 +10,7 @@ import torch
 from dpdmd_studio.app.library.inspect import format_text, inspect
 from dpdmd_studio.core.errors import CheckpointError
 from dpdmd_studio.core.lora import layout as lora_layout
-from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.core.lora.file import NewLora, write_lora
 from safetensors.torch import save_file
 
 
@@ -19,7 +19,7 @@ def lora(tmp_path_factory):
     network, family, config = lora_networks.build("sd1")
     pairs = lora_networks.random_pairs(network, family, config)
     path = tmp_path_factory.mktemp("lora") / "few.safetensors"
-    return write_lora(path, family, config, pairs, recipe=lora_networks.RECIPES["sd1"])
+    return write_lora(path, NewLora(family, config, pairs, lora_networks.RECIPES["sd1"]))
 
 
 def test_a_lora_tells_its_family_rank_and_recipe(lora):

@@ -12,6 +12,7 @@ from dpdmd_studio.core.errors import LoraError, NonFiniteError, OutputError
 from dpdmd_studio.core.files import hashes
 from dpdmd_studio.core.lora import serialize as lora_serialize
 from dpdmd_studio.core.lora.file import (
+    NewLora,
     lora_deltas,
     merge_lora,
     read_lora,
@@ -50,7 +51,7 @@ def trained(request):
 
 def saved(path, trained, **options):
     name, family, config, pairs, _ = trained
-    return write_lora(path, family, config, pairs, recipe=lora_networks.RECIPES[name], **options)
+    return write_lora(path, NewLora(family, config, pairs, lora_networks.RECIPES[name]), **options)
 
 
 def applied(path, name, strength=1.0):
@@ -95,7 +96,9 @@ def test_diffusers_loads_a_kohya_file_as_trained(name, tmp_path):
     network, family, config = lora_networks.build(name)
     pairs = lora_networks.random_pairs(network, family, config)
     path = tmp_path / "a.safetensors"
-    write_lora(path, family, config, pairs, recipe=lora_networks.RECIPES[name], dtype=torch.float32)
+    write_lora(
+        path, NewLora(family, config, pairs, lora_networks.RECIPES[name]), dtype=torch.float32
+    )
     pipeline = {"sd1": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}[name]
     state, alphas = pipeline.lora_state_dict(load_file(path), unet_config=network.config)[:2]
     assert len(state) == 2 * len(pairs)
@@ -132,7 +135,7 @@ def test_a_lora_of_zeros_leaves_every_bit(trained, tmp_path):
     name, family, config, pairs, _ = trained
     zeros = {k: LoraPair(p.down, torch.zeros_like(p.up), p.scale) for k, p in pairs.items()}
     path = tmp_path / "zero.safetensors"
-    write_lora(path, family, config, zeros, recipe=lora_networks.RECIPES[name])
+    write_lora(path, NewLora(family, config, zeros, lora_networks.RECIPES[name]))
     untouched, _, _ = lora_networks.build(name)
     assert torch.equal(applied(path, name), lora_networks.run(untouched, name))
 
@@ -176,7 +179,7 @@ def test_weights_that_are_not_numbers_are_never_written(trained, tmp_path):
         broken = {**pairs, module: LoraPair(pairs[module].down * 1e12, up)}
         path = tmp_path / "bad.safetensors"
         with pytest.raises(NonFiniteError, match=r"0|blocks"):
-            write_lora(path, family, config, broken, recipe=lora_networks.RECIPES[name])
+            write_lora(path, NewLora(family, config, broken, lora_networks.RECIPES[name]))
         assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from dpdmd_studio.core.errors import LoraError
 from dpdmd_studio.core.lora import layout as lora_layout
-from dpdmd_studio.core.lora.file import lora_deltas, read_lora, weight_shapes, write_lora
+from dpdmd_studio.core.lora.file import NewLora, lora_deltas, read_lora, weight_shapes, write_lora
 from safetensors.torch import save_file
 
 NAMES = ["sd1", "sdxl", "sd3"]
@@ -23,7 +23,7 @@ def test_a_lora_of_another_family_is_refused_by_name(tmp_path):
     for made_for, (network, family, config) in networks.items():
         pairs = lora_networks.random_pairs(network, family, config, targets="attention")
         path = tmp_path / f"{made_for}.safetensors"
-        write_lora(path, family, config, pairs, recipe=lora_networks.RECIPES[made_for])
+        write_lora(path, NewLora(family, config, pairs, lora_networks.RECIPES[made_for]))
         for other in set(NAMES) - {made_for}:
             target, other_family, other_config = networks[other]
             with pytest.raises(LoraError, match=f"LoRA for {made_for}, but the model is"):

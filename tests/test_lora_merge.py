@@ -8,7 +8,7 @@ import torch
 from dpdmd_studio.core.errors import LoraError, NonFiniteError
 from dpdmd_studio.core.lora.file import lora_deltas, read_lora, weight_shapes
 from dpdmd_studio.core.lora.math import delta
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
 from dpdmd_studio.trainer.loading.lora_merge import open_merging
 from dpdmd_studio.trainer.text.cache import encode_prompts, encoder_identity
 from safetensors.torch import load_file, save_file
@@ -29,7 +29,8 @@ def files(files, tmp_path_factory):
 def merged(path, loras, dtype=torch.float32, notes=None):
     opened = [open_merging(item.path, strength) for item, strength in loras]
     report = (lambda _: None) if notes is None else notes.append
-    return load_checkpoint(path, dtype=dtype, device="cpu", loras=opened, report=report)
+    overrides = Overrides(loras=opened)
+    return load_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides, report=report)
 
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])

@@ -6,7 +6,7 @@ import lora_networks
 import pytest
 import torch
 from dpdmd_studio.core.errors import LoraError
-from dpdmd_studio.core.lora.file import read_lora, write_lora
+from dpdmd_studio.core.lora.file import NewLora, read_lora, write_lora
 from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
 from dpdmd_studio.trainer.loading.checkpoint import apply_lora, load_checkpoint
 
@@ -26,7 +26,7 @@ def loras(plain, tmp_path):
     for seed in (1, 2):
         pairs = lora_networks.random_pairs(plain.network, plain.family, plain.config, seed=seed)
         path = tmp_path / f"{seed}.safetensors"
-        write_lora(path, plain.family, plain.config, pairs, recipe=lora_networks.RECIPES["sd1"])
+        write_lora(path, NewLora(plain.family, plain.config, pairs, lora_networks.RECIPES["sd1"]))
         found.append(read_lora(path))
     return found
 
@@ -64,6 +64,6 @@ def test_a_lora_of_another_family_is_refused(plain, tmp_path):
     network, family, config = lora_networks.build("sd3")
     pairs = lora_networks.random_pairs(network, family, config)
     path = tmp_path / "other.safetensors"
-    write_lora(path, family, config, pairs, recipe=lora_networks.RECIPES["sd3"])
+    write_lora(path, NewLora(family, config, pairs, lora_networks.RECIPES["sd3"]))
     with pytest.raises(LoraError, match="LoRA for sd3, but the model is"):
         LoraSwitch(plain, {"other": [(read_lora(path), 1.0)]})

@@ -12,16 +12,18 @@ from diffusers import AutoencoderTiny
 from dpdmd_studio.core.diffusion.schedule import FlowSchedule, VPSchedule
 from dpdmd_studio.core.errors import CheckpointError
 from dpdmd_studio.trainer.loading import prediction_check
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
 from dpdmd_studio.trainer.loading.decoding import decode, linear_preview
 from dpdmd_studio.trainer.loading.prediction_check import check_prediction_type, clear_prediction
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 
 
-def load(path, **options):
+def load(path, dtype=torch.float32, **changes):
     """A checkpoint in fp32, reports thrown away."""
-    options = {"dtype": torch.float32, "device": "cpu", "report": lambda _: None} | options
-    return load_checkpoint(path, **options)
+    overrides = Overrides(**changes)
+    return load_checkpoint(
+        path, dtype=dtype, device="cpu", overrides=overrides, report=lambda _: None
+    )
 
 
 @pytest.fixture(scope="module")

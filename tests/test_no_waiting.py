@@ -50,15 +50,15 @@ def test_nothing_before_the_numbers_are_read_waits(family, shared, files, tmp_pa
     session = open_session(run, lambda text: None)
     trainer = session.trainer
     session.call.network.to("meta")
-    session.call.device = trainer.batches._device = META
+    session.call.device = META
     gradients = trainer.gradients
     gradients.device, gradients.grids = META, trainer.grids.map(lambda tensor: tensor.to(META))
     with Waits() as waits:
-        batch = trainer.batches.batch("student", 1)
+        batch = trainer.batches.batch("student", 1).to(META)
         generator = trainer.batches.generator("student-levels", 1)
         _, samples = trainer.gradients.student(batch, generator)
         if not shared:
-            batch = trainer.batches.batch("fake", 1)
+            batch = trainer.batches.batch("fake", 1).to(META)
             samples = trainer.gradients.samples(batch, trainer.batches.generator("fake-samples", 1))
         trainer.gradients.fake(samples, trainer.batches.generator("fake-levels", 1))
     assert waits.copies > 5

@@ -9,7 +9,7 @@ import lora_networks
 import pytest
 import torch
 from dpdmd_studio.cli import main
-from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.core.lora.file import NewLora, write_lora
 from safetensors.torch import load_file, save_file
 from style_loras import plain, style
 from tiny_runs import new_run
@@ -44,7 +44,7 @@ def loras(files, tmp_path_factory) -> dict[str, Path]:
     base = plain(files["sd1"])
     pairs = lora_networks.random_pairs(base.network, base.family, base.config)
     recipe = lora_networks.RECIPES["sd1"]
-    write_lora(found["few-step"], base.family, base.config, pairs, recipe=recipe)
+    write_lora(found["few-step"], NewLora(base.family, base.config, pairs, recipe))
     for name, tensors in made_tensors(load_file(good), load_file(found["with texts"])).items():
         found[name] = folder / f"{name.replace(' ', '-')}.safetensors"
         metadata = {"ss_base_model_version": "sdxl_base_v1-0"} if name == "declared sdxl" else None

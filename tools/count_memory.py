@@ -170,7 +170,9 @@ def count(model: Model, config: DistillConfig, *, like_cuda: bool = True) -> Mem
         network.enable_gradient_checkpointing()  # type: ignore[operator]
     facts = model.family
     prediction, schedule = facts.sampling.predictions[0], family_schedule(facts)
-    call = NetworkCall(network, half_of(facts), prediction, schedule, "cpu", model.dtype)
+    call = NetworkCall(
+        network, half_of(facts), prediction, schedule, torch.device("cpu"), model.dtype
+    )
     settings = SettingsInForce(_shortened(config), facts.sampling.guidance_scale)
     updates = Gradients(RoleNetwork(call, roles), settings, joined())
     pictures = min(config.micro_batch_size or config.batch_size, config.batch_size)

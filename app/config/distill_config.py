@@ -51,8 +51,7 @@ class DistillConfig:
         0.0,
         "Guidance scale of the teacher; 0 takes the family's default.",
         group="teacher",
-        low=0.0,
-        high=50.0,
+        within=(0.0, 50.0),
     )
     teacher_negative: str = knob(
         "", "Negative prompt of the teacher (default: the encoded empty prompt).", group="teacher"
@@ -64,15 +63,13 @@ class DistillConfig:
         0.0,
         "Rescale guided predictions towards the conditional's contrast (v-prediction: .7).",
         group="teacher",
-        low=0.0,
-        high=1.0,
+        within=(0.0, 1.0),
     )
     clip_skip: int = knob(
         1,
         "SD 1.x: last CLIP layers to skip, counted from 1 as in hosts.",
         group="teacher",
-        low=1,
-        high=12,
+        within=(1, 12),
     )
     resolution: str = knob(
         "",
@@ -83,21 +80,19 @@ class DistillConfig:
 
     # The student
     num_steps: int = knob(
-        4, "N: network evaluations of the student.", group="student", low=2, high=16
+        4, "N: network evaluations of the student.", group="student", within=(2, 16)
     )
     teacher_steps: int = knob(
         0,
         "Steps of the teacher's own grid; 0 takes 7 per student step (28 for 4).",
         group="student",
-        low=0,
-        high=1000,
+        within=(0, 1000),
     )
     anchor_step: int = knob(
         0,
         "K: teacher steps rolled to the anchor; 0 stops where the student's first step ends.",
         group="student",
-        low=0,
-        high=1000,
+        within=(0, 1000),
     )
     anchor_target: str = knob(
         "chord",
@@ -110,11 +105,10 @@ class DistillConfig:
         1,
         "m: first steps taught by the teacher's path; the paper anchors one.",
         group="student",
-        low=1,
-        high=15,
+        within=(1, 15),
     )
     diversity_weight: float = knob(
-        0.05, "lambda: weight of the anchored steps' loss.", group="student", low=0.0, high=100.0
+        0.05, "lambda: weight of the anchored steps' loss.", group="student", within=(0.0, 100.0)
     )
     objective: str = knob(
         "dp_dmd",
@@ -130,45 +124,43 @@ class DistillConfig:
     )
 
     # Training
-    steps: int = knob(1000, "Student updates.", low=1, high=1_000_000)
-    batch_size: int = knob(1, "Pictures per update.", low=1, high=1024)
-    fake_updates: int = knob(5, "Fake-score updates per student update.", low=1, high=100)
+    steps: int = knob(1000, "Student updates.", within=(1, 1_000_000))
+    batch_size: int = knob(1, "Pictures per update.", within=(1, 1024))
+    fake_updates: int = knob(5, "Fake-score updates per student update.", within=(1, 100))
     fake_head_start: int = knob(
-        0, "Fake-score updates before the first student update.", low=0, high=100_000
+        0, "Fake-score updates before the first student update.", within=(0, 100_000)
     )
     share_rollouts: bool = knob(
         True, "Train the fake score on the student update's own samples instead of fresh ones."
     )
-    student_rank: int = knob(64, "Rank of the student's LoRA.", low=1, high=1024)
-    fake_rank: int = knob(64, "Rank of the fake score's LoRA.", low=1, high=1024)
+    student_rank: int = knob(64, "Rank of the student's LoRA.", within=(1, 1024))
+    fake_rank: int = knob(64, "Rank of the fake score's LoRA.", within=(1, 1024))
     lora_layers: str = knob(
         "full",
         "Which layers get LoRA: attention and feed-forward only, or full (convolutions too).",
         choices=("attention", "full"),
     )
-    student_lr: float = knob(1e-4, "Learning rate of the student.", low=0.0, high=1.0)
-    fake_lr: float = knob(1e-4, "Learning rate of the fake score.", low=0.0, high=1.0)
+    student_lr: float = knob(1e-4, "Learning rate of the student.", within=(0.0, 1.0))
+    fake_lr: float = knob(1e-4, "Learning rate of the fake score.", within=(0.0, 1.0))
     optimizer: str = knob(
         "adamw",
         "adamw; adamw8bit: moments in 8 bit, a quarter of the memory; needs bitsandbytes.",
         choices=("adamw", "adamw8bit"),
     )
-    warmup_steps: int = knob(20, "Student updates of linear warm-up.", low=0, high=100_000)
+    warmup_steps: int = knob(20, "Student updates of linear warm-up.", within=(0, 100_000))
     final_lr_fraction: float = knob(
-        0.1, "Cosine decay ends at this share of the learning rate.", low=0.0, high=1.0
+        0.1, "Cosine decay ends at this share of the learning rate.", within=(0.0, 1.0)
     )
-    max_grad_norm: float = knob(1.0, "Gradient norm is clipped to this.", low=1e-6, high=1e6)
+    max_grad_norm: float = knob(1.0, "Gradient norm is clipped to this.", within=(1e-6, 1e6))
     ema_decay: float = knob(
         0.0,
         "Decay of the student's moving average, ramped up at the start; 0 keeps the last weights.",
-        low=0.0,
-        high=0.99999,
+        within=(0.0, 0.99999),
     )
     evaluation_prompts: int = knob(
         6,
         "Prompts set aside to measure the student on, from 5 times as many; 0: no measurements.",
-        low=0,
-        high=1000,
+        within=(0, 1000),
     )
     keep: str = knob(
         "best",
@@ -176,7 +168,7 @@ class DistillConfig:
         "last, or always the last.",
         choices=("best", "last"),
     )
-    seed: int = knob(0, "Seed of prompts, noise and initial weights.", low=0, high=2**31 - 1)
+    seed: int = knob(0, "Seed of prompts, noise and initial weights.", within=(0, 2**31 - 1))
 
     # The machine
     device: str = knob(
@@ -216,8 +208,7 @@ class DistillConfig:
         "Pictures per forward and backward pass, their gradients summed: less memory for a large "
         "batch; 0 takes the whole batch at once.",
         group="machine",
-        low=0,
-        high=1024,
+        within=(0, 1024),
     )
     offload_optimizer: bool = knob(
         False,
@@ -226,22 +217,20 @@ class DistillConfig:
     )
     fit_memory: bool = knob(True, "Save more memory where too little is free.", group="machine")
     save_every: int = knob(
-        100, "Student updates between saved states.", group="machine", low=1, high=1_000_000
+        100, "Student updates between saved states.", group="machine", within=(1, 1_000_000)
     )
     preview_every: int = knob(
         100,
         "Student updates between previews; 0 makes none.",
         group="machine",
-        low=0,
-        high=1_000_000,
+        within=(0, 1_000_000),
     )
     evaluate_every: int = knob(
         250,
         "Student updates between measurements of its diversity and its distance from the teacher; "
         "0 makes none.",
         group="machine",
-        low=0,
-        high=1_000_000,
+        within=(0, 1_000_000),
     )
 
     @property

@@ -21,11 +21,15 @@ def knob(
     help: str,
     *,
     group: str = "training",
-    low: float | None = None,
-    high: float | None = None,
+    within: tuple[float, float] | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A dataclass field with what a person needs to know of it: help, bounds or choices."""
+    """A dataclass field with what a person needs to know of it: help, bounds or choices.
+
+    Args:
+        within: the least and the most that a number may be.
+    """
+    low, high = within or (None, None)
     metadata = {"help": help, "group": group, "low": low, "high": high, "choices": choices}
     return field(default=default, metadata=metadata)
 

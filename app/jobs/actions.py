@@ -105,7 +105,7 @@ def duplicate(id: str, title: str = "") -> Job:
             atomic_write.write_text(draft / PROMPTS, given)
             (draft / EVALUATION_PROMPTS).unlink(missing_ok=True)
         name = Path(values["output"]).stem
-        return submit.publish(copy.path, name, files.clean_title(title) or name, queue=False)
+        return submit.publish(copy.path, name, files.clean_title(title) or name, place=None)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from ...core.errors import OutputError, PromptError, SettingsError
 from ...core.files import atomic_write
@@ -56,7 +57,7 @@ def submit_distill(
         atomic_write.write_text(draft / UNPREPARED, "")
         name = Path(request.output).stem
         shown, output = files.clean_title(title) or name, request.output if alone else ""
-        return publish(draft, name, shown, queue=queue, output=output)
+        return publish(draft, name, shown, place="last" if queue else None, output=output)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -94,15 +95,20 @@ def submit_task(kind: str, arguments: Sequence[str], title: str) -> Job:
     draft = files.draft_folder()
     try:
         files.write_json(draft / files.TASK, task)
-        return publish(draft, kind, files.clean_title(title) or kind, first=kind == "setup")
+        place = "first" if kind == "setup" else "last"
+        return publish(draft, kind, files.clean_title(title) or kind, place=place)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def publish(
-    draft: Path, name: str, title: str, *, queue: bool = True, first: bool = False, output: str = ""
+    draft: Path, name: str, title: str, *, place: Literal["first", "last"] | None, output: str = ""
 ) -> Job:
     """The job made of a draft, in the queue if asked for, and the worker awake.
+
+    Args:
+        place: in the queue; None leaves the job out of it.
+        output: a file that no other job may write; empty asks nothing.
 
     Raises:
         OutputError: another job that waits or runs writes to `output`.
@@ -112,10 +118,10 @@ def publish(
     with files.jobs_guard():
         if output:
             _check_alone(output)
-        if queue:
-            enqueue(draft, first=first)
+        if place is not None:
+            enqueue(draft, first=place == "first")
         folder = files.publish(draft, name)
-    if queue:
+    if place is not None:
         spawn.ensure_worker()
     return get_job(folder.name)
 

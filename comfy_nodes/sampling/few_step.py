@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...core.diffusion.sampler import sample_few_step
 from ...core.errors import SettingsError
-from ...core.recipe.few_step import Plan
+from ...core.recipe.few_step import SAME_LEVEL, Plan, trained_levels
 from ...core.recipe.recipe import MAX_STEPS, Recipe
 from ...core.recipe.resolve import Asked
 from ..host import models, sampling
-from .recipes import find_recipe
+from .recipes import find_recipe, has_recipe
+
+NAME = "dp_dmd"
+logger = logging.getLogger("dpdmd_studio.comfyui")
 
 MODEL_TOOLTIP = "The model with the few-step LoRA."
 RECIPE_TOOLTIP = (
@@ -46,9 +51,21 @@ def few_step_sampler(
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,
     *,
-    solver: str = "ode",
+    solver: str | None = None,
+    **_: object,
 ) -> Tensor:
-    """The few-step sampler as ComfyUI calls samplers; noise of "sde" comes from its seed."""
+    """The few-step sampler as ComfyUI calls samplers; noise of "sde" comes from its seed.
+
+    Args:
+        solver: of a plan whose levels `sigmas` are; None, as from the dropdown, takes solver and
+            levels of the recipe on the MODEL (`recipe_levels`).
+
+    Raises:
+        LoraError: the recipe is for another family or prediction.
+        RecipeError: the recipe is broken or of a newer version.
+    """
+    if solver is None:
+        sigmas, solver = recipe_levels(model, sigmas)
     if solver == "ode":
         return sample_few_step(model, x, sigmas, extra_args, callback, disable)
     noise = sampling.noise_sampler(x, (extra_args or {}).get("seed"))
@@ -57,6 +74,23 @@ def few_step_sampler(
         model, x, sigmas, extra_args, callback, disable,
         solver=solver, noise_sampler=noise, flow=flow,
     )  # fmt: skip
+
+
+def recipe_levels(model: Callable[..., Tensor], sigmas: Tensor) -> tuple[Tensor, str]:
+    """(levels, solver) by the recipe of the LoRA on the MODEL, for a host's own levels.
+
+    The first level, to which the host noised, stays; below it only trained levels are evaluated.
+    Without a recipe it is the plain ODE solver at the host's levels.
+    """
+    patcher = sampling.patcher_of(model)
+    if patcher is None or not has_recipe(patcher):
+        return sigmas, "ode"
+    recipe = find_recipe(patcher).recipe
+    levels = trained_levels(recipe, sigmas)
+    if len(levels) != len(sigmas) or not torch.allclose(levels, sigmas, rtol=SAME_LEVEL, atol=1e-6):
+        shown = " ".join(f"{sigma:.3g}" for sigma in levels.tolist())
+        logger.info("%s samples at the LoRA's levels: %s", NAME, shown)
+    return levels, recipe.solver
 
 
 def trajectory_of(plan: Plan) -> sampling.Trajectory:

@@ -27,6 +27,14 @@ class Row:
     pictures: Sequence[np.ndarray]
 
 
+@dataclass(frozen=True)
+class Pen:
+    """How a line of text is written: its colour and its font."""
+
+    ink: tuple[int, int, int]
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
 def seed_sheet(rows: Sequence[Row], seeds: Sequence[int]) -> Image.Image:
     """One sheet with a row for every arm and a column for every seed.
 
@@ -34,7 +42,7 @@ def seed_sheet(rows: Sequence[Row], seeds: Sequence[int]) -> Image.Image:
     """
     width, height = _cell_size(rows, len(seeds))
     text = max(12, round(min(width, height) / 14))
-    label_font, facts_font = _font(text), _font(max(10, round(text * 0.8)))
+    label_pen, facts_pen = Pen(INK, _font(text)), Pen(FAINT, _font(max(10, round(text * 0.8))))
     line = round(text * 1.35)
     row_height = 2 * line + height + GAP
     size = (GAP + len(seeds) * (width + GAP), line + len(rows) * row_height)
@@ -42,12 +50,12 @@ def seed_sheet(rows: Sequence[Row], seeds: Sequence[int]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for column, seed in enumerate(seeds):
         left = GAP + column * (width + GAP)
-        _write(draw, (left, GAP // 2), f"seed {seed}", FAINT, facts_font, width)
+        _write(draw, (left, GAP // 2), f"seed {seed}", facts_pen, width)
     for index, row in enumerate(rows):
         top = line + index * row_height
         room = size[0] - 2 * GAP
-        _write(draw, (GAP, top), row.label, INK, label_font, room)
-        _write(draw, (GAP, top + line), row.facts, FAINT, facts_font, room)
+        _write(draw, (GAP, top), row.label, label_pen, room)
+        _write(draw, (GAP, top + line), row.facts, facts_pen, room)
         for column, picture in enumerate(row.pictures):
             left = GAP + column * (width + GAP)
             sheet.paste(_fitted(picture, width, height), (left, top + 2 * line))
@@ -85,16 +93,15 @@ def _write(
     draw: ImageDraw.ImageDraw,
     place: tuple[int, int],
     text: str,
-    ink: tuple[int, int, int],
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    pen: Pen,
     room: int,
 ) -> None:
     """Write one line, cut off where it would leave its room."""
     text = " ".join(text.split())[:MAX_LABEL]
-    if not isinstance(font, ImageFont.FreeTypeFont):
+    if not isinstance(pen.font, ImageFont.FreeTypeFont):
         text = text.encode("latin-1", "replace").decode("latin-1")  # all the old font has
-    if draw.textlength(text, font=font) > room:
-        while text and draw.textlength(text + "...", font=font) > room:
+    if draw.textlength(text, font=pen.font) > room:
+        while text and draw.textlength(text + "...", font=pen.font) > room:
             text = text[:-1]
         text += "..."
-    draw.text(place, text, fill=ink, font=font)
+    draw.text(place, text, fill=pen.ink, font=pen.font)

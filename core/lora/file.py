@@ -31,14 +31,29 @@ from .targets import Target, part_of, resolve, targets_by_name
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
+@dataclass(frozen=True)
+class NewLora:
+    """A trained LoRA and what its file shall say of it.
+
+    Attributes:
+        family: of the network that it was trained on.
+        config: that network's diffusers configuration.
+        pairs: what was trained, by full diffusers module name.
+        recipe: how to sample with it.
+        metadata: `training_metadata` and whatever else the file shall say.
+    """
+
+    family: Family
+    config: Config
+    pairs: Mapping[str, LoraPair]
+    recipe: Recipe
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
 def write_lora(
     path: Path,
-    family: Family,
-    network_config: Config,
-    weights: Mapping[str, LoraPair],
+    lora: NewLora,
     *,
-    recipe: Recipe,
-    metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float16,
     format: Format = "kohya",
     overwrite: bool = False,
@@ -46,8 +61,6 @@ def write_lora(
     """Write the LoRA with its recipe, metadata and hashes in one atomic move; returns its path.
 
     Args:
-        weights: trained pairs by full diffusers module name.
-        metadata: `training_metadata` and whatever else the file shall say.
         format: "kohya" for hosts, "peft" for diffusers.
 
     Raises:
@@ -56,9 +69,8 @@ def write_lora(
     """
     path = Path(path)
     check_output(path, overwrite)
-    tensors = lora_tensors(family, network_config, weights, dtype, format)
-    facts = _network_facts(path.stem, family, network_config, weights)
-    described = lora_metadata(recipe, facts, metadata or {})
+    tensors = lora_tensors(lora.family, lora.config, lora.pairs, dtype, format)
+    described = lora_metadata(lora.recipe, _network_facts(path.stem, lora), lora.metadata)
     content = serialize(tensors, described)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for chunk in content:
@@ -66,16 +78,14 @@ def write_lora(
     return path
 
 
-def _network_facts(
-    name: str, family: Family, config: Config, weights: Mapping[str, LoraPair]
-) -> NetworkFacts:
-    largest = max(weights.values(), key=lambda pair: pair.rank)
+def _network_facts(name: str, lora: NewLora) -> NetworkFacts:
+    largest = max(lora.pairs.values(), key=lambda pair: pair.rank)
     return NetworkFacts(
         name=name,
         rank=largest.rank,
-        alpha=common_alpha(weights),
-        has_convolutions=any(pair.down.shape[2:].numel() > 1 for pair in weights.values()),
-        architecture=family.lora.architecture(config),
+        alpha=common_alpha(lora.pairs),
+        has_convolutions=any(pair.down.shape[2:].numel() > 1 for pair in lora.pairs.values()),
+        architecture=lora.family.lora.architecture(lora.config),
     )
 
 
@@ -193,30 +203,25 @@ def lora_deltas(
     """
     check_family(lora, family)
     targets = targets_by_name(shapes, family, config)
-    return module_deltas(lora, lora.modules, targets, shapes, strength)
+    return module_deltas(Deltas(lora, shapes, strength), lora.modules, targets)
 
 
 def module_deltas(
-    lora: LoraFile,
-    modules: Mapping[str, LoraModule],
-    targets: Mapping[str, list[Target]],
-    shapes: Mapping[str, torch.Size],
-    strength: float,
-    text_encoder: str = "",
-) -> Mapping[str, LoraPair]:
-    """What some modules of the file add to a network, by the network's module names.
+    found: Deltas, modules: Mapping[str, LoraModule], targets: Mapping[str, list[Target]]
+) -> Deltas:
+    """What some modules of a file add to a network, by the network's module names.
 
     Args:
+        found: of that file and network; it is empty and gets a place for each module.
         modules: of the file, by plain name.
         targets: of the network, by plain name.
-        text_encoder: diffusers' name of the encoder that the network is, if it is one.
 
     Raises:
         LoraError: a module has no target, does not fit it, or shares it with another.
     """
-    label = f"{lora.path.name}, {text_encoder}" if text_encoder else lora.path.name
+    file = found.lora.path.name
+    label = f"{file}, {found.text_encoder}" if found.text_encoder else file
     places = resolve(modules, targets, label)
-    found = Deltas(lora, shapes, strength, text_encoder)
     for name, module in modules.items():
         for target in places[name]:
             if target.module in found:
@@ -225,7 +230,7 @@ def module_deltas(
                     "joined from two files; take the original."
                 )
             found.places[target.module] = (module, target)
-            pair, shape = found[target.module], shapes[target.module]
+            pair, shape = found[target.module], found.shapes[target.module]
             if pair.up.shape[0] * pair.down[0].numel() != shape.numel():
                 raise LoraError(
                     f"{label}: {name} has sizes {tuple(pair.down.shape)} and "
@@ -240,6 +245,11 @@ class Deltas(Mapping[str, LoraPair]):
     """What a file adds, by network module; each pair is made whenever it is asked for.
 
     Written out as pairs, a LoHa or LoKr takes many times its file's size: one module at a time.
+
+    Attributes:
+        shapes: shape of the weight of every module of the network, by its name.
+        text_encoder: diffusers' name of the encoder that the network is, if it is one.
+        places: module of the file and place in the network, by the network's module name.
     """
 
     lora: LoraFile

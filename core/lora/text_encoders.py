@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from ..errors import LoraError
 from ..families import FAMILIES, Family, TensorSource
-from .file import LoraFile, module_deltas
+from .file import Deltas, LoraFile, module_deltas
 from .keys import LoraModule, add_key, refuse_unknown, split_suffix
-from .math import LoraPair
 from .targets import Target
 
 # lora_te_, lora_te1_, te2., text_encoder., text_encoder_3. and the like: encoders by number
@@ -22,8 +22,36 @@ DIFFUSERS_NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 OUTER = "text_model_"  # transformers' CLIP classes differ in whether their names begin with it
 
 
-def text_encoder_modules(lora: LoraFile, family: Family) -> dict[str, dict[str, LoraModule]]:
-    """Modules of each text encoder by plain name, encoders in the family's order.
+@dataclass(frozen=True)
+class EncoderPart:
+    """The part of a LoRA file that changes one text encoder.
+
+    Attributes:
+        encoder: diffusers' name of the encoder.
+        modules: of the file, by plain name.
+    """
+
+    lora: LoraFile
+    encoder: str
+    modules: dict[str, LoraModule]
+
+    def deltas(self, shapes: Mapping[str, torch.Size], strength: float = 1.0) -> Deltas:
+        """What it adds to each module of the encoder, strength in `scale`.
+
+        Args:
+            shapes: shape of the weight of every module of the encoder, by transformers' name.
+
+        Raises:
+            LoraError: the encoder lacks a module, or has another size.
+        """
+        targets = {plain_encoder_name(name): [Target(name, TensorSource(name))] for name in shapes}
+        return module_deltas(
+            Deltas(self.lora, shapes, strength, self.encoder), self.modules, targets
+        )
+
+
+def text_encoder_parts(lora: LoraFile, family: Family) -> dict[str, EncoderPart]:
+    """What the file holds for each text encoder, by kind ("clip_l", "clip_g", "t5xxl").
 
     Raises:
         LoraError: a key is no part of a pair, or of an encoder that the family does not have.
@@ -43,7 +71,8 @@ def text_encoder_modules(lora: LoraFile, family: Family) -> dict[str, dict[str, 
             )
         add_key(found[kind], plain_encoder_name(module), part, key, lora.path.name)
     refuse_unknown(unknown, len(unknown) < len(lora.text_encoder_keys), lora.path.name)
-    return {kind: modules for kind, modules in found.items() if modules}
+    names = dict(zip(family.text.encoders, DIFFUSERS_NAMES, strict=False))
+    return {k: EncoderPart(lora, names[k], modules) for k, modules in found.items() if modules}
 
 
 def _place(stem: str, family: Family) -> tuple[str | None, str]:
@@ -62,26 +91,3 @@ def _place(stem: str, family: Family) -> tuple[str | None, str]:
 def plain_encoder_name(module: str) -> str:
     """A text encoder's module with underscores for dots, without the outermost `text_model`."""
     return module.replace(".", "_").removeprefix(OUTER)
-
-
-def text_encoder_deltas(
-    lora: LoraFile,
-    kind: str,
-    modules: Mapping[str, LoraModule],
-    family: Family,
-    shapes: Mapping[str, torch.Size],
-    strength: float = 1.0,
-) -> Mapping[str, LoraPair]:
-    """What the LoRA adds to each module of one text encoder, strength in `scale`.
-
-    Args:
-        kind: "clip_l", "clip_g" or "t5xxl".
-        modules: what `text_encoder_modules` found for it.
-        shapes: shape of the weight of every module of the encoder, by transformers' name.
-
-    Raises:
-        LoraError: the encoder lacks a module, or has another size.
-    """
-    targets = {plain_encoder_name(name): [Target(name, TensorSource(name))] for name in shapes}
-    name = DIFFUSERS_NAMES[family.text.encoders.index(kind)]
-    return module_deltas(lora, modules, targets, shapes, strength, name)

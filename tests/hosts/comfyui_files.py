@@ -9,7 +9,7 @@ import lora_networks
 import torch
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.core.families import Family, family
-from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.schedules import family_schedule
 from dpdmd_studio.trainer.families import half_of
@@ -41,7 +41,7 @@ CONTEXT = {"sd1": (768, 0), "sdxl": (2048, 1280), "sd3": (4096, 2048)}
 
 def _call(network: nn.Module, kind: Family) -> NetworkCall:
     schedule, dtype = family_schedule(kind), frozen_dtype(network)
-    return NetworkCall(network, half_of(kind), "eps", schedule, "cpu", dtype)
+    return NetworkCall(network, half_of(kind), "eps", schedule, torch.device("cpu"), dtype)
 
 
 def small_unet(name: str, folder: Path) -> tuple[NetworkCall, Path]:
@@ -68,7 +68,7 @@ def checkpoint_and_lora(name: str, models: Path) -> tuple[str, str]:
     pairs = lora_networks.random_pairs(call.network, call.family, config)
     recipe = default_recipe(name, call.prediction)
     lora = models / "loras" / f"random-{name}.safetensors"
-    write_lora(lora, call.family, config, pairs, recipe=recipe, overwrite=True)
+    write_lora(lora, NewLora(call.family, config, pairs, recipe), overwrite=True)
     return path.name, lora.name
 
 

@@ -17,6 +17,7 @@ from comfyui_server import FOLDER, host_python, needs_comfyui
 from dpdmd_studio.core.diffusion.prediction import to_x0
 from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions
 from dpdmd_studio.core.lora.file import (
+    NewLora,
     lora_deltas,
     merge_lora,
     read_lora,
@@ -84,7 +85,7 @@ def test_checkpoint_and_lora_mean_the_same_in_comfyui(name, tmp_path):
     config = dict(call.network.config)
     pairs = lora_networks.random_pairs(call.network, call.family, config)
     lora = tmp_path / "lora.safetensors"
-    write_lora(lora, call.family, config, pairs, recipe=lora_networks.RECIPES[name])
+    write_lora(lora, NewLora(call.family, config, pairs, lora_networks.RECIPES[name]))
     theirs, warnings = in_comfyui(tmp_path, path, lora, inputs, decode=name == "sd3")
     assert not warnings
     if name == "sd3":  # the embedded teacher's own VAE

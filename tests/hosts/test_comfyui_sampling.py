@@ -15,7 +15,7 @@ import torch
 from comfyui_files import small_unet
 from comfyui_graphs import drawn, graph_with, ksampler, node, ours
 from comfyui_server import FOLDER, ComfyUI, Graph, needs_comfyui
-from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY, Recipe
 from dpdmd_studio.trainer.model.network import NetworkCall
@@ -53,7 +53,7 @@ def lora(
     config = dict(network.network.config)
     pairs = lora_networks.random_pairs(network.network, network.family, config)
     return write_lora(
-        path, network.family, config, pairs, recipe=recipe, format=form, overwrite=True
+        path, NewLora(network.family, config, pairs, recipe), format=form, overwrite=True
     )
 
 

@@ -10,7 +10,7 @@ import lora_networks
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from dpdmd_studio.core.families import family
-from dpdmd_studio.core.lora.file import write_lora
+from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -84,4 +84,4 @@ def random_lora(path: Path, unet: dict[str, Any]) -> Path:
     config = dict(network.config)
     pairs = lora_networks.random_pairs(network, family("sd1"), config, targets="attention")
     recipe = default_recipe("sd1", "eps")
-    return write_lora(path, family("sd1"), config, pairs, recipe=recipe, overwrite=True)
+    return write_lora(path, NewLora(family("sd1"), config, pairs, recipe), overwrite=True)

@@ -34,7 +34,7 @@ from ..evaluation.evaluate import (
 from ..evaluation.features import folder_features, layout_features
 from ..evaluation.lora_switch import LoraSwitch
 from ..evaluation.measures import MeasureSet, feature_measures
-from ..loading.checkpoint import LoadedCheckpoint, load_checkpoint
+from ..loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint
 from ..loading.lora_merge import WITH_LORA, MergingLora, open_merging
 from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
 from ..text.cache import encode_prompts
@@ -152,15 +152,18 @@ def _load(
     zero_snr = ZERO_SNR[request.zero_terminal_snr]
     if zero_snr is None and asked is None and recipes and recipes[0].prediction == "v":
         zero_snr = recipes[0].zero_terminal_snr
-    return load_checkpoint(
-        Path(request.model.checkpoint),
-        dtype=choose_dtype(request.dtype, device),
-        device=device,
+    overrides = Overrides(
         prediction=asked or (recipes[0].prediction if recipes else None),
         zero_terminal_snr=zero_snr,
         text_encoders=text_encoder_files(request.model),
         vae=Path(request.model.vae) if request.model.vae else None,
         loras=styles,
+    )
+    return load_checkpoint(
+        Path(request.model.checkpoint),
+        dtype=choose_dtype(request.dtype, device),
+        device=device,
+        overrides=overrides,
         report=report,
     )
 
@@ -232,7 +235,6 @@ def _material(
         [*prompts, request.negative],
         clip_skip=(recipe.clip_skip if recipe else None) or 1,
         cache_folder=prompt_cache(),
-        device=checkpoint.device,
         report=report,
     )
     asked = DistillConfig(resolution=request.resolution)

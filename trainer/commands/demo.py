@@ -17,7 +17,7 @@ from ...core.errors import OutputError, RunError
 from ..evaluation.comparison import measures_by_arm, measures_table
 from ..evaluation.evaluate import evaluate
 from ..evaluation.run_evaluation import evaluation_set, run_arms, session_painter
-from ..evaluation.run_report import report_data
+from ..evaluation.run_report import Heading, report_data
 from ..toys.counts import measures_for
 from ..toys.shapes import caption_sample
 from ..training.loop import Progress
@@ -99,26 +99,22 @@ def run_demo(
     outcome = trained(config, "shapes-dpdmd-4step")
     report("Comparing teacher and students on prompts and seeds that training never saw")
     session, measures = outcome.session, measures_for(outcome.session.checkpoint)
+    material = evaluation_set(session, held_out, EVALUATION_SEEDS, report)
     arms = evaluate(
         session_painter(session, others),
         run_arms(session, {PLAIN: PLAIN_NOTE}),
-        evaluation_set(session, held_out, EVALUATION_SEEDS, report),
+        material,
         measures,
         report,
     )
     seconds = time.perf_counter() - started
-    data = report_data(
-        session,
-        arms,
-        held_out,
-        EVALUATION_SEEDS,
-        measures,
-        lora=outcome.lora,
+    heading = Heading(
         title="DP-DMD Studio: the demo's result",
         subtitle="The embedded teacher, distilled from prompts alone into a 4-step LoRA.",
+        lora=outcome.lora,
         facts={"Whole demo": f"{seconds / 60:.1f} minutes, plain DMD included"},
     )
-    page = write_report(output, data)
+    page = write_report(output, report_data(session, arms, material, measures, heading))
     return DemoResult(
         page, outcome.lora, seconds, measures_by_arm(arms), measures.labels, measures.units
     )

@@ -21,7 +21,7 @@ from ...core.recipe.recipe import MergedLora
 from ..attention import noted_kernels, use_attention
 from ..device import choose_device, choose_dtype, describe_device
 from ..distributed import joined
-from ..loading.checkpoint import LoadedCheckpoint, load_checkpoint
+from ..loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint
 from ..loading.lora_merge import MergingLora
 from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
 from ..loading.prediction_check import check_prediction_type
@@ -68,7 +68,7 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     resolutions = choose_resolutions(config, checkpoint.detection)
     prompts = PromptSource(run.prompts(), config.seed)
     with ranks.main_first():  # the others find the prompts in the cache
-        encoded, negative = _encode(checkpoint, prompts, config, device, report)
+        encoded, negative = _encode(checkpoint, prompts, config, report)
     attention = use_attention(checkpoint.network, config.attention, noted_kernels(run))
     report(f"Attention: {attention}")
     check_prediction_type(checkpoint, negative)
@@ -82,9 +82,7 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     channels = checkpoint.detection.latent_channels
     shapes = [(channels, height // 8, width // 8) for width, height in resolutions]
     network = _role_network(checkpoint, config)
-    batches = BatchSource(
-        config, prompts, encoded, negative, latent_shapes=shapes, device=network.call.device
-    )
+    batches = BatchSource(config, prompts, encoded, negative, shapes)
     settings = SettingsInForce(config, teacher.guidance_scale, run, since)
     trainer = Trainer(network, batches, settings, ranks, fingerprint)
     trainer.report = report
@@ -112,15 +110,18 @@ def _load(
 ) -> LoadedCheckpoint:
     files, config = request.model, request.config
     stored = config.base_weights != "keep" or config.offload_base
-    checkpoint = load_checkpoint(
-        Path(files.checkpoint),
-        dtype=dtype,
-        device="cpu" if stored else device,
+    overrides = Overrides(
         prediction=None if config.prediction == "auto" else config.prediction,
         zero_terminal_snr=ZERO_SNR[config.zero_terminal_snr],
         text_encoders=text_encoder_files(files),
         vae=Path(files.vae) if files.vae else None,
         loras=loras,
+    )
+    checkpoint = load_checkpoint(
+        Path(files.checkpoint),
+        dtype=dtype,
+        device="cpu" if stored else device,
+        overrides=overrides,
         report=report,
     )
     report(f"{checkpoint.path.name}: {checkpoint.detection.title}")
@@ -158,7 +159,6 @@ def _encode(
     checkpoint: LoadedCheckpoint,
     prompts: PromptSource,
     config: DistillConfig,
-    device: torch.device,
     report: Report,
 ) -> tuple[EncodedPrompts, Conditioning]:
     head_start = config.batch_size * (1 + config.fake_head_start) if config.fake_head_start else 0
@@ -171,7 +171,6 @@ def _encode(
         texts,
         clip_skip=config.clip_skip,
         cache_folder=prompt_cache(),
-        device=device,
         report=report,
     )
     negative = encoded[config.teacher_negative]

@@ -16,6 +16,7 @@ from ...app.config.distill_config import DistillConfig
 from ...app.config.request import ModelFiles
 from ...app.config.resolutions import choose_resolutions
 from ...app.library.home import prompt_cache
+from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import few_step_positions
 from ...core.errors import OutputError, SettingsError
 from ...core.families import family, identify
@@ -25,12 +26,12 @@ from ...core.lora.file import LoraFile, check_family, read_lora
 from ...core.recipe.merged_loras import merged_lora_notes
 from ...core.recipe.recipe import Recipe
 from ..device import choose_device, choose_dtype, is_out_of_memory
-from ..evaluation.sampling import sample_latents
-from ..loading.checkpoint import LoadedCheckpoint, apply_lora, load_checkpoint
+from ..evaluation.sampling import Trajectory, sample_latents
+from ..loading.checkpoint import LoadedCheckpoint, Overrides, apply_lora, load_checkpoint
 from ..loading.decoding import decode
 from ..loading.lora_merge import WITH_LORA, open_merging
 from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
-from ..model.conditioning import Conditioning
+from ..model.conditioning import Conditioning, PromptPair
 from ..text.cache import EncodedPrompts, encode_prompts
 from ..toys import encoder
 from .open_session import default_guidance
@@ -176,15 +177,18 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
         report(note)
     device = choose_device(request.device)
     asked = None if request.prediction == "auto" else request.prediction
-    checkpoint = load_checkpoint(
-        Path(request.model.checkpoint),
-        dtype=choose_dtype(request.dtype, device),
-        device=device,
+    overrides = Overrides(
         prediction=asked or (recipe.prediction if recipe else None),
         zero_terminal_snr=_zero_snr(request, recipe),
         text_encoders=text_encoder_files(request.model),
         vae=Path(request.model.vae) if request.model.vae else None,
         loras=others,
+    )
+    checkpoint = load_checkpoint(
+        Path(request.model.checkpoint),
+        dtype=choose_dtype(request.dtype, device),
+        device=device,
+        overrides=overrides,
         report=report,
     )
     used = _apply(request, checkpoint, lora, report)
@@ -251,7 +255,6 @@ def _encode(request: SampleRequest, setup: _Setup, report: Report) -> EncodedPro
         [*request.prompts, request.negative],
         clip_skip=setup.clip_skip,
         cache_folder=prompt_cache(),
-        device=setup.checkpoint.device,
         report=report,
     )
 
@@ -263,15 +266,14 @@ def _draw(
     keys: list[tuple[int, int]],
 ) -> list[np.ndarray]:
     width, height = setup.size
+    prompts = Conditioning.cat([encoded[request.prompts[number]] for number, _ in keys])
+    guidance = Guidance(setup.guidance_scale, request.guidance_rescale)
     latents = sample_latents(
         setup.checkpoint.call(),
-        Conditioning.cat([encoded[request.prompts[number]] for number, _ in keys]),
-        encoded[request.negative],
+        PromptPair.of(prompts, encoded[request.negative]),
         [seed for _, seed in keys],
         (setup.checkpoint.detection.latent_channels, height // 8, width // 8),
-        setup.sigmas,
-        guidance_scale=setup.guidance_scale,
-        guidance_rescale=request.guidance_rescale,
+        Trajectory(setup.sigmas, guidance),
     )
     return list(decode(setup.checkpoint, latents))
 

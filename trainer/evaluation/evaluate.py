@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ...app.report.data import Arm
+from ...core.diffusion.guidance import Guidance
 from ..loading.checkpoint import LoadedCheckpoint
 from ..loading.decoding import decode
-from ..model.conditioning import Conditioning
+from ..model.conditioning import Conditioning, PromptPair
 from ..model.network import NetworkCall
 from .measures import MeasureSet
-from .sampling import integrate, start_latents
+from .sampling import Trajectory, integrate, start_latents
 
 BATCH = 32
 TELL_SECONDS = 10.0
@@ -78,6 +79,7 @@ class Painter:
         negative: conditioning of the negative prompt, batch size 1.
         latent_shape: (C, h, w) of every picture.
         batch_size: pictures drawn at a time.
+        should_stop: asked now and then while an arm is drawn and timed.
     """
 
     checkpoint: LoadedCheckpoint
@@ -87,6 +89,7 @@ class Painter:
     latent_shape: tuple[int, int, int]
     guidance_rescale: float = 0.0
     batch_size: int = BATCH
+    should_stop: Callable[[], bool] = lambda: False
 
     def draw(
         self, setting: ArmSetting, material: EvaluationSet, watch: Watch = lambda done, total: None
@@ -123,23 +126,16 @@ class Painter:
         finished: Callable[[int], None],
     ) -> Tensor:
         parts, first = [], 0
+        guidance = Guidance(leg.guidance_scale, self.guidance_rescale)
+        trajectory = Trajectory(leg.sigmas, guidance)
         while first < len(prompts):
             last = first + 1
             while last < min(len(prompts), first + self.batch_size) and prompts[
                 first
             ].batches_exactly_with(prompts[last]):
                 last += 1
-            parts.append(
-                integrate(
-                    self.call,
-                    latents[first:last],
-                    Conditioning.cat(prompts[first:last]),
-                    self.negative,
-                    leg.sigmas,
-                    guidance_scale=leg.guidance_scale,
-                    guidance_rescale=self.guidance_rescale,
-                )
-            )
+            pair = PromptPair.of(Conditioning.cat(prompts[first:last]), self.negative)
+            parts.append(integrate(self.call, latents[first:last], pair, trajectory))
             first = last
             finished(first)
         return torch.cat(parts)
@@ -185,7 +181,6 @@ def evaluate(
     report: Callable[[str], None],
     *,
     known: Mapping[str, Drawn] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Arm]:
     """All arms drawn and measured, the teacher first.
 
@@ -195,14 +190,14 @@ def evaluate(
         known: what has been drawn before, by arm.
 
     Raises:
-        EvaluationStoppedError: `should_stop` said so.
+        EvaluationStoppedError: the painter's `should_stop` said so.
     """
     arms: list[Arm] = []
     for number, setting in enumerate(settings, 1):
         drawn = (known or {}).get(setting.name)
         if drawn is None:
             report(f"[{number}/{len(settings)}] Drawing: {setting.name}")
-            drawn = draw_timed(painter, setting, material, report, should_stop)
+            drawn = draw_timed(painter, setting, material, report)
         teacher = arms[0].pictures if arms else drawn.pictures
         arms.append(
             Arm(
@@ -222,11 +217,11 @@ def draw_timed(
     setting: ArmSetting,
     material: EvaluationSet,
     report: Callable[[str], None],
-    should_stop: Callable[[], bool] = lambda: False,
 ) -> Drawn:
     """The pictures of one arm and how long they took; EvaluationStoppedError on request."""
     started = time.perf_counter()
-    pictures = painter.draw(setting, material, Watcher(setting.name, report, should_stop))
+    watcher = Watcher(setting.name, report, painter.should_stop)
+    pictures = painter.draw(setting, material, watcher)
     seconds = time.perf_counter() - started
     return Drawn(pictures, seconds / (len(material.prompts) * len(material.seeds)))
 

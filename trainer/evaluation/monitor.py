@@ -104,7 +104,7 @@ class Monitor:
 
     def _painter(self) -> Painter:
         """What draws; one picture at a time once memory has run out."""
-        painter = session_painter(self._session)
+        painter = replace(session_painter(self._session), should_stop=self.should_stop)
         return replace(painter, batch_size=1) if self._one_by_one else painter
 
     def _measure(self, step: int) -> None:
@@ -148,13 +148,7 @@ class Monitor:
         setting = run_arms(self._session)[0]
         count = len(self._prompts) * len(EVALUATION_SEEDS)
         self._report(f"Drawing the teacher's {count} pictures to measure against, once")
-        drawn = draw_timed(
-            self._painter(),
-            setting,
-            self.material(),
-            self._report,
-            self.should_stop,
-        )
+        drawn = draw_timed(self._painter(), setting, self.material(), self._report)
         _save_drawn(self._run, self._prompts, drawn)
         return drawn
 

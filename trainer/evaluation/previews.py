@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ...app.report.grid import picture_grid
 from ...app.runs.directory import RunDirectory
+from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import Levels
 from ...core.files import atomic_write
 from ..device import is_out_of_memory, release_memory
 from ..loading.decoding import decode
-from ..model.conditioning import Conditioning
-from .sampling import sample_latents
+from ..model.conditioning import Conditioning, PromptPair
+from .sampling import Trajectory, sample_latents
 
 if TYPE_CHECKING:
     from ..training.session import Session
@@ -97,17 +98,16 @@ class Previews:
     ) -> Tensor:
         """One latent per seed, `size` at a time."""
         session = self._session
+        guidance = Guidance(guidance_scale, session.config.guidance_rescale)
+        trajectory = Trajectory(levels.sigmas, guidance)
         parts = [PREVIEW_SEEDS[i : i + size] for i in range(0, len(PREVIEW_SEEDS), size)]
         latents = [
             sample_latents(
                 session.call,
-                prompt.repeat(len(seeds)),
-                session.negative,
+                PromptPair.of(prompt.repeat(len(seeds)), session.negative),
                 seeds,
                 session.latent_shapes[0],
-                levels.sigmas,
-                guidance_scale=guidance_scale,
-                guidance_rescale=session.config.guidance_rescale,
+                trajectory,
             )
             for seeds in parts
         ]

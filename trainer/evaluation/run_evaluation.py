@@ -76,7 +76,6 @@ def evaluation_set(
         list(prompts),
         clip_skip=session.config.clip_skip,
         cache_folder=prompt_cache(),
-        device=session.checkpoint.device,
         report=report,
     )
     return EvaluationSet(tuple(prompts), tuple(encoded[p] for p in prompts), tuple(seeds))

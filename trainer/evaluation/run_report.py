@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ...app.report.report import write_report
 from ...app.runs.directory import EVALUATIONS, RunDirectory
 from ..device import is_out_of_memory
 from ..training.session import Session
-from .evaluate import EvaluationStoppedError, evaluate
+from .evaluate import EvaluationSet, EvaluationStoppedError, evaluate
 from .measures import MeasureSet
 from .monitor import Monitor
 from .run_evaluation import run_arms, session_painter
@@ -25,6 +26,21 @@ NOTES = (
     "Prompts and seeds of this page were never used in training.",
     "Diversity must be read beside the others: a broken picture can be diverse, too.",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heading:
+    """What stands at the head of a run's report.
+
+    Attributes:
+        lora: the file that the run has written.
+        facts: what to say besides `run_facts`.
+    """
+
+    title: str
+    subtitle: str
+    lora: Path
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_run_report(
@@ -40,13 +56,12 @@ def write_run_report(
         teacher = monitor.teacher()
         settings = run_arms(session)
         arms = evaluate(
-            session_painter(session),
+            replace(session_painter(session), should_stop=monitor.should_stop),
             settings,
             monitor.material(),
             measures,
             report,
             known={settings[0].name: teacher},
-            should_stop=monitor.should_stop,
         )
     except EvaluationStoppedError:
         report("Stopped before the report was done; the `compare` command makes one.")
@@ -56,51 +71,42 @@ def write_run_report(
             raise
         report("There is no report: the device has too little memory to draw its pictures.")
         return None
-    material = monitor.material()
-    data = report_data(
-        session,
-        arms,
-        material.prompts,
-        material.seeds,
-        measures,
-        lora=lora,
+    heading = Heading(
         title=f"{lora.stem}: what it kept of its teacher",
         subtitle=f"{session.teacher.name}, distilled into a {session.config.num_steps}-step LoRA.",
+        lora=lora,
     )
-    return write_report(run.report, data)
+    return write_report(
+        run.report, report_data(session, arms, monitor.material(), measures, heading)
+    )
 
 
 def report_data(
     session: Session,
     arms: Sequence[Arm],
-    prompts: Sequence[str],
-    seeds: Sequence[int],
+    material: EvaluationSet,
     measures: MeasureSet,
-    *,
-    lora: Path,
-    title: str,
-    subtitle: str,
-    facts: Mapping[str, str] | None = None,
+    heading: Heading,
 ) -> ReportData:
     """Everything that the report of a run shows; pictures of the first prompts only."""
     shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
     return ReportData(
-        title=title,
-        subtitle=subtitle,
-        facts=run_facts(session, len(prompts), len(seeds)) | dict(facts or {}),
-        prompts=list(prompts[:SHOWN_PROMPTS]),
-        seeds=list(seeds),
+        title=heading.title,
+        subtitle=heading.subtitle,
+        facts=run_facts(session, material) | dict(heading.facts),
+        prompts=list(material.prompts[:SHOWN_PROMPTS]),
+        seeds=list(material.seeds),
         arms=shown,
         metrics=run_metrics(session.run),
         measure_labels=measures.labels,
         measure_units=measures.units,
         previews=saved_previews(session.run),
         notes=NOTES,
-        lora=lora.name,
+        lora=heading.lora.name,
     )
 
 
-def run_facts(session: Session, prompts: int, seeds: int) -> dict[str, str]:
+def run_facts(session: Session, material: EvaluationSet) -> dict[str, str]:
     """What a report says of how the student was made and measured."""
     config = session.config
     return {
@@ -111,7 +117,8 @@ def run_facts(session: Session, prompts: int, seeds: int) -> dict[str, str]:
         f"teacher steps, weight {config.diversity_weight:g}",
         "LoRA rank": str(config.student_rank),
         "Sample it with": session.recipe().plain_host,
-        "Evaluation": f"{prompts} prompts set aside, {seeds} seeds each",
+        "Evaluation": f"{len(material.prompts)} prompts set aside, "
+        f"{len(material.seeds)} seeds each",
         "Machine": f"{session.call.device.type}, {torch.get_num_threads()} CPU threads",
     }
 

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...core.diffusion.guidance import Guidance
+from ...core.diffusion.guidance import NO_GUIDANCE, Guidance
 from ...core.diffusion.prediction import to_x0
 from ...core.diffusion.sampler import sample_few_step
 from ...core.diffusion.schedule import FlowSchedule, Levels, Schedule
-from ..model.conditioning import Conditioning, PromptPair
+from ..model.conditioning import PromptPair
 from ..model.guided import guided
 from ..model.network import NetworkCall
 from ..training.batches import start_noise
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Which noise levels sampling goes through, and how strongly it is guided.
+
+    Attributes:
+        sigmas: decreasing levels, shape (N + 1,); the schedule's own or a recipe's.
+    """
+
+    sigmas: Tensor
+    guidance: Guidance = NO_GUIDANCE
 
 
 def host_denoiser(
@@ -51,57 +64,32 @@ def start_latents(
 
 @torch.no_grad()
 def integrate(
-    call: NetworkCall,
-    latents: Tensor,
-    conditional: Conditioning,
-    unconditional: Conditioning,
-    sigmas: Tensor,
-    *,
-    guidance_scale: float = 1.0,
-    guidance_rescale: float = 0.0,
+    call: NetworkCall, latents: Tensor, prompts: PromptPair, trajectory: Trajectory
 ) -> Tensor:
-    """Latents moved from sigmas[0] to sigmas[-1], float32 on the CPU, shape (B, C, h, w).
+    """Latents moved along the whole trajectory, float32 on the CPU, shape (B, C, h, w).
 
     Args:
         latents: in the hosts' convention (VP: x0 + sigma * eps), shape (B, C, h, w).
-        conditional: prompts, batch size B.
-        unconditional: negative prompt, batch size 1 or B.
-        sigmas: decreasing levels, shape (N + 1,); the schedule's own or a recipe's.
+        prompts: batch size B.
     """
-    negative = unconditional
-    if len(negative) == 1:
-        negative = negative.repeat(len(latents))
-    prompts = PromptPair(conditional.to(call.device), negative.to(call.device))
-    model = host_denoiser(call, prompts, Guidance(guidance_scale, guidance_rescale))
-    sigmas = sigmas.to(call.device, torch.float32)
+    model = host_denoiser(call, prompts.to(call.device), trajectory.guidance)
+    sigmas = trajectory.sigmas.to(call.device, torch.float32)
     return sample_few_step(model, latents.to(call.device), sigmas).cpu()
 
 
 def sample_latents(
     call: NetworkCall,
-    conditional: Conditioning,
-    unconditional: Conditioning,
+    prompts: PromptPair,
     seeds: Sequence[int],
     latent_shape: tuple[int, int, int],
-    sigmas: Tensor,
-    *,
-    guidance_scale: float = 1.0,
-    guidance_rescale: float = 0.0,
+    trajectory: Trajectory,
 ) -> Tensor:
     """One latent per prompt and seed, float32 on the CPU, shape (B, C, h, w).
 
     Args:
-        conditional: prompts, batch size B = len(seeds).
-        unconditional: negative prompt, batch size 1 or B.
+        prompts: batch size B = len(seeds).
         seeds: seed of each picture's start noise; it alone decides the noise.
-        sigmas: decreasing levels ending in 0, shape (N + 1,); the schedule's own or a recipe's.
+        trajectory: down to sigma 0.
     """
-    return integrate(
-        call,
-        start_latents(call.schedule, seeds, latent_shape, float(sigmas[0])),
-        conditional,
-        unconditional,
-        sigmas,
-        guidance_scale=guidance_scale,
-        guidance_rescale=guidance_rescale,
-    )
+    start = start_latents(call.schedule, seeds, latent_shape, float(trajectory.sigmas[0]))
+    return integrate(call, start, prompts, trajectory)

@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of huggi
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,28 @@ from .weights import Component
 logger = logging.getLogger("dpdmd_studio.loading")
 Report = Callable[[str], None]
 OPTIONS = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """What a user wants otherwise than a checkpoint's files have it; nothing unless said.
+
+    Attributes:
+        prediction: "eps" or "v", in place of what the file's markers say.
+        zero_terminal_snr: of a v-prediction model, in place of what the file's markers say.
+        text_encoders: files for "clip_l", "clip_g", "t5xxl" that replace or complete the file's.
+        vae: a VAE file that replaces the file's.
+        loras: merged into the denoiser, and into the text encoders whenever those are loaded.
+    """
+
+    prediction: str | None = None
+    zero_terminal_snr: bool | None = None
+    text_encoders: Mapping[str, Path] = field(default_factory=dict)
+    vae: Path | None = None
+    loras: Sequence[MergingLora] = ()
+
+
+AS_STORED = Overrides()
 
 
 @dataclass
@@ -91,11 +113,7 @@ def load_checkpoint(
     *,
     dtype: torch.dtype,
     device: torch.device | str,
-    prediction: str | None = None,
-    zero_terminal_snr: bool | None = None,
-    text_encoders: Mapping[str, Path] | None = None,
-    vae: Path | None = None,
-    loras: Sequence[MergingLora] = (),
+    overrides: Overrides = AS_STORED,
     report: Report = logger.warning,
 ) -> LoadedCheckpoint:
     """The checkpoint at `path`, denoiser loaded.
@@ -104,11 +122,6 @@ def load_checkpoint(
         path: a .safetensors file in the A1111/ComfyUI layout, or a diffusers folder.
         dtype: of the denoiser's parameters.
         device: of the denoiser's parameters.
-        prediction: "eps" or "v", overriding what the file's markers say.
-        zero_terminal_snr: of a v-prediction model, overriding what the file's markers say.
-        text_encoders: files for "clip_l", "clip_g", "t5xxl" that replace or complete the file's.
-        vae: a VAE file that replaces the file's.
-        loras: merged into the denoiser, and into the text encoders whenever those are loaded.
         report: is told what the user should know, a line at a time.
 
     Raises:
@@ -117,17 +130,17 @@ def load_checkpoint(
         NonFiniteError: NaN or infinite weights.
     """
     path, notes = Path(path), []
-    parts, encoders = find_components(path, text_encoders or {}, notes)
-    detection = _with_prediction(parts.detection, prediction, notes)
-    detection = _with_zero_snr(detection, zero_terminal_snr, notes)
+    parts, encoders = find_components(path, overrides.text_encoders, notes)
+    detection = _with_prediction(parts.detection, overrides.prediction, notes)
+    detection = _with_zero_snr(detection, overrides.zero_terminal_snr, notes)
     facts = family(detection.family)
     parts.denoiser.check()
     for component in encoders.values():
         component.check()
     _check_widths(facts, parts.config, encoders)
     notes += describe_leftovers(parts, encoders)
-    decoder = _decoder(parts, vae, notes)
-    notes += plan_merge(loras, parts.denoiser, encoders, facts)
+    decoder = _decoder(parts, overrides.vae, notes)
+    notes += plan_merge(overrides.loras, parts.denoiser, encoders, facts)
     network = parts.denoiser.load(dtype, device)
     for note in notes:
         report(note)
@@ -151,7 +164,7 @@ def find_components(
     """(parts of the checkpoint, text encoders in use by kind); nothing is loaded.
 
     Args:
-        path: as for `load_checkpoint`, like the next.
+        path: as for `load_checkpoint`.
         text_encoders: files that replace or complete the checkpoint's own.
         notes: what the user should know is appended.
     """

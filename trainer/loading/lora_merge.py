@@ -11,8 +11,7 @@ from ...core.families import Family
 from ...core.files.hashes import file_hashes
 from ...core.files.png_info import UsedLora
 from ...core.lora.file import LoraFile, check_family, lora_deltas, open_lora
-from ...core.lora.keys import LoraModule
-from ...core.lora.text_encoders import text_encoder_deltas, text_encoder_modules
+from ...core.lora.text_encoders import EncoderPart, text_encoder_parts
 from ...core.recipe.merged_loras import PresentLora
 from .encoders import encoder_title
 from .weights import Component
@@ -76,25 +75,22 @@ def plan_merge(
             deltas = lora_deltas(lora.file, family, denoiser.config, shapes, lora.strength)
             denoiser.updates.add(deltas, lora.sha256, lora.strength)
             changed.append(f"{len(deltas)} layers of the {denoiser.what}")
-        parts = text_encoder_modules(lora.file, family)
         unused = {}
-        for kind, modules in parts.items():
+        for kind, part in text_encoder_parts(lora.file, family).items():
             if kind not in encoders:
-                unused[kind] = modules
+                unused[kind] = part
                 continue
-            part = encoders[kind]
-            shapes = part.layer_shapes
-            deltas = text_encoder_deltas(lora.file, kind, modules, family, shapes, lora.strength)
-            part.updates.add(deltas, lora.sha256, lora.strength)
-            changed.append(f"{len(deltas)} layers of the {part.what}")
+            encoder = encoders[kind]
+            deltas = part.deltas(encoder.layer_shapes, lora.strength)
+            encoder.updates.add(deltas, lora.sha256, lora.strength)
+            changed.append(f"{len(deltas)} layers of the {encoder.what}")
         notes.append(_note(lora, changed, unused))
     return notes
 
 
-def _note(
-    lora: MergingLora, changed: list[str], unused: Mapping[str, Mapping[str, LoraModule]]
-) -> str:
-    keys = [key for modules in unused.values() for m in modules.values() for key in m.keys.values()]
+def _note(lora: MergingLora, changed: list[str], unused: Mapping[str, EncoderPart]) -> str:
+    entries = [module for part in unused.values() for module in part.modules.values()]
+    keys = [key for entry in entries for key in entry.keys.values()]
     absent = " and no ".join(encoder_title(kind) for kind in unused)
     if not changed:
         raise LoraError(

@@ -75,7 +75,8 @@ def student_update(
 
     # Roll-out to x_theta; of its steps only the supervised one carries a gradient.
     start = objective.rollout_start  # m, so that the DMD gradient is blocked at steps 1..m
-    x0 = roll_out(student, x_t if start else noise, start, draws.supervised, objective, grids)
+    steps = range(start, draws.supervised + 1)
+    x0 = roll_out(student, x_t if start else noise, steps, objective, grids)
 
     # Distribution matching: real against fake score at the re-noised sample (Eq. 5).
     with torch.no_grad():
@@ -97,7 +98,8 @@ def student_samples(
     network: Network, noise: Tensor, supervised: int, objective: Objective, grids: Grids
 ) -> Tensor:
     """Fresh samples x0 for the fake score, drawn as the DMD gradient sees the student's own."""
-    return roll_out(denoiser(network, "student"), noise, 0, supervised, objective, grids)
+    steps = range(supervised + 1)
+    return roll_out(denoiser(network, "student"), noise, steps, objective, grids)
 
 
 def fake_update(network: Network, x0: Tensor, draws: Draws) -> Metrics:
@@ -112,18 +114,19 @@ def fake_update(network: Network, x0: Tensor, draws: Draws) -> Metrics:
 
 
 def roll_out(
-    student: Denoise, x_t: Tensor, start: int, supervised: int, objective: Objective, grids: Grids
+    student: Denoise, x_t: Tensor, steps: range, objective: Objective, grids: Grids
 ) -> Tensor:
     """x_theta: the student's x0 at the DMD-supervised step, (B, C, H, W).
 
     Args:
-        x_t: the state before step `start`.
+        x_t: the state before the first of the steps.
+        steps: those to take; the last one is supervised.
     """
-    levels = grids.student
+    levels, supervised = grids.student, steps[-1]
     if objective.supervision == "all":
-        return ablations.all_steps(student, x_t, levels, start, objective.first_dmd_step)
+        return ablations.all_steps(student, x_t, levels, steps.start, objective.first_dmd_step)
     with torch.no_grad():
-        x_t = eq.roll(student, x_t, levels, start, supervised)
+        x_t = eq.roll(student, x_t, levels, steps.start, supervised)
     return student(x_t, levels[supervised])
 
 

@@ -122,6 +122,15 @@ class PromptPair:
     conditional: Conditioning
     unconditional: Conditioning
 
+    @classmethod
+    def of(cls, conditional: Conditioning, negative: Conditioning) -> PromptPair:
+        """The prompts, each against the same negative prompt (batch size 1)."""
+        return cls(conditional, negative.repeat(len(conditional)))
+
+    def to(self, device: torch.device | str) -> PromptPair:
+        """The same on another device."""
+        return PromptPair(self.conditional.to(device), self.unconditional.to(device))
+
     def index(self, rows: slice) -> PromptPair:
         """Those rows."""
         return PromptPair(self.conditional.index(rows), self.unconditional.index(rows))

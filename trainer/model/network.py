@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -29,24 +30,24 @@ class NetworkHalf(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class NetworkCall:
-    """A denoiser with everything a sampler or the trainer needs to know of it."""
+    """A denoiser with everything a sampler or the trainer needs to know of it.
 
-    def __init__(
-        self,
-        network: nn.Module,
-        half: NetworkHalf,
-        prediction: str,
-        schedule: Schedule,
-        device: torch.device | str,
-        dtype: torch.dtype,
-    ) -> None:
-        """Args:
+    Attributes:
         half: of its family; says how the network is called.
+        prediction: what it predicts.
+        schedule: the noise schedule that it was trained with.
+        device: where it computes.
         dtype: of the frozen network, whatever its adapters have.
-        """
-        self.network, self.half, self.prediction = network, half, prediction
-        self.schedule, self.device, self.dtype = schedule, torch.device(device), dtype
+    """
+
+    network: nn.Module
+    half: NetworkHalf
+    prediction: str
+    schedule: Schedule
+    device: torch.device
+    dtype: torch.dtype
 
     @property
     def family(self) -> Family:

@@ -27,7 +27,6 @@ from .encoders import EncoderPlan, combine, encoder_dtype, plan, read_layer
 
 logger = logging.getLogger("dpdmd_studio.loading")
 Report = Callable[[str], None]
-Progress = Callable[[int, int], None]
 
 CACHE_VERSION = 1
 SAMPLED_BYTES = 4096
@@ -83,20 +82,17 @@ def encode_prompts(
     *,
     cache_folder: Path,
     clip_skip: int = 1,
-    device: torch.device | str = "cpu",
     report: Report = logger.info,
-    progress: Progress | None = None,
 ) -> EncodedPrompts:
     """Conditioning of each prompt: batch size 1, on the CPU, in the denoiser's dtype.
 
     Args:
-        checkpoint: its encoders are loaded one after the other, if anything is missing at all.
+        checkpoint: its encoders are loaded one after the other onto its device, if anything is
+            missing at all.
         prompts: texts without `<lora:...>` tags.
         cache_folder: made if need be.
         clip_skip: 1 is the last layer; SD 1.x only.
-        device: where the encoders run.
         report: is told what is going to happen before it does.
-        progress: is called with (prompts done by all encoders so far, how many there are).
     """
     plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
     settings = _settings(checkpoint, clip_skip)
@@ -112,7 +108,7 @@ def encode_prompts(
         network = checkpoint.network
         try:
             network.to("cpu")  # a T5 beside the denoiser would not fit on most cards
-            for text, conditioning in _encode(checkpoint, plans, missing, device, progress):
+            for text, conditioning in _encode(checkpoint, plans, missing):
                 encoded.write(text, conditioning)
         finally:
             network.to(checkpoint.device)
@@ -139,11 +135,7 @@ def estimate_cache_bytes(
 
 
 def _encode(
-    checkpoint: LoadedCheckpoint,
-    plans: dict[str, EncoderPlan],
-    prompts: list[str],
-    device: torch.device | str,
-    progress: Progress | None,
+    checkpoint: LoadedCheckpoint, plans: dict[str, EncoderPlan], prompts: list[str]
 ) -> Iterator[tuple[str, Conditioning]]:
     """(prompt, conditioning) of each prompt, one encoder in memory at a time.
 
@@ -151,13 +143,11 @@ def _encode(
     """
     parts: dict[str, dict[str, Encoded]] = {text: {} for text in prompts}
     for number, (kind, component) in enumerate(checkpoint.encoders.items()):
-        model = component.load(encoder_dtype(component.config), device)
-        for done, text in enumerate(prompts, start=1):
+        model = component.load(encoder_dtype(component.config), checkpoint.device)
+        for text in prompts:
             with torch.no_grad():
                 encoded = plans[kind].encode(model, text)
             parts[text][kind] = _kept(encoded, checkpoint.dtype)
-            if progress is not None:
-                progress(number * len(prompts) + done, len(plans) * len(prompts))
             if number + 1 == len(plans):
                 yield text, combine(checkpoint, parts.pop(text))
         del model

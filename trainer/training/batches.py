@@ -24,6 +24,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.noise)
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return Batch(to_device(self.noise, device), self.prompts.to(device))
+
 
 def stream_generator(seed: int, stream: str, step: int, index: int = 0) -> torch.Generator:
     """A CPU generator that depends on these four numbers alone."""
@@ -37,7 +41,7 @@ def start_noise(seed: int, shape: tuple[int, int, int]) -> torch.Tensor:
 
 
 class BatchSource:
-    """Batches drawn from encoded prompts."""
+    """Batches drawn from encoded prompts, on the CPU."""
 
     def __init__(
         self,
@@ -45,9 +49,7 @@ class BatchSource:
         prompts: PromptSource,
         encoded: Mapping[str, Conditioning],
         negative: Conditioning,
-        *,
         latent_shapes: list[tuple[int, int, int]],
-        device: torch.device,
     ) -> None:
         """Args:
         encoded: conditioning of every prompt that `prompts` can draw in this run, batch size 1.
@@ -55,7 +57,7 @@ class BatchSource:
         latent_shapes: (C, h, w) of each resolution; one is drawn per update.
         """
         self._config, self._prompts, self._encoded = config, prompts, encoded
-        self._negative, self._shapes, self._device = negative, latent_shapes, device
+        self._negative, self._shapes = negative, latent_shapes
 
     def generator(self, stream: str, step: int, index: int = 0) -> torch.Generator:
         """The random draws of one use at one step."""
@@ -70,10 +72,7 @@ class BatchSource:
         first = prompt_index(stream, index, size)
         texts = [self._prompts.draw(step, first + i) for i in range(size)]
         conditional = Conditioning.cat([self._encoded[text] for text in texts])
-        unconditional = self._negative.repeat(size)
-        noise = to_device(noise, self._device)
-        prompts = PromptPair(conditional.to(self._device), unconditional.to(self._device))
-        return Batch(noise, prompts)
+        return Batch(noise, PromptPair.of(conditional, self._negative))
 
 
 def prompt_index(stream: str, index: int, batch_size: int) -> int:

@@ -11,6 +11,8 @@ from torch import Tensor
 from ...app.config.distill_config import DistillConfig
 from ...app.config.request import DistillRequest
 from ...app.runs.directory import RunDirectory
+from ...core.lora.file import NewLora, write_lora
+from ...core.lora.metadata import training_metadata
 from ...core.recipe.recipe import Recipe
 from ..loading.checkpoint import LoadedCheckpoint
 from ..loading.teacher_loras import IncludedLoras
@@ -18,7 +20,7 @@ from ..model.conditioning import Conditioning
 from ..model.network import NetworkCall
 from ..model.roles import AdapterRoles
 from ..text.cache import EncodedPrompts
-from .student_file import TeacherFacts, make_recipe, write_student
+from .student_file import TeacherFacts, Training, make_recipe, student_pairs
 from .trainer import Trainer
 
 
@@ -53,15 +55,7 @@ class Session:
 
     def recipe(self) -> Recipe:
         """The sampling contract of this run's student."""
-        grids = self.trainer.grids
-        return make_recipe(
-            self.config,
-            self.teacher,
-            self.call.schedule,
-            self.call.prediction,
-            grids.student,
-            grids.teacher,
-        )
+        return make_recipe(self.config, self.teacher, self.call.prediction, self.trainer.grids)
 
     def write_lora(
         self,
@@ -72,22 +66,22 @@ class Session:
         step: int | None = None,
     ) -> Path:
         """Write the student as it is now, or an earlier one with its number of updates."""
-        return write_student(
-            path,
-            self.checkpoint.family,
-            self.checkpoint.config,
-            self.trainer.student_weights() if weights is None else weights,
-            self.recipe(),
-            self.config,
+        pairs = student_pairs(self.trainer.student_weights() if weights is None else weights)
+        if self.included is not None:
+            pairs = self.included.beside(pairs)
+        training = Training(
+            config=self.config,
             num_updates=self.trainer.step if step is None else step,
             started_at=self.request.created_at,
             finished_at=time.time(),
             precision=str(next(self.call.network.parameters()).dtype).removeprefix("torch."),
-            included=self.included,
             note=self.trainer.settings.note(),
-            file_format=self.request.file_format,
-            overwrite=overwrite,
         )
+        metadata = training_metadata(training.facts(path.stem, self.teacher.name))
+        checkpoint = self.checkpoint
+        student = NewLora(checkpoint.family, checkpoint.config, pairs, self.recipe(), metadata)
+        file_format = self.request.file_format
+        return write_lora(path, student, format=file_format, overwrite=overwrite)  # type: ignore[arg-type]
 
     def load_student(self, weights: dict[str, Tensor]) -> None:
         """Put weights (such as the moving average) in the student's place."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,17 +20,22 @@ from ...core.errors import OutputError, RunError
 from ..model.roles import AdapterRoles
 from .optimizers import AdapterOptimizer
 
-Optimizers = dict[str, AdapterOptimizer]
+
+@dataclass(frozen=True)
+class Learned:
+    """What the updates of a run have changed so far; an exact resume needs all of it.
+
+    Attributes:
+        optimizers: by role.
+        average: the student's moving average by name, where one is kept.
+    """
+
+    roles: AdapterRoles
+    optimizers: dict[str, AdapterOptimizer]
+    average: dict[str, Tensor] | None
 
 
-def save_state(
-    run: RunDirectory,
-    step: int,
-    fingerprint: str,
-    roles: AdapterRoles,
-    optimizers: Optimizers,
-    average: dict[str, Tensor] | None,
-) -> None:
+def save_state(run: RunDirectory, step: int, fingerprint: str, learned: Learned) -> None:
     """Write the state after student update `step` into the run, whole or not at all.
 
     Raises:
@@ -37,7 +43,7 @@ def save_state(
     """
     with run.new_state(step) as folder:
         try:
-            for name, content in _tensors(roles, optimizers, average):
+            for name, content in _tensors(learned):
                 save_file(content, folder / f"{name}.safetensors")
         except SafetensorError as error:
             raise OutputError(
@@ -48,25 +54,17 @@ def save_state(
         (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _tensors(
-    roles: AdapterRoles, optimizers: Optimizers, average: dict[str, Tensor] | None
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _tensors(learned: Learned) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(file name, tensors) of a state, made one after the other."""
-    for role, optimizer in optimizers.items():
-        yield role, roles.state(role)
-        yield f"{role}-optimizer", optimizer.tensors(_names(roles, role))
-    if average is not None:
-        yield "average", average
+    for role, optimizer in learned.optimizers.items():
+        yield role, learned.roles.state(role)
+        yield f"{role}-optimizer", optimizer.tensors(_names(learned.roles, role))
+    if learned.average is not None:
+        yield "average", learned.average
 
 
-def load_state(
-    folder: Path,
-    fingerprint: str,
-    roles: AdapterRoles,
-    optimizers: Optimizers,
-    average: dict[str, Tensor] | None,
-) -> int:
-    """Restore a state saved by `save_state`; returns its step.
+def load_state(folder: Path, fingerprint: str, learned: Learned) -> int:
+    """Restore a state saved by `save_state` into `learned`; returns its step.
 
     Raises:
         RunError: the state is damaged, or belongs to other settings.
@@ -78,13 +76,13 @@ def load_state(
                 f"{folder} was made with other settings, prompts or LoRAs, or another checkpoint "
                 "than the run now has. Undo the change, or start a new run."
             )
-        for role, optimizer in optimizers.items():
-            roles.load_state(role, load_file(folder / f"{role}.safetensors"))
+        for role, optimizer in learned.optimizers.items():
+            learned.roles.load_state(role, load_file(folder / f"{role}.safetensors"))
             saved = load_file(folder / f"{role}-optimizer.safetensors")
-            optimizer.load(_names(roles, role), saved)
-        if average is not None:
+            optimizer.load(_names(learned.roles, role), saved)
+        if learned.average is not None:
             saved = load_file(folder / "average.safetensors")  # a map of a file that will go away
-            average.update({name: value.clone() for name, value in saved.items()})
+            learned.average.update({name: value.clone() for name, value in saved.items()})
         return int(facts["step"])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(

@@ -22,7 +22,7 @@ from .batches import BatchSource
 from .gradients import Gradients, Samples
 from .in_force import SettingsInForce, apply
 from .optimizers import AdapterOptimizer
-from .state import load_state, save_state
+from .state import Learned, load_state, save_state
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Trainer:
             NonFiniteError: a loss or gradient is not finite; the update is not applied.
         """
         step = self.step + 1
-        batch = self.batches.batch("student", step)
+        batch = self.batches.batch("student", step).to(self.device)
 
         def work() -> tuple[Metrics, Samples]:
             generator = self.batches.generator("student-levels", step)
@@ -108,7 +108,7 @@ class Trainer:
         )
 
     def _fresh_samples(self, step: int, index: int) -> Samples:
-        batch = self.batches.batch("fake", step, index)
+        batch = self.batches.batch("fake", step, index).to(self.device)
 
         def work() -> Samples:
             return self.gradients.samples(
@@ -225,7 +225,10 @@ class Trainer:
         for role in self.optimizers:
             self.ranks.require_equal(f"{role} adapter", self.roles.parameters(role))
         if self.ranks.is_main:
-            save_state(run, self.step, self.fingerprint, self.roles, self.optimizers, self.average)
+            save_state(run, self.step, self.fingerprint, self._learned())
+
+    def _learned(self) -> Learned:
+        return Learned(self.roles, self.optimizers, self.average)
 
     def resume(self, run: RunDirectory) -> bool:
         """Restore the newest saved state; False if there is none: then all starts anew."""
@@ -233,7 +236,7 @@ class Trainer:
         if folder is None:
             run.truncate_metrics(0)
             return False
-        self.step = load_state(folder, self.fingerprint, self.roles, self.optimizers, self.average)
+        self.step = load_state(folder, self.fingerprint, self._learned())
         run.truncate_metrics(self.step)
         return True
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import mounting
 import torch
 from dpdmd_studio.app.library.home import prompt_cache
+from dpdmd_studio.cli.console import shown_by
 from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions, trailing_positions
 from dpdmd_studio.core.families import stated_settings
 from dpdmd_studio.core.lora.file import LoraFile
@@ -61,15 +62,12 @@ class Easel:
     ) -> Easel:
         """The teacher "sd3" or "sd1"; `loras`: by name, the files on together, with strengths."""
         encoder.register()
-        checkpoint = load_checkpoint(
-            asset(teacher), dtype=torch.float32, device="cpu", report=lambda _: None
-        )
+        checkpoint = load_checkpoint(asset(teacher), dtype=torch.float32, device="cpu")
         encoded = encode_prompts(
             checkpoint,
             [*captions, ""],
             clip_skip=1,
             cache_folder=prompt_cache(),
-            report=lambda _: None,
         )
         facts, size = stated_settings(asset(teacher)), checkpoint.detection.resolution // 8
         painter = Painter(
@@ -110,5 +108,6 @@ class Easel:
             known: what has been drawn before, by arm.
         """
         measures = measures_for(self.checkpoint)
-        found = evaluate(self.painter, arms, self.material, measures, say, known=known)
+        with shown_by(say):
+            found = evaluate(self.painter, arms, self.material, measures, known=known)
         return {arm.name: arm.measures for arm in found}

@@ -104,7 +104,7 @@ def distilled(
     from dpdmd_studio.trainer.commands.distill import run_distillation
 
     run = new_run(teacher, config, folder)
-    return run_distillation(run, report=lambda _: None, on_progress=on_progress)
+    return run_distillation(run, on_progress=on_progress)
 
 
 def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, float]]:
@@ -122,7 +122,7 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, flo
     captions = caption_sample(held_out=held_out, count=CAPTIONS, seed=7)
     first = HELD_OUT_SEEDS if held_out else TUNING_SEEDS
     seeds = range(first, first + SEEDS_EACH)
-    material = evaluation_set(session, captions, seeds, lambda _: None)
+    material = evaluation_set(session, captions, seeds)
     painter, arms = session_painter(session), run_arms(session)
     if not held_out:
         arms.pop(2)  # the zero-training rival
@@ -132,9 +132,7 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, flo
     known = {  # the teacher, guided and bare
         arm.name: remembered(cache, facts, painter, arm, material) for arm in arms[:2]
     }
-    found = evaluate(
-        painter, arms, material, measures_for(session.checkpoint), lambda _: None, known=known
-    )
+    found = evaluate(painter, arms, material, measures_for(session.checkpoint), known=known)
     return measures_by_arm(found)
 
 
@@ -146,7 +144,7 @@ def remembered(
 
     kept = cache / f"{arm.name}-{'-'.join(map(str, facts))}.pt"
     if not kept.exists():
-        torch.save(draw_timed(painter, arm, material, lambda _: None), kept)
+        torch.save(draw_timed(painter, arm, material), kept)
     return torch.load(kept, weights_only=False)
 
 

@@ -102,7 +102,7 @@ def interleaved(case: str, folder: Path) -> None:
         for name in times:
             run = fidelity.new_run(teacher, settings_of(name, steps, 0), Path(place) / name)
             prepare(run)
-            trainers[name] = open_session(run, lambda _: None).trainer
+            trainers[name] = open_session(run).trainer
             trainers[name].update()  # the first one warms up
         for _ in range(ROUNDS):
             for name, trainer in trainers.items():

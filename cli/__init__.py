@@ -16,7 +16,7 @@ from typing import Any
 from ..app.config.distill_config import DistillConfig
 from ..app.config.presets import MEMORIES
 from ..app.config.request import DistillRequest, ModelFiles, TeacherLora, parse_seeds
-from ..app.environment.launched import place, require_one_process
+from ..app.environment.launched import require_one_process
 from ..app.runs.exit_note import recorded
 from ..core.errors import DPDMDError
 from .arguments import (
@@ -26,6 +26,7 @@ from .arguments import (
     parse_lora,
 )
 from .compare import add_compare
+from .console import plain_line, show_warnings, shown_by
 from .estimate import add_estimate
 from .gui import add_gui
 from .jobs import add_job_commands, add_queue_option, queue_distill
@@ -35,6 +36,7 @@ from .settings import add_settings, add_settings_option, settings_values
 
 USER_ERROR, INTERRUPTED = 2, 130
 MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
+log = logging.getLogger("dpdmd_studio.cli")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,13 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    show_warnings()
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"
     try:
         if arguments.run_command not in (_distill, _resume):
             require_one_process("This command")
-        return recorded(arguments.run_command, arguments)
+        with shown_by(plain_line):
+            return recorded(arguments.run_command, arguments)
     except DPDMDError as error:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR
@@ -165,7 +168,7 @@ def _distill(arguments: argparse.Namespace) -> int:
     config = DistillConfig.from_dict(settings_values(arguments, detection.family))
     prompts = read_prompts(Path(arguments.prompts))
     for note in prompts.notes:
-        _say(note)
+        log.info("%s", note)
     request = DistillRequest(
         model=_model_files(arguments),
         config=config,
@@ -186,7 +189,7 @@ def _distill(arguments: argparse.Namespace) -> int:
 
     folder = Path(arguments.run) if arguments.run else new_run_folder(Path(arguments.output).stem)
     run = create_run(folder, request, list(prompts.prompts), overwrite=arguments.overwrite)
-    _say(f"Run: {run.path}")
+    log.info("Run: %s", run.path)
     return _train(run, arguments.json)
 
 
@@ -210,8 +213,8 @@ def _train(run: Any, as_json: bool) -> int:
     from ..trainer.commands.distill import run_distillation
     from ..trainer.commands.terminal import ProgressLine
 
-    with ProgressLine() as line:
-        outcome = run_distillation(run, report=line.message, on_progress=line.show)
+    with ProgressLine() as line, shown_by(line.message):
+        outcome = run_distillation(run, on_progress=line.show)
     print_outcome(outcome, run.path, as_json)
     return 0
 
@@ -226,7 +229,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     else:
         listed = parse_line(arguments.prompt)
     for note in listed.notes:
-        _say(note)
+        log.info("%s", note)
     names = ("negative", "steps", "guidance_scale", "guidance_rescale", "resolution",
              "clip_skip", "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
              "overwrite")  # fmt: skip
@@ -239,7 +242,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         output=Path(arguments.output),
         **{name: getattr(arguments, name) for name in names},
     )
-    paths = sample_pictures(request, report=_say)
+    paths = sample_pictures(request)
     if arguments.json:
         sys.stdout.write(json.dumps({"pictures": [str(path) for path in paths]}) + "\n")
     else:
@@ -260,21 +263,13 @@ def _demo(arguments: argparse.Namespace) -> int:
     from ..trainer.commands.demo import run_demo
     from ..trainer.commands.terminal import ProgressLine
 
-    with ProgressLine() as line:
+    with ProgressLine() as line, shown_by(line.message):
         facts = run_demo(
             Path(arguments.output),
             steps=arguments.steps,
             overwrite=arguments.overwrite,
-            report=line.message,
             on_progress=line.show,
         )
     sys.stdout.write(json.dumps(facts.to_dict()) if arguments.json else facts.to_text())
     sys.stdout.write("\n")
     return 0
-
-
-def _say(message: str) -> None:
-    """What all processes of a run would say alike is said by the first."""
-    if not place().is_main:
-        return
-    sys.stderr.write(message + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ from .arguments import parse_lora
 OPTIONS = ("steps", "teacher_steps", "guidance_scale", "negative", "rival", "resolution",
            "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
            "overwrite")  # fmt: skip
+log = logging.getLogger("dpdmd_studio.cli")
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +71,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         features=Path(arguments.features) if arguments.features else None,
         **{name: getattr(arguments, name) for name in OPTIONS},
     )
-    result = compare(request, report=_say)
+    result = compare(request)
     sys.stdout.write(json.dumps(result.to_dict()) if arguments.json else result.to_text())
     sys.stdout.write("\n")
     return 0
@@ -80,9 +82,5 @@ def _prompts(path: Path) -> tuple[str, ...]:
 
     listed = read_prompts(path)
     for note in listed.notes:
-        _say(note)
+        log.info("%s", note)
     return tuple(listed.prompts)
-
-
-def _say(message: str) -> None:
-    sys.stderr.write(message + "\n")

@@ -174,16 +174,12 @@ def _free_memory(device: str) -> int | None:
     return free_bytes(device)
 
 
-def _tell(text: str) -> None:
-    sys.stderr.write(text + "\n")
-
-
 def _measured(arguments: argparse.Namespace, config: DistillConfig) -> tuple[dict[str, Any], str]:
     """(seconds of all updates and peak bytes, the same in words), from a few on this device."""
     from ..trainer.commands.timed_updates import measured_updates  # heavy
 
     files = {name: getattr(arguments, name) for name in ("checkpoint", *ENCODERS, "vae")}
-    update, peak = measured_updates(ModelFiles(**files), config, _tell)
+    update, peak = measured_updates(ModelFiles(**files), config)
     seconds = update * config.steps
     text = (
         f"Time: about {duration(seconds)} for {config.steps} updates of {update:.2f} s, measured "

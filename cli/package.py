@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from .arguments import parse_lora
 FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
 OPTIONS = ("count", "cover", "name", "author", "license", "trigger_words", "batch_size", "device",
            "dtype", "overwrite")  # fmt: skip
+log = logging.getLogger("dpdmd_studio.cli")
 
 
 def add_package(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +65,7 @@ def run_package(arguments: argparse.Namespace) -> int:
         report=Path(arguments.report).expanduser() if arguments.report else None,
         **{name: getattr(arguments, name) for name in OPTIONS},
     )
-    result = package(request, report=_say)
+    result = package(request)
     sys.stdout.write(json.dumps(result.to_dict()) if arguments.json else result.to_text())
     sys.stdout.write("\n")
     return 0
@@ -76,9 +78,5 @@ def _prompts(path: str | None) -> tuple[str, ...]:
 
     listed = read_prompts(Path(path).expanduser())
     for note in listed.notes:
-        _say(note)
+        log.info("%s", note)
     return tuple(listed.prompts)
-
-
-def _say(message: str) -> None:
-    sys.stderr.write(message + "\n")

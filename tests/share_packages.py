@@ -32,7 +32,7 @@ def recipe(family: str, **changes):
 
 def student(folder: Path, checkpoint: Path, *, name: str = "few", seed: int = 1, **changes) -> Path:
     """A LoRA with random weights and a recipe for the SD 1.x checkpoint."""
-    plain = load_checkpoint(checkpoint, dtype=torch.float32, device="cpu", report=lambda _: None)
+    plain = load_checkpoint(checkpoint, dtype=torch.float32, device="cpu")
     pairs = lora_networks.random_pairs(plain.network, plain.family, plain.config, seed=seed)
     path = folder / f"{name}.safetensors"
     contract = recipe("sd1", resolutions=((32, 32),), **changes)

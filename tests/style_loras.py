@@ -48,7 +48,7 @@ class Style:
 @functools.cache
 def plain(path: Path, dtype: torch.dtype = torch.float32) -> LoadedCheckpoint:
     """The checkpoint as it is; not to be changed."""
-    return load_checkpoint(path, dtype=dtype, device="cpu", report=lambda _: None)
+    return load_checkpoint(path, dtype=dtype, device="cpu")
 
 
 def encoder_shapes(checkpoint: LoadedCheckpoint, kind: str) -> dict[str, torch.Size]:

@@ -47,9 +47,7 @@ def files(sources, tmp_path_factory):
 def load(path: Path, dtype: torch.dtype = torch.float32, **changes):
     """A checkpoint on the CPU, what it reported thrown away."""
     overrides = Overrides(**changes)
-    return load_checkpoint(
-        path, dtype=dtype, device="cpu", overrides=overrides, report=lambda _: None
-    )
+    return load_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides)
 
 
 def inputs(network, channels: int) -> dict[str, object]:

@@ -20,7 +20,7 @@ SMALL = ("--resolution", "32x32", "--teacher-steps", "2", "--seeds", "0-2")
 def loras(files, tmp_path_factory):
     """Two LoRAs for the tiny SD 1.x checkpoint and one for SD3, with a recipe each."""
     folder, found = tmp_path_factory.mktemp("loras"), {}
-    plain = load_checkpoint(files["sd1"], dtype=torch.float32, device="cpu", report=lambda _: None)
+    plain = load_checkpoint(files["sd1"], dtype=torch.float32, device="cpu")
     for seed, name in ((1, "one"), (2, "two")):
         pairs = lora_networks.random_pairs(plain.network, plain.family, plain.config, seed=seed)
         found[name] = folder / f"{name}.safetensors"

@@ -48,7 +48,7 @@ def test_live_bytes_are_those_of_storages_until_they_are_freed():
 def test_counted_memory_is_within_a_tenth_of_the_measured(changed, files, tmp_path):
     settings = {"batch_size": 4, "resolution": "64x64"} | changed
     run = new_run(tmp_path, files["sd1"], ema_decay=0.0, fake_updates=1, **settings)
-    session = open_session(run, lambda text: None)
+    session = open_session(run)
     trainer = session.trainer
     trainer.update()
     resident = [*session.call.network.parameters(), *session.call.network.buffers()]

@@ -202,7 +202,7 @@ def test_a_gradient_that_is_not_finite_stops_and_keeps_the_last_state(files, tmp
 
 def test_the_head_start_trains_the_fake_score_alone(files, tmp_path):
     run = new_run(tmp_path, files["sd1"], fake_head_start=3)
-    session = open_session(run, lambda text: None)
+    session = open_session(run)
     before = {role: session.roles.state(role) for role in ("student", "fake")}
     session.trainer.head_start()
     after = {role: session.roles.state(role) for role in ("student", "fake")}

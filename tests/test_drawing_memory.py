@@ -7,7 +7,7 @@ import torch
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.evaluation import previews as preview
 from dpdmd_studio.trainer.evaluation.previews import Previews
-from tiny_runs import new_run
+from tiny_runs import heard, new_run
 
 
 @pytest.mark.parametrize("largest", [1, 0])
@@ -23,9 +23,9 @@ def test_a_preview_is_drawn_one_by_one_or_left_out(largest, files, tmp_path, mon
 
     monkeypatch.setattr(preview, "sample_latents", sample_latents)
     run = new_run(tmp_path, files["sd1"], preview_every=1)
-    said: list[str] = []
-    session = open_session(run, lambda text: None)
-    Previews(run, session, said.append).student(1)
+    session = open_session(run)
+    with heard() as said:
+        Previews(run, session).student(1)
     path = run.previews / "step-00000001.png"
     if largest:
         assert drawn[0] == 2 and set(drawn[1:]) == {1} and path.is_file() and not said

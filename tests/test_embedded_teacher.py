@@ -71,7 +71,6 @@ def test_held_out_captions_come_out_as_said(teacher, tmp_path):
         [*captions, ""],
         clip_skip=1,
         cache_folder=Path(tmp_path),
-        report=lambda _: None,
     )
     sigmas = Levels.at_positions(checkpoint.schedule, trailing_positions(30)).sigmas
     latents = sample_latents(

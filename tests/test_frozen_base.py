@@ -17,7 +17,7 @@ from dpdmd_studio.trainer.memory.packed_base import offload_base, quantise_base,
 from dpdmd_studio.trainer.memory.weight_formats import FORMATS, weight_format
 from dpdmd_studio.trainer.model.roles import AdapterRoles
 from live_bytes import LiveBytes
-from tiny_runs import new_run
+from tiny_runs import heard, new_run
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -334,8 +334,8 @@ def test_a_run_learns_the_same_from_an_offloaded_base(family, files, tmp_path):
     short = {"teacher_steps": 4, "fake_updates": 1, "batch_size": 1}
     plain = new_run(tmp_path / "a", files[family], **short)
     moved = new_run(tmp_path / "b", files[family], offload_base=True, **short)
-    said: list[str] = []
-    sessions = [open_session(plain, lambda text: None), open_session(moved, said.append)]
+    with heard() as said:
+        sessions = [open_session(plain), open_session(moved)]
     assert any("CPU memory, 2 x" in text for text in said)
     assert sessions[1].call.device == CPU
     for _ in range(2):
@@ -346,11 +346,11 @@ def test_a_run_learns_the_same_from_an_offloaded_base(family, files, tmp_path):
 
 def test_a_run_on_a_packed_base_resumes_only_as_such(files, tmp_path):
     run = new_run(tmp_path, files["sd3"], base_weights="int8")
-    session = open_session(run, lambda text: None)
+    session = open_session(run)
     layers = [m for m in session.call.network.modules() if isinstance(m, FrozenLayer)]
     assert layers and all(layer.get_buffer("stored_0").dtype == torch.int8 for layer in layers)
     fingerprints = {session.trainer.fingerprint}
     for name, settings in (("b", {"offload_base": True}), ("c", {})):
         other = new_run(tmp_path / name, files["sd3"], **settings)
-        fingerprints.add(open_session(other, lambda text: None).trainer.fingerprint)
+        fingerprints.add(open_session(other).trainer.fingerprint)
     assert len(fingerprints) == 2  # where the weights lie does not matter

@@ -20,7 +20,7 @@ from dpdmd_studio.core.lora.file import read_lora
 from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.commands import preparation
 from dpdmd_studio.trainer.commands.device_lock import device_name
-from tiny_runs import TINY, distil, new_run
+from tiny_runs import TINY, distil, heard, new_run
 
 PATIENCE_SECONDS = 120
 
@@ -143,7 +143,7 @@ def test_a_run_of_the_queue_waits_for_its_device(files, tmp_path, home, monkeypa
     run = new_run(tmp_path, files["sd1"], steps=1)
     monkeypatch.setenv(exit_note.VARIABLE, str(run.path))
     (home / "locks").mkdir(parents=True)
-    said, let_go = [], threading.Event()
+    let_go = threading.Event()
 
     def hold() -> None:
         with owned(home / "locks" / "cpu.json", about="another one"):
@@ -155,11 +155,8 @@ def test_a_run_of_the_queue_waits_for_its_device(files, tmp_path, home, monkeypa
     holder.start()
     held.wait(PATIENCE_SECONDS)
 
-    def report(text: str) -> None:
-        said.append(text)
-        let_go.set()  # it says that it waits, and is let in
-
-    outcome = runner.run_distillation(run, report=report, on_progress=lambda progress: None)
+    with heard(lambda text: let_go.set()) as said:  # it says that it waits, and is let in
+        outcome = distil(run)
     holder.join()
     assert outcome.finished and said[0] == "Waiting for cpu: another one runs on it"
     assert not (home / "locks" / "cpu.json").exists()

@@ -13,7 +13,7 @@ from dpdmd_studio.trainer.loading.lora_merge import open_merging
 from dpdmd_studio.trainer.text.cache import encode_prompts, encoder_identity
 from safetensors.torch import load_file, save_file
 from style_loras import KOHYA, TE_LAYERS, change, plain, style
-from tiny_runs import BUILDERS
+from tiny_runs import BUILDERS, heard
 
 pytestmark = pytest.mark.usefixtures("home")
 TEXTS = ["a cat", "two red houses at dusk"]
@@ -28,9 +28,13 @@ def files(files, tmp_path_factory):
 
 def merged(path, loras, dtype=torch.float32, notes=None):
     opened = [open_merging(item.path, strength) for item, strength in loras]
-    report = (lambda _: None) if notes is None else notes.append
-    overrides = Overrides(loras=opened)
-    return load_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides, report=report)
+    with heard() as said:
+        checkpoint = load_checkpoint(
+            path, dtype=dtype, device="cpu", overrides=Overrides(loras=opened)
+        )
+    if notes is not None:
+        notes += said
+    return checkpoint
 
 
 @pytest.mark.parametrize("form", ["kohya", "peft"])
@@ -107,7 +111,7 @@ def in_openclip(module: str) -> tuple[str, slice]:
 
 
 def encoded(checkpoint, folder):
-    return encode_prompts(checkpoint, TEXTS, cache_folder=folder, report=lambda _: None)
+    return encode_prompts(checkpoint, TEXTS, cache_folder=folder)
 
 
 def test_the_cache_tells_merged_encoders_apart_and_no_others(files, tmp_path):

@@ -60,7 +60,7 @@ def trained(file, tmp_path_factory):
 
 def loaded(file):
     """The checkpoint in fp32."""
-    return load_checkpoint(file, dtype=torch.float32, device="cpu", report=lambda _: None)
+    return load_checkpoint(file, dtype=torch.float32, device="cpu")
 
 
 def test_it_is_detected_with_its_encoder(file):
@@ -84,7 +84,7 @@ def test_its_network_is_filled_from_the_fused_tensor_and_called_its_own_way(file
 
 def test_its_prompts_of_unequal_length_make_one_exact_batch(file, tmp_path):
     checkpoint = loaded(file)
-    texts = encode_prompts(checkpoint, PROMPTS, cache_folder=tmp_path, report=lambda _: None)
+    texts = encode_prompts(checkpoint, PROMPTS, cache_folder=tmp_path)
     apart = [texts[prompt] for prompt in PROMPTS]
     assert [item.context.shape[1] for item in apart] == [len(text) + 1 for text in PROMPTS]
     assert apart[0].batches_exactly_with(apart[1]) and apart[0].pooled is None

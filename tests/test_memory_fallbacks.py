@@ -9,12 +9,11 @@ import pytest
 import torch
 from dpdmd_studio.core.errors import RunError
 from dpdmd_studio.core.files.tensor_file import read_header
-from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.method import ablations
 from dpdmd_studio.trainer.model.network import NetworkCall
 from dpdmd_studio.trainer.training import gradients
-from tiny_runs import distil, final_state, metrics_of, new_run
+from tiny_runs import distil, final_state, heard, metrics_of, new_run
 
 FIRST_FALLBACKS = ("gradient_checkpointing", "micro_batch_size")
 
@@ -58,7 +57,7 @@ def in_float64(session, monkeypatch) -> None:
 def test_parts_of_a_batch_give_its_gradients(size, objective, files, tmp_path, monkeypatch):
     """To rounding, which float32 lets grow to 1e-3 in layers of small gradients."""
     run = new_run(tmp_path, files["sd1"], batch_size=3, objective=objective)
-    session = open_session(run, lambda text: None)
+    session = open_session(run)
     in_float64(session, monkeypatch)
     trainer = session.trainer
     for parameter in trainer.roles.parameters("student"):  # both roles away from zero
@@ -89,9 +88,9 @@ def test_a_run_takes_fallbacks_and_learns_the_same(files, tmp_path, monkeypatch)
     plain = new_run(tmp_path / "a", files["sd1"], batch_size=2)
     distil(plain)
     limited(monkeypatch, lambda call, n: call.network.is_gradient_checkpointing and n == 1)
-    said: list[str] = []
     run = new_run(tmp_path / "b", files["sd1"], batch_size=2)
-    outcome = runner.run_distillation(run, report=said.append, on_progress=lambda progress: None)
+    with heard() as said:
+        outcome = distil(run)
     assert outcome.step == 4 and outcome.finished
     downs = [text for text in said if "ran out of memory in update 1" in text]
     assert ["--gradient-checkpointing" in downs[0], "--micro-batch-size" in downs[1]] == [True] * 2
@@ -137,12 +136,12 @@ def test_the_last_fallback_changes_the_objective_and_says_so(files, tmp_path, mo
         return original(*arguments)
 
     monkeypatch.setattr(ablations, "all_steps", all_steps)
-    said: list[str] = []
     run = new_run(tmp_path, files["sd1"], batch_size=1, steps=1, gradient_steps="all")
-    outcome = runner.run_distillation(run, report=said.append, on_progress=lambda progress: None)
+    with heard() as said:
+        outcome = distil(run)
     assert graphs["open"] == 4  # as set, checkpointed, the moments elsewhere, the base in 8 bit
     assert any("changes what is learned" in text for text in said)
-    assert open_session(run, said.append).config.gradient_steps == "random"
+    assert open_session(run).config.gradient_steps == "random"
     metadata = read_header(outcome.lora).metadata
     settings = json.loads(metadata["dpdmd.settings"])
     assert settings["gradient_steps"] == "random" and settings["gradient_checkpointing"] is True
@@ -165,9 +164,9 @@ def test_a_resume_begins_with_the_fallbacks_taken(files, tmp_path):
     run = new_run(tmp_path, files["sd1"], batch_size=2)
     taken = {"gradient_checkpointing": True, "micro_batch_size": 1, "gradient_steps": "random"}
     run.write_json("memory.json", taken)
-    session = open_session(run, lambda text: None)
+    session = open_session(run)
     assert session.config.micro_batch_size == 1
     assert session.checkpoint.network.is_gradient_checkpointing
     (run.path / "memory.json").write_text(json.dumps(taken | {"micro_batch_size": "one"}))
     with pytest.raises(RunError, match="micro_batch_size is 'one'"):
-        open_session(run, lambda text: None)
+        open_session(run)

@@ -15,7 +15,7 @@ from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory import fit as memory_fit
 from dpdmd_studio.trainer.memory.fit import Room, fit_memory, needed_memory
 from live_bytes import LiveBytes
-from tiny_runs import distil, metrics_of, new_run
+from tiny_runs import distil, heard, metrics_of, new_run
 
 GIB = 2**30
 
@@ -109,8 +109,8 @@ def test_a_run_begins_with_the_fallbacks_it_needs_and_keeps_them(files, tmp_path
     settings = DistillConfig.from_dict(run.settings()["config"])
     checkpointed = fallbacks_left(settings)[0].taken(settings)
     on_a_card(monkeypatch, int(needs(checkpointed)) + 1)
-    said: list[str] = []
-    session = open_session(run, said.append)
+    with heard() as said:
+        session = open_session(run)
     assert session.config.gradient_checkpointing and not session.config.offload_optimizer
     assert session.checkpoint.network.is_gradient_checkpointing
     assert any(text.startswith("Memory: ") and "Chosen" in text for text in said)
@@ -118,13 +118,13 @@ def test_a_run_begins_with_the_fallbacks_it_needs_and_keeps_them(files, tmp_path
     assert run.settings()["config"]["gradient_checkpointing"] is False  # what was asked for
 
     on_a_card(monkeypatch, 100 * GIB)
-    again = open_session(run, said.append)
+    again = open_session(run)
     assert again.config.gradient_checkpointing
     assert again.trainer.fingerprint == session.trainer.fingerprint
 
     exact = new_run(tmp_path / "as set", files["sd1"], batch_size=2, fit_memory=False)
     on_a_card(monkeypatch, 1)
-    assert open_session(exact, said.append).config.gradient_checkpointing is False
+    assert open_session(exact).config.gradient_checkpointing is False
     assert not (exact.path / "memory.json").exists()
 
 
@@ -157,18 +157,18 @@ def test_a_whole_run_finishes_under_a_cap_that_its_settings_do_not_fit(files, tm
     plain = new_run(tmp_path / "a", files["sd1"], **settings)
     distil(plain)
     run = new_run(tmp_path / "b", files["sd1"], **settings)
-    session = open_session(run, lambda text: None)
+    session = open_session(run)
     with LiveBytes([]) as whole:
         session.trainer.update()
     cap = int(0.45 * whole.peak)
 
-    trainer = open_session(run, lambda text: None).trainer
+    trainer = open_session(run).trainer
     trainer.settings.run = None
     with Card(cap) as card, pytest.raises(torch.OutOfMemoryError):
         trainer.update()
     assert card.refused
 
-    trainer = open_session(run, lambda text: None).trainer
+    trainer = open_session(run).trainer
     with Card(cap) as card:
         found = [trainer.update(), trainer.update()]
     assert card.refused and card.peak <= cap

@@ -15,7 +15,7 @@ from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.evaluation import monitor as monitor_module
 from dpdmd_studio.trainer.evaluation.monitor import clearly_nearer
 from safetensors.torch import load_file
-from tiny_runs import TINY, distil, final_state, request_stop
+from tiny_runs import TINY, distil, final_state, heard, request_stop
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -170,8 +170,8 @@ def test_chance_does_not_make_an_earlier_student_better():
 
 def test_too_few_prompts_are_said(files, tmp_path):
     run = measured_run(tmp_path, files["sd1"], prompts=PROMPTS[:4])
-    said: list[str] = []
-    outcome = runner.run_distillation(run, report=said.append, on_progress=lambda _: None)
+    with heard() as said:
+        outcome = distil(run)
     assert any("Too few prompts" in text and "`compare`" in text for text in said)
     assert outcome.report is None and not run.evaluation.exists()
 
@@ -184,8 +184,8 @@ def test_a_device_too_small_to_draw_costs_the_measurements_not_the_run(
 
     monkeypatch.setattr(monitor_module, "draw_timed", too_small)
     run = measured_run(tmp_path, files["sd1"])
-    said: list[str] = []
-    outcome = runner.run_distillation(run, report=said.append, on_progress=lambda _: None)
+    with heard() as said:
+        outcome = distil(run)
     assert outcome.finished and outcome.lora.is_file() and outcome.report is None
     assert sum("too little memory" in text for text in said) == 2  # measurements, report
 
@@ -196,10 +196,9 @@ def test_a_stop_while_the_report_is_made_keeps_the_lora(files, tmp_path, monkeyp
     def stopping(text: str) -> None:
         if "Drawing: Bare" in text:
             request_stop(run)
-        said.append(text)
 
-    said: list[str] = []
-    outcome = runner.run_distillation(run, report=stopping, on_progress=lambda _: None)
+    with heard(stopping) as said:
+        outcome = distil(run)
     assert outcome.finished and outcome.lora.is_file() and outcome.report is None
     assert any("Stopped before the report" in text for text in said)
     assert run.read_json("progress.json")["status"] == "finished"

@@ -19,11 +19,8 @@ from dpdmd_studio.trainer.model.conditioning import Conditioning
 
 
 def load(path, dtype=torch.float32, **changes):
-    """A checkpoint in fp32, reports thrown away."""
-    overrides = Overrides(**changes)
-    return load_checkpoint(
-        path, dtype=dtype, device="cpu", overrides=overrides, report=lambda _: None
-    )
+    """A checkpoint in fp32."""
+    return load_checkpoint(path, dtype=dtype, device="cpu", overrides=Overrides(**changes))
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def test_nothing_before_the_numbers_are_read_waits(family, shared, files, tmp_pa
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no meta
     settings = {"batch_size": 2, "micro_batch_size": 1, "resolution": "64x64"}
     run = new_run(tmp_path, files[family], ema_decay=0.0, share_rollouts=shared, **settings)
-    session = open_session(run, lambda text: None)
+    session = open_session(run)
     trainer = session.trainer
     session.call.network.to("meta")
     session.call.device = META
@@ -75,7 +75,7 @@ def test_what_is_not_for_a_gpu_is_copied_as_ever():
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
 def test_a_gpu_is_not_waited_for(family, files, tmp_path):
     run = new_run(tmp_path, files[family], ema_decay=0.0, batch_size=2, device="cuda")
-    trainer = open_session(run, lambda text: None).trainer
+    trainer = open_session(run).trainer
     trainer.update()  # kernels are loaded and chosen
     torch.cuda.synchronize()
     read = trainer._read

@@ -14,25 +14,20 @@ from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import LoraError, RunError
 from dpdmd_studio.core.files.hashes import file_hashes
 from dpdmd_studio.core.lora.file import read_lora
-from dpdmd_studio.trainer.commands.distill import run_distillation
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.text.cache import encoder_identity
 from dpdmd_studio.trainer.training.identity import MACHINE_SETTINGS, run_fingerprint
 from style_loras import change, plain, style
-from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run, request_stop
+from tiny_runs import PROMPTS, TINY, distil, final_state, heard, metrics_of, new_run, request_stop
 
 pytestmark = pytest.mark.usefixtures("home")
-
-
-def quiet(_: str) -> None:
-    pass
 
 
 def test_a_student_is_distilled_from_the_merged_teacher(files, tmp_path):
     item = style(tmp_path / "my style.safetensors", files["sd1"])
     run = new_run(tmp_path, files["sd1"], teacher_loras=[(item.path, 0.7)], steps=1)
-    said: list[str] = []
-    outcome = run_distillation(run, report=said.append, on_progress=lambda _: None)
+    with heard() as said:
+        outcome = distil(run)
     assert any(line.startswith("Merged my style.safetensors at strength 0.7") for line in said)
     session, base = outcome.session, plain(files["sd1"])
     for module, pair in item.denoiser.items():
@@ -102,7 +97,7 @@ def test_runs_without_loras_keep_their_fingerprint_and_old_settings_load(files, 
     settings = run.settings()
     del settings["teacher_loras"], settings["include_teacher_loras"]
     run.write_json("settings.json", settings)
-    session = open_session(run, quiet)
+    session = open_session(run)
     assert session.trainer.resume(run) and session.request.teacher_loras == ()
     config = dataclasses.asdict(session.config)
     config = {k: v for k, v in config.items() if k not in (*MACHINE_SETTINGS, *LATER)}

@@ -14,10 +14,6 @@ from tiny_runs import BUILDERS, distil, new_run
 pytestmark = pytest.mark.usefixtures("home")
 
 
-def quiet(_: str) -> None:
-    pass
-
-
 @pytest.mark.parametrize("file_format", ["kohya", "peft"])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_lora_that_includes_the_styles_is_the_sum_of_all(name, file_format, files, tmp_path):
@@ -63,7 +59,7 @@ def test_a_lora_that_includes_the_styles_is_the_sum_of_all(name, file_format, fi
 
 def check_pictures(outcome, path, deltas):
     """The written file on the plain checkpoint predicts what the student predicts."""
-    fresh = load_checkpoint(path, dtype=torch.float32, device="cpu", report=quiet)
+    fresh = load_checkpoint(path, dtype=torch.float32, device="cpu")
     session = outcome.session
     x = torch.randn(1, fresh.detection.latent_channels, 4, 4, generator=seeded())
     condition = next(iter(session.encoded.values()))
@@ -113,8 +109,7 @@ def test_diffusers_loads_a_file_of_several_ranks_as_written(name, file_format, f
     outcome = distil(run)
     pipeline = StableDiffusionPipeline if name == "sd1" else StableDiffusionXLPipeline
     ours, theirs = (
-        load_checkpoint(files[name], dtype=torch.float32, device="cpu", report=quiet)
-        for _ in range(2)
+        load_checkpoint(files[name], dtype=torch.float32, device="cpu") for _ in range(2)
     )
     deltas = lora_deltas(
         read_lora(outcome.lora), ours.family, ours.config, weight_shapes(ours.network)

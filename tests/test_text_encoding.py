@@ -19,6 +19,7 @@ from dpdmd_studio.trainer.text.encoders import weighted
 from dpdmd_studio.trainer.text.syntax import parse_prompt, plain_text
 from dpdmd_studio.trainer.text.tokenizers import EOS, clip_chunks, clip_ids, t5_chunk
 from dpdmd_studio.trainer.toys import encoder as shapes_encoder
+from tiny_runs import heard
 from transformers import CLIPTextConfig, CLIPTextModel
 
 CAT = [320, 1125, 539, 320, 2368]
@@ -163,14 +164,12 @@ def load(tmp_path, tiny, state=None, metadata=None):
     """A checkpoint of these modules in fp32."""
     path = tmp_path / "x.safetensors"
     checkpoints.save(path, state or checkpoints.file_state(tiny), metadata=metadata)
-    return load_checkpoint(path, dtype=torch.float32, device="cpu", report=lambda _: None)
+    return load_checkpoint(path, dtype=torch.float32, device="cpu")
 
 
 def encode(checkpoint, prompts, folder, **options):
-    """The prompts' conditioning, reports thrown away."""
-    found = encode_prompts(
-        checkpoint, prompts, cache_folder=folder, report=lambda _: None, **options
-    )
+    """The prompts' conditioning."""
+    found = encode_prompts(checkpoint, prompts, cache_folder=folder, **options)
     return [found[prompt] for prompt in prompts]
 
 
@@ -271,9 +270,9 @@ def test_the_shapes_encoder_maps_clip_tokens_to_its_own_rows(tmp_path):
 def test_cached_prompts_are_equal_and_load_no_encoder(tmp_path, monkeypatch):
     checkpoint = load(tmp_path, checkpoints.sdxl())
     prompts = ["a cat", "", "a (dog:1.3)", "a cat"]
-    lines: list[str] = []
     cache = tmp_path / "cache"
-    found = encode_prompts(checkpoint, prompts, cache_folder=cache, report=lines.append)
+    with heard() as lines:
+        found = encode_prompts(checkpoint, prompts, cache_folder=cache)
     first = [found[prompt] for prompt in prompts]
     assert "Encoding 3 of 3 prompts" in lines[0] and len(list(cache.iterdir())) == 3
     stored = sum(item.context.nbytes + item.pooled.nbytes for item in first[:3])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import checkpoints
@@ -56,7 +58,33 @@ def new_run(
 
 
 def distil(run: RunDirectory, on_progress=lambda progress: None) -> runner.Outcome:
-    return runner.run_distillation(run, report=lambda text: None, on_progress=on_progress)
+    return runner.run_distillation(run, on_progress=on_progress)
+
+
+@contextlib.contextmanager
+def heard(act: Callable[[str], object] = lambda text: None) -> Iterator[list[str]]:
+    """The lines that the program logs as information while the block runs.
+
+    Args:
+        act: is called with each line when it is logged.
+    """
+    lines: list[str] = []
+
+    def hear(record: logging.LogRecord) -> None:
+        if record.levelno == logging.INFO and record.name != "dpdmd_studio.attention":
+            lines.append(record.getMessage())
+            act(lines[-1])
+
+    logger, handler = logging.getLogger("dpdmd_studio"), logging.Handler()
+    handler.emit = hear
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
 
 
 def request_stop(run: RunDirectory) -> None:

@@ -20,6 +20,7 @@ import mounting
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.app.runs.directory import EVALUATIONS, RunDirectory
+from dpdmd_studio.cli.console import shown_by
 from dpdmd_studio.trainer.commands.demo import CONFIG, TEACHER
 from dpdmd_studio.trainer.commands.distill import create_run, run_distillation
 from dpdmd_studio.trainer.toys.shapes import caption_sample
@@ -48,7 +49,8 @@ def trained(folder: Path, name: str, config: DistillConfig) -> RunDirectory:
     )
     prompts = caption_sample(held_out=False, count=2000, seed=0)
     run = create_run(folder / name, request, prompts, overwrite=False)
-    run_distillation(run, report=print, on_progress=lambda progress: None, with_report=False)
+    with shown_by(print):
+        run_distillation(run, on_progress=lambda progress: None, with_report=False)
     return run
 
 

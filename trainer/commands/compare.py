@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from .sample import TEACHER_STEPS
 
 DEFAULT_STEPS = 4
 SHAPES_PROMPTS, SHOWN_PROMPTS = 40, 8
-Report = Callable[[str], None]
+log = logging.getLogger("dpdmd_studio.commands")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Student:
     guidance_scale: float
 
 
-def compare(request: CompareRequest, *, report: Report) -> Comparison:
+def compare(request: CompareRequest) -> Comparison:
     """Draw and measure teacher, rivals and LoRAs on the same prompts and seeds; write the report.
 
     Raises:
@@ -73,7 +73,7 @@ def compare(request: CompareRequest, *, report: Report) -> Comparison:
             "another folder with --output."
         )
     try:
-        return _compare(request, report)
+        return _compare(request)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -83,10 +83,10 @@ def compare(request: CompareRequest, *, report: Report) -> Comparison:
         ) from error
 
 
-def _compare(request: CompareRequest, report: Report) -> Comparison:
+def _compare(request: CompareRequest) -> Comparison:
     encoder.register()
     facts = stated_settings(Path(request.model.checkpoint))
-    prompts = chosen_prompts(request, facts, report)
+    prompts = chosen_prompts(request, facts)
     loras = [(read_lora(Path(path)), strength) for path, strength in request.loras]
     styles = [open_merging(Path(path), strength) for path, strength in request.with_loras]
     kind = family(identify(Path(request.model.checkpoint)).family)
@@ -94,30 +94,28 @@ def _compare(request: CompareRequest, report: Report) -> Comparison:
         check_family(lora, kind)  # before gigabytes are loaded
     for lora, _ in loras:
         for note in merged_lora_notes(lora.recipe, [s.present() for s in styles], how=WITH_LORA):
-            report(f"{lora.path.name}: {note}")
+            log.info("%s: %s", lora.path.name, note)
     device = choose_device(request.device)
     measures = feature_measures(
         folder_features(request.features, device) if request.features else layout_features()
     )
     if facts:
         measures = shapes_measures() + measures
-    checkpoint = _load(request, loras, styles, device, report)
+    checkpoint = _load(request, loras, styles, device)
     students: list[Student] = []
     for lora, strength in loras:
         taken = [student.name for student in students]
         students.append(_student(request, checkpoint, lora, strength, taken))
     switch = LoraSwitch(checkpoint, {s.name: [(s.lora, s.strength)] for s in students})
     settings = arm_settings(request, checkpoint, students, facts)
-    painter, material = _material(request, checkpoint, students, prompts, switch, report)
-    arms = evaluate(painter, settings, material, measures, report)
+    painter, material = _material(request, checkpoint, students, prompts, switch)
+    arms = evaluate(painter, settings, material, measures)
     data = _report_data(request, checkpoint, students, arms, prompts, measures)
     page = write_report(request.output, data)
     return Comparison(page, measures_by_arm(arms), measures.labels, measures.units)
 
 
-def chosen_prompts(
-    request: CompareRequest, facts: dict[str, Any], report: Report
-) -> tuple[str, ...]:
+def chosen_prompts(request: CompareRequest, facts: dict[str, Any]) -> tuple[str, ...]:
     """The prompts to compare on: those given less those trained on; for shapes held-out captions.
 
     Raises:
@@ -131,7 +129,7 @@ def chosen_prompts(
     ]
     overlap = len(dict.fromkeys(request.prompts)) - len(kept)
     if overlap:
-        report(f"{overlap} prompts are among the training prompts and are left out.")
+        log.info("%d prompts are among the training prompts and are left out.", overlap)
     if not kept:
         raise SettingsError(
             "No prompts are left to compare on. Give prompts that training did not see: "
@@ -145,7 +143,6 @@ def _load(
     loras: list[tuple[LoraFile, float]],
     styles: list[MergingLora],
     device: torch.device,
-    report: Report,
 ) -> LoadedCheckpoint:
     recipes = [lora.recipe for lora, _ in loras if lora.recipe]
     asked = None if request.prediction == "auto" else request.prediction
@@ -164,7 +161,6 @@ def _load(
         dtype=choose_dtype(request.dtype, device),
         device=device,
         overrides=overrides,
-        report=report,
     )
 
 
@@ -227,7 +223,6 @@ def _material(
     students: list[Student],
     prompts: tuple[str, ...],
     switch: LoraSwitch,
-    report: Report,
 ) -> tuple[Painter, EvaluationSet]:
     recipe = next((s.lora.recipe for s in students if s.lora.recipe), None)
     encoded = encode_prompts(
@@ -235,7 +230,6 @@ def _material(
         [*prompts, request.negative],
         clip_skip=(recipe.clip_skip if recipe else None) or 1,
         cache_folder=prompt_cache(),
-        report=report,
     )
     asked = DistillConfig(resolution=request.resolution)
     size = choose_resolutions(asked, checkpoint.detection)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_008))
 PLAIN = "Plain DMD, 4 steps"
 PLAIN_NOTE = "Distribution matching alone (no target prediction, no detach), with the same budget."
 CONFIG = DistillConfig(**DEMO)
+log = logging.getLogger("dpdmd_studio.commands")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,6 @@ def run_demo(
     *,
     steps: int | None,
     overwrite: bool,
-    report: Callable[[str], None],
     on_progress: Callable[[Progress], None],
     config: DistillConfig = CONFIG,
 ) -> DemoResult:
@@ -85,7 +86,7 @@ def run_demo(
 
     def trained(settings: DistillConfig, name: str) -> Outcome:
         run = _new_run(output, settings, name, held_out, overwrite)
-        outcome = run_distillation(run, report=report, on_progress=on_progress, with_report=False)
+        outcome = run_distillation(run, on_progress=on_progress, with_report=False)
         if not outcome.finished:
             raise RunError(
                 f"The demo was stopped after {outcome.step} updates; nothing was compared. Its "
@@ -93,19 +94,18 @@ def run_demo(
             )
         return outcome
 
-    report("Training plain DMD, to compare with")
+    log.info("Training plain DMD, to compare with")
     others = {PLAIN: trained(plain, "plain-dmd-4step").session.trainer.student_weights()}
-    report("Training the DP-DMD student")
+    log.info("Training the DP-DMD student")
     outcome = trained(config, "shapes-dpdmd-4step")
-    report("Comparing teacher and students on prompts and seeds that training never saw")
+    log.info("Comparing teacher and students on prompts and seeds that training never saw")
     session, measures = outcome.session, measures_for(outcome.session.checkpoint)
-    material = evaluation_set(session, held_out, EVALUATION_SEEDS, report)
+    material = evaluation_set(session, held_out, EVALUATION_SEEDS)
     arms = evaluate(
         session_painter(session, others),
         run_arms(session, {PLAIN: PLAIN_NOTE}),
         material,
         measures,
-        report,
     )
     seconds = time.perf_counter() - started
     heading = Heading(

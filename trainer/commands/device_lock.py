@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -23,6 +24,7 @@ from .run_status import Interrupt
 
 PAUSE_SECONDS = 0.5
 VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+log = logging.getLogger("dpdmd_studio.commands")
 
 
 def device_name(device: torch.device) -> str:
@@ -46,9 +48,7 @@ def _other_machine() -> str:
 
 
 @contextlib.contextmanager
-def device_held(
-    run: RunDirectory, interrupt: Interrupt, report: Callable[[str], None]
-) -> Iterator[None]:
+def device_held(run: RunDirectory, interrupt: Interrupt) -> Iterator[None]:
     """Hold the device of the run while the block runs; a run of the queue waits for it.
 
     Each process of a run holds its own device; those that share a CPU hold it once.
@@ -78,7 +78,8 @@ def device_held(
         while True:
             if queued_run(run.path) and (owner := live_owner(path)) is not None:
                 if not told:
-                    report(f"Waiting for {device}: {owner.about or owner.pid} runs on it")
+                    about = owner.about or owner.pid
+                    log.info("Waiting for %s: %s runs on it", device, about)
                 told = True
                 if should_stop():
                     raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -32,12 +33,12 @@ from .run_result import Outcome, write_result
 from .run_status import Interrupt, Status
 
 KEPT_CHECKPOINTS = 5
+log = logging.getLogger("dpdmd_studio.commands")
 
 
 def run_distillation(
     run: RunDirectory,
     *,
-    report: Callable[[str], None],
     on_progress: Callable[[Progress], None],
     with_report: bool = True,
 ) -> Outcome:
@@ -56,13 +57,8 @@ def run_distillation(
     encoder.register()
     ranks = joined()
     if not ranks.is_main:
-        run, report, on_progress = FollowedRun(run.path), _unsaid, _unsaid
-    with (
-        ranks.together(),
-        run.lock(),
-        Interrupt(report) as interrupt,
-        device_held(run, interrupt, report),
-    ):
+        run = FollowedRun(run.path)
+    with ranks.together(), run.lock(), Interrupt() as interrupt, device_held(run, interrupt):
         if not queued_run(run.path):  # the queue has forgotten them, before it began to listen
             run.clear_requests()
         with Status(run) as status:
@@ -70,14 +66,14 @@ def run_distillation(
             try:
                 with ranks.main_first():
                     prepare(run)
-                session = open_session(run, report)
+                session = open_session(run)
                 if session.trainer.resume(run):
-                    report(f"Resuming after update {session.trainer.step}")
+                    log.info("Resuming after update %d", session.trainer.step)
                 if not ranks.is_main:
                     return _follow(run, session, interrupt)
-                outcome = _train(run, session, status, interrupt, report, on_progress)
+                outcome = _train(run, session, status, interrupt, on_progress)
                 if with_report and outcome.finished:
-                    outcome = _with_report(outcome, status, interrupt, report)
+                    outcome = _with_report(outcome, status, interrupt)
                 return outcome
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -89,18 +85,14 @@ def run_distillation(
                 ) from error
 
 
-def _unsaid(_: object) -> None:
-    """What all processes of a run would say alike is said by the first."""
-
-
 def _follow(run: RunDirectory, session: Session, interrupt: Interrupt) -> Outcome:
     """Train as a process that only helps: the first draws, measures and writes."""
     finished = train(
         session.trainer,
         run,
-        report=_unsaid,
+        on_progress=lambda progress: None,
         should_stop=interrupt.should_stop(run),
-        on_save=_unsaid,
+        on_save=lambda step: None,
     )
     step = session.trainer.step
     return Outcome(Path(session.request.output), step, finished, session, step)
@@ -111,15 +103,14 @@ def _train(
     session: Session,
     status: Status,
     interrupt: Interrupt,
-    report: Callable[[str], None],
     on_progress: Callable[[Progress], None],
 ) -> Outcome:
-    previews = Previews(run, session, report)
+    previews = Previews(run, session)
     previews.teacher()
     config = session.config
-    monitor = Monitor(run, session, report, interrupt.should_stop(run))
+    monitor = Monitor(run, session, interrupt.should_stop(run))
     if config.evaluation_prompts and config.evaluate_every and not monitor.usable:
-        report(
+        log.info(
             "Too few prompts to set some aside: the student is not measured. The `compare` "
             "command does that afterwards, with prompts of its own."
         )
@@ -143,25 +134,23 @@ def _train(
     finished = train(
         session.trainer,
         run,
-        report=after_update,
+        on_progress=after_update,
         should_stop=interrupt.should_stop(run),
         on_save=after_save,
     )
-    return write_result(run, session, monitor, status, finished, report)
+    return write_result(run, session, monitor, status, finished)
 
 
-def _with_report(
-    outcome: Outcome, status: Status, interrupt: Interrupt, report: Callable[[str], None]
-) -> Outcome:
+def _with_report(outcome: Outcome, status: Status, interrupt: Interrupt) -> Outcome:
     """The outcome with the report made, where the run can be measured."""
     session = outcome.session
     should_stop = interrupt.should_stop(session.run)
-    monitor = Monitor(session.run, session, report, should_stop)
+    monitor = Monitor(session.run, session, should_stop)
     if not monitor.usable:
         return outcome
     status.write("reporting", force=True)
     measures = measures_for(session.checkpoint)
-    page = write_run_report(session, monitor, outcome.lora, measures, report)
+    page = write_run_report(session, monitor, outcome.lora, measures)
     if page is not None:
         facts = session.run.read_json("result.json")
         session.run.write_json("result.json", facts | {"report": str(page)})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -39,14 +40,14 @@ from ..training.session import Session
 from ..training.student_file import TeacherFacts
 from ..training.trainer import Trainer
 
-Report = Callable[[str], None]
+log = logging.getLogger("dpdmd_studio.commands")
 
 # A latent of 1024 x 1024 pixels has 65,536 numbers: gradients of its mean losses start near 1e-5,
 # where float16 loses its digits.
 HALF_LOSS_SCALE = 4096.0
 
 
-def open_session(run: RunDirectory, report: Report) -> Session:
+def open_session(run: RunDirectory) -> Session:
     """Load the model, encode the prompts, add the adapters: ready to train or resume.
 
     Raises:
@@ -58,21 +59,21 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     device = choose_device(as_set.device)
     ranks.use_device(device)
     dtype = choose_dtype(as_set.dtype, device)
-    report(f"Device: {describe_device(device)}, {str(dtype).removeprefix('torch.')}")
+    log.info("Device: %s, %s", describe_device(device), str(dtype).removeprefix("torch."))
     needs = needed_memory(Path(request.model.checkpoint), dtype, ranks.size)
     room = find_room(device, ranks)
-    config, since = begin_with_fallbacks(run, as_set, needs, room, report)
+    config, since = begin_with_fallbacks(run, as_set, needs, room)
     request = replace(request, config=config)
     loras = open_teacher_loras(request)
-    checkpoint = _load(request, loras, dtype, device, report)
+    checkpoint = _load(request, loras, dtype, device)
     resolutions = choose_resolutions(config, checkpoint.detection)
     prompts = PromptSource(run.prompts(), config.seed)
     with ranks.main_first():  # the others find the prompts in the cache
-        encoded, negative = _encode(checkpoint, prompts, config, report)
+        encoded, negative = _encode(checkpoint, prompts, config)
     attention = use_attention(checkpoint.network, config.attention, noted_kernels(run))
-    report(f"Attention: {attention}")
+    log.info("Attention: %s", attention)
     check_prediction_type(checkpoint, negative)
-    identity = checkpoint_identity(checkpoint.path, report)
+    identity = checkpoint_identity(checkpoint.path)
     including = request.include_teacher_loras
     merged = merged_records(loras, included=including)
     teacher = _teacher_facts(config, checkpoint, identity, resolutions, merged)
@@ -85,7 +86,6 @@ def open_session(run: RunDirectory, report: Report) -> Session:
     batches = BatchSource(config, prompts, encoded, negative, shapes)
     settings = SettingsInForce(config, teacher.guidance_scale, run, since)
     trainer = Trainer(network, batches, settings, ranks, fingerprint)
-    trainer.report = report
     return Session(run, request, checkpoint, trainer, negative, teacher, encoded, shapes, included)
 
 
@@ -106,7 +106,6 @@ def _load(
     loras: Sequence[MergingLora],
     dtype: torch.dtype,
     device: torch.device,
-    report: Report,
 ) -> LoadedCheckpoint:
     files, config = request.model, request.config
     stored = config.base_weights != "keep" or config.offload_base
@@ -122,12 +121,12 @@ def _load(
         dtype=dtype,
         device="cpu" if stored else device,
         overrides=overrides,
-        report=report,
     )
-    report(f"{checkpoint.path.name}: {checkpoint.detection.title}")
+    log.info("%s: %s", checkpoint.path.name, checkpoint.detection.title)
     if stored:
         kind, offload, network = config.base_weights, config.offload_base, checkpoint.network
-        report(f"Base: {store_base(network, kind, offload=offload, device=device)}")
+        base = store_base(network, kind, offload=offload, device=device)
+        log.info("Base: %s", base)
         checkpoint.device = device
     return checkpoint
 
@@ -159,19 +158,18 @@ def _encode(
     checkpoint: LoadedCheckpoint,
     prompts: PromptSource,
     config: DistillConfig,
-    report: Report,
 ) -> tuple[EncodedPrompts, Conditioning]:
     head_start = config.batch_size * (1 + config.fake_head_start) if config.fake_head_start else 0
     needed = prompts.all_needed(config.steps, prompts_per_step(config), head_start)
     texts = list(dict.fromkeys([*needed, config.teacher_negative]))
     size = estimate_cache_bytes(checkpoint, texts, clip_skip=config.clip_skip)
-    report(f"Prompts: this run uses {len(needed)}; encoded they take {size / 2**20:.0f} MiB")
+    mebibytes = size / 2**20
+    log.info("Prompts: this run uses %d; encoded they take %.0f MiB", len(needed), mebibytes)
     encoded = encode_prompts(
         checkpoint,
         texts,
         clip_skip=config.clip_skip,
         cache_folder=prompt_cache(),
-        report=report,
     )
     negative = encoded[config.teacher_negative]
     return encoded, negative.zeros() if config.zero_negative else negative

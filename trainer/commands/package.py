@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -36,7 +37,7 @@ from ..toys.shapes import caption_sample
 from .markdown import markdown_to_html
 from .sample import SampleRequest, draw_pictures
 
-Report = Callable[[str], None]
+log = logging.getLogger("dpdmd_studio.commands")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Package:
         )
 
 
-def package(request: PackageRequest, *, report: Report) -> Package:
+def package(request: PackageRequest) -> Package:
     """Draw the pictures, write the texts, and move folder and zip to their place.
 
     Raises:
@@ -85,15 +86,15 @@ def package(request: PackageRequest, *, report: Report) -> Package:
     prompts = _prompts(request, source)
     pairs = picture_pairs(len(prompts), request.seeds, request.count)
     for note in source.notes:
-        report(note)
+        log.info("%s", note)
     name = safe_name(request.name or source.lora.stem)
     output = Path(request.output).expanduser().resolve()
     files = package_files(name, request.count)
     with building(output, name, files, request.overwrite) as folder:
         lora = folder / f"{name}.safetensors"
         metadata = copy_with_metadata(source.lora, lora, _metadata(request, name, trigger_words))
-        pictures = _pictures(request, source, lora, prompts, pairs, report)
-        report("Writing the texts")
+        pictures = _pictures(request, source, lora, prompts, pairs)
+        log.info("Writing the texts")
         facts = PackageFacts(
             name=name,
             title=one_line(request.name or metadata.get("modelspec.title") or name, 200),
@@ -114,7 +115,7 @@ def package(request: PackageRequest, *, report: Report) -> Package:
         for file, text in package_texts(facts, markdown_to_html).items():
             write_text(folder / file, text)
         _cover(folder, name, request.cover)
-        report("Packing the zip")
+        log.info("Packing the zip")
     return Package(
         folder=output,
         zip=zip_of(output),
@@ -152,7 +153,6 @@ def _pictures(
     lora: Path,
     prompts: Sequence[str],
     pairs: Sequence[tuple[int, int]],
-    report: Report,
 ) -> list[PictureFacts]:
     """Draw every picture with the packaged file, and give it its place."""
     drawn = lora.parent / "drawn"
@@ -169,7 +169,7 @@ def _pictures(
         dtype=request.dtype,
     )
     try:
-        paths = draw_pictures(asked, report=report)
+        paths = draw_pictures(asked)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from ...app.runs.directory import RunDirectory
 from ..evaluation.monitor import Monitor
 from ..training.session import Session
 from .run_status import Status
+
+log = logging.getLogger("dpdmd_studio.commands")
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,18 @@ class Outcome:
 
 
 def write_result(
-    run: RunDirectory,
-    session: Session,
-    monitor: Monitor,
-    status: Status,
-    finished: bool,
-    report: Callable[[str], None],
+    run: RunDirectory, session: Session, monitor: Monitor, status: Status, finished: bool
 ) -> Outcome:
     """Write the last student, or a better one if the run is done, and say so in result.json."""
-    output = _output(run, session.request, report)
+    output = _output(run, session.request)
     step, weights = session.trainer.step, session.trainer.student_weights()
     best = monitor.best() if finished and session.config.keep == "best" else None
     if best is not None:
-        report(
-            f"The student after update {best.step} is clearly nearer to the teacher than the last "
-            f"one; it is written. The last one is kept in {run.checkpoints}."
+        log.info(
+            "The student after update %d is clearly nearer to the teacher than the last "
+            "one; it is written. The last one is kept in %s.",
+            best.step,
+            run.checkpoints,
         )
         step, weights = best.step, best.weights
     session.write_lora(output, overwrite=True, weights=weights, step=step)
@@ -60,7 +59,7 @@ def write_result(
     return Outcome(output, session.trainer.step, finished, session, step)
 
 
-def _output(run: RunDirectory, request: DistillRequest, report: Callable[[str], None]) -> Path:
+def _output(run: RunDirectory, request: DistillRequest) -> Path:
     """Where the LoRA goes: where it was asked for, or beside what has appeared there meanwhile."""
     written = None
     if (run.path / "result.json").exists():  # by this very run, when it was stopped before
@@ -71,5 +70,5 @@ def _output(run: RunDirectory, request: DistillRequest, report: Callable[[str], 
         count += 1
         output = asked.with_name(f"{asked.stem}-{count}{asked.suffix}")
     if output != asked:
-        report(f"{asked} was made by someone else meanwhile; the LoRA goes to {output}.")
+        log.info("%s was made by someone else meanwhile; the LoRA goes to %s.", asked, output)
     return output

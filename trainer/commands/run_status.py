@@ -16,7 +16,7 @@ from ..training.loop import Progress
 
 # Time a run may spend telling the file system how it goes.
 PROGRESS_INTERVAL_SECONDS = 1.0
-log = logging.getLogger("dpdmd_studio.run")
+log = logging.getLogger("dpdmd_studio.commands")
 
 
 class Status:
@@ -72,8 +72,8 @@ class Status:
 class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
     """Ctrl-C once asks for a stop; twice raises KeyboardInterrupt."""
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self.asked, self._told, self._report, self._before = False, False, report, None
+    def __init__(self) -> None:
+        self.asked, self._told, self._before = False, False, None
 
     def __enter__(self) -> Interrupt:
         with contextlib.suppress(ValueError):  # not the main thread: only the stop file counts
@@ -97,5 +97,5 @@ class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
         """Whether Ctrl-C was pressed; says so the first time it is asked after that."""
         if self.asked and not self._told:
             self._told = True
-            self._report("Stopping after this update; press Ctrl-C again to stop at once")
+            log.info("Stopping after this update; press Ctrl-C again to stop at once")
         return self.asked

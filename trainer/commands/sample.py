@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from ..toys import encoder
 from .open_session import default_guidance
 
 TEACHER_STEPS = 28
-Report = Callable[[str], None]
+log = logging.getLogger("dpdmd_studio.commands")
 Job = tuple[tuple[int, int], Path]
 """(prompt number, seed) and where the picture goes."""
 
@@ -93,7 +93,7 @@ class _Setup:
     loras: tuple[UsedLora, ...] = ()
 
 
-def sample_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
+def sample_pictures(request: SampleRequest) -> list[Path]:
     """Draw every prompt with every seed and save PNGs that carry their settings; their paths.
 
     Names are prompt number and seed, such as 001-00000042.png. Nothing is overwritten unasked.
@@ -102,7 +102,7 @@ def sample_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
         DPDMDError: whatever is wrong with the files or the settings.
     """
     try:
-        return draw_pictures(request, report=report)
+        return draw_pictures(request)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -112,13 +112,13 @@ def sample_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
         ) from error
 
 
-def draw_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
+def draw_pictures(request: SampleRequest) -> list[Path]:
     """As `sample_pictures`, but a lack of memory stays the RuntimeError that it is."""
     request.check()
     encoder.register()
     paths = _paths(request)
-    setup = _prepare(request, report)
-    encoded = _encode(request, setup, report)
+    setup = _prepare(request)
+    encoded = _encode(request, setup)
     model_hash = ""
     if setup.checkpoint.path.is_file():
         model_hash = file_sha256(setup.checkpoint.path)[:10]
@@ -133,7 +133,7 @@ def draw_pictures(request: SampleRequest, *, report: Report) -> list[Path]:
             save_png(path, Image.fromarray(picture), info, overwrite=request.overwrite)
         done += len(part)
         left = (time.perf_counter() - started) / done * (len(jobs) - done)
-        report(f"{done} of {len(jobs)} pictures, {left:.0f} s left")
+        log.info("%d of %d pictures, %.0f s left", done, len(jobs), left)
     return list(paths.values())
 
 
@@ -165,7 +165,7 @@ def _paths(request: SampleRequest) -> dict[tuple[int, int], Path]:
     return paths
 
 
-def _prepare(request: SampleRequest, report: Report) -> _Setup:
+def _prepare(request: SampleRequest) -> _Setup:
     """Load the model, merge the LoRA, and settle what was left open."""
     lora = read_lora(Path(request.lora[0])) if request.lora else None
     recipe = lora.recipe if lora else None
@@ -174,7 +174,7 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
     for file in [*([lora] if lora else []), *(other.file for other in others)]:
         check_family(file, kind)  # before gigabytes are loaded
     for note in merged_lora_notes(recipe, [o.present() for o in others], how=WITH_LORA):
-        report(note)
+        log.info("%s", note)
     device = choose_device(request.device)
     asked = None if request.prediction == "auto" else request.prediction
     overrides = Overrides(
@@ -189,9 +189,8 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
         dtype=choose_dtype(request.dtype, device),
         device=device,
         overrides=overrides,
-        report=report,
     )
-    used = _apply(request, checkpoint, lora, report)
+    used = _apply(request, checkpoint, lora)
     used += [other.used() for other in others]
     sizes = DistillConfig(resolution=request.resolution)
     guidance = request.guidance_scale
@@ -199,7 +198,7 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
         guidance = recipe.guidance_scale if recipe else default_guidance(checkpoint)
     return _Setup(
         checkpoint,
-        _sigmas(request, recipe, checkpoint, report),
+        _sigmas(request, recipe, checkpoint),
         guidance,
         request.clip_skip or (recipe.clip_skip if recipe else None) or 1,
         _size(sizes, recipe, checkpoint),
@@ -208,14 +207,14 @@ def _prepare(request: SampleRequest, report: Report) -> _Setup:
 
 
 def _apply(
-    request: SampleRequest, checkpoint: LoadedCheckpoint, lora: LoraFile | None, report: Report
+    request: SampleRequest, checkpoint: LoadedCheckpoint, lora: LoraFile | None
 ) -> list[UsedLora]:
     if lora is None or request.lora is None:
         return []
     apply_lora(checkpoint, lora, request.lora[1])
     if lora.text_encoder_keys:
         count = len(lora.text_encoder_keys)
-        report(f"{count} text-encoder tensors of {lora.path.name} are not applied.")
+        log.info("%d text-encoder tensors of %s are not applied.", count, lora.path.name)
     autov3 = file_hashes(lora.path).autov3
     return [UsedLora(name=lora.path.stem, strength=request.lora[1], autov3=autov3)]
 
@@ -227,16 +226,16 @@ def _zero_snr(request: SampleRequest, recipe: Recipe | None) -> bool | None:
     return recipe.zero_terminal_snr if request.prediction in ("auto", "v") else None
 
 
-def _sigmas(
-    request: SampleRequest, recipe: Recipe | None, checkpoint: LoadedCheckpoint, report: Report
-) -> Tensor:
+def _sigmas(request: SampleRequest, recipe: Recipe | None, checkpoint: LoadedCheckpoint) -> Tensor:
     """The recipe's exact grid at the recipe's steps, else the family's even grid."""
     if recipe is not None and request.steps in (None, recipe.num_steps):
         return tensor(recipe.sigmas)
     if recipe is not None:
-        report(f"This LoRA was trained for {recipe.num_steps} steps, not {request.steps}.")
+        log.info("This LoRA was trained for %d steps, not %d.", recipe.num_steps, request.steps)
     elif request.lora is not None and request.steps is None:
-        report("This LoRA holds no recipe; 4 steps without guidance are usual for few-step LoRAs.")
+        log.info(
+            "This LoRA holds no recipe; 4 steps without guidance are usual for few-step LoRAs."
+        )
     steps = request.steps or TEACHER_STEPS
     return checkpoint.schedule.sigma_at(few_step_positions(steps))
 
@@ -249,13 +248,12 @@ def _size(
     return choose_resolutions(asked, checkpoint.detection)[0]
 
 
-def _encode(request: SampleRequest, setup: _Setup, report: Report) -> EncodedPrompts:
+def _encode(request: SampleRequest, setup: _Setup) -> EncodedPrompts:
     return encode_prompts(
         setup.checkpoint,
         [*request.prompts, request.negative],
         clip_skip=setup.clip_skip,
         cache_folder=prompt_cache(),
-        report=report,
     )
 
 

@@ -25,9 +25,7 @@ UPDATES = 5
 PROMPT = "a photo"
 
 
-def measured_updates(
-    model: ModelFiles, config: DistillConfig, report: Callable[[str], None]
-) -> tuple[float, int | None]:
+def measured_updates(model: ModelFiles, config: DistillConfig) -> tuple[float, int | None]:
     """(median seconds, peak bytes) of student updates with their fake updates.
 
     Bytes are those allocated on a CUDA device; None elsewhere.
@@ -42,13 +40,13 @@ def measured_updates(
         output = str(Path(folder) / "unused.safetensors")
         request = DistillRequest(model=model, config=quick, output=output)
         run = create_run(Path(folder) / "run", request, [PROMPT], overwrite=True)
-        with run.lock(), Interrupt(report) as interrupt, device_held(run, interrupt, report):
+        with run.lock(), Interrupt() as interrupt, device_held(run, interrupt):
             prepare(run)
-            return _timed(run, report)
+            return _timed(run)
 
 
-def _timed(run: RunDirectory, report: Callable[[str], None]) -> tuple[float, int | None]:
-    trainer = open_session(run, report).trainer
+def _timed(run: RunDirectory) -> tuple[float, int | None]:
+    trainer = open_session(run).trainer
     device = trainer.device
     module = getattr(torch, device.type, None)
     synchronize: Callable[[], object] = getattr(module, "synchronize", lambda: None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ..model.network import NetworkCall
 from .measures import MeasureSet
 from .sampling import Trajectory, integrate, start_latents
 
+log = logging.getLogger("dpdmd_studio.evaluation")
 BATCH = 32
 TELL_SECONDS = 10.0
 Watch = Callable[[int, int], None]
@@ -148,10 +150,8 @@ class EvaluationStoppedError(Exception):
 class Watcher:
     """Says how far the drawing is, now and then, and ends it when a stop is asked for."""
 
-    def __init__(
-        self, name: str, report: Callable[[str], None], should_stop: Callable[[], bool]
-    ) -> None:
-        self._name, self._report, self._should_stop = name, report, should_stop
+    def __init__(self, name: str, should_stop: Callable[[], bool]) -> None:
+        self._name, self._should_stop = name, should_stop
         self._started = self._told = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
@@ -162,7 +162,8 @@ class Watcher:
         if now - self._told >= TELL_SECONDS and done < total:
             self._told = now
             left = (now - self._started) * (total - done) / done
-            self._report(f"{self._name}: {done / total:.0%} drawn, about {left / 60:.1f} min left")
+            share, minutes = f"{done / total:.0%}", left / 60
+            log.info("%s: %s drawn, about %.1f min left", self._name, share, minutes)
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,6 @@ def evaluate(
     settings: Sequence[ArmSetting],
     material: EvaluationSet,
     measures: MeasureSet,
-    report: Callable[[str], None],
     *,
     known: Mapping[str, Drawn] | None = None,
 ) -> list[Arm]:
@@ -196,8 +196,8 @@ def evaluate(
     for number, setting in enumerate(settings, 1):
         drawn = (known or {}).get(setting.name)
         if drawn is None:
-            report(f"[{number}/{len(settings)}] Drawing: {setting.name}")
-            drawn = draw_timed(painter, setting, material, report)
+            log.info("[%d/%d] Drawing: %s", number, len(settings), setting.name)
+            drawn = draw_timed(painter, setting, material)
         teacher = arms[0].pictures if arms else drawn.pictures
         arms.append(
             Arm(
@@ -216,11 +216,10 @@ def draw_timed(
     painter: Painter,
     setting: ArmSetting,
     material: EvaluationSet,
-    report: Callable[[str], None],
 ) -> Drawn:
     """The pictures of one arm and how long they took; EvaluationStoppedError on request."""
     started = time.perf_counter()
-    watcher = Watcher(setting.name, report, painter.should_stop)
+    watcher = Watcher(setting.name, painter.should_stop)
     pictures = painter.draw(setting, material, watcher)
     seconds = time.perf_counter() - started
     return Drawn(pictures, seconds / (len(material.prompts) * len(material.seeds)))

@@ -7,6 +7,7 @@ which grows with lost quality and with lost diversity alike: by it the best stud
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 EVALUATION_SEEDS = tuple(range(2_000_001, 2_000_010))
 MEASURED_PROMPTS = 6
 BEST = "best.safetensors"
+log = logging.getLogger("dpdmd_studio.evaluation")
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,9 @@ class Monitor:
     """Measurements of one run."""
 
     def __init__(
-        self,
-        run: RunDirectory,
-        session: Session,
-        report: Callable[[str], None],
-        should_stop: Callable[[], bool],
+        self, run: RunDirectory, session: Session, should_stop: Callable[[], bool]
     ) -> None:
-        self._run, self._session, self._report = run, session, report
-        self.should_stop = should_stop
+        self._run, self._session, self.should_stop = run, session, should_stop
         self._features = layout_features()
         # alternatives of a training prompt may come out as one that was set aside
         fresh = [text for text in run.evaluation_prompts() if text not in session.encoded]
@@ -97,7 +94,7 @@ class Monitor:
             self._one_by_one = True
             release_memory(self._session.call.device)
         self._usable = False
-        self._report(
+        log.info(
             "The student is not measured: the device has too little memory to draw it. "
             "--evaluate-every 0 asks for no measurements."
         )
@@ -123,9 +120,11 @@ class Monitor:
         self._run.append_metrics(line, EVALUATIONS)
         if all(line["teacher_distance"] <= other["teacher_distance"] for other in earlier):
             self._keep(step)
-        self._report(
-            f"After update {step}: {line['diversity_kept']:.0%} of the teacher's diversity, "
-            f"distance from the teacher {line['teacher_distance']:.4f}"
+        log.info(
+            "After update %d: %s of the teacher's diversity, distance from the teacher %.4f",
+            step,
+            f"{line['diversity_kept']:.0%}",
+            line["teacher_distance"],
         )
 
     def _watch(self, done: int, total: int) -> None:
@@ -135,9 +134,7 @@ class Monitor:
     def material(self) -> EvaluationSet:
         """The prompts, encoded, and the seeds."""
         if self._material is None:
-            self._material = evaluation_set(
-                self._session, self._prompts, EVALUATION_SEEDS, self._report
-            )
+            self._material = evaluation_set(self._session, self._prompts, EVALUATION_SEEDS)
         return self._material
 
     def teacher(self) -> Drawn:
@@ -147,8 +144,8 @@ class Monitor:
             return kept
         setting = run_arms(self._session)[0]
         count = len(self._prompts) * len(EVALUATION_SEEDS)
-        self._report(f"Drawing the teacher's {count} pictures to measure against, once")
-        drawn = draw_timed(self._painter(), setting, self.material(), self._report)
+        log.info("Drawing the teacher's %d pictures to measure against, once", count)
+        drawn = draw_timed(self._painter(), setting, self.material())
         _save_drawn(self._run, self._prompts, drawn)
         return drawn
 

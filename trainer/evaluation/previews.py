@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 PREVIEW_PROMPTS = 3
 PREVIEW_SEEDS = (1_000_001, 1_000_002, 1_000_003)
+log = logging.getLogger("dpdmd_studio.evaluation")
 
 
 class Previews:
     """Draws previews/teacher.png once, and previews/step-*.png as the student learns."""
 
-    def __init__(self, run: RunDirectory, session: Session, report: Callable[[str], None]) -> None:
-        self._run, self._session, self._report = run, session, report
+    def __init__(self, run: RunDirectory, session: Session) -> None:
+        self._run, self._session = run, session
         prompts = list(session.encoded)
         shown = [text for text in prompts if text != session.config.teacher_negative]
         self._prompts = (shown or prompts)[:PREVIEW_PROMPTS]
@@ -44,7 +45,7 @@ class Previews:
         path = self._run.previews / "teacher.png"
         if not self.wanted or path.exists():
             return
-        self._report("Drawing the teacher's preview")
+        log.info("Drawing the teacher's preview")
         session = self._session
         levels = session.trainer.grids.teacher
         self._draw("teacher", levels, session.teacher.guidance_scale, path.name)
@@ -76,9 +77,10 @@ class Previews:
                 if not is_out_of_memory(error):
                     raise
             release_memory(self._session.call.device)
-        self._report(
-            f"previews/{name} is left out: the device has too little memory to draw it. "
-            "--preview-every 0 makes no previews."
+        log.info(
+            "previews/%s is left out: the device has too little memory to draw it. "
+            "--preview-every 0 makes no previews.",
+            name,
         )
 
     def _draw_sheet(

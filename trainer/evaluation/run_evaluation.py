@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -67,15 +67,12 @@ def session_painter(
     )
 
 
-def evaluation_set(
-    session: Session, prompts: Sequence[str], seeds: Sequence[int], report: Callable[[str], None]
-) -> EvaluationSet:
+def evaluation_set(session: Session, prompts: Sequence[str], seeds: Sequence[int]) -> EvaluationSet:
     """The prompts, encoded, and the seeds."""
     encoded = encode_prompts(
         session.checkpoint,
         list(prompts),
         clip_skip=session.config.clip_skip,
         cache_folder=prompt_cache(),
-        report=report,
     )
     return EvaluationSet(tuple(prompts), tuple(encoded[p] for p in prompts), tuple(seeds))

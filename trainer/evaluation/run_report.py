@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .measures import MeasureSet
 from .monitor import Monitor
 from .run_evaluation import run_arms, session_painter
 
+log = logging.getLogger("dpdmd_studio.evaluation")
 SHOWN_PROMPTS = 6
 NOTES = (
     "Prompts and seeds of this page were never used in training.",
@@ -44,13 +46,9 @@ class Heading:
 
 
 def write_run_report(
-    session: Session,
-    monitor: Monitor,
-    lora: Path,
-    measures: MeasureSet,
-    report: Callable[[str], None],
+    session: Session, monitor: Monitor, lora: Path, measures: MeasureSet
 ) -> Path | None:
-    """Path of the run's report.html, or None where none could be made; `report` is told why."""
+    """Path of the run's report.html, or None where none could be made; the log says why."""
     run = session.run
     try:
         teacher = monitor.teacher()
@@ -60,16 +58,15 @@ def write_run_report(
             settings,
             monitor.material(),
             measures,
-            report,
             known={settings[0].name: teacher},
         )
     except EvaluationStoppedError:
-        report("Stopped before the report was done; the `compare` command makes one.")
+        log.info("Stopped before the report was done; the `compare` command makes one.")
         return None
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        report("There is no report: the device has too little memory to draw its pictures.")
+        log.info("There is no report: the device has too little memory to draw its pictures.")
         return None
     heading = Heading(
         title=f"{lora.stem}: what it kept of its teacher",

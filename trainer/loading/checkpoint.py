@@ -12,7 +12,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of huggingface_hub
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,7 +34,6 @@ from .vae import LatentDecoder, decoder_file, find_decoder
 from .weights import Component
 
 logger = logging.getLogger("dpdmd_studio.loading")
-Report = Callable[[str], None]
 OPTIONS = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
 
 
@@ -114,7 +113,6 @@ def load_checkpoint(
     dtype: torch.dtype,
     device: torch.device | str,
     overrides: Overrides = AS_STORED,
-    report: Report = logger.warning,
 ) -> LoadedCheckpoint:
     """The checkpoint at `path`, denoiser loaded.
 
@@ -122,7 +120,6 @@ def load_checkpoint(
         path: a .safetensors file in the A1111/ComfyUI layout, or a diffusers folder.
         dtype: of the denoiser's parameters.
         device: of the denoiser's parameters.
-        report: is told what the user should know, a line at a time.
 
     Raises:
         CheckpointError: missing, damaged, incomplete or unsupported files.
@@ -143,7 +140,7 @@ def load_checkpoint(
     notes += plan_merge(overrides.loras, parts.denoiser, encoders, facts)
     network = parts.denoiser.load(dtype, device)
     for note in notes:
-        report(note)
+        logger.info("%s", note)
     return LoadedCheckpoint(
         path=path,
         detection=detection,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from ...app.config.distill_config import DistillConfig
 from ...app.runs.directory import RunDirectory
 from ...core.errors import RunError
 
+log = logging.getLogger("dpdmd_studio.memory")
 FILE = "memory.json"
 NAMES = (
     "gradient_checkpointing", "micro_batch_size", "offload_optimizer", "base_weights",
@@ -26,7 +28,7 @@ def write_fallbacks(run: RunDirectory, config: DistillConfig, since: Mapping[str
 
 
 def read_fallbacks(
-    run: RunDirectory, config: DistillConfig, report: Callable[[str], None]
+    run: RunDirectory, config: DistillConfig
 ) -> tuple[DistillConfig, dict[str, int]]:
     """(settings with the fallbacks that the run took before, the update each is in force since).
 
@@ -46,7 +48,7 @@ def read_fallbacks(
             )
         if value != current:
             config = replace(config, **{name: value}).validate()
-            report(f"This run was short of memory before: {name} is {value} now.")
+            log.info("This run was short of memory before: %s is %s now.", name, value)
     since = values.get("since", {})
     known = since if isinstance(since, dict) else {}
     return config, {k: v for k, v in known.items() if k in NAMES and type(v) is int}

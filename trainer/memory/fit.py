@@ -6,6 +6,7 @@ other is taken until it fits.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..device import device_memory, free_memory
 from ..distributed import Ranks
 from .fallback import read_fallbacks, write_fallbacks
 
+log = logging.getLogger("dpdmd_studio.memory")
 GIB = 2**30
 Needed = Callable[[DistillConfig], float]
 
@@ -118,7 +120,6 @@ def begin_with_fallbacks(
     config: DistillConfig,
     needs: Needed,
     room: Room | None,
-    report: Callable[[str], None],
 ) -> tuple[DistillConfig, dict[str, int]]:
     """(settings that the run begins with, the update each fallback is in force since).
 
@@ -132,11 +133,11 @@ def begin_with_fallbacks(
     Raises:
         DPDMDError: the run's note of its fallbacks or the checkpoint is damaged.
     """
-    config, since = read_fallbacks(run, config, report)
+    config, since = read_fallbacks(run, config)
     if not config.fit_memory or room is None:
         return config, since
     fit = fit_memory(config, needs, room)
-    report(fit.text)
+    log.info("%s", fit.text)
     if fit.fallbacks:
         state = run.latest_state()
         first = 1 if state is None else int(state.name.rpartition("-")[2]) + 1

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -25,8 +25,7 @@ from ..loading.weights import Component
 from ..model.conditioning import Conditioning, Encoded
 from .encoders import EncoderPlan, combine, encoder_dtype, plan, read_layer
 
-logger = logging.getLogger("dpdmd_studio.loading")
-Report = Callable[[str], None]
+log = logging.getLogger("dpdmd_studio.text")
 
 CACHE_VERSION = 1
 SAMPLED_BYTES = 4096
@@ -82,7 +81,6 @@ def encode_prompts(
     *,
     cache_folder: Path,
     clip_skip: int = 1,
-    report: Report = logger.info,
 ) -> EncodedPrompts:
     """Conditioning of each prompt: batch size 1, on the CPU, in the denoiser's dtype.
 
@@ -92,7 +90,6 @@ def encode_prompts(
         prompts: texts without `<lora:...>` tags.
         cache_folder: made if need be.
         clip_skip: 1 is the last layer; SD 1.x only.
-        report: is told what is going to happen before it does.
     """
     plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
     settings = _settings(checkpoint, clip_skip)
@@ -101,9 +98,12 @@ def encode_prompts(
     missing = [text for text in encoded if encoded.read(text) is None]
     if missing:
         size = estimate_cache_bytes(checkpoint, missing, clip_skip=clip_skip)
-        report(
-            f"Encoding {len(missing)} of {len(encoded)} prompts; this adds {size / 1e6:.1f} MB to "
-            f"the prompt cache in {cache_folder}."
+        log.info(
+            "Encoding %d of %d prompts; this adds %.1f MB to the prompt cache in %s.",
+            len(missing),
+            len(encoded),
+            size / 1e6,
+            cache_folder,
         )
         network = checkpoint.network
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...app.config.distill_config import DistillConfig
@@ -14,7 +15,7 @@ from ...core.recipe.recipe import MergedLora
 from ..loading.checkpoint import LoadedCheckpoint
 from ..text.cache import encoder_identity
 
-Report = Callable[[str], None]
+log = logging.getLogger("dpdmd_studio.training")
 
 # Settings that change how a run is done but not what it computes.
 MACHINE_SETTINGS = (
@@ -36,9 +37,9 @@ MACHINE_SETTINGS = (
 EARLIER = {"zero_terminal_snr": "auto", "optimizer": "adamw", "base_weights": "keep"}
 
 
-def checkpoint_identity(path: Path, report: Report) -> str:
+def checkpoint_identity(path: Path) -> str:
     """SHA256 of a checkpoint file; of the names and SHA256 of all weights in a folder."""
-    report("Computing the checkpoint's SHA256 (it goes into the LoRA's metadata)")
+    log.info("Computing the checkpoint's SHA256 (it goes into the LoRA's metadata)")
     if path.is_file():
         return file_sha256(path)
     files = sorted(path.rglob("*.safetensors"))

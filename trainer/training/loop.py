@@ -32,14 +32,14 @@ def train(
     trainer: Trainer,
     run: RunDirectory,
     *,
-    report: Callable[[Progress], None],
+    on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
     on_save: Callable[[int], None],
 ) -> bool:
     """Update until the configured steps are done or a stop is asked for; True when all are done.
 
     Args:
-        report: called after every student update.
+        on_progress: called after every student update.
         should_stop: asked after every student update.
         on_save: called with the step after each saved state (previews, loadable LoRA).
     """
@@ -67,7 +67,7 @@ def train(
         if saved:  # before anything is drawn or shown, which might fail
             trainer.save(run)
             on_save(trainer.step)
-        report(progress)
+        on_progress(progress)
         stopping = stop_wanted()
         if stopping and not saved:
             trainer.save(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,6 +26,7 @@ from .optimizers import AdapterOptimizer
 from .state import Learned, load_state, save_state
 
 T = TypeVar("T")
+log = logging.getLogger("dpdmd_studio.training")
 
 
 class Trainer:
@@ -48,7 +50,6 @@ class Trainer:
         self.gradients = Gradients(network, settings, ranks)
         self.device = network.call.device
         self.step = 0
-        self.report: Callable[[str], None] = lambda text: None
         config = settings.config
         self.optimizers = {
             role: AdapterOptimizer(
@@ -160,9 +161,12 @@ class Trainer:
         step = self.step + 1
         self.settings.take(fallback, step)
         apply(fallback, self.network.call.network, self.optimizers)
-        self.report(
-            f"The device ran out of memory in update {step}. From here on {fallback.option}: "
-            f"{fallback.words}. The interrupted pass is done again; nothing is skipped."
+        log.info(
+            "The device ran out of memory in update %d. From here on %s: "
+            "%s. The interrupted pass is done again; nothing is skipped.",
+            step,
+            fallback.option,
+            fallback.words,
         )
         return True
 

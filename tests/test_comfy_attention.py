@@ -46,7 +46,7 @@ def xformers(monkeypatch):
         found = functional.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias, scale=scale)
         return found.transpose(1, 2)
 
-    backend = kernels.Backend("xformers", "tried", kernel)
+    backend = kernels.Backend("xformers", "tried", kernels._by_xformers(kernel))
     monkeypatch.setattr(kernels, "choose", lambda *_: backend)
     return calls
 
@@ -168,7 +168,9 @@ def test_a_call_that_xformers_declines_is_drawn_by_pytorch(original, qkv, monkey
     def kernel(*_: object, **__: object) -> None:
         raise NotImplementedError("no operator for this mask")
 
-    monkeypatch.setattr(kernels, "choose", lambda *_: kernels.Backend("xformers", "", kernel))
+    monkeypatch.setattr(
+        kernels, "choose", lambda *_: kernels.Backend("xformers", "", kernels._by_xformers(kernel))
+    )
     monkeypatch.setattr(kernels, "_declined", set())
     found = xformers_override(original, *map(flat, qkv), HEADS)
     torch.testing.assert_close(found, flat(by_hand(*qkv)))

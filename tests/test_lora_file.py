@@ -49,9 +49,10 @@ def trained(request):
     return request.param, family, config, pairs, output
 
 
-def saved(path, trained, **options):
+def saved(path, trained, metadata=None, **options):
     name, family, config, pairs, _ = trained
-    return write_lora(path, NewLora(family, config, pairs, lora_networks.RECIPES[name]), **options)
+    lora = NewLora(family, config, pairs, lora_networks.RECIPES[name], metadata or {})
+    return write_lora(path, lora, **options)
 
 
 def applied(path, name, strength=1.0):

@@ -49,7 +49,7 @@ class ThreeCopies:
         positions = few_step_positions(num_steps)
         every = torch.arange(NUM_LEVELS, dtype=torch.float64)
         self.levels, self.teacher_levels, self.training_levels = (
-            Levels.at_positions(call.schedule, given).to(call.device)
+            Levels.at_positions(call.schedule, given).map(lambda t: t.to(call.device))
             for given in (positions, refine_positions(positions, 7), every)
         )
         self.is_flow = isinstance(call.schedule, FlowSchedule)

@@ -11,7 +11,8 @@ from dpdmd_studio.trainer.evaluation.features import folder_features, layout_fea
 from dpdmd_studio.trainer.evaluation.measures import energy_distance, feature_measures
 from dpdmd_studio.trainer.toys.counts import count_shapes, seeds_apart
 from dpdmd_studio.trainer.toys.measures import Measurement
-from dpdmd_studio.trainer.toys.shapes import SHAPES, Scene, draw
+from dpdmd_studio.trainer.toys.shapes import SHAPES, Scene
+from shapes_scenes import draw
 from torch.nn import functional
 
 CAPTION = "a small red circle in the centre, white background"

@@ -22,6 +22,7 @@ ENTRY_POINTS = {
     "comfy_nodes/__init__.py, which reads it from every node's module": {"NODES"},
     "A1111's attention optimizations": {"undo"},
     "Python's modules": {"__getattr__"},
+    "Python's logging handlers": {"emit"},
 }
 KNOWN = set().union(*ENTRY_POINTS.values())
 IN_TEMPLATE = re.compile(r"\b\w+\.(\w+)")

@@ -110,7 +110,8 @@ def _compare(request: CompareRequest) -> Comparison:
     settings = arm_settings(request, checkpoint, students, facts)
     painter, material = _material(request, checkpoint, students, prompts, switch)
     arms = evaluate(painter, settings, material, measures)
-    data = _report_data(request, checkpoint, students, arms, prompts, measures)
+    shown = _compared(request, checkpoint, students, prompts)
+    data = _report_data(shown, arms, prompts, request.seeds, measures)
     page = write_report(request.output, data)
     return Comparison(page, measures_by_arm(arms), measures.labels, measures.units)
 
@@ -247,14 +248,13 @@ def _material(
     return painter, EvaluationSet(prompts, conditioning, request.seeds)
 
 
-def _report_data(
+def _compared(
     request: CompareRequest,
     checkpoint: LoadedCheckpoint,
     students: list[Student],
-    arms: list[Arm],
     prompts: tuple[str, ...],
-    measures: MeasureSet,
-) -> ReportData:
+) -> tuple[str, dict[str, str]]:
+    """(subtitle of the report, facts for its head)."""
     facts = {
         "Checkpoint": f"{model_name(checkpoint.path)} ({checkpoint.detection.title})",
         "LoRAs": ", ".join(s.lora.path.name for s in students) or "none",
@@ -263,13 +263,24 @@ def _report_data(
     if request.with_loras:
         named = [f"{Path(path).name} at {strength:g}" for path, strength in request.with_loras]
         facts["Together with"] = ", ".join(named)
+    return f"{len(students)} LoRAs on {model_name(checkpoint.path)}, with the teacher.", facts
+
+
+def _report_data(
+    compared: tuple[str, dict[str, str]],
+    arms: list[Arm],
+    prompts: tuple[str, ...],
+    seeds: tuple[int, ...],
+    measures: MeasureSet,
+) -> ReportData:
+    subtitle, facts = compared
     shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
     return ReportData(
         title="DP-DMD Studio: comparison",
-        subtitle=f"{len(students)} LoRAs on {model_name(checkpoint.path)}, with the teacher.",
+        subtitle=subtitle,
         facts=facts,
         prompts=list(prompts[:SHOWN_PROMPTS]),
-        seeds=list(request.seeds),
+        seeds=list(seeds),
         arms=shown,
         metrics=[],
         measure_labels=measures.labels,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 # What A1111 and Forge pin beside gradio, or what they get without a pin.
 HOSTS = {
     "3.41.2": ("fastapi==0.94.0", "pydantic==1.10.27", "httpx==0.24.1", "huggingface-hub==0.36.2"),

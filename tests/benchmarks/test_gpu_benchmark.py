@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-GPU = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
+GPU = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu"
 TINY = ["--tiny", "--device", "cpu", "--dtype", "float32", "--repeats", "1"]
 
 

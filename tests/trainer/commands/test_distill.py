@@ -325,7 +325,7 @@ def test_a_second_process_sees_the_same_numbers(files, tmp_path, uninterrupted):
             request_stop(parts)
 
     distil(parts, stop)
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[3]
     code = (
         "import importlib.util, sys, torch; torch.set_num_threads(1);"
         f"spec = importlib.util.spec_from_file_location('dpdmd_studio', r'{root / '__init__.py'}');"

@@ -27,7 +27,7 @@ from rank_runs import in_ranks, needs_fork, variables
 from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run, request_stop
 
 # `anchor_error`, a ratio of roots, is averaged over the parts and no loss
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("diversity_loss", "matching_gradient", "score_cosine", "fake_loss", "fake_grad_norm")
 QUICK = {
     "num_steps": 2, "teacher_steps": 2, "fake_updates": 1, "lora_layers": "attention",

@@ -17,7 +17,7 @@ import pytest
 from accelerator_program import RUNS
 from pretended.device import NAME, missing_tool
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow

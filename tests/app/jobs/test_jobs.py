@@ -1,6 +1,6 @@
 """Jobs without a worker: states read from the directories, the queue, and what people do with them.
 
-No process is started here; tests/test_jobs_worker.py does that.
+No process is started here; tests/app/jobs/test_jobs_worker.py does that.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def test_the_command_exports_what_the_run_was_asked_for(tmp_path, capsys):
     assert main(["settings", "export", str(tmp_path / "none.safetensors")]) == 2
 
 
-TEACHER = Path(__file__).parents[1] / "trainer" / "assets" / "shapes-sd1.safetensors"
+TEACHER = Path(__file__).parents[3] / "trainer" / "assets" / "shapes-sd1.safetensors"
 
 
 def distill_command(folder: Path, *options: str) -> list[str]:

@@ -14,7 +14,7 @@ from dpdmd_studio.app.report.templating import html_templates
 from dpdmd_studio.app.share.markdown import markdown_templates
 from jinja2 import UndefinedError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("core", "app", "trainer", "cli", "comfy_nodes", "webui_extension")
 TEMPLATES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("templates/*.*"))
 HTML = re.compile(

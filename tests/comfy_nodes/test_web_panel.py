@@ -13,7 +13,7 @@ import pytest
 from dpdmd_studio.app.jobs.job import KINDS, State
 from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 WEB, LOCALES = ROOT / "web", ROOT / "locales"
 MODULES = sorted(WEB.rglob("*.js"))
 ENTRY = WEB / "dpdmd.js"

@@ -18,7 +18,7 @@ from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.families import identify
 from dpdmd_studio.trainer.commands import timed_updates
 
-GIB, ROOT = 2**30, Path(__file__).resolve().parents[1]
+GIB, ROOT = 2**30, Path(__file__).resolve().parents[2]
 
 
 def test_what_fits_is_the_first_rung_below_the_settings(files, monkeypatch):

@@ -19,7 +19,7 @@ from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import SettingsError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = "</script><script>alert(1)</script>"
 TOKEN = "a-token-of-twenty-four-letters"
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from dpdmd_studio.trainer.method.dp_dmd import denoiser
 
-GPU = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
+GPU = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu"
 LIMITS = {"recompile_limit": 8, "accumulated_recompile_limit": 256,
           "fail_on_recompile_limit_hit": False}  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 from dpdmd_studio.app import environment as env
 from dpdmd_studio.app.environment import installation, packages
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

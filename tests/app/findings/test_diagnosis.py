@@ -17,7 +17,7 @@ from dpdmd_studio.app.runs import facts as run_facts
 from dpdmd_studio.app.runs.directory import EVALUATIONS, RunDirectory
 from dpdmd_studio.app.runs.facts import RunFacts, read_facts, window_medians
 
-GOLDEN = Path(__file__).parent / "goldens" / "diagnosis-curves.json"
+GOLDEN = Path(__file__).parents[2] / "goldens" / "diagnosis-curves.json"
 RUNNING = {"status": "running"}
 LAG, RATE = "The fake score lags behind the student", "Learning rate too high"
 COLLAPSE, LOW = "Diversity is collapsing", "Diversity is low"

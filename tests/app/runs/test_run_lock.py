@@ -30,7 +30,7 @@ from dpdmd_studio.app.runs.process_identity import (
 from dpdmd_studio.core.errors import OutputError, RunError
 from filelock import FileLock, Timeout
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 HERE = socket.gethostname()
 
 

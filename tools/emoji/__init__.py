@@ -1,0 +1,1 @@
+"""How the emoji teachers are made: pictures, captions, judge, networks. For maintainers alone."""

@@ -1,0 +1,104 @@
+"""Stage `autoencoder`: TAESD's structure, slimmer where it is dear, trained on scenes as they come.
+
+Hosts load the parts with the loaders that they have for TAESD with 16 latent channels. Left-out
+channels are zero rows and columns of the full layout, exactly. The latents that the denoiser sees
+are asked to have mean 0 and variance 1 by channel, and the decoder learns with noise on them, so
+that what a denoiser gets slightly wrong is still drawn cleanly.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from shapes_teacher_common import Training, device
+from shapes_teacher_vae import Block, Clamp, _conv
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .drawing import Drawer
+
+LATENT_CHANNELS = 16
+LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609
+"""SD3: the denoiser sees (latent - shift) * scale, in diffusers and in ComfyUI alike."""
+BATCH, CYCLES, PEAK, DECAY = 32, (9000,), 1.5e-3, 0.998
+LATENT_NOISE = 0.12
+
+
+class Taesd(nn.Module):
+    """Encoder and decoder between images in [0, 1] and 16 x H/8 x W/8 latents."""
+
+    def __init__(self, latents: int = LATENT_CHANNELS) -> None:
+        super().__init__()
+        self.taesd_encoder = nn.Sequential(
+            _conv(3, 32), Block(32),
+            _conv(32, 48, 2, False), Block(48), Block(48), Block(48),
+            _conv(48, 64, 2, False), Block(64), Block(64), Block(64),
+            _conv(64, 64, 2, False), Block(64), Block(64), Block(64),
+            _conv(64, latents),
+        )  # fmt: skip
+        self.taesd_decoder = nn.Sequential(
+            Clamp(), _conv(latents, 64), nn.ReLU(),
+            Block(64), Block(64), Block(64), nn.Upsample(scale_factor=2), _conv(64, 64, 1, False),
+            Block(64), Block(64), Block(64), nn.Upsample(scale_factor=2), _conv(64, 48, 1, False),
+            Block(48), Block(48), Block(48), nn.Upsample(scale_factor=2), _conv(48, 32, 1, False),
+            Block(32), _conv(32, 3),
+        )  # fmt: skip
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.conv[-1].weight.data.mul_(0.1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents in the denoiser's space, shape (N, C, H/8, W/8), of images in [0, 1]."""
+        return (self.taesd_encoder(images) - LATENT_SHIFT) * LATENT_SCALE
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images in about [0, 1], shape (N, 3, H, W), of latents in the denoiser's space."""
+        return self.taesd_decoder(latents / LATENT_SCALE + LATENT_SHIFT)
+
+
+def train(folder: Path, drawer: Drawer, seed: int = 0, until: int | None = None) -> Training:
+    """Train the autoencoder, or go on with the training found in the folder."""
+    from dpdmd_studio.trainer.toys import emoji
+
+    torch.manual_seed(seed)
+    place = device()
+    network = Taesd().to(place, memory_format=torch.channels_last)
+    training = Training(network, folder / "autoencoder", CYCLES, PEAK, DECAY)
+    backgrounds = emoji.world().backgrounds
+
+    def loss_of(update: int) -> Tensor:
+        source = random.Random(f"{seed}-autoencoder-{update}")
+        scenes = [emoji.random_scene(source) for _ in range(BATCH)]
+        images = drawer.draw(scenes, source, backgrounds).to(place)
+        images = images.contiguous(memory_format=torch.channels_last)
+        noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
+        with torch.autocast(place.type, torch.bfloat16):
+            latents = network.encode(images).float()
+            strength = LATENT_NOISE * torch.rand(BATCH, 1, 1, 1, generator=noise) * 2
+            off = strength * torch.randn(latents.shape, generator=noise)
+            drawn = network.decode(latents + off.to(place)).float()
+        return drawing_loss(drawn, images) + 0.02 * spread_loss(latents)
+
+    training.run(loss_of)
+    return training
+
+
+def spread_loss(latents: Tensor) -> Tensor:
+    """How far each channel's mean is from 0 and its deviation from 1 over the batch."""
+    deviation, mean = torch.std_mean(latents, dim=(0, 2, 3))
+    return mean.square().mean() + (deviation - 1).square().mean()
+
+
+def drawing_loss(drawn: Tensor, images: Tensor) -> Tensor:
+    """L1 and MSE of pixels, L1 of their differences, L1 of the image at an eighth of its side."""
+    error = drawn - images
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    coarse = functional.avg_pool2d(error, 8).abs().mean()
+    return error.abs().mean() + 2 * error.square().mean() + edges + coarse

@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import Training, device
+from shapes_teacher_common import Training, device, part
 from shapes_teacher_vae import Block, Clamp, _conv
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,7 +22,7 @@ from .drawing import Drawer
 LATENT_CHANNELS = 16
 LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609
 """SD3: the denoiser sees (latent - shift) * scale, in diffusers and in ComfyUI alike."""
-BATCH, CYCLES, PEAK, DECAY = 32, (9000,), 1.5e-3, 0.998
+BATCH, CYCLES, PEAK, DECAY = 32, (4000,), 1.5e-3, 0.998
 LATENT_NOISE = 0.12
 
 
@@ -102,3 +102,13 @@ def drawing_loss(drawn: Tensor, images: Tensor) -> Tensor:
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
     coarse = functional.avg_pool2d(error, 8).abs().mean()
     return error.abs().mean() + 2 * error.square().mean() + edges + coarse
+
+
+def load(folder: Path) -> Taesd:
+    """The averaged autoencoder as far as it is trained, in evaluation mode, on `device()`."""
+    from safetensors.torch import load_file
+
+    network = Taesd()
+    path = folder / "autoencoder" / "state.safetensors"
+    network.load_state_dict(part(load_file(path), "average."))
+    return network.to(device(), memory_format=torch.channels_last).eval()

@@ -40,7 +40,7 @@ class Spoiler:
         first, second = [], []
         while len(first) < count:
             one, other = emoji.random_scene(source), emoji.random_scene(source)
-            if one.name != other.name:
+            if one.name.split()[-1] != other.name.split()[-1]:
                 first.append(one)
                 second.append(other)
         return self._drawn(first, source), self._drawn(second, source)
@@ -94,7 +94,7 @@ class Spoiler:
             elif kind == 2:
                 latent = one[i].lerp(other[i], source.uniform(0.4, 0.6))
             else:
-                level = source.uniform(0.6, 0.85)
+                level = source.uniform(0.75, 0.9)
                 latent = (1 - level) * one[i] + level * noise[i]
             made.append(latent)
         return self.decode(torch.stack(made))

@@ -1,0 +1,68 @@
+"""Stage `export`: a trained flow teacher as one fp16 file in the layout of a single-file SD3 model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from shapes_teacher_export import TEXT_PREFIX, sd3_names, widened
+from shapes_teacher_vae import padded
+from torch import Tensor
+
+from . import autoencoder, flow, text
+
+RESOLUTION = 64
+SIZE_LIMIT = 28_000_000
+
+
+def checkpoint(teacher: flow.FlowTeacher, taesd: autoencoder.Taesd) -> dict[str, Tensor]:
+    """Every tensor of the file, fp16 but for the integer token ids."""
+    mmdit = sd3_names(widened(teacher.transformer.state_dict()))
+    tensors = {f"model.diffusion_model.{k}": v for k, v in mmdit.items()}
+    tensors |= {f"first_stage_model.{k}": v for k, v in padded(taesd).items()}
+    tensors["first_stage_model.vae_scale"] = torch.tensor(1.0)
+    tensors["first_stage_model.vae_shift"] = torch.tensor(0.0)
+    for name, value in teacher.text.state_dict().items():
+        if not name.endswith("position_ids"):
+            name = name.removeprefix("text_model.")
+            tensors[f"{TEXT_PREFIX}transformer.text_model.{name}"] = value
+    tensors = {k: v.detach().cpu().half().contiguous() for k, v in tensors.items()}
+    ids = [0, text.BEGIN_ID, text.END_ID, *teacher.rows.ids]
+    tensors[f"{TEXT_PREFIX}token_ids"] = torch.tensor(ids, dtype=torch.int64)
+    return tensors
+
+
+def write(folder: Path, target: Path, guidance_scale: float, steps: int) -> int:
+    """Write the file and prove that diffusers reads the same weights from it; returns its size."""
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
+    from safetensors.torch import save_file
+
+    teacher = flow.load(folder)
+    tensors = checkpoint(teacher, autoencoder.load(folder))
+    ours = {k: v.clone() for k, v in tensors.items() if k.startswith("model.diffusion_model.")}
+    back = convert_sd3_transformer_checkpoint_to_diffusers(ours)
+    for name, value in widened(teacher.transformer.state_dict()).items():
+        if not torch.equal(back[name], value.cpu().half()):
+            raise RuntimeError(f"{name} does not survive the conversion")
+    facts = {
+        "world": "emoji",
+        "guidance_scale": guidance_scale,
+        "steps": steps,
+        "resolution": RESOLUTION,
+    }
+    title = "DP-DMD Studio emoji teacher (SD3 layout)"
+    metadata = {
+        "format": "pt",
+        "modelspec.title": title,
+        "modelspec.license": "CC-BY-4.0",
+        "modelspec.author": "DP-DMD Studio; pictures: Noto (Apache-2.0, Google), Twemoji (CC BY "
+        "4.0, Twitter and contributors), Fluent Emoji (MIT, Microsoft)",
+        "dpdmd.teacher": json.dumps(facts),
+    }
+    save_file(tensors, target, metadata)
+    if (size := target.stat().st_size) > SIZE_LIMIT:
+        raise RuntimeError(f"{target} has {size} bytes; at most {SIZE_LIMIT} are allowed")
+    return size
+
+

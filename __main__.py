@@ -1,6 +1,6 @@
 """`python -m dpdmd_studio …` and `python <checkout> …`: the command line, from any interpreter.
 
-Commands that train or draw need the worker's environment (`.venv` in the checkout, made by
+Commands that train or sample need the worker's environment (`.venv` in the checkout, made by
 `install.py`). When another interpreter is asked, it hands the command over to that environment.
 """
 

@@ -172,9 +172,9 @@ def _activations(cost: CostFacts, config: DistillConfig, own: int, number_bytes:
     pictures = min(config.micro_batch_size or config.batch_size, config.batch_size)
     if config.gradient_checkpointing:
         block = cost.recomputed
-        of_one = block.per_picture + pixels * (block.per_pixel + block.kept * graphs)
+        of_one = block.per_image + pixels * (block.per_pixel + block.kept * graphs)
         return pictures * of_one * number_bytes / 2
-    of_one = graphs * (cost.per_picture[layers] + cost.per_pixel[layers] * pixels)
+    of_one = graphs * (cost.per_image[layers] + cost.per_pixel[layers] * pixels)
     rank = max(config.student_rank, config.fake_rank)
     copies = number_bytes * cost.per_rank[layers] * rank if number_bytes < 4 else 0.0
     return pictures * of_one * number_bytes / 2 + copies

@@ -1,4 +1,4 @@
-"""Errors a user can cause and mend.
+"""Errors a user can cause and fix.
 
 Every message says what was found, what was expected and what to do. Front ends print the message
 without a traceback; the command line exits with code 2.
@@ -45,5 +45,5 @@ class NonFiniteError(DPDMDError):
     """NaN or infinity in weights, a loss or a gradient; says where it appeared."""
 
 
-class PictureError(DPDMDError):
-    """A picture's metadata cannot be read."""
+class ImageError(DPDMDError):
+    """An image's metadata cannot be read."""

@@ -180,9 +180,9 @@ FACTS = Family(
         staying=100.0,
         buffers=100.0,
         per_rank={"attention": 500, "full": 500},
-        per_picture={"attention": 10.0, "full": 10.0},
+        per_image={"attention": 10.0, "full": 10.0},
         per_pixel={"attention": 10.0, "full": 10.0},
-        recomputed=Recomputed(per_picture=10.0, per_pixel=5.0, kept=5.0),
+        recomputed=Recomputed(per_image=10.0, per_pixel=5.0, kept=5.0),
     ),
 )
 

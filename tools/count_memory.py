@@ -111,7 +111,7 @@ class Model:
 
     Attributes:
         make: a network on the meta device, without adapters; made anew for each count.
-        latent: (C, h, w) of one picture.
+        latent: (C, h, w) of one image.
         dtype: number format of the frozen network.
         tokens: of an encoded prompt.
     """
@@ -175,10 +175,10 @@ def count(model: Model, config: DistillConfig, *, like_cuda: bool = True) -> Mem
     )
     settings = SettingsInForce(_shortened(config), facts.sampling.guidance_scale)
     updates = Gradients(RoleNetwork(call, roles), settings, joined())
-    pictures = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    images = min(config.micro_batch_size or config.batch_size, config.batch_size)
     with fake:
-        batch = _batch(model, layout, pictures)
-    adding = config.objective in ("dp_dmd", "no_detach") or pictures < config.batch_size
+        batch = _batch(model, layout, images)
+    adding = config.objective in ("dp_dmd", "no_detach") or images < config.batch_size
     with _cudas_norms() if like_cuda else contextlib.nullcontext():
         peaks = _peaks(updates, batch, fake, adding=adding)
     moments = {
@@ -214,7 +214,7 @@ def _peaks(
     A fake update of no larger an adapter needs less than the student's, and is left out.
 
     Args:
-        adding: whether gradients of an anchored step or of other pictures are there already.
+        adding: whether gradients of an anchored step or of other images are there already.
     """
     network, roles = updates.network.call.network, updates.network.roles
     generator = torch.Generator().manual_seed(0)

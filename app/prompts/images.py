@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import PictureError, PromptError
+from ...core.errors import ImageError, PromptError
 from ...core.files.png_text import read_png_text
 
 MAX_PICTURES, MAX_PROMPT_CHARACTERS = 100_000, 10_000
@@ -60,7 +60,7 @@ def folder_prompts(folder: Path) -> Found:
             )
         try:
             prompt, negative = picture_prompt(read_png_text(path))
-        except (PictureError, OSError):
+        except (ImageError, OSError):
             found.damaged.append(path.name)
             continue
         if 0 < len(prompt) <= MAX_PROMPT_CHARACTERS:

@@ -34,9 +34,9 @@ def progress_bar(total: int, node_id: str | None) -> Any:
     return comfy.utils.ProgressBar(total, **({"node_id": node_id} if takes_node else {}))
 
 
-def show_progress(bar: Any, done: int, total: int, picture: Any = None) -> None:
-    """Move a progress bar, with a PIL picture to show on the node, if there is one."""
-    preview = None if picture is None else ("JPEG", picture, max(picture.size))
+def show_progress(bar: Any, done: int, total: int, image: Any = None) -> None:
+    """Move a progress bar, with a PIL image to show on the node, if there is one."""
+    preview = None if image is None else ("JPEG", image, max(image.size))
     bar.update_absolute(done, max(1, total), preview)
 
 
@@ -73,13 +73,13 @@ def blocked() -> Any:
     return ExecutionBlocker(None)
 
 
-def show_picture(picture: Any) -> dict[str, str]:
-    """A PIL picture in the host's folder for previews; what a node's "images" output names."""
+def show_image(image: Any) -> dict[str, str]:
+    """A PIL image in the host's folder for previews; what a node's "images" output names."""
     import folder_paths
 
     place = folder_paths.get_temp_directory()
     full, name, count, subfolder, _ = folder_paths.get_save_image_path("dpdmd", place)
     file = f"{name}_{count:05}_.png"
     Path(full).mkdir(parents=True, exist_ok=True)
-    picture.save(Path(full) / file, compress_level=1)
+    image.save(Path(full) / file, compress_level=1)
     return {"filename": file, "subfolder": subfolder, "type": "temp"}

@@ -38,8 +38,8 @@ ANCHORED_WORDS = replace(
 )
 
 SETTINGS_TOOLTIP = (
-    "How the few-step LoRA is sampled: by its recipe, or as one of the known few-step LoRAs of "
-    "other makers, whose files do not say it."
+    "How the few-step LoRA is sampled: by its recipe, or as one of the known third-party few-step "
+    "LoRAs, whose files do not say it."
 )
 ANCHOR_TOOLTIP = (
     "What the base model does up to the level where the few-step model's first step ends: several "
@@ -109,7 +109,7 @@ def switch(base: models.Model, few_step: models.Model) -> Switch:
     hook_type = loras.bypass_hook()
     reason = why_not_hooks(base, few_step, hook_type)
     if reason or hook_type is None:
-        note = f"Weights are patched twice a picture: {reason}."
+        note = f"Weights are patched twice an image: {reason}."
         return Switch(few_step, contextlib.nullcontext, note)
     layers = len(patch_difference(base.patches, few_step.patches).added)
     note = f"The few-step LoRA is switched on in {layers} layers of the loaded model."
@@ -130,11 +130,11 @@ class AnchoredSampler:
     DISPLAY_NAME = "DP-DMD Anchored Sampler"
     CATEGORY = "DP-DMD/sampling"
     DESCRIPTION = (
-        "For more variety from a few-step LoRA, ours or not: the base model walks to the level "
+        "For more variety from a few-step LoRA, ours or not: the base model samples to the level "
         "where the LoRA's first step ends, and the LoRA goes on from there. Style LoRAs belong on "
         "both models. Where ComfyUI can, the LoRA is switched on in the loaded model without "
         "patching its weights again (measured on a CPU, 111 M weights, four evaluations: 0.80 s a "
-        "picture, 1.02 s if patched, 0.62 s for the LoRA alone)."
+        "image, 1.02 s if patched, 0.62 s for the LoRA alone)."
     )
     SEARCH_ALIASES = (
         "diversity", "hybrid sampler", "few step", "dmd2", "lightning", "hyper", "lcm", "tcd",
@@ -161,7 +161,7 @@ class AnchoredSampler:
                 "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
                 "latent_image": (
                     "LATENT",
-                    {"tooltip": "An empty latent, or a picture's with denoise below 1."},
+                    {"tooltip": "An empty latent, or an image's with denoise below 1."},
                 ),
                 "seed": ("INT", seed),
                 "settings": (settings, {"default": FROM_RECIPE, "tooltip": SETTINGS_TOOLTIP}),

@@ -23,12 +23,12 @@ class Attention:
     CATEGORY = "DP-DMD/sampling"
     DESCRIPTION = (
         "Memory-efficient attention for this model alone: xformers where it works on this card, or "
-        "PyTorch's. Says what is in force; VAE and text encoders are left as they are."
+        "PyTorch's. Says what is in use; VAE and text encoders are left as they are."
     )
     SEARCH_ALIASES = ("xformers", "memory efficient attention", "sdpa", "attention backend")
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("model", "in_force")
-    OUTPUT_TOOLTIPS = ("The model with that attention.", "What is in force, and why.")
+    OUTPUT_TOOLTIPS = ("The model with that attention.", "What is in use, and why.")
     FUNCTION = "patch"
 
     @classmethod

@@ -165,7 +165,7 @@ class KSampler:
                 "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
                 "latent_image": (
                     "LATENT",
-                    {"tooltip": "An empty latent, or a picture's with denoise below 1."},
+                    {"tooltip": "An empty latent, or an image's with denoise below 1."},
                 ),
                 "seed": ("INT", seed),
                 "steps": steps_input(),

@@ -137,13 +137,13 @@ def _check_applied(path: Path, applied: Applied, modules: int) -> list[str]:
     if applied.count < modules:
         notes.append(
             f"Only {applied.count} of {modules} modules of the LoRA were applied: ComfyUI does not "
-            "know the names of the others. Pictures will be wrong; convert it to kohya's form."
+            "know the names of the others. Images will be wrong; convert it to kohya's form."
         )
     if applied.misfits:
         notes.append(
             f"{applied.misfits} of {applied.count} modules of the LoRA have another size than this "
             "model's and are left out. That is usual for the first layer of an inpainting model; "
-            "more of them, and pictures will be wrong."
+            "more of them, and images will be wrong."
         )
     return notes
 

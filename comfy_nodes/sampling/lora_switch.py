@@ -1,7 +1,7 @@
 """Switching a few-step LoRA on and off on one loaded model, without patching its weights again.
 
 ComfyUI adds a LoRA to the weights: going from the base MODEL to the few-step one rewrites every
-weight the LoRA touches, twice a picture. A plain low-rank update can instead be added to the output
+weight the LoRA touches, twice an image. A plain low-rank update can instead be added to the output
 of its layer, W x + s B A x, which is the host's "bypass" form; entering and leaving it costs
 nothing but the moves of the low-rank factors.
 

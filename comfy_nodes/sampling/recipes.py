@@ -29,8 +29,8 @@ WORDS = Words(
     no_recipe=(
         "No recipe: the LoRA on this MODEL does not say how it is sampled, so the usual {steps}-"
         "step grid of {family} is taken. If it is a DP-DMD LoRA, load it with DP-DMD Load LoRA: "
-        "the core loader loses its recipe under other LoRAs, and in an older ComfyUI. For few-step "
-        "LoRAs of other makers use DP-DMD Anchored Sampler or set the steps by hand."
+        "the core loader loses its recipe under other LoRAs, and in an older ComfyUI. For "
+        "third-party few-step LoRAs use DP-DMD Anchored Sampler or set the steps by hand."
     ),
 )
 

@@ -105,7 +105,7 @@ def _required(lists: Mapping[str, list[str]]) -> dict[str, Any]:
         "multiline": True,
         "default": "",
         "placeholder": "Prompts, one a line; a few hundred are a good start.",
-        "tooltip": "One prompt a line. Only prompts are needed, no pictures.",
+        "tooltip": "One prompt a line. Only prompts are needed, no images.",
     }
     checkpoint = (
         "The checkpoint that becomes the teacher. The demo ones come with the pack and take "
@@ -161,12 +161,12 @@ def _optional(lists: Mapping[str, list[str]]) -> dict[str, Any]:
 
 
 def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
-    """The outputs of a run that has ended, and its last picture on the node."""
+    """The outputs of a run that has ended, and its last image on the node."""
     from ...core.errors import RunError
     from ...core.files.tensor_file import read_header
     from ...core.recipe.recipe import read_recipe
     from .new_run import lora_of
-    from .waiting import latest_picture
+    from .waiting import latest_image
 
     path = lora_of(job)
     if path is None:
@@ -178,10 +178,10 @@ def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
     said = f"{name} is in the loras folder"
     if job.state == "stopped":
         said = f"Stopped after update {job.step} of {job.steps}: {name} holds what there was"
-    picture = latest_picture(job.path)
+    image = latest_image(job.path)
     recipe = read_recipe(read_header(path).metadata)
     result = (loras.read_weights(path), losses(job.path), name, recipe)
-    return _answer([f"{said}.", *notes], result, picture)
+    return _answer([f"{said}.", *notes], result, image)
 
 
 def losses(run: Path) -> dict[str, list[float]]:
@@ -194,10 +194,10 @@ def losses(run: Path) -> dict[str, list[float]]:
     return {"loss": next(iter(found.values()), []), **found}
 
 
-def _answer(texts: list[str], result: tuple[Any, ...], picture: Any = None) -> dict[str, Any]:
+def _answer(texts: list[str], result: tuple[Any, ...], image: Any = None) -> dict[str, Any]:
     ui: dict[str, Any] = {"text": ["\n".join(texts)]}
-    if picture is not None:
-        ui["images"] = [running.show_picture(picture)]
+    if image is not None:
+        ui["images"] = [running.show_image(image)]
     return {"ui": ui, "result": result}
 
 

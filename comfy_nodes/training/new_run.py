@@ -181,7 +181,7 @@ def prompts_of(values: Mapping[str, Any], demo: bool) -> tuple[tuple[str, ...], 
 def prompts_path(name: str) -> Path:
     """A file or folder of prompts: one in the host's input or output folder, or that the GUI knows.
 
-    Whoever may queue a graph could otherwise have any file of this machine drawn into a picture.
+    Whoever may queue a graph could otherwise have any file of this machine rendered into an image.
 
     Raises:
         SettingsError: it lies elsewhere.

@@ -136,8 +136,8 @@ FAMILY = Family(
         staying=2.6e6,
         buffers=59e6,
         per_rank={"attention": 423_936, "full": 1_050_816},
-        per_picture={"attention": 10e6, "full": 10e6},
+        per_image={"attention": 10e6, "full": 10e6},
         per_pixel={"attention": 5370.0, "full": 5735.0},
-        recomputed=Recomputed(per_picture=19e6, per_pixel=385.0, kept=985.0),
+        recomputed=Recomputed(per_image=19e6, per_pixel=385.0, kept=985.0),
     ),
 )

@@ -108,7 +108,7 @@ def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
 
 
 def max_resolution(pos_embed_max_size: int, patch_size: int) -> int:
-    """Longest picture side, in pixels, that the position table covers."""
+    """Longest image side, in pixels, that the position table covers."""
     return pos_embed_max_size * patch_size * 8
 
 
@@ -298,8 +298,8 @@ FAMILY = Family(
         staying=248e6,
         buffers=42.4e6,
         per_rank={"attention": 1_468_416, "full": 2_033_664},
-        per_picture={"attention": 685e6, "full": 820e6},
+        per_image={"attention": 685e6, "full": 820e6},
         per_pixel={"attention": 10350.0, "full": 12240.0},
-        recomputed=Recomputed(per_picture=72e6, per_pixel=342.0, kept=498.0),
+        recomputed=Recomputed(per_image=72e6, per_pixel=342.0, kept=498.0),
     ),
 )

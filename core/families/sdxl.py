@@ -150,8 +150,8 @@ FAMILY = Family(
     cost=CostFacts(
         parameters=2_567_463_684, packed=0.981, staying=9e6, buffers=59e6,
         per_rank={"attention": 2_659_840, "full": 3_074_240},
-        per_picture={"attention": 5e6, "full": 20e6},
+        per_image={"attention": 5e6, "full": 20e6},
         per_pixel={"attention": 8470.0, "full": 8965.0},
-        recomputed=Recomputed(per_picture=16e6, per_pixel=360.0, kept=690.0),
+        recomputed=Recomputed(per_image=16e6, per_pixel=360.0, kept=690.0),
     ),
 )  # fmt: skip

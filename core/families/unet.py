@@ -51,7 +51,7 @@ def in_channels(tensors: Tensors) -> int:
 
 
 def is_unet_folder(config: Config, pipeline: str) -> bool:
-    """Whether a diffusers folder holds a UNet that draws from text alone.
+    """Whether a diffusers folder holds a UNet conditioned on text alone.
 
     Args:
         config: the denoiser's config.json.

@@ -1,16 +1,17 @@
-"""Anchored sampling: the base model takes the first part of a few-step trajectory.
+"""Anchored sampling: the base model samples the first part of a few-step trajectory.
 
-A few-step student decides the layout of a picture in its first step, and that is where distilled
-models lose their diversity (arXiv:2503.10637; arXiv:2602.03139, section 4). So the base model walks
-from the start to the level where the student's first step ends, in K small guided steps or in one
-plain step, and the student goes on from there on its own grid. It works with any few-step LoRA.
+A few-step student decides the layout of an image in its first step, and that is where distilled
+models lose their diversity (arXiv:2503.10637; arXiv:2602.03139, section 4). So the base model
+samples from pure noise to the level where the student's first step ends, in K small guided steps or
+in one plain step, and the student goes on from there on its own grid. It works with any few-step
+LoRA.
 
 The handover. The student takes over at its level s_1 in the state z_K the base model reached,
 
     z_0 = start,   z_{k+1} = x0_k + (sigma_{k+1} / sigma_k) (z_k - x0_k),   sigma_K = s_1,
 
 for both solvers. An "sde" student, which sees fresh noise after each of its own steps, could also
-be given x0_{K-1} with fresh noise. But x0_{K-1} is the mean of all pictures that z_{K-1} may
+be given x0_{K-1} with fresh noise. But x0_{K-1} is the mean of all images that z_{K-1} may
 become, and their variance would be lost. For Gaussian data of variance P on a VP schedule (in the
 k-diffusion convention, where the state at s has variance P + s^2) one plain step from s_0 leaves
 z_1 short of that by P (s_0 - s_1)^2 / (P + s_0^2), the re-noised mean by P s_0^2 / (P + s_0^2),
@@ -70,7 +71,7 @@ class AnchoredPlan:
 
     @property
     def num_evaluations(self) -> int:
-        """Network evaluations for one picture; a guided step is two."""
+        """Network evaluations for one image; a guided step is two."""
         base = (len(self.base_sigmas) - 1) * evaluations_per_step(self.base_guidance)
         return base + (len(self.student_sigmas) - 1) * evaluations_per_step(self.guidance_scale)
 
@@ -147,7 +148,7 @@ class AskedAnchor:
 def anchored_plan(
     recipe: Recipe, few_step: Plan, asked: AskedAnchor = AskedAnchor()
 ) -> AnchoredPlan:
-    """Where the base model walks and where the student does.
+    """The levels of the base model and those of the student.
 
     Args:
         recipe: the student's.
@@ -176,7 +177,7 @@ def anchored_plan(
 
 
 def usual_guidance(recipe: Recipe) -> float:
-    """The guidance of the recipe's teacher, or the family's for students of other makers."""
+    """The guidance of the recipe's teacher, or the family's for third-party students."""
     known = recipe.objective != UNKNOWN_OBJECTIVE
     return recipe.teacher_guidance_scale if known else family(recipe.family).sampling.guidance_scale
 

@@ -1,4 +1,4 @@
-"""What to sample with: a recipe, the wish of a user, and the noise levels that follow.
+"""What to sample with: a recipe, what the user asks for, and the noise levels that follow.
 
 A student is right at the levels it was trained at. So other numbers of steps keep the spacing of
 its grid, image to image starts at one of its levels, and whatever differs is said in a note.
@@ -190,7 +190,7 @@ def check_family(made_for: str, family: str, what: str = "The LoRA") -> None:
 def check_fit(
     recipe: Recipe, family: str, prediction: str, what: str = "The LoRA", hint: str = ""
 ) -> None:
-    """Raise LoraError if a recipe is for another kind of model than the one at hand.
+    """Raise LoraError if a recipe is for another kind of model than this one.
 
     Args:
         family: of the model; "" for one that is none of ours.
@@ -204,6 +204,6 @@ def check_fit(
         advice = "Use the checkpoint it was made for"
         advice += f" ({recipe.teacher_name})." if recipe.teacher_name else "."
         raise LoraError(
-            f"{what} was made for a model of {recipe.prediction}-prediction, but the model at hand "
+            f"{what} was made for a model of {recipe.prediction}-prediction, but this model "
             f"{found}. {advice}{' ' + hint if hint else ''}"
         )

@@ -222,7 +222,7 @@ def plain_timesteps(num_steps: int) -> list[int]:
 
 
 def is_plain_grid(recipe: Recipe) -> bool:
-    """Whether a host without our sampler walks the same levels with its "Simple" schedule."""
+    """Whether a host without our sampler samples at the same levels with its "Simple" schedule."""
     positions = plain_timesteps(recipe.num_steps)
     if recipe.prediction != "flow":
         expected = [position - 1.0 for position in positions]

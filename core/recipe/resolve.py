@@ -4,9 +4,9 @@ A host says what it sees (the model, the LoRAs on it) and what the user asks for
 levels, guidance and solver, and all that the user should know. Hosts only convert; what is decided,
 and the words in which it is said, are here.
 
-In force is the kind of LoRA that the user names; without one, what the first few-step LoRA's own
+The kind of LoRA that the user names decides; without one, what the first few-step LoRA's own
 file says; and failing that, the usual grid of the model's family. Where a file has no recipe but
-its metadata name a known kind of another maker, the user is told which, and chooses.
+its metadata name a known third-party kind, the user is told which, and chooses.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LoraFacts:
         name: what the host calls it, "" where it does not know.
         recipe: of its file, or its text there, which is read only if it decides; None for none.
         strength: at which it is on; None where the host does not know.
-        kind: the known few-step LoRA of another maker that its metadata name, "" for none.
+        kind: the known third-party few-step LoRA that its metadata name, "" for none.
     """
 
     name: str = ""
@@ -125,7 +125,7 @@ class Resolved:
     """What to sample by.
 
     Attributes:
-        recipe: in force.
+        recipe: the one to sample by.
         origin: where it comes from, `FILE`, `KIND` or `USUAL`.
         plan: levels, guidance and solver for what is asked, with everything to tell the user.
     """
@@ -159,7 +159,7 @@ def resolve(
     with_recipe = [lora for lora in few_step if lora.recipe is not None]
     steps = asked.steps
     if asked.kind:
-        # a maker's own grid for that number of steps, in place of another spaced alike
+        # that kind's own grid for that number of steps, in place of another spaced alike
         recipe, notes, origin, steps = *_of_kind(facts, asked, words), KIND, 0
     elif with_recipe:
         recipe, notes, origin = *_of_file(facts, with_recipe, words), FILE
@@ -255,7 +255,7 @@ def _twice_note(loras: Sequence[LoraFacts], words: Words) -> str:
 
 
 def kind_note(lora: LoraFacts, words: Words) -> str:
-    """The note on a LoRA without a recipe that is a known few-step LoRA of another maker."""
+    """The note on a LoRA without a recipe that is a known third-party few-step LoRA."""
     return f"{lora.name or 'The LoRA'} has no recipe. {_kind_advice(lora.kind, words)}"
 
 

@@ -21,7 +21,7 @@ from ...core.diffusion.schedule import few_step_positions
 from ...core.errors import OutputError, SettingsError
 from ...core.families import family, identify
 from ...core.files.hashes import file_hashes, file_sha256
-from ...core.files.png_info import PictureInfo, UsedLora, save_png
+from ...core.files.png_info import ImageInfo, UsedLora, save_png
 from ...core.lora.file import LoraFile, check_family, read_lora
 from ...core.recipe.merged_loras import merged_lora_notes
 from ...core.recipe.recipe import Recipe
@@ -278,8 +278,8 @@ def _draw(
 
 def _info(
     request: SampleRequest, setup: _Setup, prompt: str, seed: int, model_hash: str
-) -> PictureInfo:
-    return PictureInfo(
+) -> ImageInfo:
+    return ImageInfo(
         prompt=prompt,
         seed=seed,
         width=setup.size[0],

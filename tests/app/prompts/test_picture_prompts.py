@@ -14,7 +14,7 @@ from dpdmd_studio.app.prompts.expansion import expand
 from dpdmd_studio.app.prompts.images import graph_prompt, infotext_prompts, picture_prompt
 from dpdmd_studio.app.prompts.reading import read_prompts
 from dpdmd_studio.cli import main
-from dpdmd_studio.core.errors import PictureError, PromptError
+from dpdmd_studio.core.errors import ImageError, PromptError
 from dpdmd_studio.core.files.png_text import SIGNATURE, read_png_text
 from PIL import Image, PngImagePlugin
 
@@ -91,7 +91,7 @@ def test_what_pillow_writes_as_a1111_does_is_read(tmp_path):
 def test_damaged_and_hostile_files_are_refused(tmp_path, content, message):
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(PictureError, match=message):
+    with pytest.raises(ImageError, match=message):
         read_png_text(path)
 
 

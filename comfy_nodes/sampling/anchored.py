@@ -23,7 +23,8 @@ from ...core.recipe.known_students import KNOWN_STUDENTS
 from ...core.recipe.recipe import Recipe
 from ...core.recipe.resolve import Asked, resolve
 from ..host import loras, models, sampling
-from .few_step import RECIPE_TOOLTIP, SEED, check_negative, denoise_input, steps_input
+from ..host.inputs import node_input
+from .few_step import DENOISE, LATENT, POSITIVE, RECIPE, SEED, STEPS, check_negative
 from .lora_switch import hooked, patch_difference, why_not_hooks, without_patches
 from .recipes import WORDS, loras_on
 
@@ -37,25 +38,40 @@ ANCHORED_WORDS = replace(
     ),
 )
 
-SETTINGS_TOOLTIP = (
+SETTINGS = node_input(
+    [FROM_RECIPE, *KNOWN_STUDENTS],
     "How the few-step LoRA is sampled: by its recipe, or as one of the known third-party few-step "
-    "LoRAs, whose files do not say it."
+    "LoRAs, whose files do not say it.",
+    default=FROM_RECIPE,
 )
-ANCHOR_TOOLTIP = (
+ANCHOR = node_input(
+    [GUIDED, ONE_PLAIN],
     "What the base model does up to the level where the few-step model's first step ends: several "
-    "guided steps (most diversity), or one step without guidance (as fast as the LoRA alone)."
+    "guided steps (most diversity), or one step without guidance (as fast as the LoRA alone).",
+    default=GUIDED,
 )
-ANCHOR_STEPS_TOOLTIP = (
+ANCHOR_STEPS = node_input(
+    "INT",
     "Guided steps only: how many the base model takes up to that level. 0 is as many as in the "
-    "LoRA's training, 7 where that is not known."
+    "LoRA's training, 7 where that is not known.",
+    default=0,
+    min=0,
+    max=MAX_ANCHOR_STEPS,
 )
-BASE_CFG_TOOLTIP = (
+BASE_CFG = node_input(
+    "FLOAT",
     "Guidance of the base model's part. 0 is the LoRA's teacher's for guided steps (the family's "
-    "usual one where that is not known) and 1, which is off, for one plain step."
+    "usual one where that is not known) and 1, which is off, for one plain step.",
+    default=0.0,
+    min=0.0,
+    max=100.0,
+    step=0.1,
 )
-SOLVER_TOOLTIP = (
+SOLVER = node_input(
+    ["auto", "ode", "sde"],
     "auto is what the settings say. ode: no fresh noise; sde: fresh noise after every step of the "
-    "few-step model, as DMD2 and LCM are made for."
+    "few-step model, as DMD2 and LCM are made for.",
+    default="auto",
 )
 
 
@@ -147,41 +163,25 @@ class AnchoredSampler:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
-        settings = [FROM_RECIPE, *KNOWN_STUDENTS]
-        steps = {"default": 0, "min": 0, "max": MAX_ANCHOR_STEPS, "tooltip": ANCHOR_STEPS_TOOLTIP}
-        cfg = {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": BASE_CFG_TOOLTIP}
-        seed = {**SEED, "tooltip": "The same seed gives core's KSampler the same noise."}
+        negative = "For the base model's guided steps; it may be an empty prompt."
+        few_step = "The same model behind the loader of the few-step LoRA."
         return {
             "required": {
-                "base_model": ("MODEL", {"tooltip": "The model without the few-step LoRA."}),
-                "few_step_model": (
-                    "MODEL",
-                    {"tooltip": "The same model behind the loader of the few-step LoRA."},
-                ),
-                "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
-                "latent_image": (
-                    "LATENT",
-                    {"tooltip": "An empty latent, or an image's with denoise below 1."},
-                ),
-                "seed": ("INT", seed),
-                "settings": (settings, {"default": FROM_RECIPE, "tooltip": SETTINGS_TOOLTIP}),
-                "anchor": ([GUIDED, ONE_PLAIN], {"default": GUIDED, "tooltip": ANCHOR_TOOLTIP}),
-                "anchor_steps": ("INT", steps),
-                "base_cfg": ("FLOAT", cfg),
-                "solver": (
-                    ["auto", "ode", "sde"], {"default": "auto", "tooltip": SOLVER_TOOLTIP},
-                ),
-                "steps": steps_input(),
-                "denoise": denoise_input(),
+                "base_model": node_input("MODEL", "The model without the few-step LoRA."),
+                "few_step_model": node_input("MODEL", few_step),
+                "positive": POSITIVE,
+                "latent_image": LATENT,
+                "seed": SEED,
+                "settings": SETTINGS,
+                "anchor": ANCHOR,
+                "anchor_steps": ANCHOR_STEPS,
+                "base_cfg": BASE_CFG,
+                "solver": SOLVER,
+                "steps": STEPS,
+                "denoise": DENOISE,
             },
-            "optional": {
-                "negative": (
-                    "CONDITIONING",
-                    {"tooltip": "For the base model's guided steps; it may be an empty prompt."},
-                ),
-                "recipe": ("DPDMD_RECIPE", {"tooltip": RECIPE_TOOLTIP}),
-            },
-        }  # fmt: skip
+            "optional": {"negative": node_input("CONDITIONING", negative), "recipe": RECIPE},
+        }
 
     def sample(
         self,

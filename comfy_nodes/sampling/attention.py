@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core import attention as kernels
 from ..host import models
+from ..host.inputs import node_input
 
 BACKENDS = ("auto", "xformers", "pytorch")
 Original = Callable[..., Tensor]
@@ -34,16 +35,11 @@ class Attention:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
+        backend = "auto: xformers if it works here, else ComfyUI's own choice."
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "Any model."}),
-                "backend": (
-                    list(BACKENDS),
-                    {
-                        "default": "auto",
-                        "tooltip": "auto: xformers if it works here, else ComfyUI's own choice.",
-                    },
-                ),
+                "model": node_input("MODEL", "Any model."),
+                "backend": node_input(BACKENDS, backend, default="auto"),
             }
         }
 

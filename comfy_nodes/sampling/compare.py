@@ -16,7 +16,8 @@ from ...core.images.diversity import LAYOUT_TITLE, layout_vectors, sample_divers
 from ...core.images.seed_sheet import Row, seed_sheet
 from ...core.recipe.anchored import evaluations_per_step
 from ..host import models, sampling
-from .few_step import SEED, check_negative, trajectory_of
+from ..host.inputs import node_input, seed_input
+from .few_step import check_negative, trajectory_of
 from .recipes import find_recipe, has_recipe
 
 ARMS = ("a", "b", "c", "d")
@@ -152,35 +153,28 @@ class CompareSeeds:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
-        cfg = {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1}
-        base = "of models without a recipe."
+        of_base = "of models without a recipe."
+        guided = "For models that are sampled with guidance; it may be empty."
+        first = "The first model; diversity is compared with its own."
         seeds = {"default": 4, "min": 2, "max": MAX_SEEDS}
-        optional: dict[str, Any] = {
-            "negative": (
-                "CONDITIONING",
-                {"tooltip": "For models that are sampled with guidance; it may be empty."},
-            )
-        }
+        steps = {"default": 28, "min": 1, "max": 1000}
+        cfg = {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1}
+        label = node_input("STRING", "What the model's row is called.", default="")
+        optional = {"negative": node_input("CONDITIONING", guided)}
         for name in ARMS[1:]:
-            optional[f"model_{name}"] = ("MODEL", {"tooltip": "Another model to compare."})
-            optional[f"label_{name}"] = label_input()
+            optional[f"model_{name}"] = node_input("MODEL", "Another model to compare.")
+            optional[f"label_{name}"] = label
         return {
             "required": {
-                "positive": ("CONDITIONING", {"tooltip": "The prompt of all images."}),
-                "vae": ("VAE", {"tooltip": "Decodes the images."}),
-                "latent_image": ("LATENT", {"tooltip": "An empty latent of the wanted size."}),
-                "model_a": (
-                    "MODEL",
-                    {"tooltip": "The first model; diversity is compared with its own."},
-                ),
-                "first_seed": ("INT", {**SEED, "tooltip": "The others follow it."}),
-                "num_seeds": ("INT", {**seeds, "tooltip": "Images of every model."}),
-                "base_steps": (
-                    "INT",
-                    {"default": 28, "min": 1, "max": 1000, "tooltip": f"Steps {base}"},
-                ),
-                "base_cfg": ("FLOAT", {**cfg, "tooltip": f"Guidance {base}"}),
-                "label_a": label_input(),
+                "positive": node_input("CONDITIONING", "The prompt of all images."),
+                "vae": node_input("VAE", "Decodes the images."),
+                "latent_image": node_input("LATENT", "An empty latent of the wanted size."),
+                "model_a": node_input("MODEL", first),
+                "first_seed": seed_input("The others follow it."),
+                "num_seeds": node_input("INT", "Images of every model.", **seeds),
+                "base_steps": node_input("INT", f"Steps {of_base}", **steps),
+                "base_cfg": node_input("FLOAT", f"Guidance {of_base}", **cfg),
+                "label_a": label,
             },
             "optional": optional,
         }
@@ -212,24 +206,14 @@ class CompareSeeds:
         latent, note = single(latent_image)
         seeds = range(first_seed, first_seed + num_seeds)
         sampled = sample_arms(arms, sampling.Subject(positive, negative, latent), seeds)
-        drawn = [
-            measured(arm, [as_image(vae.decode(latent)) for latent in latents], seconds)
-            for arm, (latents, seconds) in zip(arms, sampled, strict=True)
-        ]
+        drawn = []
+        for arm, (latents, seconds) in zip(arms, sampled, strict=True):
+            images = [as_image(vae.decode(latent)) for latent in latents]
+            drawn.append(Drawn(arm, images, seconds, sample_diversity(layout_vectors(images))))
         text = report(drawn, seeds, [note])
         rows = [Row(d.arm.label, facts(d, drawn[0].diversity), d.images) for d in drawn]
         sheet = torch.from_numpy(np.asarray(seed_sheet(rows, seeds), dtype=np.float32) / 255)
         return {"ui": {"text": [text]}, "result": (sheet[None], text)}
-
-
-def label_input() -> tuple[str, dict[str, Any]]:
-    """What a row is called."""
-    return ("STRING", {"default": "", "tooltip": "What the model's row is called."})
-
-
-def measured(arm: Arm, images: list[np.ndarray], seconds: float) -> Drawn:
-    """An arm's images with their diversity."""
-    return Drawn(arm, images, seconds, sample_diversity(layout_vectors(images)))
 
 
 NODES = (CompareSeeds,)

@@ -15,32 +15,36 @@ from ...core.recipe.few_step import SAME_LEVEL, Plan, trained_levels
 from ...core.recipe.recipe import MAX_STEPS, Recipe
 from ...core.recipe.resolve import Asked
 from ..host import models, sampling
+from ..host.inputs import node_input, seed_input
 from .recipes import find_recipe, has_recipe
 
 NAME = "dp_dmd"
 logger = logging.getLogger("dpdmd_studio.comfyui")
 
-MODEL_TOOLTIP = "The model with the few-step LoRA."
-RECIPE_TOOLTIP = (
+MODEL = node_input("MODEL", "The model with the few-step LoRA.")
+RECIPE = node_input(
+    "DPDMD_RECIPE",
     "How the LoRA was trained to be sampled. Without it the recipe is read from the model's LoRA, "
-    "and failing that the family's usual grid is taken."
+    "and failing that the family's usual grid is taken.",
 )
-STEPS_TOOLTIP = "0 takes the recipe's own number. Other numbers keep the spacing of its grid."
-DENOISE_TOOLTIP = (
-    "Below 1 for image to image: sampling starts at the trained noise level nearest to it."
+POSITIVE = node_input("CONDITIONING", "The prompt.")
+LATENT = node_input("LATENT", "An empty latent, or an image's with denoise below 1.")
+SEED = seed_input("The same seed gives core's KSampler the same noise.")
+STEPS = node_input(
+    "INT",
+    "0 takes the recipe's own number. Other numbers keep the spacing of its grid.",
+    default=0,
+    min=0,
+    max=MAX_STEPS,
 )
-SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
-
-
-def steps_input() -> tuple[str, dict[str, Any]]:
-    """The number of steps, 0 for the recipe's."""
-    return ("INT", {"default": 0, "min": 0, "max": MAX_STEPS, "tooltip": STEPS_TOOLTIP})
-
-
-def denoise_input() -> tuple[str, dict[str, Any]]:
-    """The share of the trajectory to redo."""
-    limits = {"default": 1.0, "min": 0.01, "max": 1.0, "step": 0.01}
-    return ("FLOAT", {**limits, "tooltip": DENOISE_TOOLTIP})
+DENOISE = node_input(
+    "FLOAT",
+    "Below 1 for image to image: sampling starts at the trained noise level nearest to it.",
+    default=1.0,
+    min=0.01,
+    max=1.0,
+    step=0.01,
+)
 
 
 def few_step_sampler(
@@ -122,12 +126,8 @@ class Sampler:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
         return {
-            "required": {
-                "model": ("MODEL", {"tooltip": MODEL_TOOLTIP}),
-                "steps": steps_input(),
-                "denoise": denoise_input(),
-            },
-            "optional": {"recipe": ("DPDMD_RECIPE", {"tooltip": RECIPE_TOOLTIP})},
+            "required": {"model": MODEL, "steps": STEPS, "denoise": DENOISE},
+            "optional": {"recipe": RECIPE},
         }
 
     def make(
@@ -158,26 +158,17 @@ class KSampler:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
-        seed = {**SEED, "tooltip": "The same seed gives core's KSampler the same noise."}
+        negative = node_input("CONDITIONING", "Not evaluated at CFG 1, so it may be left open.")
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": MODEL_TOOLTIP}),
-                "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
-                "latent_image": (
-                    "LATENT",
-                    {"tooltip": "An empty latent, or an image's with denoise below 1."},
-                ),
-                "seed": ("INT", seed),
-                "steps": steps_input(),
-                "denoise": denoise_input(),
+                "model": MODEL,
+                "positive": POSITIVE,
+                "latent_image": LATENT,
+                "seed": SEED,
+                "steps": STEPS,
+                "denoise": DENOISE,
             },
-            "optional": {
-                "negative": (
-                    "CONDITIONING",
-                    {"tooltip": "Not evaluated at CFG 1, so it may be left open."},
-                ),
-                "recipe": ("DPDMD_RECIPE", {"tooltip": RECIPE_TOOLTIP}),
-            },
+            "optional": {"negative": negative, "recipe": RECIPE},
         }
 
     def sample(

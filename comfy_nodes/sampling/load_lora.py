@@ -13,6 +13,7 @@ from ...core.recipe.few_step import check_family
 from ...core.recipe.recipe import METADATA_KEY, Recipe, usage_hint
 from ...core.recipe.resolve import AS_TRAINED, USUAL, LoraFacts, Resolved, check_model, resolve
 from ..host import folders, loras, models
+from ..host.inputs import node_input
 from ..host.lora_fit import Applied
 from .recipes import STRENGTH_ATTACHMENT, WORDS, loras_on, recipe_text_of
 
@@ -38,18 +39,13 @@ class LoadLora:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
-        strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
+        names, limits = folders.file_names("loras"), {"min": -10.0, "max": 10.0, "step": 0.01}
+        strength = node_input("FLOAT", "Few-step LoRAs are made for 1.0.", default=1.0, **limits)
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "The checkpoint that the LoRA was made for."}),
-                "lora_name": (
-                    folders.file_names("loras"),
-                    {"tooltip": "A LoRA in the host's loras folder."},
-                ),
-                "strength": (
-                    "FLOAT",
-                    {**strength, "tooltip": "Few-step LoRAs are made for 1.0."},
-                ),
+                "model": node_input("MODEL", "The checkpoint that the LoRA was made for."),
+                "lora_name": node_input(names, "A LoRA in the host's loras folder."),
+                "strength": strength,
             }
         }
 

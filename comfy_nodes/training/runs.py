@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...core.errors import RunError
 from ..host import running
+from ..host.inputs import node_input
 
 if TYPE_CHECKING:
     from ...app.jobs import Job
@@ -57,8 +58,8 @@ class Runs:
         )
         return {
             "required": {
-                "run": (run_choices(), {"default": LATEST, "tooltip": run}),
-                "action": (list(ACTIONS), {"default": "look", "tooltip": action}),
+                "run": node_input(run_choices(), run, default=LATEST),
+                "action": node_input(ACTIONS, action, default="look"),
             }
         }
 

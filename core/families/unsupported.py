@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import CheckpointError, UnsupportedModelError
 from ..files.tensor_file import TensorFile
 from .base import Tensors
-from .unet import context_width, in_channels, is_unet
+from .unet import INPUT_LAYER, context_width, is_unet
 
 SUPPORTED = "Supported: SD 1.x, SDXL (eps or v-prediction), SD3 medium and SD3.5 medium"
 
@@ -124,7 +124,7 @@ def _mmdit_variant(tensors: Tensors) -> str | None:
 
 
 def _unet_variant(tensors: Tensors) -> str | None:
-    channels, width = in_channels(tensors), context_width(tensors)
+    channels, width = tensors[INPUT_LAYER].shape[1], context_width(tensors)
     if channels == 9:
         return "an inpainting model (9 input channels); use the ordinary model it was made from"
     if channels == 8:

@@ -141,7 +141,7 @@ def ways_of(model: Any, size: int) -> dict[str, Draw]:
     """Every way to draw the latent of a seed."""
     import comfy_extras.nodes_custom_sampler as custom
     import nodes
-    from dpdmd_studio.comfy_nodes.sampling import dropdown
+    from dpdmd_studio.comfy_nodes.sampling import few_step as dropdown
     from dpdmd_studio.comfy_nodes.sampling.few_step import KSampler, Sampler
 
     dropdown.register()

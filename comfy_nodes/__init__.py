@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import host
-from .sampling import anchored, compare, dropdown
+from .sampling import anchored, compare
 from .sampling import attention as attention_node
 from .sampling import few_step as few_step_nodes
 from .sampling import load_lora as lora_node
@@ -24,5 +24,5 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
 }
 
 if host.is_here():
-    dropdown.register()
+    few_step_nodes.register()
     routes.register()

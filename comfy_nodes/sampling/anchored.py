@@ -127,17 +127,17 @@ def switch(base: models.Model, few_step: models.Model) -> Switch:
     if reason or hook_type is None:
         note = f"Weights are patched twice an image: {reason}."
         return Switch(few_step, contextlib.nullcontext, note)
-    layers = len(patch_difference(base.patches, few_step.patches).added)
+    layers = len(patch_difference(base.patches, few_step.patches)[0])
     note = f"The few-step LoRA is switched on in {layers} layers of the loaded model."
     return Switch(without_patches(base, few_step), lambda: hooked(base, few_step, hook_type), note)
 
 
 def differ(base: models.Model, few_step: models.Model) -> bool:
     """Whether two MODELs of one checkpoint have different patches, objects or injections."""
-    difference = patch_difference(base.patches, few_step.patches)
+    added, removed = patch_difference(base.patches, few_step.patches)
     kinds = ("object_patches", "injections", "hook_patches")
     keys = [[set(getattr(model, kind, ())) for kind in kinds] for model in (base, few_step)]
-    return bool(difference.added or difference.removed) or keys[0] != keys[1]
+    return bool(added or removed) or keys[0] != keys[1]
 
 
 class AnchoredSampler:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from ...core import attention as kernels
@@ -85,16 +84,8 @@ def _override(compute: Callable[..., Tensor]) -> Original:
     return override
 
 
-def _by_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: Any) -> Tensor:
-    return kernels.attention(q, k, v, mask=mask, scale=scale)
-
-
-def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: Any) -> Tensor:
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-
-
-xformers_override = _override(_by_xformers)
-pytorch_override = _override(_by_pytorch)
+xformers_override = _override(kernels.attention)
+pytorch_override = _override(kernels.by_pytorch)
 
 LARGEST_BATCH = 2**15
 """Kernels of both kinds fail on larger ones on NVIDIA cards; ComfyUI's own code splits them."""

@@ -1,4 +1,7 @@
-"""Nodes that sample by a recipe: as SAMPLER and SIGMAS for custom sampling, or all in one."""
+"""Sampling by a recipe: as SAMPLER and SIGMAS for custom sampling, or all in one.
+
+`dp_dmd` in the sampler and scheduler dropdowns of core's KSampler and its relatives is here, too.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...core.diffusion.sampler import sample_few_step
+from ...core.diffusion.schedule import NUM_LEVELS, few_step_positions
 from ...core.errors import SettingsError
 from ...core.recipe.few_step import SAME_LEVEL, Plan, trained_levels
 from ...core.recipe.recipe import MAX_STEPS, Recipe
@@ -95,6 +99,25 @@ def recipe_levels(model: Callable[..., Tensor], sigmas: Tensor) -> tuple[Tensor,
         shown = " ".join(f"{sigma:.3g}" for sigma in levels.tolist())
         logger.info("%s samples at the LoRA's levels: %s", NAME, shown)
     return levels, recipe.solver
+
+
+def register() -> None:
+    """Put the entries into the dropdowns of this ComfyUI; may be called any number of times."""
+    sampling.register_sampler(NAME, few_step_sampler)
+    sampling.register_scheduler(NAME, schedule)
+
+
+def schedule(model_sampling: Any, steps: int) -> Tensor:
+    """The family's few-step grid from the host's own table of levels, shape (steps + 1,).
+
+    The same levels as `core.schedule.few_step_positions`: VP timesteps 999, 749, 499, 249 and flow
+    sigmas 1, .9, .75, .5 (shift 3) at four steps.
+    """
+    table = model_sampling.sigmas
+    positions = few_step_positions(max(1, min(steps, NUM_LEVELS)))[:-1]
+    index = ((positions + 1) * len(table) / NUM_LEVELS - 1).round().long().clamp(min=0)
+    levels = table.detach().float().cpu()[index]
+    return torch.cat([levels, levels.new_zeros(1)])
 
 
 def trajectory_of(plan: Plan) -> sampling.Trajectory:

@@ -14,7 +14,6 @@ from ...core.recipe.recipe import METADATA_KEY, Recipe, usage_hint
 from ...core.recipe.resolve import AS_TRAINED, USUAL, LoraFacts, Resolved, check_model, resolve
 from ..host import folders, loras, models
 from ..host.inputs import node_input
-from ..host.lora_fit import Applied
 from .recipes import STRENGTH_ATTACHMENT, WORDS, loras_on, recipe_text_of
 
 
@@ -66,20 +65,20 @@ class LoadLora:
             check_model(recipe, facts, WORDS, path.name)
         elif family in FAMILY_LABELS and facts.family:
             check_family(family, facts.family, path.name)
-        loaded = loras.load_lora(model, path, strength)
-        notes = _check_applied(path, loaded.applied, modules)
+        loaded, applied = loras.load_lora(model, path, strength)
+        notes = _check_applied(path, applied, modules)
         if text is not None:
-            models.attach(loaded.model, models.RECIPE_ATTACHMENT, text)
-            models.attach(loaded.model, STRENGTH_ATTACHMENT, float(strength))
+            loaded.set_attachments(models.RECIPE_ATTACHMENT, text)
+            loaded.set_attachments(STRENGTH_ATTACHMENT, float(strength))
         elif before is not None:  # of a few-step LoRA under this one
-            models.attach(loaded.model, models.RECIPE_ATTACHMENT, before)
-        there = loras_on(loaded.model, recipe)
+            loaded.set_attachments(models.RECIPE_ATTACHMENT, before)
+        there = loras_on(loaded, recipe)
         if recipe is not None and before is not None:  # its text gave way to the new one's
             there = [there[0], LoraFacts(recipe=before)]
         found = resolve(facts, there, AS_TRAINED, WORDS)
         said = [_summary(path, found, is_own=recipe is not None), *found.notes, *notes]
         text_shown = "\n".join(filter(None, said))
-        return {"ui": {"text": [text_shown]}, "result": (loaded.model, found.recipe)}
+        return {"ui": {"text": [text_shown]}, "result": (loaded, found.recipe)}
 
 
 def _summary(path: Path, found: Resolved, *, is_own: bool) -> str:
@@ -115,7 +114,7 @@ def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
     return file, len(modules), detect_family(modules, shapes)
 
 
-def _check_applied(path: Path, applied: Applied, modules: int) -> list[str]:
+def _check_applied(path: Path, applied: loras.Applied, modules: int) -> list[str]:
     """Notes on modules that the host did not take; LoraError if it took none."""
     if applied.count == 0:
         raise LoraError(

@@ -98,6 +98,9 @@ class Model:
         twin.injections = dict(self.injections)
         return twin
 
+    def get_attachment(self, key: str) -> object:
+        return self.attachments.get(key)
+
     def patched(self, patches: dict[str, Lora], strength: float = 1.0) -> Model:
         twin = self.clone()
         for name, lora in patches.items():
@@ -193,7 +196,6 @@ def comfy(monkeypatch) -> Host:
         "sampling.sampler_object": lambda function, options: lambda *a: function(*a, **options),
         "loras.bypass_hook": lambda: Hook,
         "models.model_facts": lambda model: ModelFacts("sd3", "flow", 3.0),
-        "models.attachment": lambda model, key: model.attachments.get(key),
         "sampling.core_trajectory": euler,
         "sampling.is_flow": lambda model: True,
     }

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...app import jobs
+from ...app.jobs import Job
 from ...core.errors import RunError
 from ..host import running
 from ..host.inputs import node_input
-
-if TYPE_CHECKING:
-    from ...app.jobs import Job
+from .waiting import latest_image, words
 
 LATEST, BETWEEN = "the newest run", " · "
 ACTIONS = ("look", "stop", "resume")
@@ -22,9 +22,7 @@ EMPTY_SIDE = 64
 
 def run_choices() -> list[str]:
     """Names of runs with their titles, newest first."""
-    from ...app.jobs import all_jobs
-
-    found = [f"{job.id}{BETWEEN}{job.title}" for job in all_jobs() if job.kind == "distill"]
+    found = [f"{job.id}{BETWEEN}{job.title}" for job in jobs.all_jobs() if job.kind == "distill"]
     return [LATEST, *found]
 
 
@@ -79,9 +77,6 @@ class Runs:
         Raises:
             RunError: there is no such run, or the action is not possible in its state.
         """
-        from ...app import jobs
-        from .waiting import latest_image
-
         job = _find(run)
         if action == "stop" and (job.live or job.state == "queued"):
             job = jobs.stop(job.id)
@@ -96,8 +91,6 @@ class Runs:
 
 
 def _find(run: str) -> Job:
-    from ...app import jobs
-
     if run != LATEST:
         return jobs.get_job(run.partition(BETWEEN)[0].strip())
     newest = next((job for job in jobs.all_jobs() if job.kind == "distill"), None)
@@ -115,8 +108,6 @@ def share(job: Job) -> float:
 
 def status(job: Job) -> str:
     """How a run stands, with what it said last."""
-    from .waiting import words
-
     said = job.message if job.state in ("failed", "interrupted", "stopped") else ""
     lora = job.result.get("lora")
     made = f"LoRA: {lora}" if isinstance(lora, str) else ""

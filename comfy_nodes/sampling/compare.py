@@ -15,6 +15,7 @@ from torch import Tensor
 from ...core.images.diversity import LAYOUT_TITLE, layout_vectors, sample_diversity
 from ...core.images.seed_sheet import Row, seed_sheet
 from ...core.recipe.anchored import evaluations_per_step
+from ...core.recipe.few_step import counted
 from ..host import models, sampling
 from ..host.inputs import node_input, seed_input
 from .few_step import check_negative, trajectory_of
@@ -121,10 +122,7 @@ def facts(drawn: Drawn, reference: float) -> str:
     """Diversity, evaluations and seconds of an arm in one line."""
     arm, num_steps = drawn.arm, drawn.arm.trajectory.num_steps
     share = f" ({drawn.diversity / reference:.0%} of A)" if reference > 1e-6 else ""
-    steps = "1 step" if num_steps == 1 else f"{num_steps} steps"
-    evaluations = (
-        "1 evaluation" if arm.num_evaluations == 1 else f"{arm.num_evaluations} evaluations"
-    )
+    steps, evaluations = counted(num_steps, "step"), counted(arm.num_evaluations, "evaluation")
     return (
         f"diversity {drawn.diversity:.3f}{share}, {arm.kind}, {steps}, CFG "
         f"{arm.trajectory.guidance_scale:g}, {evaluations}, {drawn.seconds:.2f} s an image"

@@ -9,9 +9,16 @@ from ...core.errors import CheckpointError, LoraError
 from ...core.families import FAMILY_LABELS
 from ...core.files.tensor_file import TensorFile, read_header
 from ...core.lora.keys import detect_family, group_keys
-from ...core.recipe.few_step import check_family
 from ...core.recipe.recipe import METADATA_KEY, Recipe, usage_hint
-from ...core.recipe.resolve import AS_TRAINED, USUAL, LoraFacts, Resolved, check_model, resolve
+from ...core.recipe.resolve import (
+    AS_TRAINED,
+    USUAL,
+    LoraFacts,
+    Resolved,
+    check_family,
+    check_model,
+    resolve,
+)
 from ..host import folders, loras, models
 from ..host.inputs import node_input
 from .recipes import STRENGTH_ATTACHMENT, WORDS, loras_on, recipe_text_of

@@ -31,7 +31,7 @@ from ..diffusion.sampler import Denoiser, NoiseSampler, sample_few_step
 from ..diffusion.schedule import FlowSchedule, Schedule
 from ..errors import SettingsError
 from ..families import family
-from .few_step import Plan
+from .few_step import Plan, counted
 from .recipe import Recipe
 from .schedules import schedule_of
 
@@ -80,17 +80,13 @@ class AnchoredPlan:
         base, few = len(self.base_sigmas) - 1, len(self.student_sigmas) - 1
         kind = ", re-noising" if self.solver == "sde" else ""
         lines = (
-            f"Base model: {_steps(base)} at CFG {self.base_guidance:g}, noise levels "
+            f"Base model: {counted(base, 'step')} at CFG {self.base_guidance:g}, noise levels "
             f"{_level(self.base_sigmas[0])} to {_level(self.base_sigmas[-1])}.",
-            f"Few-step model: {_steps(few)} at CFG {self.guidance_scale:g}{kind}, noise levels "
-            f"{' '.join(map(_level, self.student_sigmas))}.",
+            f"Few-step model: {counted(few, 'step')} at CFG {self.guidance_scale:g}{kind}, noise "
+            f"levels {' '.join(map(_level, self.student_sigmas))}.",
             f"{self.num_evaluations} network evaluations.",
         )
         return "\n".join((*lines, *self.notes))
-
-
-def _steps(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _level(sigma: Tensor) -> str:

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..errors import SettingsError
+from ..errors import LoraError, SettingsError
 from ..families import FAMILY_LABELS
-from .few_step import Plan, check_fit, default_recipe, plan
+from .few_step import Plan, default_recipe, plan
 from .known_students import KNOWN_STUDENTS, recognise
 from .recipe import METADATA_KEY, Recipe
 
@@ -233,14 +233,37 @@ def _loaded(facts: ModelFacts | None, words: Words) -> ModelFacts:
     return facts
 
 
+def check_family(made_for: str, family: str, what: str = "The LoRA") -> None:
+    """Raise LoraError if a LoRA for one family meets a model of another, or ("") of none of ours.
+
+    Args:
+        what: names the LoRA in the message.
+    """
+    if made_for != family:
+        label = FAMILY_LABELS.get(family, "of another family")
+        raise LoraError(
+            f"{what} was made for {FAMILY_LABELS[made_for]}, but the model is {label}. A LoRA "
+            "fits models of its own family only: choose another LoRA or another checkpoint."
+        )
+
+
 def check_model(recipe: Recipe, facts: ModelFacts, words: Words, name: str = "") -> None:
     """Raise LoraError, with the host's remedy, if a recipe is for another kind of model.
 
     Args:
         name: of the LoRA, for the message.
     """
-    hint = words.predictions.get(recipe.prediction, "")
-    check_fit(recipe, facts.family, facts.prediction, name or "The LoRA", hint)
+    what = name or "The LoRA"
+    check_family(recipe.family, facts.family, what)
+    if recipe.prediction != facts.prediction:
+        predicts = f"predicts {facts.prediction}" if facts.prediction else ""
+        found = predicts or "is set to sample in another way"
+        teacher = f" ({recipe.teacher_name})" if recipe.teacher_name else ""
+        hint = words.predictions.get(recipe.prediction, "")
+        raise LoraError(
+            f"{what} was made for a model of {recipe.prediction}-prediction, but this model "
+            f"{found}. Use the checkpoint it was made for{teacher}.{' ' + hint if hint else ''}"
+        )
 
 
 def _twice_note(loras: Sequence[LoraFacts], words: Words) -> str:

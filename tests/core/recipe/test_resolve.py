@@ -257,6 +257,16 @@ def test_what_cannot_be_is_refused(facts, loras, asked, error, message):
         asked_of(facts, *loras, **asked)
 
 
+def test_a_recipe_for_another_model_is_refused_with_names():
+    with pytest.raises(LoraError, match=r"x\.safetensors was made for SD3, but the model is SD 1"):
+        check_model(SD3_RECIPE, SD1, WORDS, "x.safetensors")
+    with pytest.raises(LoraError, match="made for SD3, but the model is of another family"):
+        check_model(SD3_RECIPE, ModelFacts("", "flow"), WORDS)
+    named = dataclasses.replace(SDXL_V_RECIPE, teacher_name="noob")
+    with pytest.raises(LoraError, match=r"v-prediction, .* predicts eps.*made for \(noob\)"):
+        check_model(named, ModelFacts("sdxl", "eps"), WORDS)
+
+
 def test_a_recipe_is_held_against_a_model_before_the_lora_is_loaded():
     check_model(SD1_RECIPE, SD1, WORDS)
     with pytest.raises(LoraError, match=r"^few\.safetensors was made for SD 1\.x"):

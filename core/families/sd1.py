@@ -27,23 +27,6 @@ def _matches(tensors: base.Tensors) -> bool:
     )
 
 
-def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, object]:
-    return {"title": LABEL, "prediction": "eps"}
-
-
-def _network_config(tensors: base.Tensors) -> base.Config:
-    return unet.unet_config(tensors, heads=lambda channels: NUM_HEADS, sample_size=64)
-
-
-def _base_model(title: str) -> base.BaseModel:
-    return base.BaseModel(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "CreativeML OpenRAIL-M",
-        "creativeml-openrail-m",
-        "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
-    )
-
-
 def _matches_folder(config: base.Config, pipeline: str) -> bool:
     return (
         unet.is_unet_folder(config, pipeline)
@@ -58,13 +41,15 @@ FAMILY = base.Family(
     short_label=LABEL,
     detection=base.DetectionFacts(
         matches=_matches,
-        describe=_describe,
+        describe=lambda tensors, everything: {"title": LABEL, "prediction": "eps"},
         input_layer=unet.INPUT_LAYER,
         matches_folder=_matches_folder,
         describe_folder=lambda config: {"title": LABEL},
     ),
     layout=base.LayoutFacts(
-        network_config=_network_config,
+        network_config=lambda tensors: unet.unet_config(
+            tensors, heads=lambda channels: NUM_HEADS, sample_size=64
+        ),
         tensor_source=unet.tensor_source,
         denoiser_folder="unet",
         denoiser_title="UNet",
@@ -100,7 +85,12 @@ FAMILY = base.Family(
         label_note=lambda title: (
             "Any SD 1.x checkpoint is listed under SD 1.5, unless it descends from SD 1.4."
         ),
-        base_model=_base_model,
+        base_model=lambda title: base.BaseModel(
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "CreativeML OpenRAIL-M",
+            "creativeml-openrail-m",
+            "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+        ),
         base_title=lambda title: "Stable Diffusion 1.x",
         pipeline="StableDiffusionPipeline",
         webui_version="SD1",

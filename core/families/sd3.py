@@ -68,10 +68,6 @@ CONTEXT_OUT = ("attn.to_add_out", "ff_context.net.0.proj", "ff_context.net.2")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 
 
-def _matches(tensors: base.Tensors) -> bool:
-    return "joint_blocks.0.context_block.attn.qkv.weight" in tensors
-
-
 def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, object]:
     width = tensors[INPUT_LAYER].shape[0]
     if width == LARGE_WIDTH:
@@ -146,10 +142,6 @@ def _tensor_source(parameter_name: str, config: base.Config) -> base.TensorSourc
     return base.TensorSource(f"{source.key}.{leaf}", source.part, source.change)
 
 
-def _lora_name(module_name: str, config: base.Config) -> str:
-    return _module_source(module_name, config).key
-
-
 def _lora_modules(config: base.Config, targets: base.LoraTargets) -> list[str]:
     """ "attention" takes attention and feed-forward layers, "full" adds their modulation."""
     dual, last, names = config.get("dual_attention_layers") or [], _last(config), []
@@ -186,10 +178,6 @@ def _describe_folder(config: base.Config) -> dict[str, object]:
     }
 
 
-def _architecture(config: base.Config) -> str:
-    return f"stable-diffusion-{'3-5' if _is_35(config) else '3'}-medium/lora"
-
-
 def _base_model(title: str) -> base.BaseModel:
     version = "3.5" if "3.5" in title else "3"
     repository = f"stabilityai/stable-diffusion-{version}-medium"
@@ -220,7 +208,7 @@ FAMILY = base.Family(
     label="SD3 / SD3.5 medium",
     short_label="SD3",
     detection=base.DetectionFacts(
-        matches=_matches,
+        matches=lambda tensors: "joint_blocks.0.context_block.attn.qkv.weight" in tensors,
         describe=_describe,
         input_layer=INPUT_LAYER,
         matches_folder=_matches_folder,
@@ -257,13 +245,15 @@ FAMILY = base.Family(
     vae=VAE,
     lora=base.LoraFacts(
         modules=_lora_modules,
-        module_name=_lora_name,
+        module_name=lambda module, config: _module_source(module, config).key,
         fused=True,  # A1111's loader fails on an alpha
         peft_prefix="transformer.",
         names=r"^(joint_blocks_\d+_|transformer_blocks_\d+_(attn_|attn2_to_|ff_|norm1_))",
         base_model_version="sd3_m",
         declared=("sd3",),
-        architecture=_architecture,
+        architecture=lambda config: (
+            f"stable-diffusion-{'3-5' if _is_35(config) else '3'}-medium/lora"
+        ),
     ),
     sharing=base.SharingFacts(
         labels=("Other",),  # Civitai hides SD 3 and SD 3.5

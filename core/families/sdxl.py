@@ -19,10 +19,6 @@ VAE = base.VaeFacts(
 )
 
 
-def _matches(tensors: base.Tensors) -> bool:
-    return unet.is_unet(tensors) and "label_emb.0.0.weight" in tensors
-
-
 def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, object]:
     if "v_pred" not in everything:
         return {"title": LABEL, "prediction": "eps"}
@@ -47,15 +43,6 @@ def _network_config(tensors: base.Tensors) -> base.Config:
     return config
 
 
-def _base_model(title: str) -> base.BaseModel:
-    return base.BaseModel(
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        "CreativeML Open RAIL++-M",
-        "creativeml-openrail-plus-plus-m",
-        "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
-    )
-
-
 def _matches_folder(config: base.Config, pipeline: str) -> bool:
     return (
         unet.is_unet_folder(config, pipeline)
@@ -69,7 +56,7 @@ FAMILY = base.Family(
     label=LABEL,
     short_label=LABEL,
     detection=base.DetectionFacts(
-        matches=_matches,
+        matches=lambda tensors: unet.is_unet(tensors) and "label_emb.0.0.weight" in tensors,
         describe=_describe,
         input_layer=unet.INPUT_LAYER,
         matches_folder=_matches_folder,
@@ -117,7 +104,12 @@ FAMILY = base.Family(
             "SDXL 1.0, so they cannot be told apart by the file. If yours is one of them, choose "
             "its label: --base-model Pony, Illustrious or NoobAI."
         ),
-        base_model=_base_model,
+        base_model=lambda title: base.BaseModel(
+            "stabilityai/stable-diffusion-xl-base-1.0",
+            "CreativeML Open RAIL++-M",
+            "creativeml-openrail-plus-plus-m",
+            "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+        ),
         base_title=lambda title: "SDXL 1.0",
         pipeline="StableDiffusionXLPipeline",
         webui_version="SDXL",

@@ -110,17 +110,13 @@ def _variant(file: TensorFile, tensors: Tensors) -> str | None:
     if any(key in file.tensors for key in EDM_MARKERS):
         return "an EDM variant (it has edm_* markers, as Playground v2.5 or CosXL)"
     if "joint_blocks.0.context_block.attn.qkv.weight" in tensors:
-        return _mmdit_variant(tensors)
+        channels = tensors["x_embedder.proj.weight"].shape[1]
+        return None if channels == 16 else f"an SD3 variant with {channels} input channels"
     if not is_unet(tensors):
         return None
     if any(".time_stack." in key or ".time_mix_blocks." in key for key in tensors):
         return "a video model (Stable Video Diffusion)"
     return _unet_variant(tensors)
-
-
-def _mmdit_variant(tensors: Tensors) -> str | None:
-    channels = tensors["x_embedder.proj.weight"].shape[1]
-    return None if channels == 16 else f"an SD3 variant with {channels} input channels"
 
 
 def _unet_variant(tensors: Tensors) -> str | None:

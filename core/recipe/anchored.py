@@ -138,7 +138,11 @@ class AskedAnchor:
         """Guidance of the base model's steps."""
         if self.guidance is not None:
             return self.guidance
-        return 1.0 if self.way == ONE_PLAIN else usual_guidance(recipe)
+        if self.way == ONE_PLAIN:
+            return 1.0
+        if recipe.objective == UNKNOWN_OBJECTIVE:  # a student of another trainer
+            return family(recipe.family).sampling.guidance_scale
+        return recipe.teacher_guidance_scale
 
 
 def anchored_plan(
@@ -170,12 +174,6 @@ def anchored_plan(
         flow=recipe.prediction == "flow",
         notes=few_step.notes,
     )
-
-
-def usual_guidance(recipe: Recipe) -> float:
-    """The guidance of the recipe's teacher, or the family's for third-party students."""
-    known = recipe.objective != UNKNOWN_OBJECTIVE
-    return recipe.teacher_guidance_scale if known else family(recipe.family).sampling.guidance_scale
 
 
 def trained_anchor_steps(recipe: Recipe, end_sigma: float) -> int:

@@ -93,7 +93,5 @@ def attention_in_force() -> str:
 def load_device(model: Model) -> tuple[torch.device, torch.dtype]:
     """The device and dtype that a MODEL's network runs with."""
     inner = model.model
-    dtype = getattr(inner, "manual_cast_dtype", None)
-    if dtype is None:
-        dtype = inner.get_dtype() if hasattr(inner, "get_dtype") else torch.float32
+    dtype = getattr(inner, "manual_cast_dtype", None) or inner.get_dtype()
     return torch.device(model.load_device), dtype

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,7 @@ def progress_bar(total: int, node_id: str | None) -> Any:
     """A progress bar of a node; `show_progress` moves it."""
     import comfy.utils
 
-    takes_node = "node_id" in inspect.signature(comfy.utils.ProgressBar.__init__).parameters
-    return comfy.utils.ProgressBar(total, **({"node_id": node_id} if takes_node else {}))
+    return comfy.utils.ProgressBar(total, node_id=node_id)
 
 
 def show_progress(bar: Any, done: int, total: int, image: Any = None) -> None:
@@ -41,13 +39,11 @@ def show_progress(bar: Any, done: int, total: int, image: Any = None) -> None:
 
 
 def notify(node_id: str | None, text: str) -> None:
-    """Write a line on a node while it runs, where the host has a place for it."""
+    """Write a line on a node while it runs."""
     import server
 
-    instance = getattr(server.PromptServer, "instance", None)
-    send = getattr(instance, "send_progress_text", None)
-    if node_id is not None and send is not None:
-        send(text, node_id)
+    if node_id is not None:
+        server.PromptServer.instance.send_progress_text(text, node_id)
 
 
 def check_interrupt() -> None:
@@ -65,11 +61,9 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 def blocked() -> Any:
-    """An output that makes the host leave out what needs it; None where it has no such thing."""
-    try:
-        from comfy_execution.graph_utils import ExecutionBlocker
-    except ImportError:
-        return None
+    """An output that makes the host leave out what needs it."""
+    from comfy_execution.graph_utils import ExecutionBlocker
+
     return ExecutionBlocker(None)
 
 

@@ -67,6 +67,14 @@ def blocked() -> Any:
     return ExecutionBlocker(None)
 
 
+def outcome(text: str, result: tuple[Any, ...], image: Any = None) -> dict[str, Any]:
+    """What a node returns: its outputs, a text on it, and a PIL image, if there is one."""
+    ui: dict[str, Any] = {"text": [text]}
+    if image is not None:
+        ui["images"] = [show_image(image)]
+    return {"ui": ui, "result": result}
+
+
 def show_image(image: Any) -> dict[str, str]:
     """A PIL image in the host's folder for previews; what a node's "images" output names."""
     import folder_paths

@@ -22,7 +22,7 @@ from ...core.recipe.anchored import (
 from ...core.recipe.known_students import KNOWN_STUDENTS
 from ...core.recipe.recipe import Recipe
 from ...core.recipe.resolve import Asked, resolve
-from ..host import loras, models, sampling
+from ..host import loras, models, running, sampling
 from ..host.inputs import node_input
 from .few_step import DENOISE, LATENT, POSITIVE, RECIPE, SEED, STEPS, check_negative
 from .lora_switch import hooked, patch_difference, why_not_hooks, without_patches
@@ -205,7 +205,7 @@ class AnchoredSampler:
         way = switch(base_model, few_step_model)
         subject = sampling.Subject(positive, negative, latent_image, seed)
         latent = sample_both(plan, base_model, way, subject)
-        return {"ui": {"text": [f"{plan.describe()}\n{way.note}"]}, "result": (latent,)}
+        return running.outcome(f"{plan.describe()}\n{way.note}", (latent,))
 
 
 def sample_both(

@@ -16,7 +16,7 @@ from ...core.images.diversity import LAYOUT_TITLE, layout_vectors, sample_divers
 from ...core.images.seed_sheet import Row, seed_sheet
 from ...core.recipe.anchored import evaluations_per_step
 from ...core.recipe.few_step import counted
-from ..host import models, sampling
+from ..host import models, running, sampling
 from ..host.inputs import node_input, seed_input
 from .few_step import check_negative, trajectory_of
 from .recipes import find_recipe, has_recipe
@@ -211,7 +211,7 @@ class CompareSeeds:
         text = report(drawn, seeds, [note])
         rows = [Row(d.arm.label, facts(d, drawn[0].diversity), d.images) for d in drawn]
         sheet = torch.from_numpy(np.asarray(seed_sheet(rows, seeds), dtype=np.float32) / 255)
-        return {"ui": {"text": [text]}, "result": (sheet[None], text)}
+        return running.outcome(text, (sheet[None], text))
 
 
 NODES = (CompareSeeds,)

@@ -18,7 +18,7 @@ from ...core.errors import SettingsError
 from ...core.recipe.few_step import SAME_LEVEL, Plan, trained_levels
 from ...core.recipe.recipe import MAX_STEPS, Recipe
 from ...core.recipe.resolve import Asked
-from ..host import models, sampling
+from ..host import models, running, sampling
 from ..host.inputs import node_input, seed_input
 from .recipes import find_recipe, has_recipe
 
@@ -159,8 +159,7 @@ class Sampler:
         """SAMPLER, SIGMAS and guidance for a model."""
         wanted = find_recipe(model, recipe, Asked(steps=steps, denoise=denoise)).plan
         way = trajectory_of(wanted)
-        result = (way.sampler, way.sigmas, way.guidance_scale)
-        return {"ui": {"text": [wanted.describe()]}, "result": result}
+        return running.outcome(wanted.describe(), (way.sampler, way.sigmas, way.guidance_scale))
 
 
 class KSampler:
@@ -214,7 +213,7 @@ class KSampler:
         check_negative(wanted.guidance_scale, negative)
         subject = sampling.Subject(positive, negative, latent_image, seed)
         latent = sampling.sample(model, trajectory_of(wanted), subject)
-        return {"ui": {"text": [wanted.describe()]}, "result": (latent,)}
+        return running.outcome(wanted.describe(), (latent,))
 
 
 def check_negative(guidance_scale: float, negative: sampling.Conditioning | None) -> None:

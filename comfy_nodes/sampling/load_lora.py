@@ -19,7 +19,7 @@ from ...core.recipe.resolve import (
     check_model,
     resolve,
 )
-from ..host import folders, loras, models
+from ..host import folders, loras, models, running
 from ..host.inputs import node_input
 from .recipes import STRENGTH_ATTACHMENT, WORDS, loras_on, recipe_text_of
 
@@ -84,8 +84,7 @@ class LoadLora:
             there = [there[0], LoraFacts(recipe=before)]
         found = resolve(facts, there, AS_TRAINED, WORDS)
         said = [_summary(path, found, is_own=recipe is not None), *found.notes, *notes]
-        text_shown = "\n".join(filter(None, said))
-        return {"ui": {"text": [text_shown]}, "result": (loaded, found.recipe)}
+        return running.outcome("\n".join(filter(None, said)), (loaded, found.recipe))
 
 
 def _summary(path: Path, found: Resolved, *, is_own: bool) -> str:

@@ -157,7 +157,8 @@ class Distill:
                 f"Run {job.id} is {job.state}. Watch it in the DP-DMD panel or with DP-DMD Runs. "
                 "Queue this node again when it is finished: then it gives the LoRA."
             )
-            return _answer([text, *notes], (running.blocked(),) * len(self.RETURN_TYPES))
+            nothing = (running.blocked(),) * len(self.RETURN_TYPES)
+            return running.outcome("\n".join([text, *notes]), nothing)
         job = waiting.wait(job, unique_id)
         waiting.check_ended(job)
         return _finished(job, notes)
@@ -178,7 +179,7 @@ def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
     image = waiting.latest_image(job.path)
     recipe = read_recipe(read_header(path).metadata)
     result = (loras.read_weights(path), losses(job.path), name, recipe)
-    return _answer([f"{said}.", *notes], result, image)
+    return running.outcome("\n".join([f"{said}.", *notes]), result, image)
 
 
 def losses(run: Path) -> dict[str, list[float]]:
@@ -186,13 +187,6 @@ def losses(run: Path) -> dict[str, list[float]]:
     facts = read_facts(RunDirectory(run))
     found = {name: values for name in LOSSES if (values := facts.values(name))}
     return {"loss": next(iter(found.values()), []), **found}
-
-
-def _answer(texts: list[str], result: tuple[Any, ...], image: Any = None) -> dict[str, Any]:
-    ui: dict[str, Any] = {"text": ["\n".join(texts)]}
-    if image is not None:
-        ui["images"] = [running.show_image(image)]
-    return {"ui": ui, "result": result}
 
 
 NODES = (Distill,)

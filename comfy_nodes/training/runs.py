@@ -84,10 +84,7 @@ class Runs:
             job = jobs.start(job.id)  # a graph is queued again and again with its action left on
         image = latest_image(job.path)
         text = status(job)
-        ui: dict[str, Any] = {"text": [text]}
-        if image is not None:
-            ui["images"] = [running.show_image(image)]
-        return {"ui": ui, "result": (_image(image), text, share(job))}
+        return running.outcome(text, (_image(image), text, share(job)), image)
 
 
 def _find(run: str) -> Job:

@@ -631,8 +631,8 @@ def test_a_run_that_has_gone_is_told(run):
 def test_requests_are_answered_with_the_hosts_folders(fake):
     headers = {"Content-Type": "application/json"}
     body = json.dumps({"checkpoint": "base.safetensors", "prompts": "a cat"}).encode()
-    found = routes.answer("POST", "/api/dpdmd/v1/runs", {}, body, headers)
+    found = routes.api.handle("POST", "/api/dpdmd/v1/runs", {}, body, headers)
     assert found.status == 200, found.body
     output = newest_run().settings()["output"]
     assert Path(output).parent == fake.base / "loras"
-    assert routes.answer("POST", "/dpdmd/v1/runs", {}, None, headers).status == 413
+    assert routes.api.handle("POST", "/dpdmd/v1/runs", {}, None, headers).status == 413

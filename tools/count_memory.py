@@ -243,8 +243,8 @@ def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
 def _shortened(config: DistillConfig) -> DistillConfig:
     """Settings with the fewest network calls that have the same peak.
 
-    That comes while a student update has its DMD gradient: DMD-supervised steps keep their graph, and
-    the teacher runs beside it. What needs no graph leaves nothing behind; an anchored step's is
+    That comes while a student update has its DMD gradient: DMD-supervised steps keep their graph,
+    and the teacher runs beside it. What needs no graph leaves nothing behind; an anchored step's is
     gone before, but for its gradients.
     """
     steps = matched_graphs(config)

@@ -31,9 +31,8 @@ from ..diffusion.sampler import Denoiser, NoiseSampler, sample_few_step
 from ..diffusion.schedule import FlowSchedule, Schedule
 from ..errors import SettingsError
 from ..families import family
-from .few_step import Plan, counted
+from .few_step import Plan, counted, schedule_of
 from .recipe import Recipe
-from .schedules import schedule_of
 
 # The teacher's grid is the student's with every step divided by this, as in training: 4 steps to 28
 ANCHOR_DIVISION = 7

@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from ..diffusion.sampler import partial_sigmas, sigmas_from
-from ..diffusion.schedule import Levels, few_step_positions
+from ..diffusion.schedule import (
+    FlowSchedule,
+    Levels,
+    Schedule,
+    VPSchedule,
+    few_step_positions,
+)
 from ..errors import SettingsError
-from ..families import FAMILY_LABELS
+from ..families import FAMILY_LABELS, Family
 from ..families import family as facts_of
 from .recipe import MAX_STEPS, Recipe, is_plain_grid
-from .schedules import make_schedule, schedule_of
 
 SAME_LEVEL = 1e-3
 """Levels whose ratio differs from 1 by less are one level."""
@@ -52,6 +57,22 @@ class Plan:
         kind = ", re-noising" if self.solver == "sde" else ""
         line = f"{steps}, CFG {self.guidance_scale:g}{kind}, noise levels {levels}"
         return f"{line}\n{self.note}" if self.note else line
+
+
+def make_schedule(flow: bool, shift: float | None, zero_terminal_snr: bool) -> Schedule:
+    """A flow schedule of that shift (None: no shift), or the VP schedule."""
+    return FlowSchedule(shift or 1.0) if flow else VPSchedule(zero_terminal_snr)
+
+
+def family_schedule(family: Family, zero_terminal_snr: bool = False) -> Schedule:
+    """The noise schedule that a family's models were trained with."""
+    sampling = family.sampling
+    return make_schedule(sampling.schedule == "flow", sampling.flow_shift, zero_terminal_snr)
+
+
+def schedule_of(recipe: Recipe) -> Schedule:
+    """The noise schedule that a recipe's levels are on."""
+    return make_schedule(recipe.prediction == "flow", recipe.shift, recipe.zero_terminal_snr)
 
 
 def counted(number: int, noun: str) -> str:

@@ -16,9 +16,8 @@ import torch
 from ..diffusion.schedule import Levels
 from ..errors import SettingsError
 from ..families import FAMILY_LABELS
-from .few_step import default_recipe
+from .few_step import default_recipe, schedule_of
 from .recipe import Recipe, plain_timesteps
-from .schedules import schedule_of
 
 LCM_TEACHER_STEPS = 50
 ANY_FAMILY = ("sd1", "sdxl", "sd3")

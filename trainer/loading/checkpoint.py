@@ -23,7 +23,7 @@ from ...core.diffusion.schedule import Schedule
 from ...core.errors import CheckpointError, LoraError, SettingsError
 from ...core.families import Config, Detection, Family, family, stated_encoder
 from ...core.lora.file import LoraFile, lora_deltas, merge_lora, weight_shapes
-from ...core.recipe.schedules import family_schedule
+from ...core.recipe.few_step import family_schedule
 from ..families import TorchFamily, half_of
 from ..model.network import NetworkCall
 from .encoders import encoder_file, encoder_title

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...app.jobs import Job
-from ...app.runs.directory import RunDirectory
-from ...app.runs.facts import read_facts
-from ...core.errors import RunError
-from ...core.files.tensor_file import read_header
-from ...core.recipe.recipe import read_recipe
 from ..host import folders, loras, running
-from ..host.inputs import node_input
-from . import new_run, waiting
+from ..host.inputs import Input, node_input
 from .knob_inputs import PRESET_CHOICES, PRESET_TOOLTIP, knob_inputs
+
+if TYPE_CHECKING:
+    from ...app.jobs import Job
 
 WAIT, BACKGROUND = "wait", "background"
 LOSSES = ("diversity_loss", "matching_gradient", "fake_loss")
 """The first one that a run has is what core's loss graph draws."""
 
 
-def _with_none(kind: str) -> list[str]:
-    """The files of a folder type behind the choice of none, as they are at this moment."""
-    return [new_run.NOTHING, *folders.file_names(kind)]
+def _lists() -> dict[str, list[str]]:
+    """What the node's lists hold at this moment."""
+    from .new_run import NOTHING, checkpoint_names
+
+    return {
+        "checkpoint": checkpoint_names(),
+        "lora": [NOTHING, *folders.file_names("loras")],
+        "encoder": [NOTHING, *folders.file_names("text_encoders")],
+        "vae": [NOTHING, *folders.file_names("vae")],
+    }
 
 
 class Distill:
@@ -51,81 +55,10 @@ class Distill:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
-        encoder = node_input(
-            _with_none("text_encoders"),
-            "Only for checkpoints without this text encoder.",
-            advanced=True,
-        )
-        required = {
-            "checkpoint": node_input(
-                new_run.checkpoint_names(),
-                "The checkpoint that becomes the teacher. The demo ones come with the pack and "
-                "take minutes on any computer.",
-            ),
-            "prompts": node_input(
-                "STRING",
-                "One prompt a line. Only prompts are needed, no images.",
-                multiline=True,
-                default="",
-                placeholder="Prompts, one a line; a few hundred are a good start.",
-            ),
-            "output_name": node_input(
-                "STRING", "Name of the LoRA; a number is added if it is taken.", default="my-4step"
-            ),
-            "preset": node_input(PRESET_CHOICES, PRESET_TOOLTIP, default="auto"),
-            "mode": node_input(
-                [WAIT, BACKGROUND],
-                "wait holds the queue until the LoRA is there, and Cancel keeps what there is. "
-                "background queues the run and returns at once.",
-                default=WAIT,
-            ),
-        }
-        optional = {
-            "model": node_input(
-                "MODEL",
-                "Takes the file of this MODEL in place of the chosen checkpoint. LoRAs and other "
-                "patches on it are not seen by the trainer; name a LoRA under teacher_lora.",
-            ),
-            "prompts_file": node_input(
-                "STRING",
-                "A text file with one prompt a line, or a folder of PNGs with prompts in them, in "
-                "the input or output folder. It is added to the prompts above.",
-                default="",
-            ),
-            "teacher_lora": node_input(
-                _with_none("loras"),
-                "A LoRA that is merged into the teacher, so that the student learns its style.",
-            ),
-            "teacher_lora_strength": node_input(
-                "FLOAT",
-                "How strongly that LoRA is merged.",
-                default=1.0,
-                min=-10.0,
-                max=10.0,
-                step=0.05,
-            ),
-            "include_teacher_lora": node_input(
-                "BOOLEAN",
-                "Whether the new LoRA holds the teacher's LoRA too, so that it is used alone.",
-                default=False,
-            ),
-            "settings_json": node_input(
-                "STRING",
-                "All other settings as JSON, or a settings file's text. What stands here wins over "
-                "the preset and the inputs above.",
-                multiline=True,
-                default="",
-            ),
-            "clip_l": encoder,
-            "clip_g": encoder,
-            "t5": encoder,
-            "vae": node_input(
-                _with_none("vae"), "Only for checkpoints without a VAE.", advanced=True
-            ),
-        }
+        lists = _lists()
         return {
-            "required": required | knob_inputs(),
-            "optional": optional,
+            "required": _required(lists) | knob_inputs(),
+            "optional": _optional(lists),
             "hidden": {"unique_id": "UNIQUE_ID", "graph": "PROMPT"},
         }
 
@@ -134,7 +67,9 @@ class Distill:
         """A background run is looked at each time; a finished one only if its files changed."""
         if values.get("mode") == BACKGROUND:
             return float("nan")
-        return new_run.file_stamps(values)
+        from .new_run import file_stamps
+
+        return file_stamps(values)
 
     def distill(
         self, unique_id: str | None = None, graph: Any = None, mode: str = WAIT, **values: Any
@@ -144,10 +79,13 @@ class Distill:
         Raises:
             DPDMDError: something is wrong with the inputs, or the run failed.
         """
-        new_run.check_trainer()
-        asked = new_run.ask(values, graph, unique_id)
-        begins = not new_run.is_under_way(asked)
-        job, notes = new_run.begin(asked)
+        from . import new_run as training
+        from . import waiting
+
+        training.check_trainer()
+        asked = training.ask(values, graph, unique_id)
+        begins = not training.is_under_way(asked)
+        job, notes = training.begin(asked)
         notes = [*asked.notes, *notes]
         if begins:
             running.free_memory()
@@ -164,9 +102,86 @@ class Distill:
         return _finished(job, notes)
 
 
+def _required(lists: Mapping[str, list[str]]) -> dict[str, Input]:
+    prompts = {
+        "multiline": True,
+        "default": "",
+        "placeholder": "Prompts, one a line; a few hundred are a good start.",
+    }
+    return {
+        "checkpoint": node_input(
+            lists["checkpoint"],
+            "The checkpoint that becomes the teacher. The demo ones come with the pack and take "
+            "minutes on any computer.",
+        ),
+        "prompts": node_input(
+            "STRING", "One prompt a line. Only prompts are needed, no images.", **prompts
+        ),
+        "output_name": node_input(
+            "STRING", "Name of the LoRA; a number is added if it is taken.", default="my-4step"
+        ),
+        "preset": node_input(PRESET_CHOICES, PRESET_TOOLTIP, default="auto"),
+        "mode": node_input(
+            [WAIT, BACKGROUND],
+            "wait holds the queue until the LoRA is there, and Cancel keeps what there is. "
+            "background queues the run and returns at once.",
+            default=WAIT,
+        ),
+    }
+
+
+def _optional(lists: Mapping[str, list[str]]) -> dict[str, Input]:
+    strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
+    encoder = node_input(
+        lists["encoder"], "Only for checkpoints without this text encoder.", advanced=True
+    )
+    return {
+        "model": node_input(
+            "MODEL",
+            "Takes the file of this MODEL in place of the chosen checkpoint. LoRAs and other "
+            "patches on it are not seen by the trainer; name a LoRA under teacher_lora.",
+        ),
+        "prompts_file": node_input(
+            "STRING",
+            "A text file with one prompt a line, or a folder of PNGs with prompts in them, in the "
+            "input or output folder. It is added to the prompts above.",
+            default="",
+        ),
+        "teacher_lora": node_input(
+            lists["lora"],
+            "A LoRA that is merged into the teacher, so that the student learns its style.",
+        ),
+        "teacher_lora_strength": node_input(
+            "FLOAT", "How strongly that LoRA is merged.", **strength
+        ),
+        "include_teacher_lora": node_input(
+            "BOOLEAN",
+            "Whether the new LoRA holds the teacher's LoRA too, so that it is used alone.",
+            default=False,
+        ),
+        "settings_json": node_input(
+            "STRING",
+            "All other settings as JSON, or a settings file's text. What stands here wins over the "
+            "preset and the inputs above.",
+            multiline=True,
+            default="",
+        ),
+        "clip_l": encoder,
+        "clip_g": encoder,
+        "t5": encoder,
+        "vae": node_input(lists["vae"], "Only for checkpoints without a VAE.", advanced=True),
+    }
+
+
 def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
     """The outputs of a run that has ended, and its last image on the node."""
-    path = new_run.lora_of(job)
+    from ...core.errors import RunError
+    from ...core.files.tensor_file import read_header
+    from ...core.recipe.recipe import read_recipe
+    from .new_run import lora_of
+    from .waiting import latest_image
+
+    path = lora_of(job)
     if path is None:
         raise RunError(
             f"Run {job.id} has ended, but its LoRA is not where it was written. It was moved or "
@@ -176,7 +191,7 @@ def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
     said = f"{name} is in the loras folder"
     if job.state == "stopped":
         said = f"Stopped after update {job.step} of {job.steps}: {name} holds what there was"
-    image = waiting.latest_image(job.path)
+    image = latest_image(job.path)
     recipe = read_recipe(read_header(path).metadata)
     result = (loras.read_weights(path), losses(job.path), name, recipe)
     return running.outcome("\n".join([f"{said}.", *notes]), result, image)
@@ -184,6 +199,9 @@ def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
 
 def losses(run: Path) -> dict[str, list[float]]:
     """The losses of a run, update by update; "loss" is what core's loss graph draws."""
+    from ...app.runs.directory import RunDirectory
+    from ...app.runs.facts import read_facts
+
     facts = read_facts(RunDirectory(run))
     found = {name: values for name in LOSSES if (values := facts.values(name))}
     return {"loss": next(iter(found.values()), []), **found}

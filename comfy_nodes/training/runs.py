@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...app import jobs
-from ...app.jobs import Job
 from ...core.errors import RunError
 from ..host import running
 from ..host.inputs import node_input
-from .waiting import latest_image, words
+
+if TYPE_CHECKING:
+    from ...app.jobs import Job
 
 LATEST, BETWEEN = "the newest run", " · "
 ACTIONS = ("look", "stop", "resume")
@@ -22,7 +22,9 @@ EMPTY_SIDE = 64
 
 def run_choices() -> list[str]:
     """Names of runs with their titles, newest first."""
-    found = [f"{job.id}{BETWEEN}{job.title}" for job in jobs.all_jobs() if job.kind == "distill"]
+    from ...app.jobs import all_jobs
+
+    found = [f"{job.id}{BETWEEN}{job.title}" for job in all_jobs() if job.kind == "distill"]
     return [LATEST, *found]
 
 
@@ -77,6 +79,9 @@ class Runs:
         Raises:
             RunError: there is no such run, or the action is not possible in its state.
         """
+        from ...app import jobs
+        from .waiting import latest_image
+
         job = _find(run)
         if action == "stop" and (job.live or job.state == "queued"):
             job = jobs.stop(job.id)
@@ -88,6 +93,8 @@ class Runs:
 
 
 def _find(run: str) -> Job:
+    from ...app import jobs
+
     if run != LATEST:
         return jobs.get_job(run.partition(BETWEEN)[0].strip())
     newest = next((job for job in jobs.all_jobs() if job.kind == "distill"), None)
@@ -105,6 +112,8 @@ def share(job: Job) -> float:
 
 def status(job: Job) -> str:
     """How a run stands, with what it said last."""
+    from .waiting import words
+
     said = job.message if job.state in ("failed", "interrupted", "stopped") else ""
     lora = job.result.get("lora")
     made = f"LoRA: {lora}" if isinstance(lora, str) else ""

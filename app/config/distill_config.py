@@ -42,7 +42,7 @@ class DistillConfig:
     )
     zero_terminal_snr: str = knob(
         AUTO,
-        "Whether a v-prediction checkpoint learned from pure noise on (zero terminal SNR); auto "
+        "Whether a v-prediction checkpoint was trained with zero terminal SNR; auto "
         "reads it off the file, which merges often no longer say.",
         group="teacher",
         choices=(AUTO, "yes", "no"),
@@ -103,7 +103,7 @@ class DistillConfig:
     )
     num_anchored_steps: int = knob(
         1,
-        "m: first steps taught by the teacher's path; the paper anchors one.",
+        "m: how many first steps are anchored to the teacher's path; the paper anchors one.",
         group="student",
         within=(1, 15),
     )
@@ -118,14 +118,14 @@ class DistillConfig:
     )
     gradient_steps: str = knob(
         "random",
-        "Which steps carry the matching gradient: one random step (least memory), last, or all.",
+        "Which steps carry the DMD gradient: one random step (least memory), last, or all.",
         group="student",
         choices=("random", "last", "all"),
     )
 
     # Training
     steps: int = knob(1000, "Student updates.", within=(1, 1_000_000))
-    batch_size: int = knob(1, "Pictures per update.", within=(1, 1024))
+    batch_size: int = knob(1, "Images per update.", within=(1, 1024))
     fake_updates: int = knob(5, "Fake-score updates per student update.", within=(1, 100))
     fake_head_start: int = knob(
         0, "Fake-score updates before the first student update.", within=(0, 100_000)
@@ -159,7 +159,7 @@ class DistillConfig:
     )
     evaluation_prompts: int = knob(
         6,
-        "Prompts set aside to measure the student on, from 5 times as many; 0: no measurements.",
+        "Held-out prompts to measure the student on, at most a fifth of all; 0: no measurements.",
         within=(0, 1000),
     )
     keep: str = knob(
@@ -205,7 +205,7 @@ class DistillConfig:
     )
     micro_batch_size: int = knob(
         0,
-        "Pictures per forward and backward pass, their gradients summed: less memory for a large "
+        "Images per forward and backward pass, their gradients summed: less memory for a large "
         "batch; 0 takes the whole batch at once.",
         group="machine",
         within=(0, 1024),
@@ -267,7 +267,7 @@ class DistillConfig:
         if self.num_anchored_steps > 1 and self.effective_teacher_steps % self.num_steps:
             raise SettingsError(
                 f"Anchoring {self.num_anchored_steps} steps needs the teacher to pass through the "
-                f"student's levels: teacher_steps must be a multiple of {self.num_steps}, found "
+                f"student's sigmas: teacher_steps must be a multiple of {self.num_steps}, found "
                 f"{self.effective_teacher_steps}."
             )
         per_step = self.effective_teacher_steps // self.num_steps

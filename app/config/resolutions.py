@@ -1,4 +1,4 @@
-"""The picture sizes of a run: those asked for, if the model can have them, else its own."""
+"""The image sizes of a run: those asked for, if the model can have them, else its own."""
 
 from __future__ import annotations
 

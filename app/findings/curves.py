@@ -10,9 +10,9 @@ from ..runs.facts import RunFacts, number, window_medians
 from .finding import Finding, Level
 from .memory import memory_spills
 
-# Medians over stretches of a tenth of the run, but of at least so many updates and pictures: each
-# picture is judged at a random noise level, on which losses depend far more than on training.
-WINDOWS, MIN_UPDATES, MIN_PICTURES = 10, 5, 80
+# Medians over stretches of a tenth of the run, but of at least so many updates and images: each
+# image is noised to a random sigma, on which losses depend far more than on training.
+WINDOWS, MIN_UPDATES, MIN_IMAGES = 10, 5, 80
 # Before this many stretches there is nothing to compare with.
 MIN_WINDOWS = 3
 # The anchor error is a share of the target's size: at 1 the student misses by all there is to hit.
@@ -60,8 +60,8 @@ def _anchor_lost(facts: RunFacts) -> bool:
     return len(medians) >= MIN_WINDOWS and medians[-1] >= LOST_ANCHOR
 
 
-def critic_lagging(facts: RunFacts) -> Finding | None:
-    """The fake score no longer knows the student's pictures."""
+def fake_score_lagging(facts: RunFacts) -> Finding | None:
+    """The fake score no longer knows the student's images."""
     if _anchor_lost(facts):
         return None  # no fake score can follow a student that runs away
     found = _loss_rises(facts) or _directions_part(facts)
@@ -88,7 +88,7 @@ def _loss_rises(facts: RunFacts) -> tuple[Level, str] | None:
         return None
     return (
         "problem" if now >= LOST_LOSS * lowest else "warning",
-        f"Its error on the student's pictures has risen to {now / lowest:.1f} times its lowest "
+        f"Its error on the student's images has risen to {now / lowest:.1f} times its lowest "
         "level (it should stay level).",
     )
 
@@ -214,14 +214,14 @@ def _memory_share(facts: RunFacts) -> float | None:
 
 def _medians(facts: RunFacts, name: str) -> list[float]:
     values = facts.values(name)
-    least = max(MIN_UPDATES, math.ceil(MIN_PICTURES / facts.config.batch_size))
+    least = max(MIN_UPDATES, math.ceil(MIN_IMAGES / facts.config.batch_size))
     return window_medians(values, max(least, len(values) // WINDOWS))
 
 
 CURVE_RULES: tuple[Callable[[RunFacts], Finding | None], ...] = (
     no_gradient,
     learning_rate_too_high,
-    critic_lagging,
+    fake_score_lagging,
     exploding_gradient,
     memory_spills,
     slower_than_before,

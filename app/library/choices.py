@@ -105,7 +105,7 @@ def lora_path(text: object, made: Mapping[str, str]) -> Path:
 
 
 def prompts_path(text: object) -> Path:
-    """A text file, or a folder of pictures, inside one of the folders.
+    """A text file, or a folder of images, inside one of the folders.
 
     Raises:
         SettingsError: outside of them.

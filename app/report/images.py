@@ -1,4 +1,4 @@
-"""Pictures inside the report's page: small enough to carry, as data URLs."""
+"""Images inside the report's page: small enough to carry, as data URLs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# Pictures up to this side are kept exactly, as PNG, and enlarged by the browser pixel by pixel.
+# Images up to this side are kept exactly, as PNG, and enlarged by the browser pixel by pixel.
 CRISP_SIDE = 128
 LARGEST_SIDE = 256
-# All larger pictures of a page together; at JPEG's quarter of a byte that is about 3 MB of page.
+# All larger images of a page together; at JPEG's quarter of a byte that is about 3 MB of page.
 PIXEL_BUDGET = 9_000_000
 JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True)
-class EmbeddedPicture:
-    """A picture as its data URL, with the size in pixels that it has there."""
+class EmbeddedImage:
+    """An image as its data URL, with the size in pixels that it has there."""
 
     source: str
     width: int
@@ -30,19 +30,19 @@ class EmbeddedPicture:
 
 
 def embedded_side(count: int) -> int:
-    """Longest side at which `count` pictures stay within the page's budget."""
+    """Longest side at which `count` images stay within the page's budget."""
     affordable = math.isqrt(PIXEL_BUDGET // max(1, count))
     return max(CRISP_SIDE, min(LARGEST_SIDE, affordable))
 
 
-def embedded(picture: np.ndarray, side: int) -> EmbeddedPicture:
-    """A uint8 (H, W, 3) picture for the page, its longest side at most `side`."""
-    crisp = max(picture.shape[:2]) <= CRISP_SIDE
-    image = Image.fromarray(picture)
+def embedded(pixels: np.ndarray, side: int) -> EmbeddedImage:
+    """A uint8 (H, W, 3) image for the page, its longest side at most `side`."""
+    crisp = max(pixels.shape[:2]) <= CRISP_SIDE
+    image = Image.fromarray(pixels)
     if not crisp:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
     source = _data_url(image, lossless=crisp)
-    return EmbeddedPicture(source, image.width, image.height, crisp)
+    return EmbeddedImage(source, image.width, image.height, crisp)
 
 
 def _data_url(image: Image.Image, *, lossless: bool) -> str:

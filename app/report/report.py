@@ -1,4 +1,4 @@
-"""The report of a run: report.html (one file, opens offline), report.json, and picture sheets."""
+"""The report of a run: report.html (one file, opens offline), report.json, and image sheets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from ...core.errors import OutputError
 from ...core.files import atomic_write
 from .data import ReportData
-from .grid import picture_grid
+from .grid import image_grid
 from .images import embedded_side
 from .page import page
 
@@ -36,7 +36,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
     sheets = sheet_names([arm.name for arm in data.arms])
     for arm, name in zip(data.arms, sheets, strict=True):
         with atomic_write.atomic_path(folder / name) as temporary:
-            _sheet(data.prompts, arm.pictures).save(temporary, format="PNG")
+            _sheet(data.prompts, arm.images).save(temporary, format="PNG")
     numbers = json.dumps(report_numbers(data), indent=1, ensure_ascii=False, allow_nan=False)
     atomic_write.write_text(folder / "report.json", numbers + "\n")
     atomic_write.write_text(folder / "report.html", page(data))
@@ -50,7 +50,7 @@ def report_numbers(data: ReportData) -> dict[str, Any]:
             "name": arm.name,
             "note": arm.note,
             "evaluations": arm.evaluations,
-            "seconds_per_picture": arm.seconds_per_picture,
+            "seconds_per_picture": arm.seconds_per_image,
             "measures": arm.measures,
             "sheet": sheet,
         }
@@ -83,17 +83,17 @@ def sheet_names(arms: Sequence[str]) -> list[str]:
     return names
 
 
-def _sheet(prompts: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    side = embedded_side(len(prompts) * len(pictures[0]))
+def _sheet(prompts: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    side = embedded_side(len(prompts) * len(images[0]))
     rows = [
-        (" ".join(prompt.split())[:LABEL_LENGTH], [_at_most(picture, side) for picture in row])
-        for prompt, row in zip(prompts, pictures, strict=True)
+        (" ".join(prompt.split())[:LABEL_LENGTH], [_at_most(image, side) for image in row])
+        for prompt, row in zip(prompts, images, strict=True)
     ]
-    return picture_grid(rows)
+    return image_grid(rows)
 
 
-def _at_most(picture: np.ndarray, side: int) -> np.ndarray:
-    image = Image.fromarray(picture)
+def _at_most(pixels: np.ndarray, side: int) -> np.ndarray:
+    image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return np.asarray(image)
 

@@ -6,17 +6,17 @@ torch. Layout:
     settings.json          what was asked for, and of which checkpoint
     prompts.txt            the prompts as given, after comments and tags were taken out
     progress.json          status, step, losses, time left: rewritten as the run goes
-    evaluation-prompts.txt prompts set aside: the student is measured on them, never trained
+    evaluation-prompts.txt held-out prompts: the student is measured on them, never trained
     unprepared             made without the engine: its checks are still to be done
-    given-prompts.txt      all prompts of such a run, from which some are to be set aside
+    given-prompts.txt      all prompts of such a run, from which some are to be held out
     metrics.jsonl          one line per student update
     evaluations.jsonl      one line per measurement: diversity and distance from the teacher
     state/step-00000100/   adapters, optimizers, step: all that an exact resume needs
     checkpoints/           loadable LoRAs of saved steps
-    previews/              pictures on fixed seeds
-    evaluation/            the teacher's pictures that the student is measured against
-    report/                the report at the end: report.html, report.json, picture sheets
-    memory.json            how far down the memory ladder the run has come
+    previews/              images on fixed seeds
+    evaluation/            the teacher's images that the student is measured against
+    report/                the report at the end: report.html, report.json, image sheets
+    memory.json            the memory fallbacks that the run has taken
     attention.json         the attention kernels that an earlier version had timed for the run
     stop                   a request: stop at the next update and keep what there is
     lock.json              which process owns the run, see `run_lock`
@@ -129,7 +129,7 @@ class RunDirectory:
 
     @property
     def previews(self) -> Path:
-        """Folder of preview pictures."""
+        """Folder of preview images."""
         return self.path / "previews"
 
     @property
@@ -139,7 +139,7 @@ class RunDirectory:
 
     @property
     def evaluation(self) -> Path:
-        """Folder of the teacher's pictures that the student is measured against."""
+        """Folder of the teacher's images that the student is measured against."""
         return self.path / "evaluation"
 
     @property
@@ -160,11 +160,11 @@ class RunDirectory:
         return self._read_lines(PROMPTS)
 
     def evaluation_prompts(self) -> list[str]:
-        """The prompts set aside for measurements; none in runs that are not measured."""
+        """The held-out prompts for measurements; none in runs that are not measured."""
         return self._read_lines(EVALUATION_PROMPTS) if self._has(EVALUATION_PROMPTS) else []
 
     def given_prompts(self) -> list[str]:
-        """All prompts of a run from which none have been set aside yet."""
+        """All prompts of a run from which none have been held out yet."""
         return self._read_lines(GIVEN_PROMPTS)
 
     def _has(self, name: str) -> bool:

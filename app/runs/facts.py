@@ -140,7 +140,7 @@ def _prompts(path: Path) -> list[str]:
 
 
 def distances(line: Line) -> list[float]:
-    """The distance from the teacher of each measured prompt; empty where it is not known."""
+    """The distance from the teacher of each held-out prompt; empty where it is not known."""
     values = line.get("distances")
     if not isinstance(values, Iterable) or isinstance(values, str):
         return []

@@ -92,7 +92,7 @@ Name                 {facts.title}
 Base model           {facts.label}
 Trigger words        {words}
 File                 {facts.file}
-Pictures             all of pictures/, 01.png first; their settings are read from them
+Images               all of pictures/, 01.png first; their settings are read from them
 Description          open description.html in a browser, select all, copy, paste
 Training steps       {steps}
 Epochs               leave empty
@@ -105,7 +105,7 @@ About the base model: {note}
 
 About the licence: {license_text(facts)}
 
-The site links a picture to this LoRA by the hash in the picture's text:
+The site links an image to this LoRA by the hash in the image's text:
 AutoV2               {facts.hashes.autov2}
 AutoV3               {facts.hashes.autov3}
 SHA256               {facts.hashes.sha256}

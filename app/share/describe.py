@@ -17,7 +17,7 @@ TAGS = ("few-step", "distillation", "dp-dmd", "lora")
 # Keys of the LoRA's metadata that say how it was trained, and their words.
 TRAINING = {
     "ss_steps": "student updates",
-    "ss_total_batch_size": "pictures an update",
+    "ss_total_batch_size": "images an update",
     "ss_network_dim": "rank",
     "ss_learning_rate": "learning rate",
 }
@@ -83,8 +83,8 @@ def limits(facts: PackageFacts) -> list[str]:
     recipe, found = facts.recipe, []
     if recipe.guidance_scale == 1.0:
         found.append(
-            "A negative prompt does nothing at CFG 1, and a higher CFG burns the picture: guidance "
-            "is part of the training."
+            "A negative prompt does nothing at CFG 1, and a higher CFG oversaturates the "
+            "image: guidance is part of the training."
         )
     found += [
         "Use it at strength 1.0; that is the strength it was trained at.",
@@ -93,9 +93,9 @@ def limits(facts: PackageFacts) -> list[str]:
         f"Other samplers, schedules and step counts than {recipe.plain_host} were not trained.",
     ]
     found += [_beside(lora) for lora in recipe.merged_loras]
-    if not facts.drawn_with_teacher:
+    if not facts.sampled_with_teacher:
         found.append(
-            f"The pictures were drawn with {facts.checkpoint.file}, which is not the file that was "
+            f"The images were sampled with {facts.checkpoint.file}, which is not the file that was "
             "distilled (its hash differs)."
         )
     if facts.checkpoint.embedded:

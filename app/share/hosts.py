@@ -20,13 +20,13 @@ def reads_in_diffusers(facts: PackageFacts) -> bool:
 
 
 def unshifted_sigmas(recipe: Recipe) -> list[float]:
-    """The noise levels as diffusers' flow scheduler takes them, before it shifts them."""
+    """The sigmas as diffusers' flow scheduler takes them, before it shifts them."""
     shift = recipe.shift or 1.0
     return [round(s / (shift - (shift - 1) * s), 6) for s in recipe.sigmas[:-1]]
 
 
 def diffusers_program(facts: PackageFacts) -> str:
-    """A program that walks the recipe's noise levels in diffusers."""
+    """A program that walks the recipe's sigmas or timesteps in diffusers."""
     recipe, (width, height) = facts.recipe, facts.size
     pipeline = family(facts.family).sharing.pipeline
     flow = recipe.prediction == "flow"
@@ -49,7 +49,7 @@ pipe.scheduler = {scheduler}.from_config(
 )
 pipe.load_lora_weights(".", weight_name="{facts.file}")
 pipe.to("cuda")
-picture = pipe(
+image = pipe(
     "your prompt",
     {"sigmas" if flow else "timesteps"}={levels},
     guidance_scale={recipe.guidance_scale:g},
@@ -57,5 +57,5 @@ picture = pipe(
     height={height},
 {clip}    generator=torch.Generator("cpu").manual_seed(0),
 ).images[0]
-picture.save("picture.png")
+image.save("image.png")
 '''

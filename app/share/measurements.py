@@ -74,7 +74,7 @@ def _measurements(content: Mapping[str, Any]) -> Measurements:
         rows.append((one_line(arm["name"], 80), *cost, *measured))
     titles = [one_line(labels[key][0], 60) for key in keys]
     return Measurements(
-        head=("", "Network evaluations a picture", "Seconds a picture", *titles),
+        head=("", "Network evaluations an image", "Seconds an image", *titles),
         rows=tuple(rows),
         notes=tuple(f"{one_line(labels[key][0], 60)}: {one_line(labels[key][1])}" for key in keys),
         prompts=len(content["prompts"]),

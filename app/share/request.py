@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...core.errors import SettingsError
 
-FEWEST_PICTURES, MOST_PICTURES = 6, 200
+FEWEST_IMAGES, MOST_IMAGES = 6, 200
 TEXT_LIMITS = {"name": 200, "author": 200, "license": 200, "trigger_words": 4000}
 
 
@@ -20,8 +20,8 @@ class PackageRequest:
         source: a LoRA of ours, or the folder of the run that made it.
         output: the folder to make; the zip gets its name.
         files: paths of model files by name: checkpoint, clip_l, clip_g, t5, vae.
-        prompts: what the pictures show.
-        count: how many pictures.
+        prompts: what the images show.
+        count: how many images.
         cover: which of them is the cover, from 1.
         label: base model as Civitai calls it.
         report: report.json to quote diversity and speed from.
@@ -48,15 +48,14 @@ class PackageRequest:
 
     def check(self) -> None:
         """Raise SettingsError for what cannot be packaged."""
-        if not FEWEST_PICTURES <= self.count <= MOST_PICTURES:
+        if not FEWEST_IMAGES <= self.count <= MOST_IMAGES:
             raise SettingsError(
-                f"{self.count} pictures were asked for; a package has {FEWEST_PICTURES} to "
-                f"{MOST_PICTURES}."
+                f"{self.count} images were asked for; a package has {FEWEST_IMAGES} to "
+                f"{MOST_IMAGES}."
             )
         if not 1 <= self.cover <= self.count:
             raise SettingsError(
-                f"Picture {self.cover} shall be the cover, but there are pictures 1 to "
-                f"{self.count}."
+                f"Image {self.cover} shall be the cover, but there are images 1 to {self.count}."
             )
         for name, limit in TEXT_LIMITS.items():
             length = len(getattr(self, name))
@@ -66,20 +65,18 @@ class PackageRequest:
                 )
 
 
-def picture_pairs(
-    num_prompts: int, seeds: Sequence[int], count: int
-) -> tuple[tuple[int, int], ...]:
-    """(prompt number from 0, seed) of each picture, no two alike; neighbours differ in both.
+def image_pairs(num_prompts: int, seeds: Sequence[int], count: int) -> tuple[tuple[int, int], ...]:
+    """(prompt number from 0, seed) of each image, no two alike; neighbours differ in both.
 
     Raises:
-        SettingsError: there are fewer combinations than pictures.
+        SettingsError: there are fewer combinations than images.
     """
     seeds = list(seeds) or list(range(count))
     prompts = min(num_prompts, count)
     if prompts * len(seeds) < count:
         raise SettingsError(
             f"{num_prompts} prompts and {len(seeds)} seeds make {prompts * len(seeds)} different "
-            f"pictures; {count} are asked for. Give more prompts or seeds, or lower --count."
+            f"images; {count} are asked for. Give more prompts or seeds, or lower --count."
         )
     return tuple(
         (number % prompts, seeds[(number // prompts + number % prompts) % len(seeds)])

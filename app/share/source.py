@@ -1,6 +1,6 @@
 """What a package is made from: the LoRA, its checkpoint, prompts and measurements; all checked.
 
-Everything here reads headers and small files only, so a front end can ask before anything is drawn.
+Only headers and small files are read, so a front end can ask before anything is sampled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PackageSource:
     Args:
         lora: the file to package.
         file_format: kohya or peft, by its key names.
-        prompts: for the pictures, alternatives not yet chosen; may be empty for embedded teachers.
+        prompts: for the images, alternatives not yet chosen; may be empty for embedded teachers.
         embedded: whether the checkpoint is a teacher that ships with this program.
         notes: what a person should know of these choices.
     """
@@ -92,7 +92,7 @@ def read_student(path: Path) -> tuple[Recipe, str]:
         )
     if recipe.solver != "ode" or not is_plain_grid(recipe):
         raise LoraError(
-            f"{path.name} needs the DP-DMD sampler: no host walks its noise levels with Euler and "
+            f"{path.name} needs the DP-DMD sampler: no host walks its sigmas with Euler and "
             "Simple. A package states settings that everybody can choose, so it cannot be made."
         )
     kohya = any(key.startswith("lora_unet_") for key in header.tensors)
@@ -118,7 +118,7 @@ def _result_of(run: RunDirectory) -> Path:
 def _model(request: PackageRequest, asked: DistillRequest | None) -> ModelFiles:
     if asked is None and not request.files.get("checkpoint"):
         raise SettingsError(
-            "The pictures need the checkpoint that the LoRA was made for: name it behind the LoRA, "
+            "The images need the checkpoint that the LoRA was made for: name it behind the LoRA, "
             "or name the run's folder instead of the LoRA."
         )
     known = dataclasses.asdict(asked.model) if asked else {}
@@ -155,10 +155,10 @@ def _prompts(
     if embedded:
         return (), ()
     if run is not None:
-        note = "The run set no prompts aside: the pictures show prompts that it was trained on."
+        note = "The run has no held-out prompts: the images show prompts that it was trained on."
         return tuple(run.prompts()), (note,)
     raise SettingsError(
-        "The pictures need prompts: give a file with --prompts, or name the run's folder instead "
+        "The images need prompts: give a file with --prompts, or name the run's folder instead "
         "of the LoRA."
     )
 

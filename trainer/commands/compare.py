@@ -274,7 +274,7 @@ def _report_data(
     measures: MeasureSet,
 ) -> ReportData:
     subtitle, facts = compared
-    shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
+    shown = [Arm(**{**vars(arm), "images": arm.images[:SHOWN_PROMPTS]}) for arm in arms]
     return ReportData(
         title="DP-DMD Studio: comparison",
         subtitle=subtitle,

@@ -21,7 +21,7 @@ from dpdmd_studio.app.share.labels import base_model_choices, base_model_note, c
 from dpdmd_studio.app.share.markdown import markdown_templates
 from dpdmd_studio.app.share.measurements import Measurements
 from dpdmd_studio.app.share.names import safe_name, words
-from dpdmd_studio.app.share.request import PackageRequest, picture_pairs
+from dpdmd_studio.app.share.request import PackageRequest, image_pairs
 from dpdmd_studio.app.share.source import find_source
 from dpdmd_studio.core.errors import LoraError, RunError, SettingsError
 from dpdmd_studio.core.lora.header import copy_with_metadata
@@ -200,8 +200,8 @@ def test_labels_are_those_of_the_upload_form():
 @pytest.mark.parametrize(
     ("prompts", "seeds", "count"), [(1, 8, 8), (3, 3, 8), (20, 1, 8), (5, 0, 9)]
 )
-def test_no_two_pictures_are_alike(prompts, seeds, count):
-    pairs = picture_pairs(prompts, range(10, 10 + seeds), count)
+def test_no_two_images_are_alike(prompts, seeds, count):
+    pairs = image_pairs(prompts, range(10, 10 + seeds), count)
     assert len(set(pairs)) == len(pairs) == count
     assert {number for number, _ in pairs} == set(range(min(prompts, count)))
 

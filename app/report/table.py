@@ -126,7 +126,7 @@ def _difference(change: float, unit: str) -> str:
         return ""
     size = 100 * change if unit == SHARE else change
     text = f"{size:+.1f}" if unit == SHARE else f"{size:+.3g}"
-    text = text.replace("-0.0", "0.0").replace("+0.0", "0.0") if abs(size) < 0.05 else text
+    text = "0.0" if text in ("-0.0", "+0.0") else text
     word = "points" if unit == SHARE else unit
     return f"{text.replace('-', chr(0x2212))} {word}".rstrip()
 

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from dpdmd_studio.app.report import table
 from dpdmd_studio.app.report.charts import (
     known_curves,
     line_chart,
@@ -292,3 +293,18 @@ def test_ticks_are_round_few_and_inside(low, high):
 )  # fmt: skip
 def test_numbers_are_readable(value, text):
     assert readable_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "unit", "shown"),
+    [
+        (-0.0123, "", "\N{MINUS SIGN}0.0123"),
+        (0.0123, "nats", "+0.0123 nats"),
+        (-0.0006, "share", "\N{MINUS SIGN}0.1 points"),
+        (-0.0004, "share", "0.0 points"),
+        (0.0004, "share", "0.0 points"),
+        (math.nan, "share", ""),
+    ],
+)
+def test_small_differences_keep_their_sign(change, unit, shown):
+    assert table._difference(change, unit) == shown

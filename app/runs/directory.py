@@ -52,6 +52,17 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self.states = self.path / "state"
+        """Folder of resumable states."""
+        self.previews = self.path / "previews"
+        """Folder of preview images."""
+        self.checkpoints = self.path / "checkpoints"
+        """Folder of loadable LoRAs."""
+        self.evaluation = self.path / "evaluation"
+        """Folder of the teacher's images that the student is measured against."""
+        self.report = self.path / "report"
+        """Folder of the report."""
+        self._made_at_once = self.states, self.previews, self.checkpoints
 
     @classmethod
     def create(
@@ -72,8 +83,7 @@ class RunDirectory:
         if run.path.exists() and any(run.path.iterdir() if run.path.is_dir() else [run.path]):
             run._make_room(overwrite)
         try:
-            for folder in (run.path, *run._made_at_once):
-                folder.mkdir(parents=True, exist_ok=True)
+            run._make_folders()
         except OSError as error:
             raise OutputError(f"The run folder {path} cannot be made: {error}.") from error
         for name, texts in ((PROMPTS, prompts), (EVALUATION_PROMPTS, evaluation_prompts)):
@@ -121,35 +131,6 @@ class RunDirectory:
                 f"The run in {self.path} cannot be removed: {error}. Close what has its files "
                 "open, or name another folder with --run."
             ) from error
-
-    @property
-    def states(self) -> Path:
-        """Folder of resumable states."""
-        return self.path / "state"
-
-    @property
-    def previews(self) -> Path:
-        """Folder of preview images."""
-        return self.path / "previews"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of loadable LoRAs."""
-        return self.path / "checkpoints"
-
-    @property
-    def evaluation(self) -> Path:
-        """Folder of the teacher's images that the student is measured against."""
-        return self.path / "evaluation"
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report."""
-        return self.path / "report"
-
-    @property
-    def _made_at_once(self) -> tuple[Path, ...]:
-        return self.states, self.previews, self.checkpoints
 
     def settings(self) -> dict[str, Any]:
         """What was asked for."""
@@ -255,9 +236,20 @@ class RunDirectory:
         """Forget requests of an earlier start."""
         (self.path / "stop").unlink(missing_ok=True)
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Own the run while the block runs; RunError if a live process owns it already."""
-        return owned(self.path / "lock.json")
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the run while the block runs; RunError if a live process owns it already.
+
+        Its folders are there afterwards: archives and git drop empty ones.
+        """
+        with owned(self.path / "lock.json"):
+            with atomic_write.explained(self.path):
+                self._make_folders()
+            yield
+
+    def _make_folders(self) -> None:
+        for folder in self._made_at_once:
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 class FollowedRun(RunDirectory):
@@ -275,6 +267,7 @@ class FollowedRun(RunDirectory):
     def clear_requests(self) -> None:
         """Leave that to the first process."""
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
         """Nothing: the first process owns the run."""
-        return contextlib.nullcontext()
+        yield

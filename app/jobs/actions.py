@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from pathlib import Path
 
 from ...core.errors import OutputError, RunError, SettingsError
 from ...core.files import atomic_write
 from ..config.request import DistillRequest
+from ..library.home import numbered
 from ..runs import exit_note
 from ..runs.directory import EVALUATION_PROMPTS, GIVEN_PROMPTS, PROMPTS, UNPREPARED, RunDirectory
 from ..runs.lock import live_owner
 from ..runs.process_identity import live_process
 from . import files, spawn, submit
-from .job import KINDS, LIVE, Job, get_job, started_by
+from .job import KINDS, LIVE, Job, get_job
 from .queue import dequeue, enqueue
 from .spawn import end_process
 
@@ -71,9 +70,8 @@ def stop(id: str) -> Job:
         if job.state not in LIVE:
             raise RunError(f"{job.title} is {job.state}; there is nothing to stop.")
         atomic_write.write_text(folder / files.STOP, "")
-    child = started_by(folder)
     alone = live_owner(folder / files.TAKEN) is None
-    if job.kind != "distill" and alone and child is not None and live_process(folder / files.CHILD):
+    if job.kind != "distill" and alone and (child := live_process(folder / files.CHILD)):
         end_process(child.pid)  # its worker was killed and cannot do it
         exit_note.note(folder, 1, "Stopped.", stopped=True)
     return get_job(id)
@@ -93,9 +91,8 @@ def duplicate(id: str, title: str = "") -> Job:
     values = DistillRequest.from_dict(run.settings()).to_dict()
     values |= {"output": str(free_output(Path(values["output"]))), "created_at": time.time()}
     values |= {"overwrite": False}
-    draft = files.draft_folder()
-    try:
-        copy = RunDirectory.create(
+    with files.draft_folder() as draft:
+        RunDirectory.create(
             draft, values, run.prompts(), evaluation_prompts=run.evaluation_prompts()
         )
         atomic_write.write_text(draft / UNPREPARED, "")
@@ -105,22 +102,15 @@ def duplicate(id: str, title: str = "") -> Job:
             atomic_write.write_text(draft / PROMPTS, given)
             (draft / EVALUATION_PROMPTS).unlink(missing_ok=True)
         name = Path(values["output"]).stem
-        return submit.publish(copy.path, name, files.clean_title(title) or name, place=None)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        return submit.publish(draft, name, files.clean_title(title) or name, place=None)
 
 
 def free_output(asked: Path) -> Path:
     """`asked`, or a name beside it, that neither exists nor is the aim of another job."""
-    taken = set()
-    for folder in files.job_folders():
-        output = files.read_json(folder / files.SETTINGS).get("output")
-        taken |= {os.path.normcase(output)} if isinstance(output, str) else set()
-    count, free = 1, asked
-    while free.exists() or os.path.normcase(str(free)) in taken:
-        count += 1
-        free = asked.with_name(f"{asked.stem}-{count}{asked.suffix}")
-    return free
+    names = (asked.with_name(stem + asked.suffix) for stem in numbered(asked.stem))
+    return next(
+        path for path in names if not path.exists() and not any(files.folders_that_write(str(path)))
+    )
 
 
 def rename(id: str, title: str) -> Job:
@@ -168,12 +158,9 @@ def restore(id: str) -> Job:
 
 
 def _move(folder: Path, into: Path) -> Path:
-    target, count = into / folder.name, 1
-    with atomic_write.explained(target):
+    with atomic_write.explained(into):
         into.mkdir(parents=True, exist_ok=True)
-    while target.exists():
-        count += 1
-        target = into / f"{folder.name}-{count}"
+    target = next(into / name for name in numbered(folder.name) if not (into / name).exists())
     try:
         atomic_write.replace(folder, target)
     except OSError as error:

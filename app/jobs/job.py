@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from ...core.errors import DPDMDError
 from ..runs import exit_note
-from ..runs.lock import Owner, live_owner
-from ..runs.process_identity import NotedProcess, live_process, noted_process
+from ..runs.lock import live_owner
+from ..runs.process_identity import live_process
 from . import files, spawn
 from .queue import place_number, waiting
 
@@ -164,8 +164,9 @@ def read_job(folder: Path, place: int | None = None) -> Job:
 
 def state_of(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:
     """The state, from the locks, requests and notes in the folder."""
-    owners = [owner for owner in _owners(folder) if owner is not None]
-    if owners:
+    locks = [live_owner(folder / name) for name in (files.TAKEN, files.LOCK)]
+    owners = list(filter(None, (*locks, live_process(folder / files.CHILD))))
+    if owners:  # the worker, the child, or a terminal
         if (folder / files.STOP).exists():
             return "stopping"
         began = min(owner.since for owner in owners)
@@ -177,12 +178,6 @@ def state_of(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:
     if place_number(folder) is not None:
         return "queued"
     return ended_state(folder, kind, progress)
-
-
-def _owners(folder: Path) -> list[Owner | NotedProcess | None]:
-    """Live processes that have to do with the job: the worker, the child, a terminal."""
-    locks = [live_owner(folder / name) for name in (files.TAKEN, files.LOCK)]
-    return [*locks, live_process(folder / files.CHILD)]
 
 
 def ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:
@@ -275,8 +270,3 @@ def _changed_at(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def started_by(folder: Path) -> NotedProcess | None:
-    """The process that does the work of a job, whether or not it lives."""
-    return noted_process(folder / files.CHILD)

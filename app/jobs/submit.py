@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -50,16 +49,13 @@ def submit_distill(
     if not request.created_at:
         request = dataclasses.replace(request, created_at=time.time())
     request = check_request(files.runs() / "new", request, overwrite=request.overwrite)
-    draft = files.draft_folder()
-    try:
+    with files.draft_folder() as draft:
         RunDirectory.create(draft, request.to_dict(), list(prompts))
         atomic_write.write_text(draft / GIVEN_PROMPTS, "\n".join(prompts) + "\n")
         atomic_write.write_text(draft / UNPREPARED, "")
         name = Path(request.output).stem
         shown, output = files.clean_title(title) or name, request.output if alone else ""
         return publish(draft, name, shown, place="last" if queue else None, output=output)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def submit_task(kind: str, arguments: Sequence[str], title: str) -> Job:
@@ -92,13 +88,10 @@ def submit_task(kind: str, arguments: Sequence[str], title: str) -> Job:
         "python": sys.executable,
         "created_at": time.time(),
     }
-    draft = files.draft_folder()
-    try:
+    with files.draft_folder() as draft:
         files.write_json(draft / files.TASK, task)
         place = "first" if kind == "setup" else "last"
         return publish(draft, kind, files.clean_title(title) or kind, place=place)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def publish(
@@ -128,11 +121,7 @@ def publish(
 
 def _check_alone(output: str) -> None:
     """Raise OutputError if a job that waits or runs will write the same file."""
-    aim = os.path.normcase(output)
-    for folder in files.job_folders():
-        found = files.read_json(folder / files.SETTINGS).get("output")
-        if not isinstance(found, str) or os.path.normcase(found) != aim:
-            continue
+    for folder in files.folders_that_write(output):
         job = get_job(folder.name)
         if job.state == "queued" or job.state in LIVE:
             raise OutputError(

@@ -10,7 +10,7 @@ from ...core.errors import PromptError, SettingsError
 from ...core.families import states
 from ...core.files.tensor_file import read_header
 from . import preferences, surroundings
-from .home import home
+from .home import home, numbered
 from .lora_output import lora_file
 from .model_folders import ModelFile, contained, default_folders, list_models
 from .path_checks import check_name, is_inside, resolved
@@ -170,11 +170,7 @@ def chosen_output(folder: object, name: object) -> Path:
 def free_output(folder: object, name: str) -> str:
     """`name`, or with a number behind it the first that no file has yet."""
     place = Path(str(folder)) if folder else output_folder()
-    count, free = 1, name
-    while os.path.exists(place / f"{free}.safetensors"):
-        count += 1
-        free = f"{name}-{count}"
-    return free
+    return next(n for n in numbered(name) if not os.path.exists(place / f"{n}.safetensors"))
 
 
 def starters() -> Choices:

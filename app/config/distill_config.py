@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -295,10 +294,6 @@ class DistillConfig:
         if unknown:
             raise SettingsError(f"Unknown settings: {', '.join(unknown)}.")
         return cls(**values).validate()
-
-    def to_json(self) -> str:
-        """The settings as indented JSON."""
-        return json.dumps(self.to_dict(), indent=2)
 
 
 def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rules about the course of a run: learning rate, fake score, gradients, speed."""
+"""Rules about the course of a run: learning rate, fake score, gradients, speed, memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from statistics import median
 
 from ..runs.facts import RunFacts, number, window_medians
 from .finding import Finding, Level
-from .memory import memory_spills
 
 # Medians over stretches of a tenth of the run, but of at least so many updates and images: each
 # image is noised to a random sigma, on which losses depend far more than on training.
@@ -35,6 +34,9 @@ SLOWER = 3.0
 SPEED_WINDOW, SPEED_WINDOW_OF_SEVERAL_SIZES = 10, 60
 FULL_MEMORY = 0.85  # of the device's own; the desktop takes some of it, too
 MIN_UPDATES_WITHOUT_GRADIENT = 10
+# Spilling multiplies an update's time; two slow updates in a row are no hiccup.
+SUDDENLY, SLOW_UPDATES, MIN_EARLIER = 5.0, 2, 5
+NOTHING_FREE = 0.03  # of the device's own memory
 
 
 def learning_rate_too_high(facts: RunFacts) -> Finding | None:
@@ -166,6 +168,29 @@ def no_gradient(facts: RunFacts) -> Finding | None:
                 "whether its learning rate or weight is zero.",
             )
     return None
+
+
+def memory_spills(facts: RunFacts) -> Finding | None:
+    """Updates suddenly take a multiple of their time while the device has no memory left."""
+    seconds = facts.values("seconds")
+    earlier, latest = seconds[:-SLOW_UPDATES], seconds[-SLOW_UPDATES:]
+    if len(earlier) < MIN_EARLIER:
+        return None
+    before, now = median(earlier), min(latest)
+    free = number(facts.metrics[-1], "free_memory_bytes")
+    whole = number(facts.metrics[-1], "device_memory_bytes")
+    if free is None or not whole or free > NOTHING_FREE * whole or now < SUDDENLY * before:
+        return None
+    return Finding(
+        "problem",
+        "Memory spills to system RAM",
+        f"An update takes {now:.3g} s; it took {before:.3g} s before. The card has "
+        f"{free / whole:.0%} of its memory free, so the driver probably moves the rest to system "
+        "RAM, which is many times slower. Close what else uses the card (the host's loaded model, "
+        "a browser), or stop this run and resume it: it then begins with what fits the free "
+        "memory. In the NVIDIA Control Panel on Windows, 'CUDA - Sysmem Fallback Policy: Prefer "
+        "No Sysmem Fallback' lets a run notice and save memory by itself.",
+    )
 
 
 def slower_than_before(facts: RunFacts) -> Finding | None:

@@ -15,11 +15,13 @@ from PIL import Image
 from ...core.errors import OutputError
 from ...core.files import atomic_write
 from .data import ReportData
-from .grid import image_grid
-from .images import embedded_side
+from .images import embedded_side, image_grid, thumbnail
 from .page import page
 
 LABEL_LENGTH = 100
+# What of the data report.json holds, in its order.
+WRITTEN = ("title", "subtitle", "lora", "facts", "prompts", "seeds", "arms", "measure_labels",
+           "measure_units", "notes", "metrics")  # fmt: skip
 
 
 def write_report(folder: Path, data: ReportData) -> Path:
@@ -45,7 +47,8 @@ def write_report(folder: Path, data: ReportData) -> Path:
 
 def report_numbers(data: ReportData) -> dict[str, Any]:
     """The numbers of the page, ready for JSON; null stands for what was not measured."""
-    arms = [
+    numbers = {name: getattr(data, name) for name in WRITTEN}
+    numbers["arms"] = [
         {
             "name": arm.name,
             "note": arm.note,
@@ -56,21 +59,7 @@ def report_numbers(data: ReportData) -> dict[str, Any]:
         }
         for arm, sheet in zip(data.arms, sheet_names([a.name for a in data.arms]), strict=True)
     ]
-    return _plain(
-        {
-            "title": data.title,
-            "subtitle": data.subtitle,
-            "lora": data.lora,
-            "facts": data.facts,
-            "prompts": data.prompts,
-            "seeds": data.seeds,
-            "arms": arms,
-            "measure_labels": data.measure_labels,
-            "measure_units": data.measure_units,
-            "notes": data.notes,
-            "metrics": data.metrics,
-        }
-    )
+    return _plain(numbers)
 
 
 def sheet_names(arms: Sequence[str]) -> list[str]:
@@ -85,17 +74,9 @@ def sheet_names(arms: Sequence[str]) -> list[str]:
 
 def _sheet(prompts: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> Image.Image:
     side = embedded_side(len(prompts) * len(images[0]))
-    rows = [
-        (" ".join(prompt.split())[:LABEL_LENGTH], [_at_most(image, side) for image in row])
-        for prompt, row in zip(prompts, images, strict=True)
-    ]
-    return image_grid(rows)
-
-
-def _at_most(pixels: np.ndarray, side: int) -> np.ndarray:
-    image = Image.fromarray(pixels)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return np.asarray(image)
+    labels = [" ".join(prompt.split())[:LABEL_LENGTH] for prompt in prompts]
+    rows = [[np.asarray(thumbnail(pixels, side)) for pixels in row] for row in images]
+    return image_grid(list(zip(labels, rows, strict=True)))
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,8 @@ from typing import Any
 
 from ...core.families import family
 from ...core.files.hashes import EMPTY_AUTOV1
-from .describe import TAGS, license_text, limits, summary
+from .describe import SAMPLER, SCHEDULE, TAGS, clip_skip, license_text, limits, summary
 from .facts import LORA_STRENGTH, PackageFacts
-from .hosts import SAMPLER, SCHEDULE, clip_skip
 from .labels import base_model_note
 from .names import one_line
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from ...core.families import family
 from .canvas import Graph, Slot
 from .cards import settings_line
-from .describe import limits
+from .describe import clip_skip, limits
 from .facts import LORA_STRENGTH, PackageFacts
-from .hosts import clip_skip
 
 
 def workflow(facts: PackageFacts) -> str:

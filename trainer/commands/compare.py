@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, tensor
 
 from ...app.config.distill_config import DistillConfig
-from ...app.config.resolutions import choose_resolutions
+from ...app.config.new_run import choose_resolutions
 from ...app.library.home import prompt_cache
 from ...app.report.data import Arm, ReportData
 from ...app.report.report import write_report

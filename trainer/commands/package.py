@@ -25,8 +25,7 @@ from ...app.share.folder import (
 from ...app.share.labels import chosen_label
 from ...app.share.measurements import read_measurements
 from ...app.share.names import one_line, safe_name, words
-from ...app.share.request import PackageRequest, image_pairs
-from ...app.share.source import PackageSource, find_source
+from ...app.share.source import PackageRequest, PackageSource, find_source, image_pairs
 from ...core.errors import SettingsError
 from ...core.files.atomic_write import explained, replace, write_text
 from ...core.files.hashes import file_hashes, file_sha256

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...app.report.grid import image_grid
+from ...app.report.images import image_grid
 from ...app.runs.directory import RunDirectory
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import Levels

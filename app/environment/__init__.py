@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,12 @@ def requirement_set(version: tuple[int, int]) -> RequirementSet:
     return next((one for one in SETS if version <= one.newest), SETS[-1])
 
 
+def release(version: str) -> tuple[int, int]:
+    """(major, minor) of a version such as "2.13.0+cu130"; (0, 0) when it is not one."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
 @dataclass(frozen=True)
 class Environment:
     """One environment: a venv, or a plain folder of packages where `venv` is missing."""
@@ -93,6 +100,11 @@ class Environment:
         draft = self.state_file.with_suffix(".new")
         draft.write_text(json.dumps(state, indent=1), encoding="utf-8")
         os.replace(draft, self.state_file)
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """(major, minor) of its Python; (0, 0) when that is not recorded."""
+        return release(self.state().get("version", ""))
 
     @property
     def is_folder(self) -> bool:

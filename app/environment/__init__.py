@@ -19,10 +19,9 @@ REQUIREMENTS = ROOT / "app" / "environment"
 
 @dataclass(frozen=True)
 class RequirementSet:
-    """A pinned set of packages that was tried together, and the Pythons it was tried on."""
+    """A pinned set of packages that was tried together, and the newest Python it was tried on."""
 
     file: Path
-    oldest: tuple[int, int]
     newest: tuple[int, int]
     torch_floor: tuple[int, int]
 
@@ -39,8 +38,8 @@ class RequirementSet:
 
 
 SETS = (
-    RequirementSet(REQUIREMENTS / "requirements-python310.txt", (3, 10), (3, 10), (2, 6)),
-    RequirementSet(REQUIREMENTS / "requirements-current.txt", (3, 11), (3, 13), (2, 6)),
+    RequirementSet(REQUIREMENTS / "requirements-python310.txt", (3, 10), (2, 6)),
+    RequirementSet(REQUIREMENTS / "requirements-current.txt", (3, 13), (2, 6)),
 )
 TEST_REQUIREMENTS = REQUIREMENTS / "requirements-test.txt"
 EIGHT_BIT_REQUIREMENTS = REQUIREMENTS / "requirements-8bit.txt"

@@ -36,7 +36,6 @@ TAKEN, CHILD, LOG, OUTPUT = "taken.json", "child.json", "log.txt", "output.txt"
 LOCK, STOP, PROGRESS, RESULT = "lock.json", "stop", "progress.json", "result.json"
 MAX_ID_CHARACTERS = 150
 MAX_TITLE_CHARACTERS = 200
-NAME_ATTEMPTS = 50
 
 
 def runs() -> Path:
@@ -150,7 +149,7 @@ def folders_that_write(output: str) -> Iterator[Path]:
 
 def publish(draft: Path, name: str) -> Path:
     """Turn a draft into a job, all at once; returns its folder, named by date, time and `name`."""
-    for _ in range(NAME_ATTEMPTS):
+    while True:
         folder = new_run_folder(name[:80])
         try:
             os.rename(draft, folder)
@@ -158,4 +157,3 @@ def publish(draft: Path, name: str) -> Path:
         except OSError as error:
             if not folder.exists():  # not merely made by another at this moment
                 raise OutputError(f"The run folder {folder} cannot be made: {error}.") from error
-    raise OutputError(f"No free name for a run {name} was found in {runs()}. Try again.")

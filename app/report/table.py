@@ -69,27 +69,16 @@ class Column:
 
 def columns(data: ReportData, keys: Sequence[str]) -> list[Column]:
     """What images cost, then these measures."""
-    evaluations = [arm.evaluations for arm in data.arms]
+    evaluations: list[float] = [arm.evaluations for arm in data.arms]
     seconds = [arm.seconds_per_image for arm in data.arms]
+    costs = (
+        ("Network evaluations", "Evaluations per image", "", evaluations, "fewer"),
+        ("Seconds per image", "Seconds per image", "s", seconds, "faster"),
+    )
     return [
-        Column(
-            "Network evaluations",
-            "Evaluations per image",
-            "",
-            [*evaluations],
-            _bars(evaluations, ""),
-            _gains(evaluations, "fewer"),
-        ),
-        Column(
-            "Seconds per image",
-            "Seconds per image",
-            "s",
-            seconds,
-            _bars(seconds, "s"),
-            _gains(seconds, "faster"),
-        ),
-        *(_measured(data, key) for key in keys),
-    ]
+        Column(label, heading, unit, values, _bars(values, unit), _gains(values, word))
+        for label, heading, unit, values, word in costs
+    ] + [_measured(data, key) for key in keys]
 
 
 def _measured(data: ReportData, key: str) -> Column:

@@ -196,15 +196,14 @@ def _model(request: PackageRequest, asked: DistillRequest | None) -> ModelFiles:
             "The images need the checkpoint that the LoRA was made for: name it behind the LoRA, "
             "or name the run's folder instead of the LoRA."
         )
-    known = dataclasses.asdict(asked.model) if asked else {}
-    model = ModelFiles(**(known | request.files))
-    for name, file in dataclasses.asdict(model).items():
-        if file and not Path(file).expanduser().exists():
+    named = (dataclasses.asdict(asked.model) if asked else {}) | request.files
+    files = {name: str(Path(file).expanduser()) for name, file in named.items() if file}
+    for name, file in files.items():
+        if not Path(file).exists():
             raise CheckpointError(
                 f"There is no {name.replace('_', '-')} file {file}. If it was moved, name its new "
                 "place."
             )
-    files = {name: str(Path(f).expanduser()) for name, f in dataclasses.asdict(model).items() if f}
     return ModelFiles(**files)
 
 

@@ -26,6 +26,7 @@ RECOVERING = 0.9
 # A fake score that hardly learns agrees with the teacher all the same: it still is the teacher. Its
 # loss tells. Healthy runs keep it within a factor of 1.9 of its lowest level.
 RISING_LOSS, LOST_LOSS = 2.5, 5.0
+GRADIENT_NORMS = (("student", "student_grad_norm"), ("fake score", "fake_grad_norm"))
 # Gradient norms of healthy runs fall after the first windows; medians do not see single spikes.
 EXPLODING, ABOVE_ALL_BEFORE, MIN_WINDOWS_OF_NORMS = 5.0, 1.5, 6
 CLIPPED_SHARE, CLIPPED_UPDATES, FAR_ABOVE_LIMIT = 0.95, 50, 10.0
@@ -112,10 +113,9 @@ def _directions_part(facts: RunFacts) -> tuple[Level, str] | None:
 
 def exploding_gradient(facts: RunFacts) -> Finding | None:
     """A gradient norm far above its level before, or one that is clipped all the time."""
-    for role, name in (("student", "student_grad_norm"), ("fake", "fake_grad_norm")):
+    rates = facts.config.student_lr, facts.config.fake_lr
+    for (label, name), rate in zip(GRADIENT_NORMS, rates, strict=True):
         values = facts.values(name)
-        label = "student" if role == "student" else "fake score"
-        rate = facts.config.student_lr if role == "student" else facts.config.fake_lr
         medians = _medians(facts, name)
         if len(medians) >= MIN_WINDOWS_OF_NORMS:
             before, highest = median(medians[:-2]), max(medians[:-2])
@@ -157,7 +157,7 @@ def _clipped(recent: Sequence[float], limit: float, label: str, rate: float) -> 
 
 def no_gradient(facts: RunFacts) -> Finding | None:
     """Gradients of exactly zero: nothing is learned."""
-    for label, name in (("student", "student_grad_norm"), ("fake score", "fake_grad_norm")):
+    for label, name in GRADIENT_NORMS:
         recent = facts.values(name)[-MIN_UPDATES_WITHOUT_GRADIENT:]
         if len(recent) == MIN_UPDATES_WITHOUT_GRADIENT and not any(recent):
             return Finding(

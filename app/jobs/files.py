@@ -93,22 +93,6 @@ def job_folders() -> list[Path]:
         return []
 
 
-def remove(path: Path) -> None:
-    """Remove a file if it is there; on Windows a reader may hold it for a moment.
-
-    Raises:
-        OutputError: it cannot be removed.
-    """
-    with atomic_write.explained(path):
-        for attempt in range(atomic_write.REPLACE_ATTEMPTS):
-            try:
-                return path.unlink(missing_ok=True)
-            except PermissionError:
-                if attempt == atomic_write.REPLACE_ATTEMPTS - 1:
-                    raise
-                time.sleep(atomic_write.REPLACE_PAUSE_SECONDS)
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
     atomic_write.write_text(path, json.dumps(content, indent=1))

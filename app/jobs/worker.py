@@ -20,7 +20,7 @@ from ...core.errors import DPDMDError, OutputError, RunError
 from ..environment import ROOT
 from ..library.home import home
 from ..runs import exit_note
-from ..runs.lock import live_owner, owned
+from ..runs.lock import live_owner, owned, remove
 from ..runs.process_identity import live_process, note_process
 from . import files
 from .job import ended_state, tail
@@ -87,7 +87,7 @@ def _take(job: contextlib.ExitStack) -> Path | None:
             continue
         job.enter_context(owned(folder / files.TAKEN, about="the queue"))
         for name in (exit_note.NAME, files.CHILD, files.STOP):
-            files.remove(folder / name)
+            remove(folder / name)
         dequeue(folder)
         return folder
     return None
@@ -120,7 +120,7 @@ def run_job(folder: Path) -> None:
         exit_note.note(folder, code, _reason(folder, code))
     for name in (files.CHILD, files.STOP, exit_note.RESERVE):
         with contextlib.suppress(OutputError):
-            files.remove(folder / name)
+            remove(folder / name)
 
 
 def _launch(folder: Path) -> subprocess.Popen[bytes]:

@@ -11,9 +11,8 @@ from ...core.families import states
 from ...core.files.tensor_file import read_header
 from . import preferences, surroundings
 from .home import home, numbered
-from .lora_output import lora_file
 from .model_folders import ModelFile, contained, default_folders, list_models
-from .path_checks import check_name, is_inside, resolved
+from .path_checks import check_name, is_inside, lora_file, resolved
 
 Choices = list[tuple[str, str]]
 """(what people read, the value) of a dropdown."""

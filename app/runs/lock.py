@@ -114,18 +114,29 @@ def _in_use(path: Path, owner: NotedProcess) -> str:
 
 
 def _let_go(path: Path, lock: BaseFileLock) -> None:
-    """Remove the file and free the lock; a reader may hold the file for a moment."""
+    """Remove the file and free the lock."""
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
         with contextlib.suppress(OutputError, RunError):
             stack.enter_context(guard(path))
-        for _ in range(atomic_write.REPLACE_ATTEMPTS):
+        with contextlib.suppress(OutputError):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there; on Windows a reader may hold it for a moment.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    with atomic_write.explained(path):
+        for attempt in range(atomic_write.REPLACE_ATTEMPTS):
             try:
                 return path.unlink(missing_ok=True)
             except PermissionError:
+                if attempt == atomic_write.REPLACE_ATTEMPTS - 1:
+                    raise
                 time.sleep(atomic_write.REPLACE_PAUSE_SECONDS)
-            except OSError:
-                return
 
 
 @contextlib.contextmanager

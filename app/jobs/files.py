@@ -1,7 +1,7 @@
 """The files of a job besides those of a run, and where jobs are.
 
 A job is a directory in the folder `runs` of the data folder. Besides what a run keeps (see
-`run_directory`) it may hold:
+`runs.directory`) it may hold:
 
     task.json      a job that is no distillation: its kind and its command line
     job.json       the title, for people

@@ -30,7 +30,7 @@ class ReportData:
     title: str
     subtitle: str
     facts: dict[str, str]
-    """Shown as they are; `report_page.PLAIN_HOST_FACT` goes to "How to use this LoRA"."""
+    """Shown as they are; `page.PLAIN_HOST_FACT` goes to "How to use this LoRA"."""
     prompts: list[str]
     seeds: list[int]
     arms: list[Arm]

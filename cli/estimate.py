@@ -13,9 +13,9 @@ from typing import Any
 from ..app.config.distill_config import DistillConfig
 from ..app.config.knobs import AUTO
 from ..app.config.memory_fallback import fallbacks_left
+from ..app.config.new_run import choose_resolutions
 from ..app.config.presets import MEMORIES, PRESETS
 from ..app.config.request import ModelFiles
-from ..app.config.resolutions import choose_resolutions
 from ..app.estimate import (
     ALLOCATOR_SHARE,
     DRIVER_BYTES,

@@ -50,7 +50,7 @@ def add_package(parser: argparse.ArgumentParser) -> None:
 
 def run_package(arguments: argparse.Namespace) -> int:
     """Make the package and say where it is; returns the exit code."""
-    from ..app.share.request import PackageRequest
+    from ..app.share.source import PackageRequest
     from ..trainer.commands.package import package
 
     named = {name: getattr(arguments, name) for name in FILES}

@@ -29,7 +29,7 @@ import mounting
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
-from dpdmd_studio.app.estimate import Memory, arithmetic_memory, matched_graphs
+from dpdmd_studio.app.estimate import Memory, arithmetic_memory, supervised_graphs
 from dpdmd_studio.core.families import Detection, Family, family, identify
 from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
@@ -247,7 +247,7 @@ def _shortened(config: DistillConfig) -> DistillConfig:
     and the teacher runs beside it. What needs no graph leaves nothing behind; an anchored step's is
     gone before, but for its gradients.
     """
-    steps = matched_graphs(config)
+    steps = supervised_graphs(config)
     return replace(
         config, objective="dmd", micro_batch_size=0, num_steps=steps, teacher_steps=steps,
         gradient_steps="all" if config.gradient_steps == "all" else "last",

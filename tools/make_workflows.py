@@ -22,9 +22,9 @@ FOLDER = Path(__file__).resolve().parents[1] / "example_workflows"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 MODEL, CLIP, VAE = 0, 1, 2
 MORE_SLOTS: dict[str, Slots] = {
-    "LoraModelLoader": ((("model", "MODEL"), ("lora", "LORA_MODEL")), (("model", "MODEL"),)),
-    "LossGraphNode": ((("loss", "LOSS_MAP"),), ()),
-    "PreviewImage": ((("images", "IMAGE"),), ()),
+    "LoraModelLoader": ({"model": "MODEL", "lora": "LORA_MODEL"}, {"model": "MODEL"}),
+    "LossGraphNode": ({"loss": "LOSS_MAP"}, {}),
+    "PreviewImage": ({"images": "IMAGE"}, {}),
 }
 SDXL, SDXL_SIZE = "sd_xl_base_1.0.safetensors", [1024, 1024, 1]
 OUR_LORA, FOREIGN_LORA = "my-dp-dmd-lora.safetensors", "dmd2_sdxl_4step_lora.safetensors"
@@ -47,9 +47,9 @@ def slots() -> dict[str, Slots]:
     """Sockets of every node that the workflows use."""
     found = {**SLOTS, **MORE_SLOTS}
     for name, kind in NODE_CLASS_MAPPINGS.items():
-        listed = [(i, t) for i, t, options in given_inputs(kind) if not is_widget(t, options)]
+        listed = {i: t for i, t, options in given_inputs(kind) if not is_widget(t, options)}
         names = getattr(kind, "RETURN_NAMES", kind.RETURN_TYPES)
-        found[name] = (tuple(listed), tuple(zip(names, kind.RETURN_TYPES, strict=True)))
+        found[name] = (listed, dict(zip(names, kind.RETURN_TYPES, strict=True)))
     return found
 
 

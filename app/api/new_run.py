@@ -11,8 +11,8 @@ from .. import jobs
 from ..config.distill_config import DistillConfig
 from ..config.request import DistillRequest, ModelFiles
 from ..jobs import Job
-from ..library.lora_output import lora_file
 from ..library.model_folders import contained
+from ..library.path_checks import lora_file
 from ..prompts.reading import PromptList, parse_prompts
 
 NAMES = ("checkpoint", "prompts", "title", "output_name", "config")

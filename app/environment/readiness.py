@@ -40,12 +40,8 @@ def is_outdated(environment: Environment | None = None) -> bool:
     environment = environment or WORKER
     if not environment.is_ready:
         return False
-    state = environment.state()
-    try:
-        major, minor = map(int, state["version"].split("."))
-    except (KeyError, ValueError):
-        return True
-    return state.get("pins") != requirement_set((major, minor)).digest
+    version = environment.version
+    return version == (0, 0) or environment.state().get("pins") != requirement_set(version).digest
 
 
 def setup_command() -> str:

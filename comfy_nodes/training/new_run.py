@@ -16,7 +16,7 @@ from ...app.environment import readiness
 from ...app.jobs import Job, files
 from ...app.library import preferences
 from ...app.library.choices import ASSETS, EMBEDDED, SHAPES, is_embedded, starter
-from ...app.library.lora_output import lora_file
+from ...app.library.path_checks import lora_file
 from ...app.prompts.reading import parse_prompts, read_prompts
 from ...core.errors import PromptError, SettingsError
 from ...core.families import identify

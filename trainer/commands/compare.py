@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, tensor
 
 from ...app.config.distill_config import DistillConfig
-from ...app.config.resolutions import choose_resolutions
+from ...app.config.new_run import choose_resolutions
 from ...app.library.home import prompt_cache
 from ...app.report.data import Arm, ReportData
 from ...app.report.report import write_report
@@ -274,7 +274,7 @@ def _report_data(
     measures: MeasureSet,
 ) -> ReportData:
     subtitle, facts = compared
-    shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
+    shown = [Arm(**{**vars(arm), "images": arm.images[:SHOWN_PROMPTS]}) for arm in arms]
     return ReportData(
         title="DP-DMD Studio: comparison",
         subtitle=subtitle,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...app.config.new_run import check_request
 from ...app.config.request import DistillRequest
-from ...app.prompts.expansion import set_aside
+from ...app.prompts.expansion import hold_out
 from ...app.runs.directory import FollowedRun, RunDirectory
 from ...app.runs.exit_note import queued_run
 from ...core.errors import CheckpointError, RunError
@@ -207,7 +207,7 @@ def _make_run(
     check_optimizer(config.optimizer, choose_device(config.device))
     request = check_teacher_loras(request, text_encoder_files(request.model))
     if evaluation_prompts is None:
-        prompts, evaluation_prompts = set_aside(prompts, config.evaluation_prompts, config.seed)
+        prompts, evaluation_prompts = hold_out(prompts, config.evaluation_prompts, config.seed)
     return RunDirectory.create(
         folder,
         request.to_dict(),

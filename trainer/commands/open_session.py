@@ -12,8 +12,8 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from ...app.config.distill_config import DistillConfig
+from ...app.config.new_run import choose_resolutions
 from ...app.config.request import DistillRequest
-from ...app.config.resolutions import choose_resolutions
 from ...app.library.home import prompt_cache
 from ...app.prompts.expansion import PromptSource
 from ...app.runs.directory import RunDirectory

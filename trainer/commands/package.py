@@ -13,20 +13,19 @@ from typing import Any
 from PIL import Image
 
 from ...app.prompts.expansion import expand
-from ...app.share.facts import CheckpointFacts, PackageFacts, PictureFacts
+from ...app.share.facts import CheckpointFacts, ImageFacts, PackageFacts
 from ...app.share.folder import (
-    PICTURES,
+    IMAGES,
     building,
+    image_file,
     package_files,
     package_texts,
-    picture_file,
     zip_of,
 )
 from ...app.share.labels import chosen_label
 from ...app.share.measurements import read_measurements
 from ...app.share.names import one_line, safe_name, words
-from ...app.share.request import PackageRequest, picture_pairs
-from ...app.share.source import PackageSource, find_source
+from ...app.share.source import PackageRequest, PackageSource, find_source, image_pairs
 from ...core.errors import SettingsError
 from ...core.files.atomic_write import explained, replace, write_text
 from ...core.files.hashes import file_hashes, file_sha256
@@ -84,7 +83,7 @@ def package(request: PackageRequest) -> Package:
     measured = read_measurements(source.report) if source.report else None
     trigger_words = words(request.trigger_words)
     prompts = _prompts(request, source)
-    pairs = picture_pairs(len(prompts), request.seeds, request.count)
+    pairs = image_pairs(len(prompts), request.seeds, request.count)
     for note in source.notes:
         log.info("%s", note)
     name = safe_name(request.name or source.lora.stem)
@@ -108,7 +107,7 @@ def package(request: PackageRequest) -> Package:
             label=label,
             trigger_words=trigger_words,
             with_loras=tuple((Path(path).name, s) for path, s in source.with_loras),
-            pictures=tuple(pictures),
+            images=tuple(pictures),
             measured=measured,
             metadata=metadata,
         )
@@ -153,7 +152,7 @@ def _pictures(
     lora: Path,
     prompts: Sequence[str],
     pairs: Sequence[tuple[int, int]],
-) -> list[PictureFacts]:
+) -> list[ImageFacts]:
     """Draw every picture with the packaged file, and give it its place."""
     drawn = lora.parent / "drawn"
     asked = SampleRequest(
@@ -179,14 +178,14 @@ def _pictures(
         ) from error
     found = []
     with explained(drawn):
-        (lora.parent / PICTURES).mkdir()
+        (lora.parent / IMAGES).mkdir()
         for number, ((prompt, seed), path) in enumerate(zip(pairs, paths, strict=True), 1):
             with Image.open(path) as picture:
                 width, height = picture.size
-            replace(path, lora.parent / picture_file(number))
+            replace(path, lora.parent / image_file(number))
             found.append(
-                PictureFacts(
-                    file=picture_file(number),
+                ImageFacts(
+                    file=image_file(number),
                     prompt=prompts[prompt],
                     seed=seed,
                     width=width,
@@ -215,4 +214,4 @@ def _cover(folder: Path, name: str, number: int) -> None:
     """One of the pictures, with its settings, as cover and as the hosts' preview."""
     for file in ("cover.png", f"{name}.preview.png"):
         with explained(folder / file):
-            shutil.copyfile(folder / picture_file(number), folder / file)
+            shutil.copyfile(folder / image_file(number), folder / file)

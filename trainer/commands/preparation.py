@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ...app.config.request import DistillRequest
-from ...app.prompts.expansion import set_aside
+from ...app.prompts.expansion import hold_out
 from ...app.runs.directory import (
     EVALUATION_PROMPTS,
     GIVEN_PROMPTS,
@@ -36,7 +36,7 @@ def prepare(run: RunDirectory) -> None:
     if (run.path / GIVEN_PROMPTS).exists():
         config = request.config
         given = run.given_prompts()
-        training, measured = set_aside(given, config.evaluation_prompts, config.seed)
+        training, measured = hold_out(given, config.evaluation_prompts, config.seed)
         for name, texts in ((EVALUATION_PROMPTS, measured), (PROMPTS, training)):
             if texts:
                 atomic_write.write_text(run.path / name, "\n".join(texts) + "\n")

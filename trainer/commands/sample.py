@@ -13,8 +13,8 @@ from torch import Tensor, tensor
 
 from ... import __version__
 from ...app.config.distill_config import DistillConfig
+from ...app.config.new_run import choose_resolutions
 from ...app.config.request import ModelFiles
-from ...app.config.resolutions import choose_resolutions
 from ...app.library.home import prompt_cache
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import few_step_positions

@@ -97,7 +97,7 @@ def measures_by_arm(arms: Sequence[Arm]) -> dict[str, dict[str, float]]:
     return {
         arm.name: {
             "evaluations": arm.evaluations,
-            "seconds_per_picture": arm.seconds_per_picture,
+            "seconds_per_picture": arm.seconds_per_image,
             **arm.measures,
         }
         for arm in arms

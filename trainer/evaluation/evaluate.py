@@ -198,14 +198,14 @@ def evaluate(
         if drawn is None:
             log.info("[%d/%d] Drawing: %s", number, len(settings), setting.name)
             drawn = draw_timed(painter, setting, material)
-        teacher = arms[0].pictures if arms else drawn.pictures
+        teacher = arms[0].images if arms else drawn.pictures
         arms.append(
             Arm(
                 name=setting.name,
                 note=setting.note,
                 evaluations=setting.evaluations,
-                seconds_per_picture=drawn.seconds_per_picture,
-                pictures=drawn.pictures,
+                seconds_per_image=drawn.seconds_per_picture,
+                images=drawn.pictures,
                 measures=measures(material.prompts, drawn.pictures, teacher),
             )
         )

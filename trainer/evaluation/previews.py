@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...app.report.grid import picture_grid
+from ...app.report.images import image_grid
 from ...app.runs.directory import RunDirectory
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import Levels
@@ -93,7 +93,7 @@ class Previews:
             pictures = list(decode(self._session.checkpoint, latents))
             rows.append((text[:100], pictures))
         with atomic_write.atomic_path(self._run.previews / name) as temporary:
-            picture_grid(rows).save(temporary, format="PNG")
+            image_grid(rows).save(temporary, format="PNG")
 
     def _latents(
         self, prompt: Conditioning, levels: Levels, guidance_scale: float, size: int

@@ -86,7 +86,7 @@ def report_data(
     heading: Heading,
 ) -> ReportData:
     """Everything that the report of a run shows; pictures of the first prompts only."""
-    shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
+    shown = [Arm(**{**vars(arm), "images": arm.images[:SHOWN_PROMPTS]}) for arm in arms]
     return ReportData(
         title=heading.title,
         subtitle=heading.subtitle,

@@ -92,7 +92,7 @@ def test_a_queued_run_is_prepared_as_one_made_in_a_terminal(request_for, tmp_pat
     there = runner.create_run(tmp_path / "there", request, prompts, overwrite=False)
     assert here.prompts() == prompts and here.evaluation_prompts() == []
     preparation.prepare(here)
-    preparation.prepare(here)  # nothing is set aside twice
+    preparation.prepare(here)  # nothing is held out twice
     assert here.settings() == there.settings()
     assert here.prompts() == there.prompts() and len(here.prompts()) < len(prompts)
     assert here.evaluation_prompts() == there.evaluation_prompts() != []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
-from dpdmd_studio.app.prompts.expansion import set_aside
+from dpdmd_studio.app.prompts.expansion import hold_out
 from dpdmd_studio.app.runs.directory import EVALUATIONS, RunDirectory
 from dpdmd_studio.core.lora.file import read_lora
 from dpdmd_studio.trainer.commands import distill as runner
@@ -43,16 +43,16 @@ def distances(run: RunDirectory) -> dict[int, float]:
 
 
 def test_prompts_set_aside_are_not_trained_on_and_at_most_a_fifth():
-    training, measured = set_aside(PROMPTS, 6, seed=3)
+    training, measured = hold_out(PROMPTS, 6, seed=3)
     assert len(measured) == 2 and sorted(training + measured) == sorted(PROMPTS)
-    assert set_aside(PROMPTS, 6, seed=3) == (training, measured)
-    assert set_aside(PROMPTS, 0, seed=3) == (PROMPTS, [])
-    assert set_aside(PROMPTS[:9], 6, seed=3) == (PROMPTS[:9], [])
+    assert hold_out(PROMPTS, 6, seed=3) == (training, measured)
+    assert hold_out(PROMPTS, 0, seed=3) == (PROMPTS, [])
+    assert hold_out(PROMPTS[:9], 6, seed=3) == (PROMPTS[:9], [])
 
 
 def test_alternatives_of_a_prompt_set_aside_are_chosen_once():
     prompts = [f"a {{red|blue}} thing {number}" for number in range(10)]
-    _, measured = set_aside(prompts, 2, seed=0)
+    _, measured = hold_out(prompts, 2, seed=0)
     assert len(measured) == 2 and all("{" not in text for text in measured)
 
 

@@ -69,7 +69,7 @@ def test_half_of_a_batch_is_half_of_a_processs_share():
     )
     half = fallbacks_left(config, processes=2)[0]
     assert (half.name, half.value) == ("micro_batch_size", 2)
-    assert half.words.startswith("2 of 3 pictures at a time")
+    assert half.words.startswith("2 of 3 images at a time")
 
 
 def test_halves_of_a_batch_are_told_as_one():

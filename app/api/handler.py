@@ -27,7 +27,7 @@ from .exchange import (
 from .new_run import new_run
 from .run_detail import job_facts, run_detail
 
-MAX_PICTURE_BYTES = 64 << 20
+MAX_PREVIEW_BYTES = 64 << 20
 SETUP_TITLE = "Set up the trainer"
 ACTIONS = ("start", "stop", "resume", "delete", "duplicate", "rename", "move")
 _log = logging.getLogger("dpdmd_studio.api")
@@ -82,7 +82,7 @@ class Api:
             case ("GET", "runs", id):
                 return json_response(run_detail(_job(id)))
             case ("GET", "runs", id, "previews", name):
-                return _picture(_job(id), name)
+                return _preview(_job(id), name)
             case ("POST", "setup"):
                 return json_response(job_facts(set_up()))
             case ("POST", "runs"):
@@ -160,14 +160,14 @@ def _job(id: str) -> Job:
         raise RefusedError(404, str(error)) from error
 
 
-def _picture(job: Job, name: str) -> Response:
+def _preview(job: Job, name: str) -> Response:
     """A preview, found among those that are there and never by its path."""
     found = next((preview.path for preview in previews(job.path) if preview.name == name), None)
     missing = f"{job.title} has no such preview. Reload the page; it may have been started anew."
     if found is None:
         raise RefusedError(404, missing)
     try:
-        if found.stat().st_size > MAX_PICTURE_BYTES:
+        if found.stat().st_size > MAX_PREVIEW_BYTES:
             raise RefusedError(
                 404, f"{name} is far too large for a preview. Open the run's folder."
             )

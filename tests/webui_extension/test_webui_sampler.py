@@ -56,7 +56,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "models.model_facts": lambda sigmas=None: SD1,
         "loras.active_loras": list,
         "samplers.set_total_steps": lambda denoiser, steps: setattr(told, "steps", steps),
-        "samplers.start_factor": lambda sigma, flow: torch.tensor(2.0),
+        "samplers.initial_noise_factor": lambda sigma, flow: torch.tensor(2.0),
         "samplers.noise_sampler": lambda x: lambda *_: torch.ones_like(x),
         "loras.loras_off": loras_off,
         "samplers.without_negative": without_negative,

@@ -333,8 +333,8 @@ def made(tmp_path, models, monkeypatch) -> tuple[Job, Path, list[str]]:
 
 def test_a_new_lora_gets_a_picture_and_a_card_and_is_listed(made):
     run, lora, told = made
-    finished.welcome([run])
-    finished.welcome([run])
+    finished.add_cards([run])
+    finished.add_cards([run])
     assert told == ["relist"]
     card = json.loads(lora.with_suffix(".json").read_text())
     assert card["sd version"] == "SD1" and card["description"] == "4 steps, CFG 1."
@@ -345,11 +345,11 @@ def test_a_new_lora_gets_a_picture_and_a_card_and_is_listed(made):
 
 def test_a_resumed_run_renews_its_picture(made):
     run, lora, told = made
-    finished.welcome([run])
+    finished.add_cards([run])
     Image.new("RGB", (300, 300), "blue").save(run.path / "previews" / "step-20.png")
     lora.write_bytes(lora.read_bytes())
     os.utime(lora, ns=(1, 1))
-    finished.welcome([run])
+    finished.add_cards([run])
     assert told == ["relist", "relist"]
     with Image.open(lora.with_suffix(".png")) as picture:
         assert picture.getpixel((5, 5)) == (0, 0, 255)
@@ -359,7 +359,7 @@ def test_what_the_user_made_stays(made):
     run, lora, _ = made
     lora.with_suffix(".json").write_text("mine")
     lora.with_suffix(".preview.png").write_bytes(b"mine")
-    finished.welcome([run])
+    finished.add_cards([run])
     assert lora.with_suffix(".json").read_text() == "mine"
     assert not lora.with_suffix(".png").exists()
 
@@ -367,18 +367,18 @@ def test_what_the_user_made_stays(made):
 @pytest.mark.parametrize("state", ["running", "failed", "queued"])
 def test_what_has_not_ended_or_lies_elsewhere_is_left_alone(made, tmp_path, state):
     run, lora, told = made
-    finished.welcome([job(run.path, state, result={"lora": str(lora)})])
+    finished.add_cards([job(run.path, state, result={"lora": str(lora)})])
     other = tmp_path / "elsewhere.safetensors"
     other.write_bytes(lora.read_bytes())
-    finished.welcome([job(run.path, "finished", result={"lora": str(other)})])
-    finished.welcome([job(run.path, "finished", result={"lora": 7})])
+    finished.add_cards([job(run.path, "finished", result={"lora": str(other)})])
+    finished.add_cards([job(run.path, "finished", result={"lora": 7})])
     assert told == [] and not lora.with_suffix(".json").exists()
 
 
 def test_a_damaged_lora_costs_a_card_and_nothing_else(made):
     run, lora, told = made
     lora.write_bytes(b"nothing")
-    finished.welcome([run])
+    finished.add_cards([run])
     assert told == ["relist"] and not lora.with_suffix(".json").exists()
 
 

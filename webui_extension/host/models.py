@@ -14,14 +14,14 @@ from ...core.recipe.resolve import ModelFacts
 
 FORGE_PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "const": "flow"}
 ZERO_SNR_SIGMA = 1000.0
-"""A VP model whose highest level is above this has zero terminal SNR; usual ones end at 14.6."""
+"""A VP model whose highest sigma is above this has zero terminal SNR; usual ones end at 14.6."""
 
 
 def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
     """Facts of the loaded checkpoint; None while none is loaded.
 
     Args:
-        sigmas: the levels of the denoiser in use, increasing; without them it is not known
+        sigmas: those of the denoiser in use, increasing; without them it is not known
             whether the terminal SNR is zero.
     """
     from modules import shared

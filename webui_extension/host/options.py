@@ -20,7 +20,7 @@ def add_setting(section: tuple[str, str], setting: Mapping[str, Any]) -> None:
 
     Args:
         setting: name, default, label and info; "private" keeps it from the host's own API,
-            "infotext" is its name in pictures, from which it can be pasted.
+            "infotext" is its name in images, from which it can be pasted.
     """
     import gradio as gr
     from modules import shared

@@ -52,16 +52,16 @@ def sampler_base() -> type:
     return KDiffusionSampler
 
 
-def skipped_levels(p: Processing, steps: int | None) -> int:
-    """How many levels the host cuts off the front of a grid for image to image."""
+def skipped_steps(p: Processing, steps: int | None) -> int:
+    """How many sigmas the host cuts off the front of a grid for image to image."""
     from modules import sd_samplers_common
 
     total, encoded = sd_samplers_common.setup_img2img_steps(p, steps)
     return max(0, total - encoded - 1)
 
 
-def start_factor(sigma: Tensor, flow: bool) -> Tensor:
-    """What start noise has to be multiplied by so that a flow has it as it is, VP at unit variance.
+def initial_noise_factor(sigma: Tensor, flow: bool) -> Tensor:
+    """The factor on the host's initial noise: a flow starts from it as it is, VP at unit variance.
 
     A1111 starts at noise * sigma, or noise * sqrt(1 + sigma^2) with "SGM noise multiplier".
     """
@@ -76,7 +76,7 @@ def start_factor(sigma: Tensor, flow: bool) -> Tensor:
 
 
 def noise_sampler(x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Unit noise from the host's seeded stream, one for each picture of a batch."""
+    """Unit noise from the host's seeded stream, one for each image of a batch."""
     import k_diffusion.sampling
 
     return lambda *_: k_diffusion.sampling.torch.randn_like(x)
@@ -122,7 +122,7 @@ def without_negative(denoiser: Any, guidance_scale: float, conditioning: Any) ->
 
 
 def _plain(conditioning: Any) -> bool:
-    """Whether every picture has one prompt of weight 1; "AND" needs the negative prompt."""
+    """Whether every image has one prompt of weight 1; "AND" needs the negative prompt."""
     batch = getattr(conditioning, "batch", None)
     if batch is None:
         return False

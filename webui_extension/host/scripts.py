@@ -116,6 +116,6 @@ def set_settings(
 
 
 def comment(p: Processing, text: str) -> None:
-    """Show a note below the picture."""
+    """Show a note below the image."""
     if hasattr(p, "comment"):
         p.comment(text)

@@ -57,7 +57,7 @@ def resolved(p: scripts.Processing, sigmas: Tensor, asked: Asked = AS_TRAINED) -
     """What the script has found, or what the active LoRAs or the family say.
 
     Args:
-        sigmas: levels of the denoiser in use, increasing.
+        sigmas: those of the denoiser in use, increasing.
     """
     told, kind = getattr(p, RECIPE, None), getattr(p, KIND, "")
     if kind:
@@ -68,7 +68,7 @@ def resolved(p: scripts.Processing, sigmas: Tensor, asked: Asked = AS_TRAINED) -
 
 
 def is_anchored(p: scripts.Processing) -> bool:
-    """Whether the base model walks first, so that the guidance set is its own."""
+    """Whether the base model samples first, so that the guidance set is its own."""
     return getattr(p, ANCHOR, None) is not None
 
 

@@ -115,9 +115,9 @@ def _needs_memory(job: Job) -> bool:
 
 
 def _after(every: list[Job]) -> None:
-    from .finished import welcome
+    from .finished import add_cards
 
-    welcome(every)
+    add_cards(every)
 
 
 keeper = Keeper(_after)

@@ -21,7 +21,7 @@ SETTINGS = (
         "name": EXACT_STRENGTH,
         "default": False,
         "label": "Image to image starts exactly at the asked denoising strength",
-        "info": "otherwise at the trained noise level nearest to it, where pictures are best",
+        "info": "otherwise at the trained noise level nearest to it, which gives the best images",
         "infotext": EXACT_STRENGTH_TEXT,
     },
     {

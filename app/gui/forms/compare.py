@@ -35,7 +35,7 @@ FORM = (
     "teacher_steps",
     "guidance_scale",
     "resolution",
-    "rival",
+    "baseline",
     "title",
 )
 MAX_LORAS = 8
@@ -43,7 +43,7 @@ MAX_LORAS = 8
 
 def initial() -> Values:
     """The values to begin with."""
-    values: Values = dict.fromkeys(FORM, "") | {"loras": [], "styles": [], "rival": True}
+    values: Values = dict.fromkeys(FORM, "") | {"loras": [], "styles": [], "baseline": True}
     known = sources.checkpoints()
     return values | {"seeds": "0-8", "checkpoint": known[0][1]}
 
@@ -114,7 +114,7 @@ def _settings(values: Mapping[str, Any]) -> list[str]:
             arguments.append(f"--resolution={resolution}")
     except SettingsError as error:
         raise _SettingError(str(error)) from error
-    return [*arguments, "--rival" if values.get("rival", True) else "--no-rival"]
+    return [*arguments, "--rival" if values.get("baseline", True) else "--no-rival"]
 
 
 def _numbers(values: Mapping[str, Any]) -> list[str]:
@@ -142,7 +142,7 @@ def _prompts(values: Mapping[str, Any], folder: Path) -> list[str]:
     if not text.strip():
         if sources.is_embedded(sources.model_path(values.get("checkpoint"))):
             return []
-        raise PromptError("Write a few prompts, one a line; best such as training never saw.")
+        raise PromptError("Write a few prompts, one a line; best such as were not trained on.")
     found = parse_prompts(text, "The prompts field")
     path = folder / "prompts.txt"
     with atomic_write.explained(folder):
@@ -185,7 +185,7 @@ def listing(kind: str = "compare") -> Change:
 def show(chosen: object, address: Address | None = None) -> Values:
     """The report of a comparison, or how far it is."""
     if not chosen:
-        text = "A comparison draws seed grids of the checkpoint and of each LoRA side by side."
+        text = "A comparison shows seed grids of the checkpoint and of each LoRA side by side."
         return {"report": empty("No comparison yet", text)}
     try:
         job = jobs.get_job(str(chosen))

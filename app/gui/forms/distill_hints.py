@@ -129,9 +129,9 @@ def describe_prompts(values: Mapping[str, Any]) -> Values:
         return {"prompts_count": "", "examples": "", "prompts_note": error_note(error)}
     count = len(found.prompts)
     text = "1 prompt" if count == 1 else f"{count:,} prompts"
-    aside = _set_aside(count, values.get("evaluation_prompts"))
+    held_out = _held_out(count, values.get("evaluation_prompts"))
     return {
-        "prompts_count": piece("prompt_count", text, aside),
+        "prompts_count": piece("prompt_count", text, held_out),
         "examples": piece("examples", found.notes, shown),
         "prompts_note": "",
     }
@@ -157,11 +157,11 @@ def read_prompt_source(values: Mapping[str, Any]) -> Values:
     return {"prompts": text} | describe_prompts({**values, "prompts": text})
 
 
-def _set_aside(count: int, wanted: object) -> str:
-    aside = min(wanted if isinstance(wanted, int) else 0, count // 5)
-    if aside < 2:
-        return "; none is set aside to measure the student on (that takes 10 prompts or more)"
-    return f"; {aside} of them are set aside to measure the student on"
+def _held_out(count: int, wanted: object) -> str:
+    held_out = min(wanted if isinstance(wanted, int) else 0, count // 5)
+    if held_out < 2:
+        return "; none is held out for evaluation (that takes 10 prompts or more)"
+    return f"; {held_out} of them are held out for evaluation"
 
 
 def examples(found: PromptList) -> list[str]:

@@ -194,7 +194,7 @@ def _words(values: Mapping[str, Any]) -> list[str]:
             found.append(f"--{option}={text}")
     count = values.get("count") or USUAL
     if not isinstance(count, (int, float)) or not FEWEST <= count <= MOST:
-        raise _WordError(f"{count} pictures; from {FEWEST} to {MOST} are made.")
+        raise _WordError(f"{count} images; from {FEWEST} to {MOST} are made.")
     return [*found, f"--count={int(count)}"]
 
 
@@ -202,7 +202,7 @@ def _prompts(values: Mapping[str, Any], output: Path) -> list[str]:
     text = str(values.get("prompts") or "")
     if not text.strip():
         if _job(values.get("source")) is None:
-            raise PromptError("Write prompts for the preview pictures, one a line.")
+            raise PromptError("Write prompts for the preview images, one a line.")
         return []
     found = parse_prompts(text, "The prompts field")
     path = output.with_name(f"{output.name}.prompts.txt")
@@ -256,7 +256,7 @@ def _package(job: Job, folder: Path) -> str:
         "package.html",
         title=job.title,
         folder=str(folder),
-        cover=html.encoded_picture(cover) if cover else "",
+        cover=html.encoded_image(cover) if cover else "",
         names=sorted(path.name for path in folder.iterdir() if path.is_file()),
     )
 

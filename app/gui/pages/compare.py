@@ -66,18 +66,22 @@ def opening(values: Values, address: Address | None) -> Values:
 
 def _models(parts: Components, first: Values) -> None:
     with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Models", "The checkpoint at full steps is what all are held against."))
+        markup(
+            heading(
+                "Models", "Each LoRA is compared with the checkpoint at its full number of steps."
+            )
+        )
         parts["checkpoint"] = dropdown(
             **first["checkpoint"], label="Checkpoint file", allow_custom_value=True
         )
         parts["loras"] = several(
             first["loras"],
             "Few-step LoRAs to compare",
-            "Any: yours, plain DMD ones, other people's.",
+            "Any kind: yours, plain DMD, or by other makers.",
         )
         parts["strengths"] = _strengths()
-        with gr.Accordion("Styles that are on in every picture", open=False):
-            parts["styles"] = several(first["styles"], "Style LoRAs")
+        with gr.Accordion("Style LoRAs for every image", open=False):
+            parts["styles"] = several(first["styles"], "Styles")
             parts["style_strengths"] = _strengths()
         parts["models_note"] = note()
 
@@ -93,10 +97,10 @@ def _strengths() -> Any:
 
 def _prompts(parts: Components, first: Values) -> None:
     with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Prompts", "Best such as training never saw."))
+        markup(heading("Prompts", "Best held out: prompts that were not trained on."))
         parts["prompts"] = gr.Textbox(
             value="",
-            label="Prompts to draw",
+            label="Evaluation prompts",
             lines=5,
             max_lines=12,
             info="One a line. The shapes demo needs none: it brings its own.",
@@ -126,10 +130,10 @@ def _start(parts: Components, first: Values) -> None:
     with gr.Column(elem_classes=["dp-card"]):
         markup(heading("Compare", "Diversity, distance from the checkpoint, speed, seed grids."))
         parts["title"] = gr.Textbox(value="", label="Title", max_lines=1, placeholder="Comparison")
-        parts["rival"] = gr.Checkbox(
+        parts["baseline"] = gr.Checkbox(
             value=True,
             label="Also without the LoRA at step 1",
-            info="A rival that needs no training: the LoRA is off for the first step.",
+            info="A training-free baseline: the LoRA is off for the first step.",
         )
         parts["start"] = gr.Button("Compare", variant="primary", elem_id="dpdmd-compare")
         parts["start_note"] = note()

@@ -100,14 +100,16 @@ def _folders(parts: Components, first: Values) -> None:
 
 def _prompts(parts: Components, first: Values) -> None:
     with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Prompts", "What you will draw with it. A few hundred are a good start."))
+        markup(
+            heading("Prompts", "What you will generate with it. A few hundred are a good start.")
+        )
         with gr.Row(elem_classes=["dp-with-button"]):
             parts["starter"] = dropdown(**first["starter"], label="Starter prompts", scale=5)
             parts["use_starter"] = gr.Button("Use these", scale=1, min_width=110)
         parts["prompts"] = gr.Textbox(
             value=first["prompts"],
             label="Your prompts",
-            info="One a line. {red|blue} draws one of several, (word:1.2) weighs, # is a comment.",
+            info="One a line. {red|blue} picks one of them, (word:1.2) sets a weight, # comments.",
             lines=8,
             max_lines=14,
             placeholder="portrait photo of {a woman|a man} by a window, soft light",
@@ -116,12 +118,12 @@ def _prompts(parts: Components, first: Values) -> None:
         parts["prompts_count"] = markup(first["prompts_count"], classes=["dp-count"])
         parts["prompts_note"] = note()
         parts["examples"] = markup(first["examples"])
-        with gr.Accordion("From a file, or from pictures you made", open=False):
+        with gr.Accordion("From a file, or from images you made", open=False):
             parts["prompts_upload"] = gr.File(label="A text file with prompts")
             with gr.Row(elem_classes=["dp-with-button"]):
                 parts["prompts_path"] = gr.Textbox(
                     label="A text file, or a folder of PNGs made in A1111 or ComfyUI",
-                    info="In one of the folders above. Only the pictures' prompts are read.",
+                    info="In one of the folders above. Only the images' prompts are read.",
                     max_lines=1,
                     scale=5,
                 )
@@ -185,7 +187,7 @@ def _loras(parts: Components, first: Values) -> None:
             parts["include_teacher_loras"] = gr.Checkbox(
                 value=bool(first["include_teacher_loras"]),
                 label="The new LoRA holds them, too",
-                info="Otherwise load them beside it when you draw.",
+                info="Otherwise load them beside it when you generate.",
             )
         parts["loras_note"] = note()
 

@@ -56,7 +56,7 @@ def build(selected: Any, address: view.Address | None) -> Components:
                     )
             parts["message"] = note()
             parts["findings"] = markup()
-            parts["pictures"] = markup()
+            parts["images"] = markup()
             parts["curves"] = markup()
             _folded(parts, "more", "More curves")
             parts["files"] = markup(classes=["dp-files"])

@@ -37,7 +37,7 @@ def build(selected: Any, tabs: Any) -> Page:
         with gr.Column(scale=7, min_width=320, elem_classes=["dp-form"]):
             _source(parts, first)
             _words(parts, first)
-            _pictures(parts)
+            _previews(parts)
         with gr.Column(scale=4, min_width=280, elem_classes=["dp-aside"]):
             _start(parts)
     with gr.Column(elem_classes=["dp-section", "dp-wide"]):
@@ -77,7 +77,7 @@ def _source(parts: Components, first: Values) -> None:
         parts["checkpoint"] = dropdown(
             **first["checkpoint"],
             label="Its checkpoint",
-            info="Draws the previews. A run knows its own.",
+            info="Generates the previews. A run knows its own.",
             allow_custom_value=True,
         )
         parts["source_note"] = note()
@@ -110,18 +110,18 @@ def _words(parts: Components, first: Values) -> None:
         parts["words_note"] = note()
 
 
-def _pictures(parts: Components) -> None:
+def _previews(parts: Components) -> None:
     with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Preview pictures"))
+        markup(heading("Preview images"))
         parts["prompts"] = gr.Textbox(
             value="",
             label="Prompts for the previews",
             lines=3,
             max_lines=10,
-            info="One a line. Empty: the prompts that the run set aside.",
+            info="One a line. Empty: the prompts that the run held out.",
         )
         parts["count"] = gr.Slider(
-            form.FEWEST, form.MOST, value=form.USUAL, step=1, label="Number of pictures"
+            form.FEWEST, form.MOST, value=form.USUAL, step=1, label="Number of images"
         )
         parts["prompts_note"] = note()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ...findings.diagnosis import Finding
 from ...report.templating import html_templates
 
-MAX_PICTURE_BYTES = 24 << 20
+MAX_IMAGE_BYTES = 24 << 20
 LEVELS = {"problem": "Problem", "warning": "Look at this", "info": "Note"}
 """Levels of findings, gravest first, in words."""
 DIVERSITY_SCALE = 1.25
@@ -68,10 +68,10 @@ def findings(found: Sequence[Finding]) -> str:
     return piece("findings", shown) if shown else ""
 
 
-def encoded_picture(path: Path) -> str:
+def encoded_image(path: Path) -> str:
     """A PNG file in base64, to stand in a page; "" if it cannot be read or is far too large."""
     try:
-        if path.stat().st_size > MAX_PICTURE_BYTES:
+        if path.stat().st_size > MAX_IMAGE_BYTES:
             return ""
         return base64.b64encode(path.read_bytes()).decode("ascii")
     except OSError:

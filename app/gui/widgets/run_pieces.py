@@ -63,7 +63,7 @@ def pieces(job: Job) -> dict[str, Piece]:
     return {
         "status": _piece(status(job)),
         "findings": Piece(_marks(job, METRICS, EVALUATIONS, job.state), lambda: findings(job)),
-        "pictures": Piece(_pictures_key(job), lambda: pictures(job)),
+        "images": Piece(_images_key(job), lambda: images(job)),
         "curves": Piece(measured, lambda: curves(job, first=True)),
         "more": Piece(measured, lambda: curves(job, first=False)),
         "files": Piece(_marks(job, "result.json", job.state), lambda: files(job)),
@@ -136,17 +136,17 @@ def findings(job: Job) -> str:
     return meter + html.findings(diagnose(run))
 
 
-def _pictures_key(job: Job) -> str:
+def _images_key(job: Job) -> str:
     teacher = (job.path / "previews" / TEACHER).exists()
     return f"{job.id}/{teacher}/{len(student_previews(job.path))}"
 
 
-def pictures(job: Job) -> str:
+def images(job: Job) -> str:
     """The teacher's and the newest student's sheet side by side, an early one before them."""
     sheets = [
         (
-            html.encoded_picture(job.path / "previews" / TEACHER),
-            "Pictures of the teacher on fixed prompts and seeds",
+            html.encoded_image(job.path / "previews" / TEACHER),
+            "Images of the teacher for fixed prompts and seeds",
             "Teacher, all its steps",
         )
     ]
@@ -155,13 +155,13 @@ def pictures(job: Job) -> str:
     for sheet in chosen:
         sheets.append(
             (
-                html.encoded_picture(sheet.path),
-                f"The student's pictures after update {sheet.step}, same prompts and seeds",
+                html.encoded_image(sheet.path),
+                f"The student's images after update {sheet.step}, same prompts and seeds",
                 f"Student after update {sheet.step:,}",
             )
         )
     shown = [sheet for sheet in sheets if sheet[0]]
-    return html.render("pictures.html", sheets=shown) if shown else ""
+    return html.render("images.html", sheets=shown) if shown else ""
 
 
 def curves(job: Job, *, first: bool) -> str:
@@ -182,7 +182,7 @@ def curves(job: Job, *, first: bool) -> str:
 
 
 def files(job: Job) -> str:
-    """Where the LoRA and the run are, and how to draw with the LoRA."""
+    """Where the LoRA and the run are, and how to sample with the LoRA."""
     rows = []
     lora = job.result.get("lora")
     if isinstance(lora, str):
@@ -202,7 +202,7 @@ def _usage(lora: Path) -> str:
         return ""
     if recipe is None:
         return ""
-    return html.heading("Draw with it", usage_hint(recipe), level=3)
+    return html.heading("Sample with it", usage_hint(recipe), level=3)
 
 
 def result_path(job: Job, name: str) -> Path | None:

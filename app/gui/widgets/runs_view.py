@@ -13,7 +13,7 @@ from ..forms.trainer import before_start
 from . import html
 from .run_pieces import LIVE, STATES, pieces, report_of
 
-PIECES = ("list", "status", "findings", "pictures", "curves", "more", "files", "log", "report")
+PIECES = ("list", "status", "findings", "images", "curves", "more", "files", "log", "report")
 FOLDED = ("more", "report", "log")
 """Pieces inside a box of their own, `<name>_box`, that is there only when they are."""
 BUTTONS = ("start", "stop", "up", "down", "duplicate", "delete")

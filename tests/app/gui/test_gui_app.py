@@ -258,7 +258,7 @@ def test_the_process_loads_neither_torch_nor_the_engine_and_stays_small(home):
 def test_pictures_far_too_large_are_left_out(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     path.write_bytes(b"x" * 100)
-    assert html.encoded_picture(path).startswith("eHh4")
-    monkeypatch.setattr(html, "MAX_PICTURE_BYTES", 99)
-    assert html.encoded_picture(path) == ""
-    assert html.encoded_picture(tmp_path / "none.png") == ""
+    assert html.encoded_image(path).startswith("eHh4")
+    monkeypatch.setattr(html, "MAX_IMAGE_BYTES", 99)
+    assert html.encoded_image(path) == ""
+    assert html.encoded_image(tmp_path / "none.png") == ""

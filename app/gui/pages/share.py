@@ -53,7 +53,7 @@ def build(selected: Any, tabs: Any) -> Page:
 
 def opening(values: Values) -> Values:
     """What the page shows when it is opened: new files in the lists; what was chosen stays."""
-    found = form.listing(values)
+    found = form.choices(values)
     source = found["source"]["value"]
     if source and source != values.get("source"):
         found |= form.describe({"source": source})

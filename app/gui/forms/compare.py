@@ -16,8 +16,7 @@ from ...jobs import Job
 from ...library import choices as sources
 from ...library.home import home
 from ..widgets.html import empty, frame
-from ..widgets.run_pieces import STATES, report_of
-from ..widgets.runs_view import Address
+from ..widgets.run_pieces import STATES, Address, report_of
 from .changes import (
     Change,
     FormError,

@@ -79,14 +79,10 @@ class Control:
     choices: tuple[str, ...] = ()
 
 
-def controls() -> dict[str, Control]:
-    """Every setting by name, in the order of DistillConfig."""
-    return {item.name: item for item in _all()}
-
-
 @functools.cache
-def _all() -> tuple[Control, ...]:
-    return tuple(_control(spec) for spec in dataclasses.fields(DistillConfig))
+def controls() -> Mapping[str, Control]:
+    """Every setting by name, in the order of DistillConfig."""
+    return {spec.name: _control(spec) for spec in dataclasses.fields(DistillConfig)}
 
 
 def advanced() -> dict[str, list[Control]]:

@@ -12,7 +12,7 @@ from ...report.templating import html_templates
 
 MAX_IMAGE_BYTES = 24 << 20
 LEVELS = {"problem": "Problem", "warning": "Look at this", "info": "Note"}
-"""Levels of findings, gravest first, in words."""
+"""Levels of findings in words."""
 DIVERSITY_SCALE = 1.25
 """Right end of the diversity meter as a share of the teacher's diversity."""
 TEMPLATES = html_templates(Path(__file__).parent / "templates")
@@ -60,11 +60,8 @@ def diversity_meter(kept: float, step: int) -> str:
 
 
 def findings(found: Sequence[Finding]) -> str:
-    """What the diagnosis says, gravest first."""
-    order = list(LEVELS)
-    known = [(item.level if item.level in order else "info", item) for item in found]
-    known.sort(key=lambda pair: order.index(pair[0]))
-    shown = [(LEVELS[level], level, item) for level, item in known]
+    """What the diagnosis says, in its order: gravest first."""
+    shown = [(LEVELS[item.level], item.level, item) for item in found]
     return piece("findings", shown) if shown else ""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ....core.errors import DPDMDError
@@ -49,30 +48,34 @@ LOG_LINES = 60
 PROGRESS_LINE = re.compile(r"update \d+/\d+,|---")  # the bar says it already
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a page that is drawn again only when its key is another one."""
-
-    key: str
-    render: Callable[[], str]
+Piece = tuple[str, Callable[[], str]]
+"""(key, how it is rendered) of a part of a page: it is sent again when its key is another one."""
+Address = Callable[[Job], str]
+"""Where a browser finds a job's report."""
 
 
-def pieces(job: Job) -> dict[str, Piece]:
-    """The parts of a job's view by name."""
+def piece_of(text: str) -> Piece:
+    """A part that is its own key."""
+    return text, lambda: text
+
+
+def pieces(job: Job, address: Address | None = None) -> dict[str, Piece]:
+    """The parts of a job's view by name.
+
+    Args:
+        address: without it the report goes into the page.
+    """
     measured = _marks(job, METRICS, EVALUATIONS)
     return {
-        "status": _piece(status(job)),
-        "findings": Piece(_marks(job, METRICS, EVALUATIONS, job.state), lambda: findings(job)),
-        "images": Piece(_images_key(job), lambda: images(job)),
-        "curves": Piece(measured, lambda: curves(job, first=True)),
-        "more": Piece(measured, lambda: curves(job, first=False)),
-        "files": Piece(_marks(job, "result.json", job.state), lambda: files(job)),
-        "log": Piece(_marks(job, "log.txt"), lambda: log(job)),
+        "status": piece_of(status(job)),
+        "findings": (_marks(job, METRICS, EVALUATIONS, job.state), lambda: findings(job)),
+        "images": (_images_key(job), lambda: images(job)),
+        "curves": (measured, lambda: curves(job, first=True)),
+        "more": (measured, lambda: curves(job, first=False)),
+        "files": (_marks(job, "result.json", job.state), lambda: files(job)),
+        "log": (_marks(job, "log.txt"), lambda: log(job)),
+        "report": (_marks(job, str(report_of(job))), lambda: report(job, address)),
     }
-
-
-def _piece(text: str) -> Piece:
-    return Piece(text, lambda: text)
 
 
 def _marks(job: Job, *names: str) -> str:
@@ -221,6 +224,15 @@ def report_of(job: Job) -> Path | None:
     own = job.path / "report" / "report.html"
     found = named if named is not None and named.suffix == ".html" else own
     return found if found.is_file() else None
+
+
+def report(job: Job, address: Address | None) -> str:
+    """The report in a frame, "" while there is none."""
+    path = report_of(job)
+    if path is None:
+        return ""
+    place = address(job) if address else None
+    return html.frame(f"Report of {job.title}", address=place, path=path)
 
 
 def log(job: Job) -> str:

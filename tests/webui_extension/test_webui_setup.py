@@ -13,7 +13,7 @@ from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.known_students import KNOWN_STUDENTS
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY
 from dpdmd_studio.core.recipe.resolve import Asked, LoraFacts, ModelFacts
-from dpdmd_studio.webui_extension.host import loras, models, options, scripts
+from dpdmd_studio.webui_extension.host import loras, models, page, scripts
 from dpdmd_studio.webui_extension.sampling import accordion, generation, infotext
 from dpdmd_studio.webui_extension.sampling.auto_setup import (
     FROM_FILE,
@@ -23,8 +23,7 @@ from dpdmd_studio.webui_extension.sampling.auto_setup import (
     look,
     tags,
 )
-from dpdmd_studio.webui_extension.sampling.generation import Anchor
-from dpdmd_studio.webui_extension.sampling.recipes import lora_in
+from dpdmd_studio.webui_extension.sampling.generation import Anchor, Told, lora_in, told
 from safetensors.torch import save_file
 
 SD1 = ModelFacts("sd1", "eps")
@@ -131,14 +130,14 @@ def test_a_kind_for_another_family_is_told():
 def test_what_the_script_says_reaches_the_sampler_but_no_anchor_the_second_pass():
     p = SimpleNamespace(is_hr_pass=False)
     anchor = Anchor(("few",), 7, 4.5)
-    assert not generation.has_own_recipe(p) and generation.anchor_of(p) is None
-    generation.tell(p, RECIPES[FILES["few"]], anchor, "xformers")
-    assert generation.has_own_recipe(p) and generation.anchor_of(p) == anchor
-    assert generation.attention_of(p) == "xformers"
+    assert told(p) == Told() and generation.anchor_of(p) is None
+    generation.tell(p, Told(RECIPES[FILES["few"]], anchor, "xformers"))
+    assert told(p).recipe == RECIPES[FILES["few"]] and generation.anchor_of(p) == anchor
+    assert told(p).attention == "xformers"
     p.is_hr_pass = True
     assert generation.anchor_of(p) is None
-    generation.tell(p, None, None)
-    assert not generation.has_own_recipe(p)
+    generation.tell(p, Told())
+    assert told(p).recipe is None
 
 
 def test_anchors_are_named_in_words():
@@ -151,7 +150,7 @@ def test_anchors_are_named_in_words():
 
 
 def test_the_accordions_values_are_kept_within_its_controls(monkeypatch):
-    monkeypatch.setattr(options, "option", lambda name, default: default)
+    monkeypatch.setattr(page, "option", lambda name, default: default)
     assert accordion.choices_of(()) == Choices()
     wild = accordion.choices_of((1, "no such kind", None, "no such way", 500, -2.0, "other"))
     assert wild == Choices(anchor_steps=200)
@@ -179,7 +178,7 @@ def test_the_base_models_part_follows_the_accordion(choices, plotted, expected):
 
 def test_a_kind_is_set_and_sampled_on_its_makers_grid(monkeypatch):
     """At the number of steps that a plot sets, too."""
-    monkeypatch.setattr(options, "option", lambda name, default: default)
+    monkeypatch.setattr(page, "option", lambda name, default: default)
     monkeypatch.setattr(models, "model_facts", lambda sigmas=None: SD1)
     monkeypatch.setattr(loras, "lora_path", lambda name, fresh=False: FILES[name])
     p = SimpleNamespace(prompt="<lora:style:1>", styles=[], extra_generation_params={})

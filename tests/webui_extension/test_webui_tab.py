@@ -28,7 +28,7 @@ from dpdmd_studio.app.library.surroundings import Surroundings
 from dpdmd_studio.core.errors import PromptError
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY as RECIPE_KEY
-from dpdmd_studio.webui_extension.host import folders, loras, options, page
+from dpdmd_studio.webui_extension.host import folders, loras, page
 from dpdmd_studio.webui_extension.host import models as host_models
 from dpdmd_studio.webui_extension.training import (
     api_routes,
@@ -128,8 +128,8 @@ def served(monkeypatch, models):
     monkeypatch.setattr(page, "is_public", lambda: started.public)
     monkeypatch.setattr(folders, "model_folders", lambda: [models / "Stable-diffusion"])
     monkeypatch.setattr(folders, "lora_folder", lambda: models / "Lora")
-    monkeypatch.setattr(options, "option", lambda name, default: default)
-    monkeypatch.setattr(page, "on_started", lambda function: function(app))
+    monkeypatch.setattr(page, "option", lambda name, default: default)
+    monkeypatch.setattr(page, "on", lambda event, function: function(None, app))
     app = Starlette()
     api_routes._api.cache_clear()
     api_routes.register()
@@ -203,7 +203,7 @@ class FakeHost:
         self.every: list[Job] = []
         self.model, self.wanted, self.locked = True, True, False
         self.failing = ""
-        monkeypatch.setattr(options, "option", lambda name, default: self.wanted)
+        monkeypatch.setattr(page, "option", lambda name, default: self.wanted)
         monkeypatch.setattr(host_models, "has_model", lambda: self.model)
         monkeypatch.setattr(host_models, "generating", self.lock)
         monkeypatch.setattr(host_models, "unload_model", lambda: self.move("unload"))
@@ -443,7 +443,7 @@ def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
 
 def test_an_empty_setting_means_the_hosts_own_folder(monkeypatch, models):
     chosen = {"dpdmd_lora_folder": " "}
-    monkeypatch.setattr(options, "option", lambda name, default: chosen.get(name, default))
+    monkeypatch.setattr(page, "option", lambda name, default: chosen.get(name, default))
     monkeypatch.setattr(folders, "lora_folder", lambda: models / "Lora")
     assert settings.lora_folder() == models / "Lora"
     chosen["dpdmd_lora_folder"] = str(models)
@@ -452,7 +452,7 @@ def test_an_empty_setting_means_the_hosts_own_folder(monkeypatch, models):
 
 def test_settings_have_names_of_their_own_and_a_help_text(monkeypatch):
     shown: list[dict] = []
-    monkeypatch.setattr(options, "add_setting", lambda section, setting: shown.append(setting))
+    monkeypatch.setattr(page, "add_setting", lambda section, setting: shown.append(setting))
     settings.add()
     names = [setting["name"] for setting in shown]
     assert len(set(names)) == 4 and all(name.startswith("dpdmd_") for name in names)
@@ -523,7 +523,7 @@ def test_the_tab_is_built_without_the_hosts_files_and_keeps_no_values(monkeypatc
     monkeypatch.setattr(folders, "extension_folders", list)
     monkeypatch.setattr(folders, "model_folders", lambda: 1 / 0)
     monkeypatch.setattr(folders, "lora_folder", lambda: models / "Lora")
-    monkeypatch.setattr(options, "option", lambda name, default: default)
+    monkeypatch.setattr(page, "option", lambda name, default: default)
     [(blocks, title, name)] = train_tab.tabs()
     assert (title, name) == ("DP-DMD", "dpdmd")
     assert all(block.do_not_save_to_config for block in blocks.blocks.values())

@@ -10,11 +10,10 @@ import gradio as gr
 from ...app.gui.widgets.html import piece
 from ...core.recipe.anchored import MAX_ANCHOR_STEPS, AskedAnchor
 from ...core.recipe.known_students import KNOWN_STUDENTS
-from ..host import loras, models, options, scripts
+from ..host import loras, models, page, scripts
 from . import attention, infotext
 from .auto_setup import ANCHORS, FROM_FILE, OFF, Choices, Setup, look
-from .generation import Anchor, tell
-from .recipes import lora_in
+from .generation import Anchor, Told, lora_in, tell
 from .sampler import NAME
 
 TITLE = "DP-DMD few-step LoRAs"
@@ -36,8 +35,8 @@ UNTOUCHED = "Sampler, steps and CFG stay as you set them."
 
 def register() -> None:
     """Give the host the script; the host makes it anew on every UI reload."""
-    scripts.add_script(make_script)
-    scripts.on_pasted(infotext.paste)
+    scripts.add_script(make_script())
+    page.on("infotext_pasted", infotext.paste)
 
 
 def make_script() -> type:
@@ -50,10 +49,6 @@ def make_script() -> type:
         def title(self) -> str:
             """The name by which the API calls it."""
             return TITLE
-
-        def show(self, is_img2img: bool) -> Any:
-            """In both tabs, always."""
-            return scripts.always_visible()
 
         def ui(self, is_img2img: bool) -> list[Any]:
             """The controls, whose values come back to `process`."""
@@ -77,7 +72,7 @@ def make_script() -> type:
 
 def build(tab: str) -> tuple[list[Any], Any]:
     """(controls, where the findings are said)."""
-    enabled = bool(options.option(AUTO_SETUP, True))
+    enabled = bool(page.option(AUTO_SETUP, True))
     with gr.Accordion(TITLE, open=False, elem_id=f"dpdmd_{tab}_accordion"):
         said = gr.HTML(paragraph(f"{NOTHING} {UNTOUCHED}"), elem_id=f"dpdmd_{tab}_said")
         on = gr.Checkbox(enabled, label="Set sampler, steps and CFG from the LoRA in the prompt")
@@ -103,7 +98,7 @@ def build(tab: str) -> tuple[list[Any], Any]:
 
 def choices_of(values: tuple[Any, ...]) -> Choices:
     """The accordion's values; what the API leaves out keeps its default."""
-    defaults = (bool(options.option(AUTO_SETUP, True)), FROM_FILE, "", OFF, 0, 0.0, attention.HOST)
+    defaults = (bool(page.option(AUTO_SETUP, True)), FROM_FILE, "", OFF, 0, 0.0, attention.HOST)
     on, kind, lora, anchor, steps, scale, kernel = (*values, *defaults[len(values) :])[:7]
     return Choices(
         enabled=bool(on),
@@ -124,7 +119,7 @@ def found_in(prompts: list[str], choices: Choices, *, fresh: bool = False) -> Se
 
 def set_up(p: scripts.Processing, choices: Choices) -> None:
     """Set sampler, steps and guidance of a generation, and say so."""
-    tell(p, None, None, choices.attention)
+    tell(p, Told(attention=choices.attention))
     said = attention.note(choices.attention)
     if said:
         scripts.comment(p, f"DP-DMD: {said}")
@@ -143,7 +138,7 @@ def set_up(p: scripts.Processing, choices: Choices) -> None:
     if anchor is not None and not loras.can_take_loras_off():
         scripts.comment(p, f"DP-DMD: {NO_ANCHOR}")
         anchor = None
-    tell(p, setup.recipe, anchor, choices.attention, choices.kind)
+    tell(p, Told(setup.recipe, anchor, choices.attention, choices.kind))
     if anchor is not None:
         p.cfg_scale = anchor.guidance  # else Forge would prepare no negative prompt
     anchored = anchor.describe() if anchor is not None else ""

@@ -11,7 +11,7 @@ from ...core.errors import DPDMDError
 from ...core.recipe.anchored import GUIDED, ONE_PLAIN
 from ...core.recipe.recipe import Recipe
 from ...core.recipe.resolve import Asked, LoraFacts, ModelFacts, kind_note, resolve
-from .recipes import WORDS
+from .generation import WORDS
 
 TAG = re.compile(r"<lora:([^:>]+)((?::[^>]*)?)>", re.IGNORECASE)
 FROM_FILE = "what the LoRA says"

@@ -15,17 +15,9 @@ from ...core.recipe.anchored import AskedAnchor, anchored_plan
 from ...core.recipe.few_step import Plan
 from ...core.recipe.recipe import Recipe
 from ...core.recipe.resolve import Asked
-from ..host import loras, models, options, samplers, scripts
+from ..host import loras, models, page, samplers, scripts
 from . import attention
-from .generation import (
-    Anchor,
-    anchor_of,
-    attention_of,
-    has_own_recipe,
-    is_anchored,
-    resolved,
-)
-from .recipes import in_force
+from .generation import Anchor, anchor_of, in_force, resolved, told
 
 NAME = "DP-DMD"
 SCHEDULER = "dp_dmd"
@@ -68,10 +60,10 @@ def few_step(
     if getattr(getattr(model, "sampler", None), "dpdmd_from_noise", False):
         x = x * samplers.initial_noise_factor(sigmas[0], recipe.prediction == "flow").to(x)
     anchor = anchor_of(model.p)
-    with attention.during(attention_of(model.p)):
+    with attention.during(told(model.p).attention):
         if anchor is not None and len(sigmas) > 2:
             return anchored(call, x, sigmas, anchor)
-        if is_anchored(model.p):  # nothing left to it here
+        if told(model.p).anchor is not None:  # nothing left to it here
             call = call.guided(recipe.guidance_scale)
         samplers.set_total_steps(model, len(sigmas) - 1)
         return _student_part(call, x, sigmas)
@@ -142,7 +134,7 @@ def sampler_class() -> type:
             """The host's sigmas, or those of `sample_img2img`."""
             if self.dpdmd_sigmas is not None:
                 return self.dpdmd_sigmas
-            if has_own_recipe(p) and uses_own_schedule(p):
+            if told(p).recipe is not None and uses_own_schedule(p):
                 p.extra_generation_params["Schedule type"] = NAME
                 return resolved(p, self.model_wrap.sigmas, Asked(steps=steps)).plan.sigmas
             return super().get_sigmas(p, steps)
@@ -190,7 +182,7 @@ def uses_own_schedule(p: scripts.Processing) -> bool:
 
 def partial_plan(p: scripts.Processing, sigmas: Tensor, steps: int) -> Plan:
     """The sigmas of an image to image pass, said in the infotext."""
-    exact = bool(options.option(EXACT_STRENGTH, False))
+    exact = bool(page.option(EXACT_STRENGTH, False))
     strength = min(1.0, max(float(p.denoising_strength), 1 / steps if not exact else 1e-3))
     part = resolved(p, sigmas, Asked(steps=steps, denoise=strength, exact=exact)).plan
     if exact:

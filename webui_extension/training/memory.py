@@ -15,7 +15,7 @@ from typing import Any
 from ...app import jobs
 from ...app.jobs import LIVE, Job
 from ...app.jobs.queue import waiting
-from ..host import models, options, page, scripts
+from ..host import models, page, scripts
 from .settings import FREE_MEMORY
 
 PAUSE, BUSY_PAUSE = 3.0, 1.0
@@ -73,7 +73,7 @@ class Keeper:
                 self._after(every)
                 self._seen = states
         promised = time.monotonic() < self._promised_until
-        self._adjust(bool(options.option(FREE_MEMORY, True)) and (busy or promised))
+        self._adjust(bool(page.option(FREE_MEMORY, True)) and (busy or promised))
         return busy
 
     def _may_have_changed(self) -> bool:
@@ -99,7 +99,7 @@ class Keeper:
         """Free the memory for a run that is about to be queued; waits a moment until it is."""
         self._free.clear()
         self._promised_until = time.monotonic() + PROMISE_SECONDS
-        if self._thread is not None and options.option(FREE_MEMORY, True):
+        if self._thread is not None and page.option(FREE_MEMORY, True):
             self._wake.set()
             self._free.wait(WAIT_SECONDS)
 
@@ -111,7 +111,7 @@ class Keeper:
 
 
 def _needs_memory(job: Job) -> bool:
-    return job.kind != "setup" and (job.state == "queued" or job.state in LIVE)
+    return job.kind != "setup" and (job.state == "queued" or job.live)
 
 
 def _after(every: list[Job]) -> None:
@@ -125,8 +125,8 @@ keeper = Keeper(_after)
 
 def register() -> None:
     """Look after the memory from the host's start on, and before each generation."""
-    scripts.add_script(make_script)
-    page.on_started(lambda app: keeper.start())
+    scripts.add_script(make_script())
+    page.on("app_started", lambda *_: keeper.start())
 
 
 def make_script() -> type:
@@ -139,10 +139,6 @@ def make_script() -> type:
         def title(self) -> str:
             """The name by which the API calls it."""
             return "DP-DMD memory"
-
-        def show(self, is_img2img: bool) -> Any:
-            """In both tabs, always."""
-            return scripts.always_visible()
 
         def before_process(self, p: scripts.Processing, *values: Any) -> None:
             """Called by the host before a generation."""

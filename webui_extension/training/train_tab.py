@@ -19,7 +19,7 @@ TITLE, ID = "DP-DMD", "dpdmd"
 
 def register() -> None:
     """Give the host the tab."""
-    page.on_tabs(tabs)
+    page.on("ui_tabs", tabs)
 
 
 def around(*, listed: bool = True) -> Surroundings:

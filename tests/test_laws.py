@@ -57,6 +57,7 @@ WEBUI = {"modules", "modules_forge", "backend", "ldm_patched", "k_diffusion", "s
 # the files that may import more than their storey
 MORE_LIBRARIES = {
     "app/gui/app.py": {"gradio", "uvicorn", "fastapi"},
+    "app/gui/guard.py": {"starlette"},
     "app/gui/pages/*.py": {"gradio"},
     "app/gui/studio.py": {"gradio"},
     "app/gui/widgets/dropdown.py": {"gradio"},

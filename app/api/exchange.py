@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 PREFIX = "/dpdmd/v1"
 MAX_BODY_BYTES = 10_000_000
 JSON = "application/json"
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+"""How this computer calls itself."""
 NOT_HERE = (
     "There is nothing under this address. Expected one of the addresses of the DP-DMD panel; "
     "reload the page if the pack was updated."
@@ -118,6 +120,14 @@ def check_origin(headers: Mapping[str, str]) -> None:
     own = headers.get("host", "").lower()
     if (not sender or sender != own) and headers.get("sec-fetch-site") != "same-origin":
         raise RefusedError(403, FOREIGN)
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without the port; "" for one that is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
 
 
 def _table(body: bytes, headers: Mapping[str, str]) -> Mapping[str, Any]:

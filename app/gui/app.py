@@ -19,10 +19,10 @@ from fastapi import FastAPI, Request, Response
 
 from ...core.errors import DPDMDError, SettingsError
 from .. import jobs
-from ..api.guard import Application, Guard, is_local
 from ..jobs import Job
 from ..library.home import home
 from . import studio
+from .guard import Guard, is_local
 from .widgets.html import piece
 from .widgets.run_pieces import report_of
 from .widgets.theme import theme
@@ -94,7 +94,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
     )
 
 
-def build_app(token: str | None = None, *, any_host: bool = False) -> Application:
+def build_app(token: str | None = None, *, any_host: bool = False) -> Guard:
     """The whole GUI as an ASGI application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_api_route("/studio/report/{id}", report, methods=["GET"])

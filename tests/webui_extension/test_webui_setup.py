@@ -19,7 +19,6 @@ from dpdmd_studio.webui_extension.sampling.auto_setup import (
     FROM_FILE,
     Choices,
     Setup,
-    Tag,
     look,
     tags,
 )
@@ -60,7 +59,7 @@ def found(*prompts: str, facts: ModelFacts | None = SD1, **choices: Any) -> Setu
     ],
 )
 def test_the_strength_of_a_tag_is_that_of_the_denoiser(text, strength):
-    assert tags(f"a cat {text}, blue") == [Tag("few", strength)]
+    assert tags(f"a cat {text}, blue") == [LoraFacts("few", strength=strength)]
 
 
 def test_a_prompt_without_a_few_step_lora_changes_nothing():

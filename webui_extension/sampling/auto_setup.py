@@ -22,14 +22,6 @@ Finder = Callable[[str], Path | None]
 
 
 @dataclass(frozen=True)
-class Tag:
-    """A `<lora:name:strength>` of a prompt; the strength is that of the denoiser."""
-
-    name: str
-    strength: float = 1.0
-
-
-@dataclass(frozen=True)
 class Choices:
     """What the accordion says.
 
@@ -82,11 +74,11 @@ class Setup:
         return f"{self.names()}: {self.settings()}" if self.recipe is not None else ""
 
 
-def tags(prompt: str) -> list[Tag]:
-    """The LoRAs of a prompt in their order, each once."""
-    found: dict[str, Tag] = {}
+def tags(prompt: str) -> list[LoraFacts]:
+    """The LoRAs of a prompt in their order, each once: names, and strengths for the denoiser."""
+    found: dict[str, LoraFacts] = {}
     for name, rest in TAG.findall(prompt):
-        found.setdefault(name, Tag(name, _strength(rest)))
+        found.setdefault(name, LoraFacts(name, strength=_strength(rest)))
     return list(found.values())
 
 
@@ -129,7 +121,7 @@ def look(
                     f"box; found: {there}.",
                 )
             )
-        found, notes = [LoraFacts(named[0].name, strength=named[0].strength)], []
+        found, notes = named, []
     else:
         found, notes = _read(every, read, find)
         if all(lora.recipe is None for lora in found):
@@ -142,7 +134,7 @@ def look(
     return Setup(resolved.recipe, names, (*notes, *resolved.notes))
 
 
-def _read(every: list[Tag], read: Reader, find: Finder) -> tuple[list[LoraFacts], list[str]]:
+def _read(every: list[LoraFacts], read: Reader, find: Finder) -> tuple[list[LoraFacts], list[str]]:
     """(the few-step LoRAs among those of a prompt, what is wrong with the files of others)."""
     found, notes = [], []
     for tag in every:

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...app.api import MAX_BODY_BYTES, PREFIX, Response
-from ...app.api.exchange import error_response
-from ...app.api.guard import LOCAL_NAMES, host_name
+from ...app.api.exchange import LOCAL_NAMES, error_response, host_name
 from ..host import folders, page
 
 if TYPE_CHECKING:

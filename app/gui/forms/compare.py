@@ -31,28 +31,27 @@ from .distill import chosen_loras, prompts_of
 from .trainer import before_start
 
 NOTES = ("models", "prompts", "settings", "start")
-FORM = (
-    "checkpoint",
-    "loras",
-    "strengths",
-    "styles",
-    "style_strengths",
-    "prompts",
-    "seeds",
-    "teacher_steps",
-    "guidance_scale",
-    "resolution",
-    "baseline",
-    "title",
-)
+FORM: Values = {
+    "checkpoint": "",
+    "loras": [],
+    "strengths": "",
+    "styles": [],
+    "style_strengths": "",
+    "prompts": "",
+    "seeds": "0-8",
+    "teacher_steps": "",
+    "guidance_scale": "",
+    "resolution": "",
+    "baseline": True,
+    "title": "",
+}
+"""The controls of the form and what they begin with."""
 MAX_LORAS = 8
 
 
 def initial() -> Values:
     """The values to begin with."""
-    values: Values = dict.fromkeys(FORM, "") | {"loras": [], "styles": [], "baseline": True}
-    known = sources.checkpoints()
-    return values | {"seeds": "0-8", "checkpoint": known[0][1]}
+    return FORM | {"checkpoint": sources.checkpoints()[0][1]}
 
 
 def submit(values: Mapping[str, Any]) -> Values:

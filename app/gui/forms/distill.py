@@ -53,18 +53,19 @@ PLACES = {
     "output": "Where it goes",
 }
 OTHER_FILES = ("clip_l", "clip_g", "t5", "vae")
-FORM = (
-    "checkpoint",
-    *OTHER_FILES,
-    "prompts",
-    "memory",
-    "teacher_loras",
-    "strengths",
-    "include_teacher_loras",
-    "output_folder",
-    "name",
-    "file_format",
-)
+FORM: Values = {
+    "checkpoint": "",
+    **dict.fromkeys(OTHER_FILES, ""),
+    "prompts": "",
+    "memory": KEEP,
+    "teacher_loras": [],
+    "strengths": "",
+    "include_teacher_loras": False,
+    "output_folder": "",
+    "name": "my-4step",
+    "file_format": "kohya",
+}
+"""The controls of the form beside the settings, and what they begin with."""
 PARTS: dict[type[DPDMDError], str] = {
     LoraError: "loras",
     CheckpointError: "checkpoint",
@@ -77,15 +78,12 @@ MAX_REMEMBERED_PROMPTS = 200_000
 
 def names() -> tuple[str, ...]:
     """Every value of the form."""
-    return FORM + tuple(controls())
+    return (*FORM, *controls())
 
 
 def initial() -> Values:
     """The values to begin with: what was last used, else the demo or defaults."""
-    values: Values = dict.fromkeys(FORM, "")
-    values |= {"memory": KEEP, "teacher_loras": [], "include_teacher_loras": False}
-    values |= {"file_format": "kohya", "name": "my-4step"}
-    values |= _defaults()
+    values = FORM | _defaults()
     listed = surroundings.current.listed
     remembered = preferences.load().distill if listed else {}
     values |= {name: value for name, value in remembered.items() if name in values}

@@ -32,15 +32,14 @@ ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "it
 def opening() -> Values:
     """Everything the page shows when it is opened; dropdowns with their choices."""
     values = form.initial()
-    checkpoints, loras = sources.checkpoints(), sources.loras(made_loras())
     found = values | describe_checkpoint(values)
     values["memory"] = found["memory"]["value"]
     found |= describe_prompts(values) | describe_cost(values) | lists()
-    known = {value for _, value in loras}
+    known = {value for _, value in found["teacher_loras"]["choices"]}
     chosen = [path for path in values["teacher_loras"] if path in known]
-    found["checkpoint"] = Change(choices=checkpoints, value=values["checkpoint"])
-    found["teacher_loras"] = Change(choices=loras, value=chosen)
-    found["settings_lora"] = Change(choices=loras, value=None)
+    found["checkpoint"]["value"] = values["checkpoint"]
+    found["teacher_loras"]["value"] = chosen
+    found["settings_lora"]["value"] = None
     demo = Path(values["checkpoint"]).parent == sources.ASSETS
     starters = sources.starters()
     proposed = sources.SHAPES if demo else starters[0][1]

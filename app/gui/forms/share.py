@@ -34,25 +34,21 @@ from .distill import prompts_of
 from .trainer import before_start
 
 NOTES = ("source", "words", "prompts", "start")
-FORM = (
-    "source",
-    "checkpoint",
-    "name",
-    "author",
-    "license",
-    "base_model",
-    "trigger_words",
-    "prompts",
-    "count",
-)
-RUN = "run:"
 FEWEST, MOST, USUAL = 6, 24, 8
+FORM: Values = {
+    "source": "",
+    "checkpoint": "",
+    "name": "",
+    "author": "",
+    "license": "",
+    "base_model": "",
+    "trigger_words": "",
+    "prompts": "",
+    "count": USUAL,
+}
+"""The controls of the form and what they begin with."""
+RUN = "run:"
 MAX_WORDS = 200
-
-
-def initial() -> Values:
-    """The values to begin with."""
-    return dict.fromkeys(FORM, "") | {"count": USUAL}
 
 
 def source_choices() -> sources.Choices:

@@ -30,7 +30,7 @@ SHOWN = ("package", "zip", "description")
 def build(selected: Any, tabs: Any) -> Page:
     """The page inside the caller's Blocks; arguments as the other pages'."""
     blank: Values = {"label_note": "", "base_model": Change(choices=[], value=None)}
-    first = form.initial() | blank | opening({})
+    first = form.FORM | blank | opening({})
     made = Builder(first, selected=selected, tabs=tabs)
     form_and_start(made, (_source, _words, _previews), _start)
     with gr.Column(elem_classes=["dp-section", "dp-wide"]):

@@ -490,7 +490,7 @@ def test_mistakes_of_a_comparison_are_named_at_their_control(run, changed, part,
 
 def test_a_package_becomes_the_command_that_a_terminal_would_run(run, home):
     finish(run)
-    values = share_form.initial() | share_form.describe({"source": f"run:{run.id}"})
+    values = share_form.FORM | share_form.describe({"source": f"run:{run.id}"})
     values |= {"source": f"run:{run.id}", "author": "-x --y", "count": 7.0, "base_model": "Other"}
     assert values["name"] == "shapes-4step" and values["checkpoint"] == SHAPES
     answer = share_form.submit(values)
@@ -517,7 +517,7 @@ def test_a_package_becomes_the_command_that_a_terminal_would_run(run, home):
 )
 def test_mistakes_of_a_package_are_named_at_their_control(run, changed, part, message):
     finish(run)
-    values = share_form.initial() | {"source": f"run:{run.id}", "name": "x"} | changed
+    values = share_form.FORM | {"source": f"run:{run.id}", "name": "x"} | changed
     answer = share_form.submit(values)
     assert 'role="alert"' in answer[f"{part}_note"] and message in text_of(answer[f"{part}_note"])
     assert "selected" not in answer
@@ -525,7 +525,7 @@ def test_mistakes_of_a_package_are_named_at_their_control(run, changed, part, me
 
 def test_a_finished_package_shows_its_folder_zip_cover_and_description(run, home):
     finish(run)
-    values = share_form.initial() | {"source": f"run:{run.id}", "name": "x"}
+    values = share_form.FORM | {"source": f"run:{run.id}", "name": "x"}
     job = jobs.get_job(share_form.submit(values)["selected"])
     folder = home / "packages" / "x"
     folder.mkdir(parents=True)

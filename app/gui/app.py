@@ -99,9 +99,13 @@ def build_app(token: str | None = None, *, any_host: bool = False) -> Guard:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_api_route("/studio/report/{id}", report, methods=["GET"])
     packages = home() / "packages"
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
+        gr.HTML(piece("header", TITLE), elem_classes=["dp"])
+        for show in studio.build(_report_address):
+            show(blocks.load)
     gr.mount_gradio_app(
         app,
-        build_blocks(),
+        blocks,
         path="",
         allowed_paths=[str(packages)],
         show_error=True,
@@ -113,15 +117,6 @@ def build_app(token: str | None = None, *, any_host: bool = False) -> Guard:
         head=piece("script", SCRIPT.read_text(encoding="utf-8")),
     )
     return Guard(app, token, any_host=any_host)
-
-
-def build_blocks() -> gr.Blocks:
-    """The pages as gradio blocks."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(piece("header", TITLE), elem_classes=["dp"])
-        for show in studio.build(_report_address):
-            show(blocks.load)
-    return blocks
 
 
 def _report_address(job: Job) -> str:

@@ -34,7 +34,6 @@ from dpdmd_studio.webui_extension.training import (
     api_routes,
     finished,
     memory,
-    prompt_lists,
     settings,
     train_tab,
 )
@@ -428,7 +427,9 @@ def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
     (cards / "colours.txt").write_text("# comment\nred\nblue\n")
     monkeypatch.setattr(folders, "style_prompts", lambda: styles)
     monkeypatch.setattr(folders, "extension_folders", lambda: [("dynamic", tmp_path / "dynamic")])
-    around = Surroundings(prompt_lists=prompt_lists.names, read_prompts=prompt_lists.read)
+    around = Surroundings(
+        prompt_lists=train_tab.prompt_lists, read_prompts=train_tab.read_prompt_list
+    )
     surroundings.use(around)
     named = [label for label, _ in sources.starters()][-2:]
     assert named == ["Your styles", "Wildcards: more/colours (dynamic)"]
@@ -438,7 +439,7 @@ def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
     answer = distill_hints.apply_starter({"starter": values[1], "evaluation_prompts": 0})
     assert answer["prompts"] == "red\nblue\n"
     with pytest.raises(PromptError):
-        prompt_lists.read("Wildcards: ../../secret (dynamic)")
+        train_tab.read_prompt_list("Wildcards: ../../secret (dynamic)")
 
 
 def test_an_empty_setting_means_the_hosts_own_folder(monkeypatch, models):

@@ -106,9 +106,3 @@ def set_settings(
         p.hr_second_pass_steps = 0  # those of the first pass
     if hasattr(p, "hr_cfg"):  # Forge
         p.hr_cfg = guidance_scale
-
-
-def comment(p: Processing, text: str) -> None:
-    """Show a note below the image."""
-    if hasattr(p, "comment"):
-        p.comment(text)

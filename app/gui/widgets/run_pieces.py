@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,7 @@ def status(job: Job) -> str:
     shown = html.render(
         "status.html",
         job=job,
-        state=STATES.get(job.state, job.state),
+        state=STATES[job.state],
         kind=KINDS.get(job.kind, job.kind),
         how_far=how_far(job),
     )
@@ -146,24 +147,14 @@ def _images_key(job: Job) -> str:
 
 def images(job: Job) -> str:
     """The teacher's and the newest student's sheet side by side, an early one before them."""
-    sheets = [
-        (
-            html.encoded_image(job.path / "previews" / TEACHER),
-            "Images of the teacher for fixed prompts and seeds",
-            "Teacher, all its steps",
-        )
-    ]
+    text = "Images of the teacher for fixed prompts and seeds"
+    sheets = [(job.path / "previews" / TEACHER, text, "Teacher, all its steps")]
     students = student_previews(job.path)
-    chosen = [students[-1], students[0]] if len(students) > 1 else students
-    for sheet in chosen:
-        sheets.append(
-            (
-                html.encoded_image(sheet.path),
-                f"The student's images after update {sheet.step}, same prompts and seeds",
-                f"Student after update {sheet.step:,}",
-            )
-        )
-    shown = [sheet for sheet in sheets if sheet[0]]
+    for sheet in [students[-1], students[0]] if len(students) > 1 else students:
+        text = f"The student's images after update {sheet.step}, same prompts and seeds"
+        sheets.append((sheet.path, text, f"Student after update {sheet.step:,}"))
+    read = [(html.encoded_image(path), *words) for path, *words in sheets]
+    shown = [sheet for sheet in read if sheet[0]]
     return html.render("images.html", sheets=shown) if shown else ""
 
 
@@ -199,13 +190,11 @@ def files(job: Job) -> str:
 
 
 def _usage(lora: Path) -> str:
-    try:
+    with contextlib.suppress(DPDMDError, OSError):
         recipe = read_recipe(read_header(lora).metadata)
-    except (DPDMDError, OSError):
-        return ""
-    if recipe is None:
-        return ""
-    return html.heading("Sample with it", usage_hint(recipe), level=3)
+        if recipe is not None:
+            return html.heading("Sample with it", usage_hint(recipe), level=3)
+    return ""
 
 
 def result_path(job: Job, name: str) -> Path | None:

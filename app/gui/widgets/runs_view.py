@@ -91,7 +91,7 @@ def job_list(every: list[Job], chosen: Job | None) -> str:
 
 
 def _how_it_stands(job: Job) -> str:
-    words = STATES.get(job.state, job.state)
+    words = STATES[job.state]
     if job.state in ("running", "stopping", "stopped", "interrupted") and job.steps:
         words += f" · {job.step / job.steps:.0%}"
     goes_on = job.state == "running" and job.step < job.steps

@@ -60,7 +60,6 @@ MORE_LIBRARIES = {
     "app/gui/guard.py": {"starlette"},
     "app/gui/pages/*.py": {"gradio"},
     "app/gui/studio.py": {"gradio"},
-    "app/gui/widgets/dropdown.py": {"gradio"},
     "app/gui/widgets/theme.py": {"gradio"},
     "app/gui/widgets/wiring.py": {"gradio"},
     "comfy_nodes/host/*.py": COMFYUI,

@@ -20,7 +20,7 @@ from dpdmd_studio.app.gui.forms import compare as compare_form
 from dpdmd_studio.app.gui.forms import distill as distill_form
 from dpdmd_studio.app.gui.forms import distill_hints
 from dpdmd_studio.app.gui.forms import trainer as trainer_form
-from dpdmd_studio.app.gui.widgets import dropdown, runs_view
+from dpdmd_studio.app.gui.widgets import runs_view, wiring
 from dpdmd_studio.app.jobs import Job, spawn
 from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.app.library import surroundings
@@ -534,7 +534,7 @@ def test_the_tab_is_built_without_the_hosts_files_and_keeps_no_values(monkeypatc
 
 
 def test_labels_stand_for_values_where_gradio_knows_labels_alone():
-    labels = dropdown.Labels()
+    labels = wiring.Labels()
     choices = [("One", "a"), ("Two", "b"), ("Two", "c"), "plain"]
     shown = labels.shown({"choices": choices, "value": "c", "visible": True})
     assert shown == {

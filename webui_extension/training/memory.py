@@ -53,15 +53,12 @@ class Keeper:
                 busy = self.look()
                 self._complained = ""
             except Exception as error:  # the thread must outlive a full disk or a host's mistake
-                self._complain(error)
                 busy = True
+                if str(error) != self._complained:
+                    self._complained = str(error)
+                    log.warning("The model could not be moved: %s", error)
             self._wake.wait(BUSY_PAUSE if busy else PAUSE)
             self._wake.clear()
-
-    def _complain(self, error: Exception) -> None:
-        if str(error) != self._complained:
-            self._complained = str(error)
-            log.warning("The model could not be moved: %s", error)
 
     def look(self) -> bool:
         """Look at the runs once and act; whether one waits or runs."""

@@ -18,7 +18,7 @@ from ..widgets.html import error_note, note
 
 Values = dict[str, Any]
 """Control name -> new value, or a `Change` of its properties. What is not named stays."""
-Handler = Callable[[Mapping[str, Any]], Values]
+Handler = Callable[[Values], Values]
 
 
 class Change(dict[str, Any]):
@@ -47,7 +47,7 @@ def noted_at(part: str) -> Callable[[Handler], Handler]:
 
     def decorate(handler: Handler) -> Handler:
         @functools.wraps(handler)
-        def noting(values: Mapping[str, Any]) -> Values:
+        def noting(values: Values) -> Values:
             try:
                 return handler(values)
             except DPDMDError as error:

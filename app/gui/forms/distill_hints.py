@@ -182,18 +182,13 @@ def describe_cost(values: Mapping[str, Any]) -> Values:
 
 
 def _estimate_text(found: Estimate) -> str:
-    memory = "not known"
-    if found.memory_bytes:
-        gib = found.memory_bytes / 2**30  # as cards are sold and as the text beside it counts
-        memory = f"{gib:.1f} GB" if gib >= 1 else "under 1 GB"
+    gib = (found.memory_bytes or 0) / 2**30  # as cards are sold and as the text beside it counts
+    memory = f"{gib:.1f} GB" if gib >= 1 else "under 1 GB" if gib else "not known"
     time = duration(found.seconds) or "not known yet"
     return piece("estimate", memory, time, found.text)
 
 
 def earlier_runs() -> Iterable[RunDirectory]:
     """The newest runs of this computer."""
-    folder = home() / "runs"
-    paths = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
-    return [
-        RunDirectory(path) for path in paths[:EARLIER_RUNS] if (path / "metrics.jsonl").exists()
-    ]
+    measured = sorted((home() / "runs").glob("*/metrics.jsonl"), reverse=True)
+    return [RunDirectory(path.parent) for path in measured[:EARLIER_RUNS]]

@@ -9,15 +9,61 @@ from typing import Any
 
 import gradio as gr
 
-from ..forms.changes import Change, Values
+from ..forms.changes import Change, Handler, Values
 from ..forms.controls import Control
-from .dropdown import OLD, Labels, dropdown, labels_of
 from .html import heading
 
 Components = dict[str, Any]
 """Control name -> gradio component."""
-Handler = Callable[[Values], Values]
 NO_INPUTS = (gr.HTML, gr.File, gr.Column)
+OLD = gr.__version__.startswith("3.")
+
+
+class Labels:
+    """What a dropdown of gradio 3, which knows labels alone, shows for its values, and back."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._labels: dict[Any, str] = {}
+
+    def shown(self, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """Properties with labels in place of (label, value) pairs and of values."""
+        found = dict(properties)
+        if "choices" in found:
+            found["choices"] = self._take(found["choices"])
+        if "value" in found:
+            found["value"] = _each(found["value"], self._labels)
+        return found
+
+    def _take(self, choices: Iterable[Any]) -> list[str]:
+        pairs = [pair if isinstance(pair, tuple) else (str(pair), pair) for pair in choices]
+        taken: dict[str, Any] = {}
+        for label, value in pairs:
+            single = label if label not in taken else f"{label} [{value}]"
+            taken[single] = value
+        self._values |= taken  # pages that are open show earlier ones
+        self._labels |= {value: label for label, value in taken.items()}
+        return list(taken)
+
+    def value(self, shown: Any) -> Any:
+        """The value of what is chosen; what was typed is its own."""
+        return _each(shown, self._values)
+
+
+def _each(given: Any, table: Mapping[Any, Any]) -> Any:
+    if isinstance(given, (list, tuple)):
+        return [table.get(item, item) for item in given]
+    return table.get(given, given)
+
+
+def dropdown(**properties: Any) -> Any:
+    """A dropdown; arguments as gradio's, and in every version choices may be (label, value)."""
+    if not OLD:
+        return gr.Dropdown(**properties)
+    labels = Labels()
+    component: Any = gr.Dropdown(**labels.shown(properties))
+    component.dpdmd_labels = labels  # found by `on`
+    return component
 
 
 class Builder:
@@ -159,13 +205,12 @@ def on(
         event: such as `button.click`, or the `then` of another event.
     """
     names, shown = list(inputs), list(outputs)
-    given = [(name, labels_of(components[name])) for name in names]
-    taking = [(name, labels_of(components[name])) for name in shown]
+    labels = {name: getattr(components[name], "dpdmd_labels", None) for name in (*names, *shown)}
 
     def call(*values: Any) -> Any:
-        pairs = zip(given, values, strict=True)
-        found = handler({name: _plain(value, labels) for (name, labels), value in pairs})
-        updates = [_update(name, found, labels) for name, labels in taking]
+        pairs = zip(names, values, strict=True)
+        found = handler({name: _plain(value, labels[name]) for name, value in pairs})
+        updates = [_update(name, found, labels[name]) for name in shown]
         return updates[0] if len(updates) == 1 else updates
 
     return event(

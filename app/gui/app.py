@@ -19,7 +19,6 @@ from fastapi import FastAPI, Request, Response
 
 from ...core.errors import DPDMDError, SettingsError
 from .. import jobs
-from ..jobs import Job
 from ..library.home import home
 from . import studio
 from .guard import Guard, is_local
@@ -101,7 +100,7 @@ def build_app(token: str | None = None, *, any_host: bool = False) -> Guard:
     packages = home() / "packages"
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
         gr.HTML(piece("header", TITLE), elem_classes=["dp"])
-        for show in studio.build(_report_address):
+        for show in studio.build(lambda job: f"/studio/report/{job.id}?{int(job.updated_at)}"):
             show(blocks.load)
     gr.mount_gradio_app(
         app,
@@ -117,10 +116,6 @@ def build_app(token: str | None = None, *, any_host: bool = False) -> Guard:
         head=piece("script", SCRIPT.read_text(encoding="utf-8")),
     )
     return Guard(app, token, any_host=any_host)
-
-
-def _report_address(job: Job) -> str:
-    return f"/studio/report/{job.id}?{int(job.updated_at)}"
 
 
 def report(id: str, request: Request) -> Response:

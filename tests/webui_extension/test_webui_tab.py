@@ -237,9 +237,9 @@ def test_the_model_goes_for_a_run_and_comes_back_however_it_ends(fake, tmp_path,
     assert not keeper.look() and fake.moves == []
     for state in ("queued", "starting", "running", "stopping"):
         fake.every = [job(tmp_path, state)]
-        assert keeper.look() and keeper._lent and fake.moves == ["unload"]
+        assert keeper.look() and keeper._unloaded and fake.moves == ["unload"]
     fake.every = [job(tmp_path, end)]
-    assert not keeper.look() and not keeper._lent and fake.moves == ["unload", "reload"]
+    assert not keeper.look() and not keeper._unloaded and fake.moves == ["unload", "reload"]
     keeper.look()
     assert fake.moves == ["unload", "reload"]
 
@@ -278,14 +278,14 @@ def test_what_fails_is_tried_again_until_the_model_is_back(fake, tmp_path):
     fake.every, fake.failing = [job(tmp_path, "failed")], "reload"
     with pytest.raises(RuntimeError):
         keeper.look()
-    assert keeper._lent
+    assert keeper._unloaded
     fake.failing = ""
     keeper.look()
-    assert not keeper._lent and fake.moves == ["unload", "reload", "reload"]
+    assert not keeper._unloaded and fake.moves == ["unload", "reload", "reload"]
 
 
 def test_memory_is_free_before_a_run_is_queued(fake, monkeypatch):
-    monkeypatch.setattr(memory, "PROMISE_SECONDS", 0.4)
+    monkeypatch.setattr(memory, "RESERVE_SECONDS", 0.4)
     monkeypatch.setattr(memory, "BUSY_PAUSE", 0.05)
     monkeypatch.setattr(memory, "PAUSE", 0.05)
     keeper = memory.Keeper()

@@ -19,7 +19,7 @@ from ..host import models, page, scripts
 from .settings import FREE_MEMORY
 
 PAUSE, BUSY_PAUSE = 3.0, 1.0
-PROMISE_SECONDS = 20.0
+RESERVE_SECONDS = 20.0
 """How long memory is kept free for a run that is about to be queued."""
 WAIT_SECONDS = 10.0
 log = logging.getLogger("dpdmd_studio.memory")
@@ -34,8 +34,8 @@ class Keeper:
 
     def __init__(self, after: Callable[[list[Job]], None] = lambda every: None) -> None:
         self._after = after
-        self._lent = False
-        self._promised_until = 0.0
+        self._unloaded = False
+        self._reserved_until = 0.0
         self._wake, self._free = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._seen: dict[str, str] | None = None
@@ -69,8 +69,8 @@ class Keeper:
             if states != self._seen:
                 self._after(every)
                 self._seen = states
-        promised = time.monotonic() < self._promised_until
-        self._adjust(bool(page.option(FREE_MEMORY, True)) and (busy or promised))
+        reserved = time.monotonic() < self._reserved_until
+        self._adjust(bool(page.option(FREE_MEMORY, True)) and (busy or reserved))
         return busy
 
     def _may_have_changed(self) -> bool:
@@ -80,31 +80,31 @@ class Keeper:
         return going or jobs.worker_lives() or bool(waiting())
 
     def _adjust(self, wanted: bool) -> None:
-        if wanted and not self._lent and models.has_model():
+        if wanted and not self._unloaded and models.has_model():
             with models.generating():
-                self._lent = True  # before, so that it comes back if this fails half-way
+                self._unloaded = True  # before, so that it comes back if this fails half-way
                 models.unload_model()
-        elif self._lent and not wanted:
+        elif self._unloaded and not wanted:
             with models.generating():
-                if self._lent:  # a generation may have been first
+                if self._unloaded:  # a generation may have been first
                     models.reload_model()
-                    self._lent = False
+                    self._unloaded = False
         if wanted:
             self._free.set()
 
     def before_start(self) -> None:
         """Free the memory for a run that is about to be queued; waits a moment until it is."""
         self._free.clear()
-        self._promised_until = time.monotonic() + PROMISE_SECONDS
+        self._reserved_until = time.monotonic() + RESERVE_SECONDS
         if self._thread is not None and page.option(FREE_MEMORY, True):
             self._wake.set()
             self._free.wait(WAIT_SECONDS)
 
     def before_generation(self) -> None:
         """Bring the model back for a generation, which holds the host's lock."""
-        if self._lent:
+        if self._unloaded:
             models.reload_model()
-            self._lent = False
+            self._unloaded = False
 
 
 def _needs_memory(job: Job) -> bool:

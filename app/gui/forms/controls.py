@@ -44,7 +44,6 @@ LABELS = {
     "zero_negative": "Zeros for the negative prompt",
     "zero_terminal_snr": "Zero terminal SNR",
     "clip_skip": "CLIP skip",
-    "diversity_weight": "Diversity weight",
     "max_grad_norm": "Gradient norm limit",
     "ema_decay": "EMA decay",
     "final_lr_fraction": "Final learning rate (fraction)",

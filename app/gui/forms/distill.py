@@ -23,6 +23,7 @@ from ....core.errors import (
 from ....core.families import Detection, identify
 from ....core.files import atomic_write
 from ... import jobs
+from ...config.distill_config import DistillConfig
 from ...config.presets import DEMO, PRESETS, preset
 from ...config.request import DistillRequest, ModelFiles, TeacherLora
 from ...library import choices as sources
@@ -83,7 +84,7 @@ def names() -> tuple[str, ...]:
 
 def initial() -> Values:
     """The values to begin with: what was last used, else the demo or defaults."""
-    values = FORM | _defaults()
+    values = FORM | DistillConfig().to_dict()
     listed = surroundings.current.listed
     remembered = preferences.load().distill if listed else {}
     values |= {name: value for name, value in remembered.items() if name in values}
@@ -91,7 +92,7 @@ def initial() -> Values:
     try:
         config_of(values)
     except DPDMDError:  # of another version
-        values |= _defaults()
+        values |= DistillConfig().to_dict()
     loaded = surroundings.current.checkpoint() if listed else None
     if loaded is not None:
         values["checkpoint"] = str(loaded)
@@ -101,10 +102,6 @@ def initial() -> Values:
             values |= _demo()
     values["name"] = sources.free_output(values["output_folder"], str(values["name"]))
     return values
-
-
-def _defaults() -> Values:
-    return {item.name: item.default for item in controls().values()}
 
 
 def _demo() -> Values:

@@ -57,9 +57,9 @@ WEBUI = {"modules", "modules_forge", "backend", "ldm_patched", "k_diffusion", "s
 # the files that may import more than their storey
 MORE_LIBRARIES = {
     "app/gui/app.py": {"gradio", "uvicorn", "fastapi"},
+    "app/gui/guard.py": {"starlette"},
     "app/gui/pages/*.py": {"gradio"},
     "app/gui/studio.py": {"gradio"},
-    "app/gui/widgets/dropdown.py": {"gradio"},
     "app/gui/widgets/theme.py": {"gradio"},
     "app/gui/widgets/wiring.py": {"gradio"},
     "comfy_nodes/host/*.py": COMFYUI,

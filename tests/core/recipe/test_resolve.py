@@ -34,7 +34,6 @@ from dpdmd_studio.core.recipe.resolve import (
 )
 from dpdmd_studio.webui_extension.host import models as webui_models
 from dpdmd_studio.webui_extension.sampling import generation
-from dpdmd_studio.webui_extension.sampling import recipes as webui_recipes
 
 WORDS = Words(
     model="model",
@@ -329,12 +328,12 @@ def by_comfyui(recipe: Recipe | None, asked: Asked, strength: float, model: Reci
 def by_webui(recipe: Recipe | None, asked: Asked, strength: float, model: Recipe) -> Resolved:
     """A generation of the web UI, with the LoRA in its prompt or the kind in its accordion."""
     p, kind = SimpleNamespace(), asked.kind
-    generation.tell(p, None, None, "", kind)
+    generation.tell(p, generation.Told(kind=kind))
     facts = ModelFacts(model.family, model.prediction, model.shift, model.zero_terminal_snr)
     loras = [] if recipe is None else [LoraFacts("The LoRA", recipe, strength)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(webui_models, "model_facts", lambda sigmas=None: facts)
-        patch.setattr(webui_recipes, "active_loras", lambda: loras)
+        patch.setattr(generation, "active_loras", lambda: loras)
         return generation.resolved(p, torch.ones(1), dataclasses.replace(asked, kind=""))
 
 
@@ -367,7 +366,7 @@ def test_both_hosts_give_the_same_plan_and_notes_for_the_same_facts(
 
 
 def test_every_host_has_a_word_for_everything():
-    for words in (comfy_recipes.WORDS, ANCHORED_WORDS, webui_recipes.WORDS):
+    for words in (comfy_recipes.WORDS, ANCHORED_WORDS, generation.WORDS):
         for text in (words.model, words.kinds, words.other_family, words.other_sampling):
             assert text
         assert words.no_recipe.format(steps=4, family="SDXL", advice="Choose.") is not None

@@ -18,7 +18,7 @@ LOCKING_COMMANDS = ("runs", "work")
 
 
 def needs_worker(arguments: list[str]) -> bool:
-    """Whether the command needs more than this interpreter is sure to have, mostly the engine."""
+    """Whether the command needs more than this interpreter is sure to have, mostly the trainer."""
     if not arguments or {"-h", "--help", "--version"} & set(arguments):
         return False
     if arguments[0] in LOCKING_COMMANDS:

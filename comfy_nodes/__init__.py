@@ -1,4 +1,7 @@
-"""ComfyUI nodes. ComfyUI reads the two tables through the package root."""
+"""ComfyUI nodes. ComfyUI reads the two tables through the package root.
+
+What may be imported here: law 1 in docs/architecture.md.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from .request import DistillRequest
 def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> DistillRequest:
     """The request with absolute paths, once its files, settings and places are known to do.
 
-    Only headers of the checkpoint are read. What needs the engine (does the device work, do the
+    Only headers of the checkpoint are read. What needs the trainer (does the device work, do the
     teacher LoRAs fit, is a text encoder missing) comes out when the run begins.
 
     Args:

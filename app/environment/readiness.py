@@ -16,7 +16,7 @@ ENGINE_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def missing_libraries() -> list[str]:
-    """What this interpreter lacks to run the engine itself."""
+    """What this interpreter lacks to run the trainer itself."""
     return [name for name in ENGINE_LIBRARIES if importlib.util.find_spec(name) is None]
 
 

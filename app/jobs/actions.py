@@ -193,7 +193,7 @@ def submit_distill(
 ) -> Job:
     """A new distillation, queued and begun as soon as the device is free, or only made.
 
-    What needs the engine is checked when it begins; a mistake found then makes the job fail within
+    What needs the trainer is checked when it begins; a mistake found then makes the job fail within
     seconds, with the reason as its message.
 
     Args:

@@ -7,7 +7,7 @@ torch. Layout:
     prompts.txt            the prompts as given, after comments and tags were taken out
     progress.json          status, step, losses, time left: rewritten as the run goes
     evaluation-prompts.txt held-out prompts: the student is measured on them, never trained
-    unprepared             made without the engine: its checks are still to be done
+    unprepared             made without the trainer: its checks are still to be done
     given-prompts.txt      all prompts of such a run, from which some are to be held out
     metrics.jsonl          one line per student update
     evaluations.jsonl      one line per measurement: diversity and distance from the teacher

@@ -115,6 +115,7 @@ def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
     try:
         modules, _ = group_keys(file.tensors, path.name)
     except LoraError:
+        # not shown: ComfyUI may know names that we do not, and _check_applied speaks if it did not
         return file, 0, ""
     shapes = {key: info.shape for key, info in file.tensors.items()}
     return file, len(modules), detect_family(modules, shapes)

@@ -2,7 +2,7 @@
 
 A host says what it sees (the model, the LoRAs on it) and what the user asks for. It gets the noise
 levels, guidance and solver, and all that the user should know. Hosts only convert; what is decided,
-and the words in which it is said, are here.
+and the words in which it is said, are here, but for what to click: each host gives that as `Words`.
 
 The kind of LoRA that the user names decides; without one, what the first few-step LoRA's own
 file says; and failing that, the usual grid of the model's family. Where a file has no recipe but

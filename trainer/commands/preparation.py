@@ -1,4 +1,4 @@
-"""The checks and choices of a new run that need the engine, for runs made without it."""
+"""The checks and choices of a new run that need the trainer, for runs made without it."""
 
 from __future__ import annotations
 

@@ -39,6 +39,12 @@ def add_script(kind: type) -> None:
     known.append(scripts.ScriptClassData(kind, path, base, kind.__module__))
 
 
+def comment(p: Processing, text: str) -> None:
+    """Show a note below the image, in the hosts that have a place for notes."""
+    if hasattr(p, "comment"):
+        p.comment(text)
+
+
 def prompt_box(tab: str) -> Any:
     """The component of a tab's prompt, None if it has not been made yet."""
     return _components.get(f"{tab}_prompt")

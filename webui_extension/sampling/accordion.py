@@ -122,21 +122,21 @@ def set_up(p: scripts.Processing, choices: Choices) -> None:
     tell(p, Told(attention=choices.attention))
     said = attention.note(choices.attention)
     if said:
-        p.comment(f"DP-DMD: {said}")
+        scripts.comment(p, f"DP-DMD: {said}")
     setup = found_in(scripts.prompts_of(p), choices, fresh=True)
     if not choices.enabled:
         unused = infotext.SWITCHED_OFF if setup.recipe is not None else ""
         p.extra_generation_params.update(infotext.written(choices, unused, ""))
         return
     for note in setup.notes:
-        p.comment(f"DP-DMD: {note}")
+        scripts.comment(p, f"DP-DMD: {note}")
     if setup.recipe is None:
         return
     plotted = scripts.plotted_axes(p)
     scripts.set_settings(p, NAME, setup.recipe.num_steps, setup.recipe.guidance_scale, plotted)
     anchor = anchor_for(setup, choices, float(p.cfg_scale) if GUIDANCE in plotted else 0.0)
     if anchor is not None and not loras.can_take_loras_off():
-        p.comment(f"DP-DMD: {NO_ANCHOR}")
+        scripts.comment(p, f"DP-DMD: {NO_ANCHOR}")
         anchor = None
     tell(p, Told(setup.recipe, anchor, choices.attention, choices.kind))
     if anchor is not None:

@@ -1,4 +1,4 @@
-"""The queue with its real worker process, and what the engine does for runs of the queue."""
+"""The queue with its real worker process, and what the trainer does for runs of the queue."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def make_call() -> NetworkCall:
 class Batches:
     """Random conditioning and noise, drawn as a run draws them."""
 
-    def __init__(self, size: int, pictures: int = 1) -> None:
-        self._shape = (pictures, 4, size, size)
+    def __init__(self, size: int, images: int = 1) -> None:
+        self._shape = (images, 4, size, size)
 
     def generator(self, stream: str, step: int, index: int = 0) -> torch.Generator:
         """The random draws of one use."""

@@ -3,8 +3,8 @@
     python benchmarks/estimate_accuracy.py [--size 32] [--skip-large]
 
 The embedded teachers, and a random SD1-layout network of about 100 M parameters; float32, on every
-rung. Real updates run first once, so that Adam's moments are there; then the peak is taken over one
-student update with its fake updates.
+memory fallback. Real updates run first once, so that Adam's moments are there; then the peak is
+taken over one student update with its fake updates.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ WAYS: dict[str, Way] = {
     "channels last": ({}, channels_last, nullcontext, True),
     "teacher and fake in one pass": ({}, scores_in_one_pass, nullcontext, True),
     "fresh roll-outs for the fake": ({"share_rollouts": False}, nothing, nullcontext, False),
-    "all matched steps supervised": ({"gradient_steps": "all"}, nothing, nullcontext, False),
+    "all DMD steps supervised": ({"gradient_steps": "all"}, nothing, nullcontext, False),
     "compiled blocks": ({}, compiled, nullcontext, True),
     "cheap anchor (teacher 2 of 8)": (CHEAP, nothing, nullcontext, False),
     "cheap anchor, compiled blocks": (CHEAP, compiled, nullcontext, False),

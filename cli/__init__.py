@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_distill(commands.add_parser("distill", help="make a few-step LoRA of a checkpoint"))
     add_estimate(commands.add_parser("estimate", help="say what a run will need, before it starts"))
     _add_resume(commands.add_parser("resume", help="go on with a stopped or interrupted run"))
-    _add_sample(commands.add_parser("sample", help="make pictures with a checkpoint or a LoRA"))
+    _add_sample(commands.add_parser("sample", help="make images with a checkpoint or a LoRA"))
     comparison = commands.add_parser("compare", help="draw and measure LoRAs beside their teacher")
     add_model_files(comparison)
     add_compare(comparison)
@@ -125,7 +125,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT")
     source.add_argument("--prompts", metavar="FILE")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images")
     parser.add_argument("--seeds", default="0-3", metavar="LIST", help="such as 0-8 (default 0-3)")
     parser.add_argument("--negative", default="", metavar="TEXT")
     parser.add_argument("--steps", type=int, metavar="N", help="default: the LoRA's, or 28")
@@ -140,7 +140,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures of that name")
+    parser.add_argument("--overwrite", action="store_true", help="replace images of that name")
     parser.set_defaults(run_command=_sample)
 
 
@@ -222,7 +222,7 @@ def _train(run: Any, as_json: bool) -> int:
 def _sample(arguments: argparse.Namespace) -> int:
     from ..app.prompts.expansion import expand
     from ..app.prompts.reading import parse_line, read_prompts
-    from ..trainer.commands.sample import SampleRequest, sample_pictures
+    from ..trainer.commands.sample import SampleRequest, sample_images
 
     if arguments.prompts:
         listed = read_prompts(Path(arguments.prompts))
@@ -242,11 +242,11 @@ def _sample(arguments: argparse.Namespace) -> int:
         output=Path(arguments.output),
         **{name: getattr(arguments, name) for name in names},
     )
-    paths = sample_pictures(request)
+    paths = sample_images(request)
     if arguments.json:
         sys.stdout.write(json.dumps({"pictures": [str(path) for path in paths]}) + "\n")
     else:
-        sys.stdout.write(f"{len(paths)} pictures in {arguments.output}\n")
+        sys.stdout.write(f"{len(paths)} images in {arguments.output}\n")
     return 0
 
 

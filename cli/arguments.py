@@ -28,7 +28,7 @@ def add_other_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder")
     parser.add_argument("--clip-g", metavar="FILE", help="CLIP-G text encoder")
     parser.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder")
-    parser.add_argument("--vae", metavar="FILE", help="VAE for pictures (training needs none)")
+    parser.add_argument("--vae", metavar="FILE", help="VAE for images (training needs none)")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from random import Random
 from ..app.config.request import ModelFiles, parse_seeds
 from .arguments import parse_lora
 
-OPTIONS = ("steps", "teacher_steps", "guidance_scale", "negative", "rival", "resolution",
+OPTIONS = ("steps", "teacher_steps", "guidance_scale", "negative", "baseline", "resolution",
            "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
            "overwrite")  # fmt: skip
 log = logging.getLogger("dpdmd_studio.cli")
@@ -33,7 +33,8 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher-steps", type=int, metavar="N", help="default: as in training")
     parser.add_argument("--guidance-scale", type=float, metavar="X", help="of the teacher")
     parser.add_argument("--negative", default="", metavar="TEXT", help="of the teacher")
-    parser.add_argument("--rival", action=argparse.BooleanOptionalAction, default=True,
+    parser.add_argument("--rival", dest="baseline", action=argparse.BooleanOptionalAction,
+                        default=True,
                         help="also draw each LoRA switched off at its first step")  # fmt: skip
     parser.add_argument("--features", metavar="DIR",
                         help="DINO or CLIP folder to measure diversity with")  # fmt: skip

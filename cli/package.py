@@ -25,10 +25,10 @@ def add_package(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR",
                         help="folder to make; DIR.zip is made, too")  # fmt: skip
     parser.add_argument("--prompts", metavar="FILE",
-                        help="what the pictures show (default: the run's)")  # fmt: skip
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="pictures (default 8)")
+                        help="what the images show (default: the run's)")  # fmt: skip
+    parser.add_argument("--count", type=int, default=8, metavar="N", help="images (default 8)")
     parser.add_argument("--seeds", default="", metavar="LIST", help="default: 0 and upwards")
-    parser.add_argument("--cover", type=int, default=1, metavar="N", help="the picture in front")
+    parser.add_argument("--cover", type=int, default=1, metavar="N", help="the image in front")
     parser.add_argument("--name", default="", metavar="TEXT", help="title and name of the file")
     parser.add_argument("--author", default="", metavar="TEXT")
     parser.add_argument("--license", default="", metavar="TEXT", help="your own licence for it")

@@ -1,1 +1,1 @@
-"""The trainer: host-safe parts here, the worker's engine in `engine`."""
+"""The worker's half: everything that needs diffusers, transformers, peft or accelerate."""

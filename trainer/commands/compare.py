@@ -25,11 +25,11 @@ from ..evaluation.comparison import CompareRequest, Comparison, measures_by_arm
 from ..evaluation.evaluate import (
     ArmSetting,
     EvaluationSet,
-    Leg,
-    Painter,
+    ImageSampler,
+    Stage,
     evaluate,
-    rival_arm,
     teacher_arms,
+    training_free_arm,
 )
 from ..evaluation.features import folder_features, layout_features
 from ..evaluation.lora_switch import LoraSwitch
@@ -61,7 +61,7 @@ class Student:
 
 
 def compare(request: CompareRequest) -> Comparison:
-    """Draw and measure teacher, rivals and LoRAs on the same prompts and seeds; write the report.
+    """Draw and measure teacher, baselines and LoRAs on the same prompts and seeds; write a report.
 
     Raises:
         DPDMDError: whatever is wrong with the files or the settings.
@@ -108,8 +108,8 @@ def _compare(request: CompareRequest) -> Comparison:
         students.append(_student(request, checkpoint, lora, strength, taken))
     switch = LoraSwitch(checkpoint, {s.name: [(s.lora, s.strength)] for s in students})
     settings = arm_settings(request, checkpoint, students, facts)
-    painter, material = _material(request, checkpoint, students, prompts, switch)
-    arms = evaluate(painter, settings, material, measures)
+    sampler, material = _material(request, checkpoint, students, prompts, switch)
+    arms = evaluate(sampler, settings, material, measures)
     shown = _compared(request, checkpoint, students, prompts)
     data = _report_data(shown, arms, prompts, request.seeds, measures)
     page = write_report(request.output, data)
@@ -193,7 +193,7 @@ def arm_settings(
     students: list[Student],
     facts: dict[str, Any],
 ) -> list[ArmSetting]:
-    """Teacher, bare teacher on each grid, then each LoRA with its zero-training rival."""
+    """Teacher, without guidance on each grid, too; each LoRA with its training-free baseline."""
     grids = [s.lora.recipe.anchor.grid for s in students if s.lora.recipe and s.lora.recipe.anchor]
     steps = request.teacher_steps or facts.get("steps") or (grids or [TEACHER_STEPS])[0]
     own = Levels.at_positions(checkpoint.schedule, trailing_positions(int(steps))).sigmas
@@ -206,15 +206,15 @@ def arm_settings(
         for arm in teacher_arms(own, grid, guidance):
             found.setdefault(arm.name, arm)
     for student in students:
-        if request.rival:
+        if request.baseline:
             name = f"{student.name}, off at step 1"
-            arm = rival_arm(student.name, student.sigmas, name)
+            arm = training_free_arm(student.name, student.sigmas, name)
             found.setdefault(arm.name, arm)
-        leg = Leg(
+        stage = Stage(
             weights=student.name, sigmas=student.sigmas, guidance_scale=student.guidance_scale
         )
         note = f"{student.lora.path.name} at strength {student.strength:g}."
-        found[student.name] = ArmSetting(name=student.name, note=note, legs=(leg,))
+        found[student.name] = ArmSetting(name=student.name, note=note, stages=(stage,))
     return list(found.values())
 
 
@@ -224,7 +224,7 @@ def _material(
     students: list[Student],
     prompts: tuple[str, ...],
     switch: LoraSwitch,
-) -> tuple[Painter, EvaluationSet]:
+) -> tuple[ImageSampler, EvaluationSet]:
     recipe = next((s.lora.recipe for s in students if s.lora.recipe), None)
     encoded = encode_prompts(
         checkpoint,
@@ -236,7 +236,7 @@ def _material(
     size = choose_resolutions(asked, checkpoint.detection)[0]
     if not request.resolution and recipe is not None and recipe.resolutions:
         size = recipe.resolutions[0]
-    painter = Painter(
+    sampler = ImageSampler(
         checkpoint=checkpoint,
         call=checkpoint.call(),
         use=switch.use,
@@ -245,7 +245,7 @@ def _material(
         batch_size=request.batch_size,
     )
     conditioning = tuple(encoded[prompt] for prompt in prompts)
-    return painter, EvaluationSet(prompts, conditioning, request.seeds)
+    return sampler, EvaluationSet(prompts, conditioning, request.seeds)
 
 
 def _compared(

@@ -17,7 +17,7 @@ from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
 from ..evaluation.comparison import measures_by_arm, measures_table
 from ..evaluation.evaluate import evaluate
-from ..evaluation.run_evaluation import evaluation_set, run_arms, session_painter
+from ..evaluation.run_evaluation import evaluation_set, run_arms, session_sampler
 from ..evaluation.run_report import Heading, report_data
 from ..toys.counts import measures_for
 from ..toys.shapes import caption_sample
@@ -79,7 +79,7 @@ def run_demo(
     config = DistillConfig.from_dict(config.to_dict() | ({"steps": steps} if steps else {}))
     _make_folder(output, overwrite)
     held_out = caption_sample(held_out=True, count=EVALUATION_PROMPTS, seed=0)
-    # matching has to reach every step where none is anchored
+    # the DMD gradient has to reach every step where none is anchored
     plain = replace(
         config, objective="dmd", gradient_steps="random", preview_every=0, evaluate_every=0
     )
@@ -102,7 +102,7 @@ def run_demo(
     session, measures = outcome.session, measures_for(outcome.session.checkpoint)
     material = evaluation_set(session, held_out, EVALUATION_SEEDS)
     arms = evaluate(
-        session_painter(session, others),
+        session_sampler(session, others),
         run_arms(session, {PLAIN: PLAIN_NOTE}),
         material,
         measures,

@@ -44,7 +44,7 @@ def run_distillation(
 ) -> Outcome:
     """Train until done or stopped, and write the LoRA; resumes where a saved state is found.
 
-    A finished run that has prompts to measure on ends in a report, if `with_report` is set.
+    A finished run that has an evaluation set ends in a report, if `with_report` is set.
 
     A stop (Ctrl-C once, or a `stop` file in the run) ends after the update at hand, saves the state
     and writes what there is. A second Ctrl-C stops at once and leaves the last saved state.
@@ -111,8 +111,8 @@ def _train(
     monitor = Monitor(run, session, interrupt.should_stop(run))
     if config.evaluation_prompts and config.evaluate_every and not monitor.usable:
         log.info(
-            "Too few prompts to set some aside: the student is not measured. The `compare` "
-            "command does that afterwards, with prompts of its own."
+            "Too few prompts to hold some out for evaluation: the student is not measured. The "
+            "`compare` command does that afterwards, with other prompts."
         )
     monitor.catch_up(session.trainer.step)
 
@@ -174,8 +174,7 @@ def create_run(
     What can be found out early is found out before an earlier run makes room.
 
     Args:
-        evaluation_prompts: what the student is measured on; by default some of `prompts` are set
-            aside for that.
+        evaluation_prompts: the evaluation set; by default some of `prompts` are held out for it.
 
     Raises:
         CheckpointError: a model file is missing or no supported model.
@@ -189,7 +188,7 @@ def create_run(
         if not ranks.is_main:
             return RunDirectory.open(Path(ranks.of_main("")))
         request = check_request(folder, request, overwrite=overwrite)
-        ranks.own_rows(request.config.batch_size)  # a picture for each
+        ranks.own_rows(request.config.batch_size)  # an image for each
         run = _make_run(folder, request, prompts, evaluation_prompts, overwrite=overwrite)
         ranks.of_main(str(run.path.resolve()))
         return run

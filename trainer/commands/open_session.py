@@ -27,7 +27,7 @@ from ..loading.lora_merge import MergingLora
 from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
 from ..loading.prediction_check import check_prediction_type
 from ..loading.teacher_loras import included_loras, merged_records, open_teacher_loras
-from ..memory.fit import begin_with_fallbacks, find_room, needed_memory
+from ..memory.fit import begin_with_fallbacks, find_free_memory, needed_memory
 from ..memory.packed_base import store_base
 from ..model.conditioning import Conditioning
 from ..model.role_network import RoleNetwork
@@ -61,8 +61,8 @@ def open_session(run: RunDirectory) -> Session:
     dtype = choose_dtype(as_set.dtype, device)
     log.info("Device: %s, %s", describe_device(device), str(dtype).removeprefix("torch."))
     needs = needed_memory(Path(request.model.checkpoint), dtype, ranks.size)
-    room = find_room(device, ranks)
-    config, since = begin_with_fallbacks(run, as_set, needs, room)
+    memory = find_free_memory(device, ranks)
+    config, since = begin_with_fallbacks(run, as_set, needs, memory)
     request = replace(request, config=config)
     loras = open_teacher_loras(request)
     checkpoint = _load(request, loras, dtype, device)

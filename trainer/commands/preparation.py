@@ -19,7 +19,7 @@ from ..loading.teacher_loras import check_teacher_loras
 
 
 def prepare(run: RunDirectory) -> None:
-    """Check the teacher LoRAs and set prompts aside, unless that was done; safe to be cut short.
+    """Check the teacher LoRAs and hold prompts out, unless that was done; safe to be cut short.
 
     Raises:
         LoraError: a LoRA cannot be merged into this model, or not be included.

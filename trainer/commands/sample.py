@@ -1,4 +1,4 @@
-"""Pictures of a checkpoint, with or without a LoRA: the `sample` command."""
+"""Images of a checkpoint, with or without a LoRA: the `sample` command."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .open_session import default_guidance
 TEACHER_STEPS = 28
 log = logging.getLogger("dpdmd_studio.commands")
 Job = tuple[tuple[int, int], Path]
-"""(prompt number, seed) and where the picture goes."""
+"""(prompt number, seed) and where the image goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class SampleRequest:
     dtype: str = "auto"
     overwrite: bool = False
     pairs: tuple[tuple[int, int], ...] = ()
-    """(prompt number from 0, seed) of each picture; empty: every prompt with every seed."""
+    """(prompt number from 0, seed) of each image; empty: every prompt with every seed."""
 
     def check(self) -> None:
         """Raise SettingsError for numbers outside their range."""
@@ -93,7 +93,7 @@ class _Setup:
     loras: tuple[UsedLora, ...] = ()
 
 
-def sample_pictures(request: SampleRequest) -> list[Path]:
+def sample_images(request: SampleRequest) -> list[Path]:
     """Draw every prompt with every seed and save PNGs that carry their settings; their paths.
 
     Names are prompt number and seed, such as 001-00000042.png. Nothing is overwritten unasked.
@@ -102,18 +102,18 @@ def sample_pictures(request: SampleRequest) -> list[Path]:
         DPDMDError: whatever is wrong with the files or the settings.
     """
     try:
-        return draw_pictures(request)
+        return draw_images(request)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise SettingsError(
             f"The device ran out of memory ({str(error).splitlines()[0]}). Lower --batch-size or "
-            "--resolution; pictures drawn so far are kept."
+            "--resolution; images drawn so far are kept."
         ) from error
 
 
-def draw_pictures(request: SampleRequest) -> list[Path]:
-    """As `sample_pictures`, but a lack of memory stays the RuntimeError that it is."""
+def draw_images(request: SampleRequest) -> list[Path]:
+    """As `sample_images`, but a lack of memory stays the RuntimeError that it is."""
     request.check()
     encoder.register()
     paths = _paths(request)
@@ -127,13 +127,13 @@ def draw_pictures(request: SampleRequest) -> list[Path]:
     done = 0
     while done < len(jobs):
         part = _batch_of(jobs[done : done + request.batch_size], request, encoded)
-        pictures = _draw(request, setup, encoded, [key for key, _ in part])
-        for ((number, seed), path), picture in zip(part, pictures, strict=True):
+        images = _draw(request, setup, encoded, [key for key, _ in part])
+        for ((number, seed), path), image in zip(part, images, strict=True):
             info = _info(request, setup, request.prompts[number], seed, model_hash)
-            save_png(path, Image.fromarray(picture), info, overwrite=request.overwrite)
+            save_png(path, Image.fromarray(image), info, overwrite=request.overwrite)
         done += len(part)
         left = (time.perf_counter() - started) / done * (len(jobs) - done)
-        log.info("%d of %d pictures, %.0f s left", done, len(jobs), left)
+        log.info("%d of %d images, %.0f s left", done, len(jobs), left)
     return list(paths.values())
 
 
@@ -293,6 +293,6 @@ def _info(
         model_hash=model_hash,
         clip_skip=setup.clip_skip if setup.checkpoint.family.text.clip_skip else None,
         loras=setup.loras,
-        extra={"RNG": "CPU"},  # as A1111 names where the start noise comes from
+        extra={"RNG": "CPU"},  # as A1111 names where the initial noise comes from
         version=f"DP-DMD Studio {__version__}",
     )

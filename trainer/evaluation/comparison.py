@@ -27,7 +27,7 @@ class CompareRequest:
     guidance_scale: float | None = None
     negative: str = ""
     with_loras: tuple[tuple[str, float], ...] = ()
-    rival: bool = True
+    baseline: bool = True
     features: Path | None = None
     resolution: str = ""
     prediction: str = "auto"
@@ -93,7 +93,7 @@ def measures_table(
 
 
 def measures_by_arm(arms: Sequence[Arm]) -> dict[str, dict[str, float]]:
-    """What was measured, by arm; what a picture costs is among it."""
+    """What was measured, by arm; what an image costs is among it."""
     return {
         arm.name: {
             "evaluations": arm.evaluations,

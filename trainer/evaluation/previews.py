@@ -67,7 +67,7 @@ class Previews:
     def _draw(self, role: str, levels: Levels, guidance_scale: float, name: str) -> None:
         """Draw one sheet; a device too small for it costs the sheet, not the run.
 
-        What failed is done again with memory given back, one picture at a time.
+        What failed is done again with memory given back, one image at a time.
         """
         for size in (self._session.config.batch_size, 1):
             try:
@@ -90,8 +90,8 @@ class Previews:
         rows = []
         for text in self._prompts:
             latents = self._latents(self._session.encoded[text], levels, guidance_scale, size)
-            pictures = list(decode(self._session.checkpoint, latents))
-            rows.append((text[:100], pictures))
+            images = list(decode(self._session.checkpoint, latents))
+            rows.append((text[:100], images))
         with atomic_write.atomic_path(self._run.previews / name) as temporary:
             picture_grid(rows).save(temporary, format="PNG")
 

@@ -1,4 +1,4 @@
-"""The report that a run ends in: what its student kept of its teacher, on prompts set aside."""
+"""The report that a run ends in: what its student kept of its teacher, on held-out prompts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ..training.session import Session
 from .evaluate import EvaluationSet, EvaluationStoppedError, evaluate
 from .measures import MeasureSet
 from .monitor import Monitor
-from .run_evaluation import run_arms, session_painter
+from .run_evaluation import run_arms, session_sampler
 
 log = logging.getLogger("dpdmd_studio.evaluation")
 SHOWN_PROMPTS = 6
 NOTES = (
     "Prompts and seeds of this page were never used in training.",
-    "Diversity must be read beside the others: a broken picture can be diverse, too.",
+    "Diversity must be read beside the others: a broken image can be diverse, too.",
 )
 
 
@@ -54,7 +54,7 @@ def write_run_report(
         teacher = monitor.teacher()
         settings = run_arms(session)
         arms = evaluate(
-            replace(session_painter(session), should_stop=monitor.should_stop),
+            replace(session_sampler(session), should_stop=monitor.should_stop),
             settings,
             monitor.material(),
             measures,
@@ -66,7 +66,7 @@ def write_run_report(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        log.info("There is no report: the device has too little memory to draw its pictures.")
+        log.info("There is no report: the device has too little memory to draw its images.")
         return None
     heading = Heading(
         title=f"{lora.stem}: what it kept of its teacher",
@@ -85,7 +85,7 @@ def report_data(
     measures: MeasureSet,
     heading: Heading,
 ) -> ReportData:
-    """Everything that the report of a run shows; pictures of the first prompts only."""
+    """Everything that the report of a run shows; images of the first prompts only."""
     shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
     return ReportData(
         title=heading.title,
@@ -108,14 +108,13 @@ def run_facts(session: Session, material: EvaluationSet) -> dict[str, str]:
     config = session.config
     return {
         "Checkpoint": f"{session.teacher.name} ({session.teacher.detection.title})",
-        "Training": f"{session.trainer.step} student updates of {config.batch_size} pictures, "
+        "Training": f"{session.trainer.step} student updates of {config.batch_size} images, "
         f"{config.fake_updates} fake-score updates each",
         "Anchor": f"{config.effective_anchor_step} of {config.effective_teacher_steps} guided "
         f"teacher steps, weight {config.diversity_weight:g}",
         "LoRA rank": str(config.student_rank),
         "Sample it with": session.recipe().plain_host,
-        "Evaluation": f"{len(material.prompts)} prompts set aside, "
-        f"{len(material.seeds)} seeds each",
+        "Evaluation": f"{len(material.prompts)} held-out prompts, {len(material.seeds)} seeds each",
         "Machine": f"{session.call.device.type}, {torch.get_num_threads()} CPU threads",
     }
 

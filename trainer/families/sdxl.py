@@ -1,4 +1,4 @@
-"""SDXL: a UNet that reads two CLIPs side by side, a pooled vector, and the picture's size."""
+"""SDXL: a UNet that reads two CLIPs side by side, a pooled vector, and the image's size."""
 
 from __future__ import annotations
 

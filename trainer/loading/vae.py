@@ -1,4 +1,4 @@
-"""Latents to pictures, for previews: by a KL VAE, a tiny VAE (TAESD), or a linear map to RGB."""
+"""Latents to images, for previews: by a KL VAE, a tiny VAE (TAESD), or a linear map to RGB."""
 
 from __future__ import annotations
 

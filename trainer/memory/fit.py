@@ -28,7 +28,7 @@ Needed = Callable[[DistillConfig], float]
 
 
 @dataclass(frozen=True)
-class Room:
+class FreeMemory:
     """What the devices of a run have left for it.
 
     Attributes:
@@ -42,12 +42,12 @@ class Room:
     processes: int = 1
 
 
-def find_room(device: torch.device, ranks: Ranks) -> Room | None:
-    """The room on the devices of all processes, or None where one is unknown; all have to ask."""
+def find_free_memory(device: torch.device, ranks: Ranks) -> FreeMemory | None:
+    """What the devices of all processes have free; None where one is unknown. All have to ask."""
     found = ranks.exchange(free_memory(device))
     if None in found:
         return None
-    return Room(min(found), device_memory(device), ranks.size)
+    return FreeMemory(min(found), device_memory(device), ranks.size)
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ class Fit:
     text: str
 
 
-def fit_memory(config: DistillConfig, needs: Needed, room: Room) -> Fit:
+def fit_memory(config: DistillConfig, needs: Needed, memory: FreeMemory) -> Fit:
     """The settings, changed only where that saves memory and only as far as needed.
 
     Args:
         needs: bytes that an update takes with some settings.
     """
-    card = f"{room.total / GIB:.1f} GB on the device, " if room.total else ""
+    card = f"{memory.total / GIB:.1f} GB on the device, " if memory.total else ""
     needed = needs(config)
-    text = f"Memory: {card}{room.free / GIB:.1f} GB free; "
+    text = f"Memory: {card}{memory.free / GIB:.1f} GB free; "
     text += f"an update needs about {needed / GIB:.1f} GB as set"
     taken: list[Fallback] = []
-    while needed > room.free and (left := fallbacks_left(config, room.processes)):
+    while needed > memory.free and (left := fallbacks_left(config, memory.processes)):
         fallback = left[0]
         config = fallback.taken(config).validate()
         before, needed = needed, needs(config)
@@ -85,14 +85,14 @@ def fit_memory(config: DistillConfig, needs: Needed, room: Room) -> Fit:
         taken.append(fallback)
         text += f"; {fallback.option}: {needed / GIB:.1f} GB"
         assert needed <= before, fallback
-    if needed > room.free:
+    if needed > memory.free:
         text += (
             ". That is more than is free, and no fallback is left: the run begins all the same. "
             "Close what else uses the device, or choose a smaller --resolution or rank"
         )
     elif taken:
         text += ". Chosen, as --no-fit-memory would not: " + "; ".join(r.words for r in taken)
-    return Fit(config, tuple(taken), needed <= room.free, f"{text}.")
+    return Fit(config, tuple(taken), needed <= memory.free, f"{text}.")
 
 
 def needed_memory(path: Path, dtype: torch.dtype, processes: int = 1) -> Needed:
@@ -119,7 +119,7 @@ def begin_with_fallbacks(
     run: RunDirectory,
     config: DistillConfig,
     needs: Needed,
-    room: Room | None,
+    memory: FreeMemory | None,
 ) -> tuple[DistillConfig, dict[str, int]]:
     """(settings that the run begins with, the update each fallback is in force since).
 
@@ -128,15 +128,15 @@ def begin_with_fallbacks(
     Args:
         config: the run's settings as they are.
         needs: bytes that an update takes with some settings.
-        room: where it is known.
+        memory: where it is known.
 
     Raises:
         DPDMDError: the run's note of its fallbacks or the checkpoint is damaged.
     """
     config, since = read_fallbacks(run, config)
-    if not config.fit_memory or room is None:
+    if not config.fit_memory or memory is None:
         return config, since
-    fit = fit_memory(config, needs, room)
+    fit = fit_memory(config, needs, memory)
     log.info("%s", fit.text)
     if fit.fallbacks:
         state = run.latest_state()

@@ -201,5 +201,5 @@ def test_a_features_folder_that_is_no_model_is_refused(tmp_path, clip_folder, na
         (folder / "config.json").write_text((clip_folder / "config.json").read_text())
     if name == "damaged":
         (folder / "config.json").write_text("{")
-    with pytest.raises(SettingsError, match=r"no folder of picture features.*Expected a DINO"):
+    with pytest.raises(SettingsError, match=r"no folder of image features.*Expected a DINO"):
         folder_features(folder, torch.device("cpu"))

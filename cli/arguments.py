@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from ..app.config.distill_config import DistillConfig
+from ..app.config.distill_config import REMOVED, DistillConfig
 from ..core.errors import SettingsError
 
 GROUP_TITLES = {
@@ -49,6 +49,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
             kind = type(spec.default)
             metavar = {int: "N", float: "X", str: "TEXT"}[kind]
             group.add_argument(option, type=kind, metavar=metavar, help=text)
+    for name in REMOVED:  # taken, and answered as a settings file that names them is
+        groups["machine"].add_argument(
+            "--" + name.replace("_", "-"),
+            action=argparse.BooleanOptionalAction,
+            help=argparse.SUPPRESS,
+        )
 
 
 def _shown(value: Any) -> str:
@@ -58,8 +64,8 @@ def _shown(value: Any) -> str:
 
 
 def config_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were named on the command line."""
-    names = {spec.name for spec in dataclasses.fields(DistillConfig)}
+    """The settings that were named on the command line, those of earlier versions, too."""
+    names = {*REMOVED, *(spec.name for spec in dataclasses.fields(DistillConfig))}
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 

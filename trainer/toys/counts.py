@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 
 from ...core.families import stated_settings
@@ -10,7 +11,9 @@ from ..evaluation.features import ImageFeatures, layout_features
 from ..evaluation.measures import MeasureSet, Rows, feature_measures
 from ..loading.checkpoint import LoadedCheckpoint
 from .measures import Measurement, adherence, measure, unsaid_entropy
-from .shapes import ATTRIBUTES, parse_caption
+from .shapes import ATTRIBUTES, RESOLUTION, parse_caption
+
+log = logging.getLogger("dpdmd_studio.evaluation")
 
 
 def measures_for(checkpoint: LoadedCheckpoint, features: ImageFeatures | None = None) -> MeasureSet:
@@ -40,7 +43,20 @@ def count_shapes(prompts: Sequence[str], rows: Rows, teacher: Rows) -> dict[str,
     """Shares of valid and of adherent samples, and how much each unsaid attribute varies.
 
     "diversity_<attribute>" is within one prompt (`seeds_apart`), "entropy_<attribute>" over all.
+    Shapes are read from images of one size; of others nothing is counted, and the log says so.
     """
+    height, width, _ = rows[0][0].shape
+    if (height, width) != (RESOLUTION, RESOLUTION):
+        if rows is teacher:  # once, for the first arm
+            log.info(
+                "Shapes are counted in images of %d x %d alone, and these are %d x %d: the report "
+                "has neither valid samples nor prompt adherence.",
+                RESOLUTION,
+                RESOLUTION,
+                width,
+                height,
+            )
+        return {}
     found = [[measure(image) for image in row] for row in rows]
     pairs = [(p, seen) for p, row in zip(prompts, found, strict=True) for seen in row]
     named = {f"diversity_{name}": value for name, value in seeds_apart(prompts, found).items()}

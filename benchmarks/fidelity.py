@@ -31,7 +31,7 @@ import torch
 if TYPE_CHECKING:
     from dpdmd_studio.app.config.distill_config import DistillConfig
     from dpdmd_studio.app.runs.directory import RunDirectory
-    from dpdmd_studio.trainer.commands.run_result import Outcome
+    from dpdmd_studio.trainer.commands.distill import Outcome
     from dpdmd_studio.trainer.evaluation.evaluate import (
         ArmSetting,
         Drawn,

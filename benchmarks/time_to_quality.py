@@ -90,8 +90,8 @@ def measured(case: str, folder: Path, cache: Path) -> None:
 
 def interleaved(case: str, folder: Path) -> None:
     """Median seconds of an update by setting, taken in turn in this process."""
+    from dpdmd_studio.trainer.commands.distill import prepare
     from dpdmd_studio.trainer.commands.open_session import open_session
-    from dpdmd_studio.trainer.commands.preparation import prepare
 
     teacher, steps = CASES[case]
     if (folder / "interleaved.json").exists():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..app.environment.launched import place
 
 if TYPE_CHECKING:
-    from ..trainer.commands.run_result import Outcome
+    from ..trainer.commands.distill import Outcome
 
 PROGRAM = "dpdmd-studio"
 

@@ -15,15 +15,14 @@ from ...app.config.request import DistillRequest, ModelFiles
 from ...app.report.report import write_report
 from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
-from ..evaluation.comparison import measures_by_arm, measures_table
+from ..evaluation.comparison import Comparison
 from ..evaluation.evaluate import evaluate
 from ..evaluation.run_evaluation import evaluation_set, run_arms, session_sampler
 from ..evaluation.run_report import Heading, report_data
 from ..toys.counts import measures_for
 from ..toys.shapes import caption_sample
 from ..training.loop import Progress
-from .distill import create_run, run_distillation
-from .run_result import Outcome
+from .distill import Outcome, create_run, run_distillation
 
 TEACHER = Path(__file__).parents[1] / "assets" / "shapes-sd3.safetensors"
 TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 40
@@ -38,26 +37,23 @@ log = logging.getLogger("dpdmd_studio.commands")
 class DemoResult:
     """What the demo made and measured."""
 
-    report: Path
+    comparison: Comparison
     lora: Path
     seconds: float
-    arms: dict[str, dict[str, float]]
-    labels: dict[str, tuple[str, str]]
-    units: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready facts."""
         return {
-            "report": str(self.report),
+            "report": str(self.comparison.report),
             "lora": str(self.lora),
             "seconds": self.seconds,
-            "arms": self.arms,
+            "arms": self.comparison.arms,
         }
 
     def to_text(self) -> str:
         """A table for the terminal."""
-        table = measures_table(self.arms, self.labels, self.units)
-        return f"{table}\nLoRA:   {self.lora}\nReport: {self.report}"
+        table, report = self.comparison.table(), self.comparison.report
+        return f"{table}\nLoRA:   {self.lora}\nReport: {report}"
 
 
 def run_demo(
@@ -115,9 +111,7 @@ def run_demo(
         facts={"Whole demo": f"{seconds / 60:.1f} minutes, plain DMD included"},
     )
     page = write_report(output, report_data(session, arms, material, measures, heading))
-    return DemoResult(
-        page, outcome.lora, seconds, measures_by_arm(arms), measures.labels, measures.units
-    )
+    return DemoResult(Comparison.of(page, arms, measures), outcome.lora, seconds)
 
 
 def _make_folder(output: Path, overwrite: bool) -> None:

@@ -22,9 +22,8 @@ from ...core.recipe.recipe import MergedLora
 from ..attention import noted_kernels, use_attention
 from ..device import choose_device, choose_dtype, describe_device
 from ..distributed import joined
-from ..loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint
+from ..loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint, model_name
 from ..loading.lora_merge import MergingLora
-from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
 from ..loading.prediction_check import check_prediction_type
 from ..loading.teacher_loras import included_loras, merged_records, open_teacher_loras
 from ..memory.fit import begin_with_fallbacks, find_free_memory, needed_memory
@@ -109,13 +108,7 @@ def _load(
 ) -> LoadedCheckpoint:
     files, config = request.model, request.config
     stored = config.base_weights != "keep" or config.offload_base
-    overrides = Overrides(
-        prediction=None if config.prediction == "auto" else config.prediction,
-        zero_terminal_snr=ZERO_SNR[config.zero_terminal_snr],
-        text_encoders=text_encoder_files(files),
-        vae=Path(files.vae) if files.vae else None,
-        loras=loras,
-    )
+    overrides = Overrides.of(files, config.prediction, config.zero_terminal_snr, loras)
     checkpoint = load_checkpoint(
         Path(files.checkpoint),
         dtype=dtype,

@@ -31,8 +31,8 @@ from ...core.errors import SettingsError
 from ...core.files.atomic_write import explained, replace, write_text
 from ...core.files.hashes import file_hashes, file_sha256
 from ...core.lora.header import copy_with_metadata
-from ..device import is_out_of_memory
-from ..loading.model_files import model_name
+from ..device import memory_explained
+from ..loading.checkpoint import model_name
 from ..toys.shapes import caption_sample
 from .markdown import markdown_to_html
 from .sample import SampleRequest, draw_images
@@ -168,15 +168,9 @@ def _images(
         device=request.device,
         dtype=request.dtype,
     )
-    try:
+    advice = "Lower --batch-size, or close what else uses the device. Nothing was written."
+    with memory_explained(SettingsError, advice):
         paths = draw_images(asked)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise SettingsError(
-            f"The device ran out of memory ({str(error).splitlines()[0]}). Lower --batch-size, or "
-            "close what else uses the device. Nothing was written."
-        ) from error
     found = []
     with explained(drawn):
         (lora.parent / PICTURES).mkdir()

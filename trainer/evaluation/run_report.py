@@ -17,6 +17,7 @@ from ...app.report.report import write_report
 from ...app.runs.directory import EVALUATIONS, RunDirectory
 from ..device import is_out_of_memory
 from ..training.session import Session
+from .comparison import measured_report
 from .evaluate import EvaluationSet, EvaluationStoppedError, evaluate
 from .measures import MeasureSet
 from .monitor import Monitor
@@ -86,17 +87,15 @@ def report_data(
     heading: Heading,
 ) -> ReportData:
     """Everything that the report of a run shows; images of the first prompts only."""
-    shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
-    return ReportData(
+    return measured_report(
+        arms,
+        material,
+        measures,
+        SHOWN_PROMPTS,
         title=heading.title,
         subtitle=heading.subtitle,
         facts=run_facts(session, material) | dict(heading.facts),
-        prompts=list(material.prompts[:SHOWN_PROMPTS]),
-        seeds=list(material.seeds),
-        arms=shown,
         metrics=run_metrics(session.run),
-        measure_labels=measures.labels,
-        measure_units=measures.units,
         previews=saved_previews(session.run),
         notes=NOTES,
         lora=heading.lora.name,

@@ -1,4 +1,4 @@
-"""Chooses before training which memory fallbacks a run begins with.
+"""Which memory fallbacks a run begins with, and which it has taken, noted in its folder.
 
 What an update needs by arithmetic is compared with the device's free memory; one fallback after the
 other is taken until it fits.
@@ -7,9 +7,10 @@ other is taken until it fits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,13 +18,20 @@ from ...app.config.distill_config import DistillConfig
 from ...app.config.memory_fallback import Fallback, fallbacks_left
 from ...app.estimate import ALLOCATOR_SHARE, arithmetic_memory, bytes_in_16_bit
 from ...app.runs.directory import RunDirectory
+from ...core.errors import RunError
 from ...core.families import identify
 from ..device import device_memory, free_memory
 from ..distributed import Ranks
-from .fallback import read_fallbacks, write_fallbacks
 
 log = logging.getLogger("dpdmd_studio.memory")
 GIB = 2**30
+FILE = "memory.json"
+NAMES = (
+    "gradient_checkpointing", "micro_batch_size", "offload_optimizer", "base_weights",
+    "gradient_steps", "offload_base",
+)  # fmt: skip
+CHANGING = ("base_weights", "gradient_steps")
+"""Fallbacks that change what is learned."""
 Needed = Callable[[DistillConfig], float]
 
 
@@ -144,3 +152,36 @@ def begin_with_fallbacks(
         since = {fallback.name: first for fallback in fit.fallbacks} | since
         write_fallbacks(run, fit.config, since)
     return fit.config, since
+
+
+def write_fallbacks(run: RunDirectory, config: DistillConfig, since: Mapping[str, int]) -> None:
+    """Write into the run which fallbacks it has taken, and the update each is in force since."""
+    taken = {name: getattr(config, name) for name in NAMES}
+    run.write_json(FILE, taken | {"since": dict(since)})
+
+
+def read_fallbacks(
+    run: RunDirectory, config: DistillConfig
+) -> tuple[DistillConfig, dict[str, int]]:
+    """(settings with the fallbacks that the run took before, the update each is in force since).
+
+    Raises:
+        RunError: the file that says so is damaged.
+    """
+    if not (run.path / FILE).exists():
+        return config, {}
+    values = run.read_json(FILE)
+    for name in NAMES:
+        current = getattr(config, name)
+        value: Any = values.get(name, current)  # a fallback that came later is not in older files
+        if type(value) is not type(current):
+            raise RunError(
+                f"{run.path / FILE} is damaged: {name} is {value!r}, expected a value "
+                f"like {current!r}. Delete that file to begin with the run's own settings."
+            )
+        if value != current:
+            config = replace(config, **{name: value}).validate()
+            log.info("This run was short of memory before: %s is %s now.", name, value)
+    since = values.get("since", {})
+    known = since if isinstance(since, dict) else {}
+    return config, {k: v for k, v in known.items() if k in NAMES and type(v) is int}

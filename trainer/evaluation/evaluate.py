@@ -147,23 +147,24 @@ class EvaluationStoppedError(Exception):
     """Somebody asked to stop while images were drawn."""
 
 
-class Watcher:
-    """Says how far the drawing is, now and then, and ends it when a stop is asked for."""
+def told_and_stopped(name: str, should_stop: Callable[[], bool]) -> Watch:
+    """A watch that says how far the drawing is, now and then, and ends it when that is asked for.
 
-    def __init__(self, name: str, should_stop: Callable[[], bool]) -> None:
-        self._name, self._should_stop = name, should_stop
-        self._started = self._told = time.monotonic()
+    What it returns raises EvaluationStoppedError.
+    """
+    started = told = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
-        """Take note of `done` of `total` network evaluations; EvaluationStoppedError on request."""
-        if self._should_stop():
+    def watch(done: int, total: int) -> None:
+        nonlocal told
+        if should_stop():
             raise EvaluationStoppedError
         now = time.monotonic()
-        if now - self._told >= TELL_SECONDS and done < total:
-            self._told = now
-            left = (now - self._started) * (total - done) / done
-            share, minutes = f"{done / total:.0%}", left / 60
-            log.info("%s: %s drawn, about %.1f min left", self._name, share, minutes)
+        if now - told >= TELL_SECONDS and done < total:
+            told = now
+            minutes = (now - started) * (total - done) / done / 60
+            log.info("%s: %.0f%% drawn, about %.1f min left", name, 100 * done / total, minutes)
+
+    return watch
 
 
 @dataclass(frozen=True)
@@ -219,8 +220,8 @@ def draw_timed(
 ) -> Drawn:
     """The images of one arm and how long they took; EvaluationStoppedError on request."""
     started = time.perf_counter()
-    watcher = Watcher(setting.name, sampler.should_stop)
-    images = sampler.draw(setting, material, watcher)
+    watch = told_and_stopped(setting.name, sampler.should_stop)
+    images = sampler.draw(setting, material, watch)
     seconds = time.perf_counter() - started
     return Drawn(images, seconds / (len(material.prompts) * len(material.seeds)))
 

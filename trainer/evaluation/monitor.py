@@ -28,7 +28,7 @@ from ..device import is_out_of_memory, release_memory
 from .evaluate import Drawn, EvaluationSet, EvaluationStoppedError, ImageSampler, draw_timed
 from .features import layout_features
 from .measures import energy_distance
-from .run_evaluation import evaluation_set, run_arms, session_sampler
+from .run_evaluation import evaluation_set, run_arms, session_sampler, student_kept
 
 if TYPE_CHECKING:
     from ..training.session import Session
@@ -108,12 +108,9 @@ class Monitor:
         session = self._session
         if not self._teacher:
             self._teacher = [self._features.of(row) for row in self.teacher().images]
-        kept = session.roles.state("student")
-        try:
-            setting = run_arms(session)[-1]
+        setting = run_arms(session)[-1]
+        with student_kept(session):
             images = self._sampler().draw(setting, self.material(), self._watch)
-        finally:
-            session.load_student(kept)
         found = [self._features.of(row) for row in images]
         line = _numbers(step, found, self._teacher)
         earlier = self._run.metrics(EVALUATIONS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -72,6 +73,16 @@ def session_sampler(
         latent_shape=session.latent_shapes[0],
         guidance_rescale=session.config.guidance_rescale,
     )
+
+
+@contextlib.contextmanager
+def student_kept(session: Session) -> Iterator[None]:
+    """Puts the student that is being trained back after the block, which may load others."""
+    kept = session.roles.state("student")
+    try:
+        yield
+    finally:
+        session.load_student(kept)
 
 
 def evaluation_set(session: Session, prompts: Sequence[str], seeds: Sequence[int]) -> EvaluationSet:

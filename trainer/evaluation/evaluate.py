@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,43 +104,30 @@ class ImageSampler:
             self.latent_shape,
             float(setting.stages[0].sigmas[0]),
         )
-        conditioning, before = [material.conditioning[p] for p, _ in jobs], 0
+        prompts, before = [material.conditioning[p] for p, _ in jobs], 0
         for stage in setting.stages:
             self.use(stage.weights)
-            latents = self._through(
-                stage,
-                latents,
-                conditioning,
-                lambda n, cost=stage.evaluations, before=before: watch(
-                    before + n * cost, len(jobs) * setting.evaluations
-                ),
-            )
+            guidance = Guidance(stage.guidance_scale, self.guidance_rescale)
+            trajectory, parts = Trajectory(stage.sigmas, guidance), []
+            for rows in _batches(prompts, self.batch_size):
+                pair = PromptPair.of(Conditioning.cat(prompts[rows]), self.negative)
+                parts.append(integrate(self.call, latents[rows], pair, trajectory))
+                watch(before + rows.stop * stage.evaluations, len(jobs) * setting.evaluations)
+            latents = torch.cat(parts)
             before += len(jobs) * stage.evaluations
         flat = list(decode(self.checkpoint, latents))
         count = len(material.seeds)
         return [flat[i : i + count] for i in range(0, len(flat), count)]
 
-    def _through(
-        self,
-        stage: Stage,
-        latents: Tensor,
-        prompts: list[Conditioning],
-        finished: Callable[[int], None],
-    ) -> Tensor:
-        parts, first = [], 0
-        guidance = Guidance(stage.guidance_scale, self.guidance_rescale)
-        trajectory = Trajectory(stage.sigmas, guidance)
-        while first < len(prompts):
-            last = first + 1
-            while last < min(len(prompts), first + self.batch_size) and prompts[
-                first
-            ].batches_exactly_with(prompts[last]):
-                last += 1
-            pair = PromptPair.of(Conditioning.cat(prompts[first:last]), self.negative)
-            parts.append(integrate(self.call, latents[first:last], pair, trajectory))
+
+def _batches(prompts: Sequence[Conditioning], size: int) -> Iterator[slice]:
+    """The prompts in batches of at most `size` that draw each just as it would be drawn alone."""
+    first = 0
+    for last in range(1, len(prompts) + 1):
+        full = last in (len(prompts), first + size)
+        if full or not prompts[first].batches_exactly_with(prompts[last]):
+            yield slice(first, last)
             first = last
-            finished(first)
-        return torch.cat(parts)
 
 
 class EvaluationStoppedError(Exception):

@@ -13,8 +13,7 @@ from ...core.diffusion.prediction import to_x0
 from ...core.diffusion.sampler import sample_few_step
 from ...core.diffusion.schedule import FlowSchedule, Levels, Schedule
 from ..model.conditioning import PromptPair
-from ..model.guided import guided
-from ..model.network import NetworkCall
+from ..model.network import NetworkCall, guided
 from ..training.batches import initial_noise
 
 

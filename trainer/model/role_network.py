@@ -9,8 +9,7 @@ from torch import Tensor
 from ...core.diffusion.guidance import NO_GUIDANCE, Guidance
 from ...core.diffusion.schedule import Levels
 from .conditioning import PromptPair
-from .guided import guided
-from .network import NetworkCall
+from .network import NetworkCall, guided
 from .roles import AdapterRoles
 
 

@@ -333,7 +333,7 @@ def _describe_leftovers(parts: Parts, encoders: Mapping[str, Component]) -> list
 
 def fitting_deltas(
     checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float
-) -> dict[str, LoraPair]:
+) -> Mapping[str, LoraPair]:
     """What a LoRA adds to the layers of the checkpoint's network, by module.
 
     Raises:

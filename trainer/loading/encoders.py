@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -204,11 +203,7 @@ def _t5_component(weights: Weights, config: Mapping[str, object]) -> Component:
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",
     )
-    return Component(T5_TITLE, lambda: _t5_encoder(t5), weights, source)
-
-
-def _t5_encoder(config: T5Config) -> nn.Module:
-    return T5EncoderModel(config)
+    return Component(T5_TITLE, lambda: T5EncoderModel(t5), weights, source)
 
 
 KINDS = {

@@ -41,11 +41,6 @@ VAE_ATTENTION = {
 }
 
 
-def identity(name: str) -> TensorSource:
-    """The parameter lies under its own name, as in diffusers folders."""
-    return TensorSource(name)
-
-
 def clip_source(infos: Mapping[str, TensorInfo]) -> Source:
     """For CLIP encoders stored under transformers' names.
 

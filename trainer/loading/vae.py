@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...core.errors import CheckpointError
 from ...core.families import TensorSource
 from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
-from .names import Source, identity, vae_source
+from .names import Source, vae_source
 from .weights import Component, Weights
 
 PREFIXES = ("first_stage_model.", "vae.", "")
@@ -92,7 +92,7 @@ def _kl_component(weights: Weights) -> Component:
     ours = "decoder.up_blocks.0.resnets.0.conv1.weight" in infos
     pattern = r"decoder\.up_blocks\.(\d+)\." if ours else r"decoder\.up\.(\d+)\."
     levels = 1 + max((int(m[1]) for key in infos if (m := re.match(pattern, key))), default=0)
-    source: Source = identity if ours else vae_source(levels)
+    source: Source = TensorSource if ours else vae_source(levels)
     if "decoder.mid_block.attentions.0.query.weight" in infos:
         source = _older_names
 

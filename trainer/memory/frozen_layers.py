@@ -137,9 +137,8 @@ class FrozenConv2d(FrozenLayer, nn.Conv2d):  # type: ignore[override]
 
     def input_gradient(self, shape: torch.Size, gradient: Tensor, weight: Tensor) -> Tensor:
         """As `FrozenLayer.input_gradient`."""
-        return conv2d_input(
-            shape, weight, gradient, self.stride, self.padding, self.dilation, self.groups
-        )
+        numbers: Any = (self.stride, self.padding, self.dilation, self.groups)
+        return conv2d_input(shape, weight, gradient, *numbers)
 
 
 KINDS: dict[type[nn.Module], type[FrozenLayer]] = {

@@ -12,7 +12,7 @@ from ...app.config.distill_config import DistillConfig
 from ...app.config.request import DistillRequest
 from ...app.runs.directory import RunDirectory
 from ...core.lora.file import NewLora, write_lora
-from ...core.lora.metadata import training_metadata
+from ...core.lora.metadata import TrainingFacts, training_metadata
 from ...core.recipe.recipe import Recipe
 from ..loading.checkpoint import LoadedCheckpoint
 from ..loading.teacher_loras import IncludedLoras
@@ -20,7 +20,7 @@ from ..model.conditioning import Conditioning
 from ..model.network import NetworkCall
 from ..model.roles import AdapterRoles
 from ..text.cache import EncodedPrompts
-from .student_file import TeacherFacts, Training, make_recipe, student_pairs
+from .student_file import SOFTWARE, TeacherFacts, make_recipe, student_pairs
 from .trainer import Trainer
 
 
@@ -69,19 +69,31 @@ class Session:
         pairs = student_pairs(self.trainer.student_weights() if weights is None else weights)
         if self.included is not None:
             pairs = self.included.beside(pairs)
-        training = Training(
-            config=self.config,
-            num_updates=self.trainer.step if step is None else step,
-            started_at=self.request.created_at,
-            finished_at=time.time(),
-            precision=str(next(self.call.network.parameters()).dtype).removeprefix("torch."),
-            note=self.trainer.settings.note(),
-        )
-        metadata = training_metadata(training.facts(path.stem, self.teacher.name))
+        updates = self.trainer.step if step is None else step
+        metadata = training_metadata(self._training_facts(path.stem, updates))
         checkpoint = self.checkpoint
         student = NewLora(checkpoint.family, checkpoint.config, pairs, self.recipe(), metadata)
         file_format = self.request.file_format
         return write_lora(path, student, format=file_format, overwrite=overwrite)  # type: ignore[arg-type]
+
+    def _training_facts(self, title: str, num_updates: int) -> TrainingFacts:
+        """What the file of the student after so many updates says of its run."""
+        config = self.config
+        about = f"{config.num_steps}-step student of {self.teacher.name}, {SOFTWARE}."
+        return TrainingFacts(
+            title=title,
+            description=" ".join(filter(None, (about, self.trainer.settings.note()))),
+            num_updates=num_updates,
+            seed=config.seed,
+            learning_rate=config.student_lr,
+            optimizer="AdamW8bit" if config.optimizer == "adamw8bit" else "AdamW",
+            lr_scheduler="cosine",
+            precision=str(next(self.call.network.parameters()).dtype).removeprefix("torch."),
+            batch_size=config.batch_size,
+            started_at=self.request.created_at,
+            finished_at=time.time(),
+            settings=config.to_dict(),
+        )
 
     def load_student(self, weights: dict[str, Tensor]) -> None:
         """Put weights (such as the moving average) in the student's place."""

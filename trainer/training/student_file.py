@@ -12,7 +12,6 @@ from ...app.config.distill_config import DistillConfig
 from ...core.diffusion.schedule import FlowSchedule
 from ...core.families import Detection, family
 from ...core.lora.math import LoraPair
-from ...core.lora.metadata import TrainingFacts
 from ...core.recipe.recipe import Anchor, MergedLora, Recipe
 from ..method.objective import Grids
 
@@ -75,42 +74,3 @@ def student_pairs(weights: Mapping[str, Tensor]) -> dict[str, LoraPair]:
     """
     modules = [name.removesuffix(".lora_A") for name in weights if name.endswith(".lora_A")]
     return {m: LoraPair(weights[f"{m}.lora_A"], weights[f"{m}.lora_B"]) for m in modules}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """The course of a run up to the student that is written.
-
-    Attributes:
-        config: the settings in force.
-        num_updates: finished student updates.
-        started_at: Unix time, as finished_at.
-        precision: of the network's numbers, such as "bfloat16".
-        note: what else to say of it.
-    """
-
-    config: DistillConfig
-    num_updates: int
-    started_at: float
-    finished_at: float
-    precision: str
-    note: str = ""
-
-    def facts(self, title: str, teacher_name: str) -> TrainingFacts:
-        """What the student's file says of it."""
-        config = self.config
-        about = f"{config.num_steps}-step student of {teacher_name}, {SOFTWARE}."
-        return TrainingFacts(
-            title=title,
-            description=" ".join(filter(None, (about, self.note))),
-            num_updates=self.num_updates,
-            seed=config.seed,
-            learning_rate=config.student_lr,
-            optimizer="AdamW8bit" if config.optimizer == "adamw8bit" else "AdamW",
-            lr_scheduler="cosine",
-            precision=self.precision,
-            batch_size=config.batch_size,
-            started_at=self.started_at,
-            finished_at=self.finished_at,
-            settings=config.to_dict(),
-        )

@@ -37,7 +37,7 @@ from dpdmd_studio.core.diffusion.guidance import NO_GUIDANCE, Guidance
 from dpdmd_studio.core.diffusion.schedule import Levels
 from dpdmd_studio.trainer.model.conditioning import PromptPair
 from dpdmd_studio.trainer.model.lora_layers import AdaptedConv2d, AdaptedLinear
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
+from dpdmd_studio.trainer.model.roles import RoleNetwork
 from dpdmd_studio.trainer.training.loop import Trainer
 from peft.tuners import lora
 from three_copies import ThreeCopies

@@ -40,8 +40,7 @@ from dpdmd_studio.trainer.memory.packed_base import RING, store_layers
 from dpdmd_studio.trainer.memory.weight_formats import FORMATS, NF4_BLOCK, Parts, WeightFormat
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
-from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.model.roles import AdapterRoles, RoleNetwork
 from dpdmd_studio.trainer.training.batches import Batch
 from dpdmd_studio.trainer.training.gradients import Gradients
 from dpdmd_studio.trainer.training.in_force import SettingsInForce

@@ -15,10 +15,10 @@ from ...app.config.request import DistillRequest, ModelFiles
 from ...app.report.report import write_report
 from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
-from ..evaluation.comparison import Comparison
+from ..evaluation.comparison import Comparison, measured_report
 from ..evaluation.evaluate import evaluate
 from ..evaluation.run_evaluation import evaluation_set, run_arms, session_sampler
-from ..evaluation.run_report import Heading, report_data
+from ..evaluation.run_report import SHOWN_PROMPTS, run_facts, run_history
 from ..toys.counts import measures_for
 from ..toys.shapes import caption_sample
 from ..training.loop import Progress
@@ -104,13 +104,19 @@ def run_demo(
         measures,
     )
     seconds = time.perf_counter() - started
-    heading = Heading(
+    data = measured_report(
+        arms,
+        material,
+        measures,
+        SHOWN_PROMPTS,
         title="DP-DMD Studio: the demo's result",
         subtitle="The embedded teacher, distilled from prompts alone into a 4-step LoRA.",
-        lora=outcome.lora,
-        facts={"Whole demo": f"{seconds / 60:.1f} minutes, plain DMD included"},
+        facts=run_facts(session, material)
+        | {"Whole demo": f"{seconds / 60:.1f} minutes, plain DMD included"},
+        lora=outcome.lora.name,
+        **run_history(session.run),
     )
-    page = write_report(output, report_data(session, arms, material, measures, heading))
+    page = write_report(output, data)
     return DemoResult(Comparison.of(page, arms, measures), outcome.lora, seconds)
 
 

@@ -29,14 +29,12 @@ from ..loading.teacher_loras import included_loras, merged_records, open_teacher
 from ..memory.fit import begin_with_fallbacks, find_free_memory, needed_memory
 from ..memory.packed_base import store_base
 from ..model.conditioning import Conditioning
-from ..model.role_network import RoleNetwork
-from ..model.roles import AdapterRoles
+from ..model.roles import AdapterRoles, RoleNetwork
 from ..text.cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
 from ..training.batches import BatchSource, prompts_per_step
 from ..training.identity import checkpoint_identity, run_fingerprint
 from ..training.in_force import SettingsInForce
-from ..training.session import Session
-from ..training.student_file import TeacherFacts
+from ..training.session import Session, TeacherFacts
 from ..training.trainer import Trainer
 
 log = logging.getLogger("dpdmd_studio.commands")

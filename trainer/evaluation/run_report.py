@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...app.report.data import Arm, ReportData
 from ...app.report.report import write_report
 from ...app.runs.directory import EVALUATIONS, RunDirectory
 from ..device import is_out_of_memory
@@ -29,21 +27,6 @@ NOTES = (
     "Prompts and seeds of this page were never used in training.",
     "Diversity must be read beside the others: a broken image can be diverse, too.",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Heading:
-    """What stands at the head of a run's report.
-
-    Attributes:
-        lora: the file that the run has written.
-        facts: what to say besides `run_facts`.
-    """
-
-    title: str
-    subtitle: str
-    lora: Path
-    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_run_report(
@@ -69,37 +52,18 @@ def write_run_report(
             raise
         log.info("There is no report: the device has too little memory to draw its images.")
         return None
-    heading = Heading(
-        title=f"{lora.stem}: what it kept of its teacher",
-        subtitle=f"{session.teacher.name}, distilled into a {session.config.num_steps}-step LoRA.",
-        lora=lora,
-    )
-    return write_report(
-        run.report, report_data(session, arms, monitor.material(), measures, heading)
-    )
-
-
-def report_data(
-    session: Session,
-    arms: Sequence[Arm],
-    material: EvaluationSet,
-    measures: MeasureSet,
-    heading: Heading,
-) -> ReportData:
-    """Everything that the report of a run shows; images of the first prompts only."""
-    return measured_report(
+    data = measured_report(
         arms,
-        material,
+        monitor.material(),
         measures,
         SHOWN_PROMPTS,
-        title=heading.title,
-        subtitle=heading.subtitle,
-        facts=run_facts(session, material) | dict(heading.facts),
-        metrics=run_metrics(session.run),
-        previews=saved_previews(session.run),
-        notes=NOTES,
-        lora=heading.lora.name,
+        title=f"{lora.stem}: what it kept of its teacher",
+        subtitle=f"{session.teacher.name}, distilled into a {session.config.num_steps}-step LoRA.",
+        facts=run_facts(session, monitor.material()),
+        lora=lora.name,
+        **run_history(session.run),
     )
+    return write_report(run.report, data)
 
 
 def run_facts(session: Session, material: EvaluationSet) -> dict[str, str]:
@@ -118,18 +82,14 @@ def run_facts(session: Session, material: EvaluationSet) -> dict[str, str]:
     }
 
 
-def run_metrics(run: RunDirectory) -> list[dict[str, Any]]:
-    """Every update's metrics, and the measurements along the way."""
-    lines = run.metrics()
+def run_history(run: RunDirectory) -> dict[str, Any]:
+    """How the student learned: metrics with measurements, previews and notes of `ReportData`."""
+    metrics = run.metrics()
     for line in run.metrics(EVALUATIONS):
-        lines.append({key: line[key] for key in ("step", "diversity_kept", "teacher_distance")})
-    return lines
-
-
-def saved_previews(run: RunDirectory) -> list[tuple[int, np.ndarray]]:
-    """(step, sheet) of the run's previews."""
-    found = []
+        metrics.append({key: line[key] for key in ("step", "diversity_kept", "teacher_distance")})
+    previews = []
     for path in sorted(run.previews.glob("step-*.png")):
         with Image.open(path) as image:
-            found.append((int(path.stem.removeprefix("step-")), np.array(image.convert("RGB"))))
-    return found
+            step = int(path.stem.removeprefix("step-"))
+            previews.append((step, np.array(image.convert("RGB"))))
+    return {"metrics": metrics, "previews": previews, "notes": NOTES}

@@ -30,7 +30,7 @@ class LoraSwitch:
             LoraError: one is of another family, or fits no layer.
         """
         self._network = checkpoint.network
-        self._pairs: dict[str, list[dict[str, LoraPair]]] = {TEACHER: []}
+        self._pairs: dict[str, list[Mapping[str, LoraPair]]] = {TEACHER: []}
         for name, files in loras.items():
             self._pairs[name] = [fitting_deltas(checkpoint, *file) for file in files]
         self._plain: dict[str, Tensor] = {}

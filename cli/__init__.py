@@ -17,7 +17,7 @@ from ..app.config.presets import MEMORIES
 from ..app.config.request import DistillRequest, TeacherLora, parse_seeds
 from ..app.environment.launched import place, require_one_process
 from ..app.runs.exit_note import recorded
-from ..core.errors import DPDMDError
+from ..core.errors import DPDMDError, SettingsError
 from .arguments import (
     MODEL_FILES,
     add_config_arguments,
@@ -34,7 +34,6 @@ from .arguments import (
 from .compare import add_compare
 from .console import plain_line, show_warnings, shown_by
 from .estimate import add_estimate
-from .gui import add_gui
 from .jobs import add_job_commands, add_queue_option, queue_distill
 from .package import add_package
 from .settings import add_settings, add_settings_option, settings_values
@@ -89,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add_package(packaging)
     add_other_files(packaging)
     add_job_commands(commands)
-    add_gui(commands.add_parser("gui", help="open the pages in a browser"))
+    _add_gui(commands.add_parser("gui", help="open the pages in a browser"))
     add_settings(commands.add_parser("settings", help="write settings to share"))
     _add_inspect(commands.add_parser("inspect", help="say what a checkpoint or LoRA file is"))
     _add_demo(commands.add_parser("demo", help="distil the embedded checkpoint, show the result"))
@@ -144,6 +143,26 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     add_prediction(parser)
     add_drawing(parser, "replace images of that name")
     parser.set_defaults(run_command=_sample)
+
+
+def _add_gui(parser: argparse.ArgumentParser) -> None:
+    """Options of the `gui` command."""
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="address to listen on; others than this computer need the token that "
+        "is printed (default: 127.0.0.1)",
+    )
+    parser.add_argument("--port", type=int, metavar="N", help="default: the first free from 7868")
+    parser.add_argument(
+        "--token",
+        default="",
+        metavar="TEXT",
+        help="ask for this token (default: a random one if others can connect)",
+    )
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    parser.set_defaults(run_command=_gui)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -267,6 +286,24 @@ def _sample(arguments: argparse.Namespace) -> int:
     paths = sample_images(request)
     facts = {"pictures": [str(path) for path in paths]}
     print_result(facts, f"{len(paths)} images in {arguments.output}", arguments.json)
+    return 0
+
+
+def _gui(arguments: argparse.Namespace) -> int:
+    """Serve the GUI until interrupted; returns the exit code."""
+    try:
+        from ..app.gui.app import serve
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"The pages need {error.name}, which this environment lacks. Bring it up to date: "
+            "python install.py setup"
+        ) from error
+    serve(
+        listen=arguments.listen,
+        port=arguments.port,
+        token=arguments.token,
+        open_browser=not arguments.no_browser,
+    )
     return 0
 
 

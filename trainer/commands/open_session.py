@@ -32,9 +32,9 @@ from ..model.conditioning import Conditioning
 from ..model.roles import AdapterRoles, RoleNetwork
 from ..text.cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
 from ..training.batches import BatchSource, prompts_per_step
-from ..training.identity import checkpoint_identity, run_fingerprint
 from ..training.in_force import SettingsInForce
 from ..training.session import Session, TeacherFacts
+from ..training.state import checkpoint_identity, run_fingerprint
 from ..training.trainer import Trainer
 
 log = logging.getLogger("dpdmd_studio.commands")

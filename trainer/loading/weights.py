@@ -18,6 +18,8 @@ from ...core.files.tensor_file import TensorFile, TensorInfo
 from ...core.lora.file import weight_shapes
 from ...core.lora.math import LoraPair, delta
 
+Source = Callable[[str], TensorSource]
+"""From a parameter's name in the module to the tensor of the file that holds its value."""
 FLOAT_DTYPES = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
 NAMES_SHOWN = 5
 PIECE = 1 << 18
@@ -127,7 +129,7 @@ class Component:
     what: str
     factory: Callable[[], nn.Module]
     weights: Weights
-    source: Callable[[str], TensorSource]
+    source: Source
     updates: Updates = field(default_factory=Updates)
     extra: tuple[str, ...] = ()
 

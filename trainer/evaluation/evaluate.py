@@ -134,7 +134,7 @@ class EvaluationStoppedError(Exception):
     """Somebody asked to stop while images were drawn."""
 
 
-def told_and_stopped(name: str, should_stop: Callable[[], bool]) -> Watch:
+def progress_watch(name: str, should_stop: Callable[[], bool]) -> Watch:
     """A watch that says how far the drawing is, now and then, and ends it when that is asked for.
 
     What it returns raises EvaluationStoppedError.
@@ -207,7 +207,7 @@ def draw_timed(
 ) -> Drawn:
     """The images of one arm and how long they took; EvaluationStoppedError on request."""
     started = time.perf_counter()
-    watch = told_and_stopped(setting.name, sampler.should_stop)
+    watch = progress_watch(setting.name, sampler.should_stop)
     images = sampler.draw(setting, material, watch)
     seconds = time.perf_counter() - started
     return Drawn(images, seconds / (len(material.prompts) * len(material.seeds)))

@@ -3,8 +3,8 @@
     python benchmarks/estimate_accuracy.py [--size 32] [--skip-large]
 
 The embedded teachers, and a random SD1-layout network of about 100 M parameters; float32, on every
-rung. Real updates run first once, so that Adam's moments are there; then the peak is taken over one
-student update with its fake updates.
+memory fallback. Real updates run first once, so that Adam's moments are there; then the peak is
+taken over one student update with its fake updates.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from dpdmd_studio.trainer.loading.checkpoint import find_components
 from dpdmd_studio.trainer.memory.packed_base import store_base
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
-from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.model.roles import AdapterRoles, RoleNetwork
 from dpdmd_studio.trainer.toys import encoder
 from dpdmd_studio.trainer.training.batches import Batch, stream_generator
 from dpdmd_studio.trainer.training.in_force import SettingsInForce

@@ -37,11 +37,10 @@ from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.loading.checkpoint import find_components
 from dpdmd_studio.trainer.memory.offload import OffloadRing
 from dpdmd_studio.trainer.memory.packed_base import RING, store_layers
-from dpdmd_studio.trainer.memory.weight_formats import FORMATS, NF4_BLOCK, Parts
+from dpdmd_studio.trainer.memory.weight_formats import FORMATS, NF4_BLOCK, Parts, WeightFormat
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
-from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.model.roles import AdapterRoles, RoleNetwork
 from dpdmd_studio.trainer.training.batches import Batch
 from dpdmd_studio.trainer.training.gradients import Gradients
 from dpdmd_studio.trainer.training.in_force import SettingsInForce
@@ -309,7 +308,7 @@ def _fill(network: nn.Module) -> None:
                 module._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
 
 
-class CountedNf4:
+class CountedNf4(WeightFormat):
     """The sizes of `Nf4` without its numbers."""
 
     def pack(self, weight: Tensor) -> Parts:

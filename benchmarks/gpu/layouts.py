@@ -16,8 +16,7 @@ from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
-from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.model.roles import AdapterRoles, RoleNetwork
 from dpdmd_studio.trainer.training.batches import Batch, stream_generator
 from dpdmd_studio.trainer.training.in_force import SettingsInForce
 from dpdmd_studio.trainer.training.loop import Trainer

@@ -18,7 +18,6 @@ from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import RunError
 from dpdmd_studio.core.lora.file import read_lora
 from dpdmd_studio.trainer.commands import distill as runner
-from dpdmd_studio.trainer.commands import preparation
 from dpdmd_studio.trainer.commands.device_lock import device_name
 from tiny_runs import TINY, distil, heard, new_run
 
@@ -91,8 +90,8 @@ def test_a_queued_run_is_prepared_as_one_made_in_a_terminal(request_for, tmp_pat
     here = RunDirectory.open(job.path)
     there = runner.create_run(tmp_path / "there", request, prompts, overwrite=False)
     assert here.prompts() == prompts and here.evaluation_prompts() == []
-    preparation.prepare(here)
-    preparation.prepare(here)  # nothing is held out twice
+    runner.prepare(here)
+    runner.prepare(here)  # nothing is held out twice
     assert here.settings() == there.settings()
     assert here.prompts() == there.prompts() and len(here.prompts()) < len(prompts)
     assert here.evaluation_prompts() == there.evaluation_prompts() != []
@@ -121,8 +120,8 @@ def test_a_preparation_cut_short_is_done_again(request_for, tmp_path, monkeypatc
         original = getattr(owner, name)
         patch.setattr(owner, name, die)
         with pytest.raises(Killed):
-            preparation.prepare(run)
-    preparation.prepare(run)
+            runner.prepare(run)
+    runner.prepare(run)
     again = runner.create_run(tmp_path / "again", request_for("cut"), prompts, overwrite=False)
     assert run.prompts() == again.prompts()
     assert run.evaluation_prompts() == again.evaluation_prompts()

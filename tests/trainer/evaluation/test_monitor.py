@@ -72,7 +72,7 @@ def test_a_run_is_measured_as_asked_and_ends_in_a_report(files, tmp_path):
     assert not set(numbers["prompts"]) & set(run.prompts())
     names = [arm["name"] for arm in numbers["arms"]]
     assert names[1:] == [
-        "Bare teacher, 4 steps",
+        "Teacher without guidance, 4 steps",
         "Student, off at step 1",
         "DP-DMD student, 4 steps",
     ]
@@ -194,7 +194,7 @@ def test_a_stop_while_the_report_is_made_keeps_the_lora(files, tmp_path, monkeyp
     run = measured_run(tmp_path, files["sd1"])
 
     def stopping(text: str) -> None:
-        if "Drawing: Bare" in text:
+        if "Drawing: Teacher without" in text:
             request_stop(run)
 
     with heard(stopping) as said:

@@ -16,7 +16,7 @@ from dpdmd_studio.core.files.hashes import file_hashes
 from dpdmd_studio.core.lora.file import read_lora
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.text.cache import encoder_identity
-from dpdmd_studio.trainer.training.identity import MACHINE_SETTINGS, run_fingerprint
+from dpdmd_studio.trainer.training.state import MACHINE_SETTINGS, run_fingerprint
 from style_loras import change, plain, style
 from tiny_runs import PROMPTS, TINY, distil, final_state, heard, metrics_of, new_run, request_stop
 

@@ -324,7 +324,7 @@ def test_missing_and_unfit_formats_are_said(monkeypatch):
     def broken(self, weight):
         raise RuntimeError("not implemented for this device")
 
-    monkeypatch.setattr(weight_formats.Fp8, "pack", broken)
+    monkeypatch.setattr(weight_formats.Scaled, "pack", broken)
     with pytest.raises(SettingsError, match=r"fp8 does not work on cpu with float32"):
         weight_format("fp8", CPU, torch.float32)
 

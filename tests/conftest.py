@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # the interpreters that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import gc
 import importlib.util
 import runpy
 import socket
@@ -29,6 +30,21 @@ def one_thread() -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def spared_work() -> Iterator[None]:
+    """What costs time and tells nothing here.
+
+    The half a million objects of imported modules are not searched for garbage again and again, and
+    no file waits until the disk has it: no test takes the power away.
+    """
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

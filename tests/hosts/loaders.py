@@ -1,10 +1,10 @@
 """How the hosts load a checkout, re-stated in a few lines each; run as a program by the tests.
 
-`python loaders.py VISITS RIVAL CHECKOUT...` loads every checkout as hosts do, with a rival extension
-that owns a top-level package `trainer` loaded before or after, and prints what it saw as one JSON
-object, by host and order. VISITS is "all" or one of those, "forge after". Each starts afresh: in a
-copy of a process that has nothing but torch, as hosts have it before they load extensions. Nothing
-is taken from the hosts' sources.
+`python loaders.py VISITS RIVAL CHECKOUT...` loads every checkout as hosts do, with a rival
+extension that owns a top-level package `trainer` loaded before or after, and prints what it saw as
+one JSON object, by host and order. VISITS is "all" or one of those, "forge after". Each starts
+afresh: in a copy of a process that has nothing but torch, as hosts have it before they load
+extensions. Nothing is taken from the hosts' sources.
 """
 
 from __future__ import annotations

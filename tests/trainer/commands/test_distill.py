@@ -250,7 +250,15 @@ def test_the_command_line_distils_resumes_samples_and_inspects(files, tmp_path, 
     assert json.loads(capsys.readouterr().out)["recipe"]["num_steps"] == 4
     pictures = tmp_path / "pictures"
     sample = ["sample", str(files["sd1"]), "--prompt", "a cat", "--seeds", "0-1"]
-    sample += ["--output", str(pictures), "--lora", f"{output}:0.5", "--json"]
+    sample += [
+        "--resolution",
+        "32x32",
+        "--output",
+        str(pictures),
+        "--lora",
+        f"{output}:0.5",
+        "--json",
+    ]
     assert main(sample) == 0
     names = [Path(path).name for path in json.loads(capsys.readouterr().out)["pictures"]]
     assert names == ["001-00000000.png", "001-00000001.png"]

@@ -39,7 +39,6 @@ def test_live_bytes_are_those_of_storages_until_they_are_freed():
     [
         {"gradient_checkpointing": False},
         {"gradient_checkpointing": True},
-        STORED,
         STORED | {"base_weights": "int8"},
         STORED | {"base_weights": "fp8", "offload_base": True},
     ],

@@ -39,8 +39,9 @@ class Waits(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3"])
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("family", "shared"), [("sd1", True), ("sdxl", True), ("sd3", True), ("sd3", False)]
+)
 def test_nothing_before_the_numbers_are_read_waits(family, shared, files, tmp_path, monkeypatch):
     """The meta device stands for one that reads pinned memory by itself."""
     monkeypatch.setattr(device_module, "WITH_PINNED_COPIES", ("meta",))

@@ -7,9 +7,10 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", DIFFUSERS_OFFLINE="1")
 os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Threads that wait by spinning come to a standstill on a machine that has other work; this is for
-# the interpreters that tests start.
+# Threads that wait by spinning come to a standstill on a machine that has other work, and tiny
+# networks lose by a second one; this is for the interpreters that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
 import importlib.util

@@ -231,7 +231,7 @@ def trainer_state(outcome: runner.Outcome) -> Path:
 
 
 def test_previews_show_teacher_and_student(files, tmp_path):
-    run = new_run(tmp_path, files["sd1"], steps=2, preview_every=1)
+    run = new_run(tmp_path, files[QUICKEST], steps=2, preview_every=1)
     distil(run)
     names = sorted(path.name for path in run.previews.iterdir())
     assert names == ["step-00000001.png", "step-00000002.png", "teacher.png"]

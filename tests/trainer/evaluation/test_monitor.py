@@ -57,7 +57,7 @@ def test_alternatives_of_a_prompt_set_aside_are_chosen_once():
 
 
 def test_a_prompt_that_training_expands_to_is_not_measured_on(files, tmp_path):
-    run = measured_run(tmp_path, files["sd1"], prompts=["{a|a} cat"] * 9 + ["a cat"])
+    run = measured_run(tmp_path, files["sd3"], prompts=["{a|a} cat"] * 9 + ["a cat"])
     assert run.evaluation_prompts() == ["a cat"]
     assert distil(run).report is None and run.metrics(EVALUATIONS) == []
 

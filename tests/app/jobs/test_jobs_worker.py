@@ -39,7 +39,7 @@ def ended(*ids: str) -> bool:
 def request_for(files, tmp_path, home) -> Callable[..., DistillRequest]:
     def made(name: str, **settings) -> DistillRequest:
         return DistillRequest(
-            model=ModelFiles(checkpoint=str(files["sd1"])),
+            model=ModelFiles(checkpoint=str(files["sd3"])),
             config=DistillConfig.from_dict(TINY | settings),
             output=str(tmp_path / f"{name}.safetensors"),
             created_at=1.0,
@@ -128,7 +128,7 @@ def test_a_preparation_cut_short_is_done_again(request_for, tmp_path, monkeypatc
 
 
 def test_a_terminal_is_told_what_runs_and_how_to_queue(files, tmp_path, home, capsys):
-    run = new_run(tmp_path, files["sd1"])
+    run = new_run(tmp_path, files["sd3"])
     (home / "locks").mkdir(parents=True)
     with owned(home / "locks" / "cpu.json", about="/runs/another one"):
         assert main(["resume", str(run.path)]) == 2
@@ -139,7 +139,7 @@ def test_a_terminal_is_told_what_runs_and_how_to_queue(files, tmp_path, home, ca
 
 
 def test_a_run_of_the_queue_waits_for_its_device(files, tmp_path, home, monkeypatch):
-    run = new_run(tmp_path, files["sd1"], steps=1)
+    run = new_run(tmp_path, files["sd3"], steps=1)
     monkeypatch.setenv(exit_note.VARIABLE, str(run.path))
     (home / "locks").mkdir(parents=True)
     let_go = threading.Event()
@@ -162,7 +162,7 @@ def test_a_run_of_the_queue_waits_for_its_device(files, tmp_path, home, monkeypa
 
 
 def test_two_runs_on_one_device_exclude_each_other(files, tmp_path, home):
-    first, second = (new_run(tmp_path / name, files["sd1"], steps=1) for name in "ab")
+    first, second = (new_run(tmp_path / name, files["sd3"], steps=1) for name in "ab")
     refused = []
 
     def meanwhile(progress) -> None:

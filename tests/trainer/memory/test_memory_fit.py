@@ -154,6 +154,7 @@ class Card(LiveBytes):
 
 def test_a_whole_run_finishes_under_a_cap_that_its_settings_do_not_fit(files, tmp_path, home):
     settings = {"batch_size": 4, "resolution": "64x64", "steps": 2, "fake_updates": 1}
+    settings |= {"num_steps": 2, "teacher_steps": 2}
     plain = new_run(tmp_path / "a", files["sd1"], **settings)
     distil(plain)
     run = new_run(tmp_path / "b", files["sd1"], **settings)

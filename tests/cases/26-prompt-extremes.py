@@ -68,6 +68,6 @@ except Exception as error:
     got = "crash: " + repr(error)
 check("a weight of 400 digits", not str(got).startswith("crash"), got)
 begin = time.monotonic()
-parse_prompt("(a" * 1000)
-check("2,000 characters of open brackets in under 0.1 s", time.monotonic() - begin < 0.1, f"{time.monotonic() - begin:.1f} s")
+parse_prompt("(a" * 2500)
+check("5,000 characters of open brackets in under 2 s", time.monotonic() - begin < 2, f"{time.monotonic() - begin:.1f} s")
 done()

@@ -1,6 +1,6 @@
 """`python -m dpdmd_studio …` and `python <checkout> …`: the command line, from any interpreter.
 
-Commands that train or draw need the worker's environment (`.venv` in the checkout, made by
+Commands that train or sample need the worker's environment (`.venv` in the checkout, made by
 `install.py`). When another interpreter is asked, it hands the command over to that environment.
 """
 
@@ -18,7 +18,7 @@ LOCKING_COMMANDS = ("runs", "work")
 
 
 def needs_worker(arguments: list[str]) -> bool:
-    """Whether the command needs more than this interpreter is sure to have, mostly the engine."""
+    """Whether the command needs more than this interpreter is sure to have, mostly the trainer."""
     if not arguments or {"-h", "--help", "--version"} & set(arguments):
         return False
     if arguments[0] in LOCKING_COMMANDS:

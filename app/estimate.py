@@ -168,20 +168,20 @@ def _activations(cost: CostFacts, config: DistillConfig, own: int, number_bytes:
     """
     width, height = max(config.resolutions or [(own, own)], key=lambda size: size[0] * size[1])
     pixels = width * height
-    graphs, layers = matched_graphs(config), config.lora_layers
-    pictures = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    graphs, layers = supervised_graphs(config), config.lora_layers
+    images = min(config.micro_batch_size or config.batch_size, config.batch_size)
     if config.gradient_checkpointing:
         block = cost.recomputed
-        of_one = block.per_picture + pixels * (block.per_pixel + block.kept * graphs)
-        return pictures * of_one * number_bytes / 2
-    of_one = graphs * (cost.per_picture[layers] + cost.per_pixel[layers] * pixels)
+        of_one = block.per_image + pixels * (block.per_pixel + block.kept * graphs)
+        return images * of_one * number_bytes / 2
+    of_one = graphs * (cost.per_image[layers] + cost.per_pixel[layers] * pixels)
     rank = max(config.student_rank, config.fake_rank)
     copies = number_bytes * cost.per_rank[layers] * rank if number_bytes < 4 else 0.0
-    return pictures * of_one * number_bytes / 2 + copies
+    return images * of_one * number_bytes / 2 + copies
 
 
-def matched_graphs(config: DistillConfig) -> int:
-    """How many of the student's steps keep their activations at once, while matched."""
+def supervised_graphs(config: DistillConfig) -> int:
+    """How many of the student's steps keep their activations at once in a DMD-supervised step."""
     if config.gradient_steps != "all":
         return 1
     detached = config.num_anchored_steps if config.objective in ("dp_dmd", "detach_only") else 0

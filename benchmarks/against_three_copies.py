@@ -28,8 +28,7 @@ from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
-from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.model.roles import AdapterRoles, RoleNetwork
 from dpdmd_studio.trainer.training.batches import Batch, stream_generator
 from dpdmd_studio.trainer.training.in_force import SettingsInForce
 from dpdmd_studio.trainer.training.trainer import Trainer
@@ -65,8 +64,8 @@ def make_call() -> NetworkCall:
 class Batches:
     """Random conditioning and noise, drawn as a run draws them."""
 
-    def __init__(self, size: int, pictures: int = 1) -> None:
-        self._shape = (pictures, 4, size, size)
+    def __init__(self, size: int, images: int = 1) -> None:
+        self._shape = (images, 4, size, size)
 
     def generator(self, stream: str, step: int, index: int = 0) -> torch.Generator:
         """The random draws of one use."""

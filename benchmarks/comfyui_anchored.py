@@ -1,9 +1,9 @@
-"""What anchored sampling costs a picture in a real ComfyUI: LoRA as hooks, or patched twice.
+"""What anchored sampling costs an image in a real ComfyUI: LoRA as hooks, or patched twice.
 
 `COMFYUI_PYTHON benchmarks/comfyui_anchored.py COMFYUI_DIR`, with the Python of that ComfyUI, on its
 CPU. Checkpoints of the SD 1.x layout with random weights and a random LoRA on every attention,
 feed-forward and convolution layer are made in a temporary folder. Every way draws in turn, so that
-other load hits all alike: one picture that is not timed, and one that is. Times are medians.
+other load hits all alike: one image that is not timed, and one that is. Times are medians.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("comfyui", type=Path)
     parser.add_argument("--pictures", type=int, default=12, help="of every way")
-    parser.add_argument("--pixels", type=int, default=64, help="side of the pictures")
+    parser.add_argument("--pixels", type=int, default=64, help="side of the images")
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     boot(chosen.comfyui)
@@ -61,9 +61,9 @@ def main() -> None:
     print(
         f"ComfyUI {version}, torch {torch.__version__}, Python {platform.python_version()}, CPU, "
         f"{chosen.threads} threads, fp32; {chosen.pixels}x{chosen.pixels} pixels, rank {RANK}, "
-        f"medians of {chosen.pictures} pictures.\n"
+        f"medians of {chosen.pictures} images.\n"
     )
-    print("| checkpoint | way | network evaluations | seconds a picture |\n|---|---|---|---|")
+    print("| checkpoint | way | network evaluations | seconds an image |\n|---|---|---|---|")
     notes = []
     with tempfile.TemporaryDirectory() as folder:
         for name, layout in LAYOUTS.items():
@@ -168,7 +168,7 @@ def measure(name: str, layout: dict[str, Any], folder: Path, chosen: argparse.Na
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for seed in range(chosen.pictures):
             for way, (draws, _) in ways.items():
-                draws(seed)  # so that the model is as a picture of this way leaves it
+                draws(seed)  # so that the model is as an image of this way leaves it
                 begun = time.perf_counter()
                 draws(seed)
                 seconds[way].append(time.perf_counter() - begun)

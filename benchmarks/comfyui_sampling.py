@@ -2,7 +2,7 @@
 
 `COMFYUI_PYTHON benchmarks/comfyui_sampling.py COMFYUI_DIR`, with the Python of that ComfyUI, on its
 CPU. A checkpoint of the SD 1.x layout with random weights and a random LoRA with a recipe are made
-in a temporary folder. Each way is paired with core's: one picture each, in turn, the order changing
+in a temporary folder. Each way is paired with core's: one image each, in turn, the order changing
 from pair to pair, so that other load hits both alike. The same pairs without a network (it answers
 at once) leave only the code around it. The pack's import is timed in fresh processes.
 """
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("comfyui", type=Path)
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--pixels", type=int, default=64, help="side of the pictures")
+    parser.add_argument("--pixels", type=int, default=64, help="side of the images")
     parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args()
     imports = pack_import(chosen.comfyui.resolve())
@@ -84,7 +84,7 @@ def report_ways(folder: Path, chosen: argparse.Namespace) -> None:
     reference = core(0)
     spread = float(reference.std())
     print(
-        "| way | evaluations (batch) | largest difference to core / std | s a picture, core | ours "
+        "| way | evaluations (batch) | largest difference to core / std | s an image, core | ours "
         "| ratio, quartiles | own code a step, ms |\n|---|---|---|---|---|---|---|"
     )
     for name, draw in real.items():
@@ -141,7 +141,7 @@ def ways_of(model: Any, size: int) -> dict[str, Draw]:
     """Every way to draw the latent of a seed."""
     import comfy_extras.nodes_custom_sampler as custom
     import nodes
-    from dpdmd_studio.comfy_nodes.sampling import dropdown
+    from dpdmd_studio.comfy_nodes.sampling import few_step as dropdown
     from dpdmd_studio.comfy_nodes.sampling.few_step import KSampler, Sampler
 
     dropdown.register()
@@ -174,7 +174,7 @@ def ways_of(model: Any, size: int) -> dict[str, Draw]:
 
 
 def timed_pairs(one: Draw, other: Draw, count: int) -> list[tuple[float, float]]:
-    """Seconds of pairs of pictures, after one of each that is not counted."""
+    """Seconds of pairs of images, after one of each that is not counted."""
     one(0), other(0)
     found = []
     for seed in range(count):

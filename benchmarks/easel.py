@@ -18,8 +18,8 @@ from dpdmd_studio.trainer.evaluation.evaluate import (
     ArmSetting,
     Drawn,
     EvaluationSet,
-    Leg,
-    Painter,
+    ImageSampler,
+    Stage,
     evaluate,
 )
 from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
@@ -48,7 +48,7 @@ class Easel:
     """Draws arms of one embedded teacher on fixed captions and seeds."""
 
     checkpoint: LoadedCheckpoint
-    painter: Painter
+    sampler: ImageSampler
     material: EvaluationSet
     guidance_scale: float
     teacher_steps: int
@@ -70,7 +70,7 @@ class Easel:
             cache_folder=prompt_cache(),
         )
         facts, size = stated_settings(asset(teacher)), checkpoint.detection.resolution // 8
-        painter = Painter(
+        sampler = ImageSampler(
             checkpoint=checkpoint,
             call=checkpoint.call(),
             use=LoraSwitch(checkpoint, loras).use,
@@ -80,7 +80,7 @@ class Easel:
         conditioning = tuple(encoded[text] for text in captions)
         material = EvaluationSet(tuple(captions), conditioning, tuple(SEEDS))
         guidance, steps = float(facts["guidance_scale"]), int(facts["steps"])
-        return cls(checkpoint, painter, material, guidance, steps)
+        return cls(checkpoint, sampler, material, guidance, steps)
 
     def few(self, steps: int) -> Tensor:
         """The noise levels of a student with so many steps."""
@@ -90,12 +90,14 @@ class Easel:
         """The teacher at its own steps and guidance, with whatever LoRAs go by `weights`."""
         positions = trailing_positions(self.teacher_steps)
         sigmas = Levels.at_positions(self.checkpoint.schedule, positions).sigmas
-        leg = Leg(weights=weights, sigmas=sigmas, guidance_scale=self.guidance_scale)
-        return ArmSetting(name=name, note="", legs=(leg,))
+        stage = Stage(weights=weights, sigmas=sigmas, guidance_scale=self.guidance_scale)
+        return ArmSetting(name=name, note="", stages=(stage,))
 
     def arm(self, name: str, weights: str, steps: int = 4) -> ArmSetting:
         """Few steps without guidance, with whatever LoRAs go by `weights`."""
-        return ArmSetting(name=name, note="", legs=(Leg(weights=weights, sigmas=self.few(steps)),))
+        return ArmSetting(
+            name=name, note="", stages=(Stage(weights=weights, sigmas=self.few(steps)),)
+        )
 
     def measured(
         self,
@@ -109,5 +111,5 @@ class Easel:
         """
         measures = measures_for(self.checkpoint)
         with shown_by(say):
-            found = evaluate(self.painter, arms, self.material, measures, known=known)
+            found = evaluate(self.sampler, arms, self.material, measures, known=known)
         return {arm.name: arm.measures for arm in found}

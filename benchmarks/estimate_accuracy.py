@@ -3,8 +3,8 @@
     python benchmarks/estimate_accuracy.py [--size 32] [--skip-large]
 
 The embedded teachers, and a random SD1-layout network of about 100 M parameters; float32, on every
-rung. Real updates run first once, so that Adam's moments are there; then the peak is taken over one
-student update with its fake updates.
+memory fallback. Real updates run first once, so that Adam's moments are there; then the peak is
+taken over one student update with its fake updates.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from count_memory import Model, count, model_in
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.families import Family, family, identify
-from dpdmd_studio.core.recipe.schedules import family_schedule
+from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.loading.checkpoint import find_components
 from dpdmd_studio.trainer.memory.packed_base import store_base
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
-from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.model.roles import AdapterRoles, RoleNetwork
 from dpdmd_studio.trainer.toys import encoder
 from dpdmd_studio.trainer.training.batches import Batch, stream_generator
 from dpdmd_studio.trainer.training.in_force import SettingsInForce

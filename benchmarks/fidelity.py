@@ -5,10 +5,11 @@
     python benchmarks/fidelity.py table --folder F
 
 `train` distils the embedded teacher with the settings that the search began with and what --set
-changes, and measures teacher, bare teacher and student. What is tuned is tuned on captions that
-training uses, too (the default); --held-out measures on captions and seeds that nothing has seen
-instead, the zero-training rival as well. `measure --students FILE ...` does so for LoRA files. A
-run that is in the folder is not made again; `table` prints the means over training seeds.
+changes, and measures the teacher with and without guidance and the student. What is tuned is tuned
+on captions that training uses, too (the default); --held-out measures on captions and seeds that
+nothing has seen instead, the training-free baseline as well. `measure --students FILE ...` does so
+for LoRA files. A run that is in the folder is not made again; `table` prints the means over
+training seeds.
 """
 
 from __future__ import annotations
@@ -30,13 +31,18 @@ import torch
 if TYPE_CHECKING:
     from dpdmd_studio.app.config.distill_config import DistillConfig
     from dpdmd_studio.app.runs.directory import RunDirectory
-    from dpdmd_studio.trainer.commands.run_result import Outcome
-    from dpdmd_studio.trainer.evaluation.evaluate import ArmSetting, Drawn, EvaluationSet, Painter
+    from dpdmd_studio.trainer.commands.distill import Outcome
+    from dpdmd_studio.trainer.evaluation.evaluate import (
+        ArmSetting,
+        Drawn,
+        EvaluationSet,
+        ImageSampler,
+    )
     from dpdmd_studio.trainer.training.loop import Progress
 
 ASSETS = mounting.ROOT / "trainer" / "assets"
 CAPTIONS, SEEDS_EACH = 150, 9
-COLUMNS = ("teacher", "run", "seeds", "diversity", "least attribute", "Eq. 9", "clean",
+COLUMNS = ("teacher", "run", "seeds", "diversity", "least attribute", "Eq. 9", "valid",
            "adherence", "distance", "seconds")  # fmt: skip
 # what the search began with; the demo has what it ended with
 BASE = {"steps": 300, "num_anchored_steps": 1, "gradient_steps": "random"}
@@ -108,13 +114,13 @@ def distilled(
 
 
 def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, float]]:
-    """Measures by arm; pictures of the teacher alone are kept, rivals only drawn if held out."""
+    """Measures by arm; images of the teacher alone are kept, baselines only drawn if held out."""
     from dpdmd_studio.trainer.evaluation.comparison import measures_by_arm
     from dpdmd_studio.trainer.evaluation.evaluate import evaluate
     from dpdmd_studio.trainer.evaluation.run_evaluation import (
         evaluation_set,
         run_arms,
-        session_painter,
+        session_sampler,
     )
     from dpdmd_studio.trainer.toys.counts import measures_for
     from dpdmd_studio.trainer.toys.shapes import caption_sample
@@ -123,35 +129,39 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, flo
     first = HELD_OUT_SEEDS if held_out else TUNING_SEEDS
     seeds = range(first, first + SEEDS_EACH)
     material = evaluation_set(session, captions, seeds)
-    painter, arms = session_painter(session), run_arms(session)
+    sampler, arms = session_sampler(session), run_arms(session)
     if not held_out:
-        arms.pop(2)  # the zero-training rival
+        arms.pop(2)  # the training-free baseline
     facts = [session.teacher.name, held_out, session.teacher.guidance_scale, CAPTIONS]
-    if session.config.base_weights != "keep":  # that base draws its teacher's pictures otherwise
+    if session.config.base_weights != "keep":  # that base draws its teacher's images otherwise
         facts.append(session.config.base_weights)
-    known = {  # the teacher, guided and bare
-        arm.name: remembered(cache, facts, painter, arm, material) for arm in arms[:2]
+    known = {  # the teacher, with and without guidance
+        arm.name: remembered(cache, facts, sampler, arm, material) for arm in arms[:2]
     }
-    found = evaluate(painter, arms, material, measures_for(session.checkpoint), known=known)
+    found = evaluate(sampler, arms, material, measures_for(session.checkpoint), known=known)
     return measures_by_arm(found)
 
 
 def remembered(
-    cache: Path, facts: Sequence[object], painter: Painter, arm: ArmSetting, material: EvaluationSet
+    cache: Path,
+    facts: Sequence[object],
+    sampler: ImageSampler,
+    arm: ArmSetting,
+    material: EvaluationSet,
 ) -> Drawn:
-    """The pictures of an arm that no training changes, drawn once for a folder."""
+    """The images of an arm that no training changes, drawn once for a folder."""
     from dpdmd_studio.trainer.evaluation.evaluate import draw_timed
 
     kept = cache / f"{arm.name}-{'-'.join(map(str, facts))}.pt"
     if not kept.exists():
-        torch.save(draw_timed(painter, arm, material), kept)
+        torch.save(draw_timed(sampler, arm, material), kept)
     return torch.load(kept, weights_only=False)
 
 
 def measures_of_files(
     teacher: str, students: Sequence[Path], cache: Path, steps: int = 4
 ) -> dict[str, dict[str, float]]:
-    """Measures on held-out captions and seeds: teacher, bare teacher, and LoRA files by path."""
+    """Measures on held-out captions and seeds: the teacher, guided or not, and LoRA files."""
     from dpdmd_studio.core.lora.file import read_lora
     from dpdmd_studio.trainer.toys.shapes import caption_sample
     from easel import Easel, asset
@@ -160,9 +170,12 @@ def measures_of_files(
     easel = Easel.of(teacher, caption_sample(held_out=True, count=CAPTIONS, seed=7), ways)
     facts = (asset(teacher).stem, True, easel.guidance_scale, CAPTIONS)
     guided = f"Teacher, {easel.teacher_steps} steps, guidance {easel.guidance_scale:g}"
-    fixed = [easel.guided(guided), easel.arm(f"Bare teacher, {steps} steps", "teacher", steps)]
+    fixed = [
+        easel.guided(guided),
+        easel.arm(f"Teacher without guidance, {steps} steps", "teacher", steps),
+    ]
     known = {
-        arm.name: remembered(cache, facts, easel.painter, arm, easel.material) for arm in fixed
+        arm.name: remembered(cache, facts, easel.sampler, arm, easel.material) for arm in fixed
     }
     return easel.measured([*fixed, *(easel.arm(name, name, steps) for name in ways)], known=known)
 
@@ -190,14 +203,14 @@ def kept_of(measures: dict[str, dict[str, float]], arm: str) -> dict[str, float]
 
 
 def summary(result: dict) -> str:
-    """The student's and the rivals' line."""
+    """The student's and the baselines' line."""
     measures = result.get("held_out") or result["tuning"]
     lines = []
     for arm in list(measures)[1:]:
         kept = kept_of(measures, arm)
         lines.append(
             f"{arm}: diversity {kept['diversity']:.1%} (least {kept['least']:.1%}), Eq. 9 "
-            f"{kept['eq9']:.1%}, clean {kept['valid']:+.1%}, adherence {kept['adherence']:+.1%}, "
+            f"{kept['eq9']:.1%}, valid {kept['valid']:+.1%}, adherence {kept['adherence']:+.1%}, "
             f"distance {kept['distance']:.4f}"
         )
     return f"{result['seconds']} s\n  " + "\n  ".join(lines)

@@ -6,7 +6,7 @@ The random SD1-layout network of against_three_copies.py, float32; one thing is 
 Default: batch 1, latent side 16, the product's rank 64, N 4, K 7. The cases of a group and the
 default are taken in turn, so that other load hits all alike; ratios are within one turn, of
 seconds per student update with its 5 fake updates. "counted" is the work of the timed updates:
-passes of the network, each with the pictures and latent positions it had, a backward as one more.
+passes of the network, each with the images and latent positions it had, a backward as one more.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class Case:
 
     def _count(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         found = output[0] if isinstance(output, tuple) else output.sample
-        pictures, _, height, width = found.shape
+        images, _, height, width = found.shape
         passes = 2 if found.requires_grad else 1
-        self._done += passes * pictures * height * width / SIDE**2
+        self._done += passes * images * height * width / SIDE**2
 
     def update(self) -> None:
         """One timed update."""

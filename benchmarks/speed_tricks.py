@@ -37,7 +37,7 @@ from dpdmd_studio.core.diffusion.guidance import NO_GUIDANCE, Guidance
 from dpdmd_studio.core.diffusion.schedule import Levels
 from dpdmd_studio.trainer.model.conditioning import PromptPair
 from dpdmd_studio.trainer.model.lora_layers import AdaptedConv2d, AdaptedLinear
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
+from dpdmd_studio.trainer.model.roles import RoleNetwork
 from dpdmd_studio.trainer.training.loop import Trainer
 from peft.tuners import lora
 from three_copies import ThreeCopies
@@ -124,7 +124,7 @@ WAYS: dict[str, Way] = {
     "channels last": ({}, channels_last, nullcontext, True),
     "teacher and fake in one pass": ({}, scores_in_one_pass, nullcontext, True),
     "fresh roll-outs for the fake": ({"share_rollouts": False}, nothing, nullcontext, False),
-    "all matched steps supervised": ({"gradient_steps": "all"}, nothing, nullcontext, False),
+    "all DMD steps supervised": ({"gradient_steps": "all"}, nothing, nullcontext, False),
     "compiled blocks": ({}, compiled, nullcontext, True),
     "cheap anchor (teacher 2 of 8)": (CHEAP, nothing, nullcontext, False),
     "cheap anchor, compiled blocks": (CHEAP, compiled, nullcontext, False),

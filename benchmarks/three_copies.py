@@ -82,7 +82,7 @@ class ThreeCopies:
         return levels.alphas[i + 1] * x0 + levels.stds[i + 1] * eps
 
     def student_update(self, noise: Tensor, conditions: Any) -> None:
-        """Anchor, roll-out, matching, one combined backward, one optimizer step."""
+        """Anchor, roll-out, DMD, one combined backward, one optimizer step."""
         with torch.no_grad():
             z = noise
             for i in range(self.anchor):
@@ -111,8 +111,8 @@ class ThreeCopies:
                 .clamp_min(1e-2)
             )
             gradient = (fake - real) / size
-        matching = 0.5 * torch.nn.functional.mse_loss(x, (x - gradient).detach())
-        (0.05 * diversity + matching).backward()
+        dmd = 0.5 * torch.nn.functional.mse_loss(x, (x - gradient).detach())
+        (0.05 * diversity + dmd).backward()
         self.apply("student")
 
     def fake_update(self, noise: Tensor, conditions: Any) -> None:

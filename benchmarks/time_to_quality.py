@@ -38,9 +38,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain DMD": {"objective": "dmd"},
 }
 # Goals, fixed before anything was measured. The first is the project's: diversity from 92 to 108 %
-# of the teacher's and no more than 3 points fewer clean pictures. An untrained student, the bare
+# of the teacher's and no more than 3 points fewer valid samples. An untrained student, the unguided
 # teacher, may be there already; the second asks for more than that.
-DIVERSITY, CLEAN = (0.92, 1.08), -0.03
+DIVERSITY, VALID = (0.92, 1.08), -0.03
 Kept = dict[str, float]
 
 
@@ -55,7 +55,7 @@ def settings_of(name: str, steps: int, seed: int):
 
 
 def names_of(steps: int) -> list[str]:
-    """The settings of a case; with one matched step, supervising all is the default."""
+    """The settings of a case; with one step left to DMD, supervising all is the default."""
     return [name for name in SETTINGS if steps > 2 or name != "all steps supervised"]
 
 
@@ -82,16 +82,16 @@ def measured(case: str, folder: Path, cache: Path) -> None:
         return
     files = sorted(folder.glob("step-*.safetensors"))
     measures = fidelity.measures_of_files(teacher, files, cache, steps)
-    bare = list(measures)[1]
-    found = {0: fidelity.kept_of(measures, bare)}
+    unguided = list(measures)[1]
+    found = {0: fidelity.kept_of(measures, unguided)}
     found |= {int(f.stem.split("-")[1]): fidelity.kept_of(measures, str(f)) for f in files}
     (folder / "kept.json").write_text(json.dumps(found, indent=1))
 
 
 def interleaved(case: str, folder: Path) -> None:
     """Median seconds of an update by setting, taken in turn in this process."""
+    from dpdmd_studio.trainer.commands.distill import prepare
     from dpdmd_studio.trainer.commands.open_session import open_session
-    from dpdmd_studio.trainer.commands.preparation import prepare
 
     teacher, steps = CASES[case]
     if (folder / "interleaved.json").exists():
@@ -114,15 +114,15 @@ def interleaved(case: str, folder: Path) -> None:
 
 def within(kept: Kept) -> bool:
     """The project's goal."""
-    return DIVERSITY[0] <= kept["diversity"] <= DIVERSITY[1] and kept["valid"] >= CLEAN
+    return DIVERSITY[0] <= kept["diversity"] <= DIVERSITY[1] and kept["valid"] >= VALID
 
 
-def beyond(kept: Kept, bare: Kept) -> bool:
-    """The goal, and both clean pictures and Eq. 9 nearer to the teacher's than the bare one's."""
+def beyond(kept: Kept, unguided: Kept) -> bool:
+    """The goal, and both valid samples and Eq. 9 nearer to the teacher's than without guidance."""
     return (
         within(kept)
-        and kept["valid"] > bare["valid"]
-        and abs(kept["eq9"] - 1) < abs(bare["eq9"] - 1)
+        and kept["valid"] > unguided["valid"]
+        and abs(kept["eq9"] - 1) < abs(unguided["eq9"] - 1)
     )
 
 
@@ -144,26 +144,26 @@ def rows_of(case: str, name: str, folder: Path) -> tuple[list[str], list[str]]:
     seconds = json.loads((folder / "seconds.json").read_text())
     times = json.loads((folder.parents[1] / "interleaved.json").read_text())
     ratio = statistics.median(a / b for a, b in zip(times[name], times["default"], strict=True))
-    each, bare = ratio * statistics.median(times["default"]), read[0]
+    each, unguided = ratio * statistics.median(times["default"]), read[0]
     trained_ones = sorted(set(read) - {0})
     numbers = [
-        f"| {case} | {name if update else 'bare teacher'} | {update} | {kept['diversity']:.1%} "
-        f"| {kept['least']:.1%} | {kept['eq9']:.1%} | {100 * kept['valid']:+.1f} "
-        f"| {kept['distance']:.4f} | {'yes' if within(kept) else 'no'} "
-        f"| {'yes' if beyond(kept, bare) else 'no'} |"
+        f"| {case} | {name if update else 'teacher without guidance'} | {update} "
+        f"| {kept['diversity']:.1%} | {kept['least']:.1%} | {kept['eq9']:.1%} "
+        f"| {100 * kept['valid']:+.1f} | {kept['distance']:.4f} "
+        f"| {'yes' if within(kept) else 'no'} | {'yes' if beyond(kept, unguided) else 'no'} |"
         for update, kept in sorted(read.items())
         if update or name == "default"
     ]
     cells = [case, name, f"{each:.2f}", f"{ratio:.2f}"]
     cells.append(reached({u: within(read[u]) for u in trained_ones}, seconds, each))
-    cells.append(reached({u: beyond(read[u], bare) for u in trained_ones}, seconds, each))
+    cells.append(reached({u: beyond(read[u], unguided) for u in trained_ones}, seconds, each))
     return numbers, [f"| {' | '.join(cells)} |"]
 
 
 def tables(options: argparse.Namespace) -> str:
     """Both tables of what the folder holds."""
     numbers = [
-        "| case | student | updates | diversity | least | Eq. 9 | clean | distance | within "
+        "| case | student | updates | diversity | least | Eq. 9 | valid | distance | within "
         "| beyond |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

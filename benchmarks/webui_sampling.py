@@ -71,8 +71,8 @@ def take():
 KIND.launch_sampling = launched
 script_callbacks.on_app_started(lambda _, app: app.add_api_route("/probe", take))
 """
-Picture = tuple[tuple[float, float], list[int], np.ndarray]
-Draw = Callable[[int], Picture]
+Image = tuple[tuple[float, float], list[int], np.ndarray]
+Draw = Callable[[int], Image]
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("host", choices=("WEBUI", "FORGE"))
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--pixels", type=int, default=512, help="side of the pictures")
+    parser.add_argument("--pixels", type=int, default=512, help="side of the images")
     parser.add_argument("--starts", type=int, default=0, help="pairs of starts; 0 times sampling")
     chosen = parser.parse_args()
     print(f"{chosen.host}, {platform.python_version()} here, load {os.getloadavg()[0]:.1f}")
@@ -139,15 +139,15 @@ def ways_of(host: WebUI, pixels: int) -> dict[str, Draw]:
     }
 
 
-def drawn(host: WebUI, pixels: int, seed: int, script: list[Any], **wishes: Any) -> Picture:
-    """((seconds, processor seconds) in the sampling loop, evaluations' batches, picture)."""
+def drawn(host: WebUI, pixels: int, seed: int, script: list[Any], **wishes: Any) -> Image:
+    """((seconds, processor seconds) in the sampling loop, evaluations' batches, image)."""
     host.get("/probe")
-    picture, _ = host.draw(
+    image, _ = host.draw(
         f"{PROMPT} <lora:few:1>", alwayson_scripts={SCRIPT: {"args": script}},
         seed=seed, width=pixels, height=pixels, **wishes,
     )  # fmt: skip
     found = host.get("/probe")
-    return tuple(found["seconds"]), found["batches"], picture
+    return tuple(found["seconds"]), found["batches"], image
 
 
 def timed_pairs(
@@ -163,7 +163,7 @@ def timed_pairs(
 
 
 def report_beside(host: WebUI, pixels: int) -> None:
-    """Print what A1111's LoRA beside the layers changes in a picture, and costs."""
+    """Print what A1111's LoRA beside the layers changes in an image, and costs."""
     if host.kind != "WEBUI":
         return
     options = {"override_settings": {"lora_functional": True}}

@@ -10,32 +10,39 @@ import os
 import sys
 import time
 from pathlib import Path
-from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..app.config.distill_config import DistillConfig
 from ..app.config.presets import MEMORIES
-from ..app.config.request import DistillRequest, ModelFiles, TeacherLora, parse_seeds
-from ..app.environment.launched import require_one_process
+from ..app.config.request import DistillRequest, TeacherLora, parse_seeds
+from ..app.environment.launched import place, require_one_process
 from ..app.runs.exit_note import recorded
-from ..core.errors import DPDMDError
+from ..core.errors import DPDMDError, SettingsError
 from .arguments import (
+    MODEL_FILES,
     add_config_arguments,
+    add_drawing,
     add_model_files,
     add_other_files,
+    add_prediction,
+    expanded,
+    model_files,
     parse_lora,
+    print_result,
+    prompts_of,
 )
 from .compare import add_compare
 from .console import plain_line, show_warnings, shown_by
 from .estimate import add_estimate
-from .gui import add_gui
 from .jobs import add_job_commands, add_queue_option, queue_distill
-from .outcome import PROGRAM, print_outcome
 from .package import add_package
 from .settings import add_settings, add_settings_option, settings_values
 
+if TYPE_CHECKING:
+    from ..trainer.commands.distill import Outcome
+
+PROGRAM = "dpdmd-studio"
 USER_ERROR, INTERRUPTED = 2, 130
-MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
 log = logging.getLogger("dpdmd_studio.cli")
 
 
@@ -73,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_distill(commands.add_parser("distill", help="make a few-step LoRA of a checkpoint"))
     add_estimate(commands.add_parser("estimate", help="say what a run will need, before it starts"))
     _add_resume(commands.add_parser("resume", help="go on with a stopped or interrupted run"))
-    _add_sample(commands.add_parser("sample", help="make pictures with a checkpoint or a LoRA"))
+    _add_sample(commands.add_parser("sample", help="make images with a checkpoint or a LoRA"))
     comparison = commands.add_parser("compare", help="draw and measure LoRAs beside their teacher")
     add_model_files(comparison)
     add_compare(comparison)
@@ -81,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add_package(packaging)
     add_other_files(packaging)
     add_job_commands(commands)
-    add_gui(commands.add_parser("gui", help="open the pages in a browser"))
+    _add_gui(commands.add_parser("gui", help="open the pages in a browser"))
     add_settings(commands.add_parser("settings", help="write settings to share"))
     _add_inspect(commands.add_parser("inspect", help="say what a checkpoint or LoRA file is"))
     _add_demo(commands.add_parser("demo", help="distil the embedded checkpoint, show the result"))
@@ -125,7 +132,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT")
     source.add_argument("--prompts", metavar="FILE")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images")
     parser.add_argument("--seeds", default="0-3", metavar="LIST", help="such as 0-8 (default 0-3)")
     parser.add_argument("--negative", default="", metavar="TEXT")
     parser.add_argument("--steps", type=int, metavar="N", help="default: the LoRA's, or 28")
@@ -133,15 +140,29 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X")
     parser.add_argument("--resolution", default="", metavar="WxH")
     parser.add_argument("--clip-skip", type=int, metavar="N")
-    parser.add_argument("--prediction", choices=("auto", "eps", "v", "flow"), default="auto")
-    parser.add_argument("--zero-terminal-snr", choices=("auto", "yes", "no"), default="auto")
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures of that name")
+    add_prediction(parser)
+    add_drawing(parser, "replace images of that name")
     parser.set_defaults(run_command=_sample)
+
+
+def _add_gui(parser: argparse.ArgumentParser) -> None:
+    """Options of the `gui` command."""
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="address to listen on; others than this computer need the token that "
+        "is printed (default: 127.0.0.1)",
+    )
+    parser.add_argument("--port", type=int, metavar="N", help="default: the first free from 7868")
+    parser.add_argument(
+        "--token",
+        default="",
+        metavar="TEXT",
+        help="ask for this token (default: a random one if others can connect)",
+    )
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    parser.set_defaults(run_command=_gui)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -160,17 +181,14 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _distill(arguments: argparse.Namespace) -> int:
     from ..app.library.home import new_run_folder
-    from ..app.prompts.reading import read_prompts
     from ..core.families import identify
 
     # before anything is made or replaced: is that a model at all?
     detection = identify(Path(arguments.checkpoint).expanduser())
     config = DistillConfig.from_dict(settings_values(arguments, detection.family))
-    prompts = read_prompts(Path(arguments.prompts))
-    for note in prompts.notes:
-        log.info("%s", note)
+    prompts = prompts_of(arguments.prompts)
     request = DistillRequest(
-        model=_model_files(arguments),
+        model=model_files(arguments),
         config=config,
         output=arguments.output,
         overwrite=arguments.overwrite,
@@ -184,17 +202,13 @@ def _distill(arguments: argparse.Namespace) -> int:
     )
     if arguments.queue:
         require_one_process("`distill --queue`")
-        return queue_distill(arguments, request, prompts.prompts)
+        return queue_distill(arguments, request, prompts)
     from ..trainer.commands.distill import create_run  # heavy, and not needed to queue
 
     folder = Path(arguments.run) if arguments.run else new_run_folder(Path(arguments.output).stem)
-    run = create_run(folder, request, list(prompts.prompts), overwrite=arguments.overwrite)
+    run = create_run(folder, request, prompts, overwrite=arguments.overwrite)
     log.info("Run: %s", run.path)
     return _train(run, arguments.json)
-
-
-def _model_files(arguments: argparse.Namespace) -> ModelFiles:
-    return ModelFiles(**{name: getattr(arguments, name) for name in MODEL_FILES})
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -215,38 +229,81 @@ def _train(run: Any, as_json: bool) -> int:
 
     with ProgressLine() as line, shown_by(line.message):
         outcome = run_distillation(run, on_progress=line.show)
-    print_outcome(outcome, run.path, as_json)
+    _print_outcome(outcome, run.path, as_json)
     return 0
 
 
+def _print_outcome(outcome: Outcome, folder: Path, as_json: bool) -> None:
+    """Say how a run ended and how to go on; of several processes the first does.
+
+    Args:
+        folder: the run's.
+    """
+    if not place().is_main:
+        return
+    if as_json:
+        facts = {"lora": str(outcome.lora), "run": str(folder), "step": outcome.step,
+                 "finished": outcome.finished}  # fmt: skip
+        sys.stdout.write(json.dumps(facts) + "\n")
+        return
+    state = "Finished" if outcome.finished else "Stopped"
+    sys.stdout.write(f"{state} after {outcome.step} updates: {outcome.lora}\n")
+    if not outcome.finished:
+        sys.stdout.write(f'Go on with: {_program()} resume "{folder}"\n')
+
+
+def _program() -> str:
+    """How this program was called, for commands that a person may copy."""
+    called = Path(sys.argv[0])
+    if called.stem == PROGRAM:
+        return PROGRAM
+    return f'{Path(sys.executable).stem} "{Path(__file__).absolute().parents[1]}"'
+
+
 def _sample(arguments: argparse.Namespace) -> int:
-    from ..app.prompts.expansion import expand
-    from ..app.prompts.reading import parse_line, read_prompts
-    from ..trainer.commands.sample import SampleRequest, sample_pictures
+    from ..app.prompts.reading import parse_line
+    from ..trainer.commands.sample import SampleRequest, sample_images
 
     if arguments.prompts:
-        listed = read_prompts(Path(arguments.prompts))
+        prompts = prompts_of(arguments.prompts)
     else:
-        listed = parse_line(arguments.prompt)
-    for note in listed.notes:
-        log.info("%s", note)
+        line = parse_line(arguments.prompt)
+        prompts = list(line.prompts)
+        for note in line.notes:
+            log.info("%s", note)
     names = ("negative", "steps", "guidance_scale", "guidance_rescale", "resolution",
              "clip_skip", "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
              "overwrite")  # fmt: skip
     request = SampleRequest(
-        model=_model_files(arguments),
-        prompts=tuple(expand(text, Random(number)) for number, text in enumerate(listed.prompts)),
+        model=model_files(arguments),
+        prompts=expanded(prompts),
         seeds=tuple(parse_seeds(arguments.seeds)),
         lora=parse_lora(arguments.lora) if arguments.lora else None,
         with_loras=tuple(map(parse_lora, arguments.with_lora)),
         output=Path(arguments.output),
         **{name: getattr(arguments, name) for name in names},
     )
-    paths = sample_pictures(request)
-    if arguments.json:
-        sys.stdout.write(json.dumps({"pictures": [str(path) for path in paths]}) + "\n")
-    else:
-        sys.stdout.write(f"{len(paths)} pictures in {arguments.output}\n")
+    paths = sample_images(request)
+    facts = {"pictures": [str(path) for path in paths]}
+    print_result(facts, f"{len(paths)} images in {arguments.output}", arguments.json)
+    return 0
+
+
+def _gui(arguments: argparse.Namespace) -> int:
+    """Serve the GUI until interrupted; returns the exit code."""
+    try:
+        from ..app.gui.app import serve
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"The pages need {error.name}, which this environment lacks. Bring it up to date: "
+            "python install.py setup"
+        ) from error
+    serve(
+        listen=arguments.listen,
+        port=arguments.port,
+        token=arguments.token,
+        open_browser=not arguments.no_browser,
+    )
     return 0
 
 
@@ -270,6 +327,5 @@ def _demo(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             on_progress=line.show,
         )
-    sys.stdout.write(json.dumps(facts.to_dict()) if arguments.json else facts.to_text())
-    sys.stdout.write("\n")
+    print_result(facts.to_dict(), facts.to_text(), arguments.json)
     return 0

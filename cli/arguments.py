@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
 from typing import Any
 
-from ..app.config.distill_config import DistillConfig
+from ..app.config.distill_config import REMOVED, DistillConfig
+from ..app.config.request import ModelFiles
 from ..core.errors import SettingsError
 
+log = logging.getLogger("dpdmd_studio.cli")
+MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
 GROUP_TITLES = {
     "teacher": "the teacher",
     "student": "the student and its objective",
@@ -28,7 +37,55 @@ def add_other_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder")
     parser.add_argument("--clip-g", metavar="FILE", help="CLIP-G text encoder")
     parser.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder")
-    parser.add_argument("--vae", metavar="FILE", help="VAE for pictures (training needs none)")
+    parser.add_argument("--vae", metavar="FILE", help="VAE for images (training needs none)")
+
+
+def model_files(arguments: argparse.Namespace) -> ModelFiles:
+    """The files that `add_model_files` asked for."""
+    return ModelFiles(**{name: getattr(arguments, name) for name in MODEL_FILES})
+
+
+def add_prediction(parser: argparse.ArgumentParser) -> None:
+    """What the checkpoint predicts, where its file does not say it."""
+    parser.add_argument("--prediction", choices=("auto", "eps", "v", "flow"), default="auto")
+    parser.add_argument("--zero-terminal-snr", choices=("auto", "yes", "no"), default="auto")
+
+
+def add_drawing(parser: argparse.ArgumentParser, overwrite: str) -> None:
+    """Where and how many images are drawn at a time.
+
+    Args:
+        overwrite: what --overwrite does, in words.
+    """
+    formats = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=formats, default="auto")
+    parser.add_argument("--overwrite", action="store_true", help=overwrite)
+
+
+def prompts_of(path: str | None) -> list[str]:
+    """The prompts in a file, or none without a path; what is to be known of them is logged."""
+    if not path:
+        return []
+    from ..app.prompts.reading import read_prompts
+
+    listed = read_prompts(Path(path).expanduser())
+    for note in listed.notes:
+        log.info("%s", note)
+    return list(listed.prompts)
+
+
+def expanded(prompts: Sequence[str]) -> tuple[str, ...]:
+    """The prompts with one choice made of every alternative, always the same."""
+    from ..app.prompts.expansion import expand
+
+    return tuple(expand(text, Random(number)) for number, text in enumerate(prompts))
+
+
+def print_result(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """Print what a command found: its facts as JSON, or the text."""
+    sys.stdout.write((json.dumps(facts) if as_json else text) + "\n")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +106,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
             kind = type(spec.default)
             metavar = {int: "N", float: "X", str: "TEXT"}[kind]
             group.add_argument(option, type=kind, metavar=metavar, help=text)
+    for name in REMOVED:  # taken, and answered as a settings file that names them is
+        groups["machine"].add_argument(
+            "--" + name.replace("_", "-"),
+            action=argparse.BooleanOptionalAction,
+            help=argparse.SUPPRESS,
+        )
 
 
 def _shown(value: Any) -> str:
@@ -58,8 +121,8 @@ def _shown(value: Any) -> str:
 
 
 def config_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were named on the command line."""
-    names = {spec.name for spec in dataclasses.fields(DistillConfig)}
+    """The settings that were named on the command line, those of earlier versions, too."""
+    names = {*REMOVED, *(spec.name for spec in dataclasses.fields(DistillConfig))}
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 

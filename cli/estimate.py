@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,8 @@ from typing import Any
 from ..app.config.distill_config import DistillConfig
 from ..app.config.knobs import AUTO
 from ..app.config.memory_fallback import fallbacks_left
+from ..app.config.new_run import choose_resolutions
 from ..app.config.presets import MEMORIES, PRESETS
-from ..app.config.request import ModelFiles
-from ..app.config.resolutions import choose_resolutions
 from ..app.estimate import (
     ALLOCATOR_SHARE,
     DRIVER_BYTES,
@@ -28,11 +25,10 @@ from ..app.estimate import (
 )
 from ..core.errors import SettingsError
 from ..core.families import Detection, identify
-from .arguments import add_config_arguments, add_model_files
+from .arguments import add_config_arguments, add_model_files, model_files, print_result
 from .settings import add_settings_option, settings_values
 
 PARTS = ("base", "adapters", "moments", "gradients", "activations", "peak")
-ENCODERS = ("clip_l", "clip_g", "t5")
 
 
 @dataclass(frozen=True)
@@ -101,10 +97,8 @@ def _estimate(arguments: argparse.Namespace) -> int:
     else:
         seconds, text = time_of_earlier_runs(path, detection, config)
         facts = {"seconds": seconds}
-    if arguments.json:
-        sys.stdout.write(json.dumps(found.to_dict() | facts) + "\n")
-    else:
-        sys.stdout.write(f"{detection.title}, {found.dtype}\n{memory_text(found)}\n{text}\n")
+    text = f"{detection.title}, {found.dtype}\n{memory_text(found)}\n{text}"
+    print_result(found.to_dict() | facts, text, arguments.json)
     return 0
 
 
@@ -178,8 +172,7 @@ def _measured(arguments: argparse.Namespace, config: DistillConfig) -> tuple[dic
     """(seconds of all updates and peak bytes, the same in words), from a few on this device."""
     from ..trainer.commands.timed_updates import measured_updates  # heavy
 
-    files = {name: getattr(arguments, name) for name in ("checkpoint", *ENCODERS, "vae")}
-    update, peak = measured_updates(ModelFiles(**files), config)
+    update, peak = measured_updates(model_files(arguments), config)
     seconds = update * config.steps
     text = (
         f"Time: about {duration(seconds)} for {config.steps} updates of {update:.2f} s, measured "

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import sys
 from pathlib import Path
 
 from ..app.config.request import parse_seeds
-from .arguments import parse_lora
+from .arguments import MODEL_FILES, add_drawing, parse_lora, print_result, prompts_of
 
-FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
 OPTIONS = ("count", "cover", "name", "author", "license", "trigger_words", "batch_size", "device",
            "dtype", "overwrite")  # fmt: skip
-log = logging.getLogger("dpdmd_studio.cli")
 
 
 def add_package(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +20,10 @@ def add_package(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR",
                         help="folder to make; DIR.zip is made, too")  # fmt: skip
     parser.add_argument("--prompts", metavar="FILE",
-                        help="what the pictures show (default: the run's)")  # fmt: skip
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="pictures (default 8)")
+                        help="what the images show (default: the run's)")  # fmt: skip
+    parser.add_argument("--count", type=int, default=8, metavar="N", help="images (default 8)")
     parser.add_argument("--seeds", default="", metavar="LIST", help="default: 0 and upwards")
-    parser.add_argument("--cover", type=int, default=1, metavar="N", help="the picture in front")
+    parser.add_argument("--cover", type=int, default=1, metavar="N", help="the image in front")
     parser.add_argument("--name", default="", metavar="TEXT", help="title and name of the file")
     parser.add_argument("--author", default="", metavar="TEXT")
     parser.add_argument("--license", default="", metavar="TEXT", help="your own licence for it")
@@ -39,26 +34,21 @@ def add_package(parser: argparse.ArgumentParser) -> None:
                         help="a LoRA that is on as well; may be repeated")  # fmt: skip
     parser.add_argument("--report", metavar="FILE",
                         help="report.json whose numbers to quote (default: the run's)")  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier package")
+    add_drawing(parser, "replace an earlier package")
     parser.set_defaults(run_command=run_package)
 
 
 def run_package(arguments: argparse.Namespace) -> int:
     """Make the package and say where it is; returns the exit code."""
-    from ..app.share.request import PackageRequest
+    from ..app.share.source import PackageRequest
     from ..trainer.commands.package import package
 
-    named = {name: getattr(arguments, name) for name in FILES}
+    named = {name: getattr(arguments, name) for name in MODEL_FILES}
     request = PackageRequest(
         source=Path(arguments.source),
         output=Path(arguments.output),
         files={name: file for name, file in named.items() if file},
-        prompts=_prompts(arguments.prompts),
+        prompts=tuple(prompts_of(arguments.prompts)),
         seeds=tuple(parse_seeds(arguments.seeds)) if arguments.seeds else (),
         label=arguments.base_model,
         with_loras=tuple(map(parse_lora, arguments.with_lora)),
@@ -66,17 +56,5 @@ def run_package(arguments: argparse.Namespace) -> int:
         **{name: getattr(arguments, name) for name in OPTIONS},
     )
     result = package(request)
-    sys.stdout.write(json.dumps(result.to_dict()) if arguments.json else result.to_text())
-    sys.stdout.write("\n")
+    print_result(result.to_dict(), result.to_text(), arguments.json)
     return 0
-
-
-def _prompts(path: str | None) -> tuple[str, ...]:
-    if not path:
-        return ()
-    from ..app.prompts.reading import read_prompts
-
-    listed = read_prompts(Path(path).expanduser())
-    for note in listed.notes:
-        log.info("%s", note)
-    return tuple(listed.prompts)

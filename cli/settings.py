@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ..app.config.presets import preset
 from ..app.runs.settings_file import config_text, read_settings
 from ..core.errors import OutputError
 from ..core.files import atomic_write
-from .arguments import config_values
+from .arguments import config_values, print_result
 
 SOURCES = "a settings file, a LoRA that was made here, or a run's folder"
 
@@ -56,8 +55,5 @@ def _export(arguments: argparse.Namespace) -> int:
     if output.exists() and not arguments.overwrite:
         raise OutputError(f"{output} exists already. Add --overwrite, or name another --output.")
     atomic_write.write_text(output, text)
-    if arguments.json:
-        sys.stdout.write(json.dumps({"settings": str(output)}) + "\n")
-    else:
-        sys.stdout.write(f"Settings: {output}\n")
+    print_result({"settings": str(output)}, f"Settings: {output}", arguments.json)
     return 0

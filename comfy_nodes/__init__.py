@@ -1,11 +1,14 @@
-"""ComfyUI nodes. ComfyUI reads the two tables through the package root."""
+"""ComfyUI nodes. ComfyUI reads the two tables through the package root.
+
+What may be imported here: law 1 in docs/architecture.md.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from . import host
-from .sampling import anchored, compare, dropdown
+from .sampling import anchored, compare
 from .sampling import attention as attention_node
 from .sampling import few_step as few_step_nodes
 from .sampling import load_lora as lora_node
@@ -24,5 +27,5 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
 }
 
 if host.is_here():
-    dropdown.register()
+    few_step_nodes.register()
     routes.register()

@@ -66,7 +66,7 @@ def attention(
             except FALLBACK_ERRORS as error:
                 _declined.add(call)
                 logger.info("xformers declines %s (%s); PyTorch takes it", call, _short(error))
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return by_pytorch(q, k, v, mask, scale)
 
 
 def choose(device: torch.device, dtype: torch.dtype, width: int = USUAL_WIDTH) -> Backend:
@@ -109,7 +109,7 @@ def _trial(
         shape = (3, 1, 2, 40, width)
         q, k, v = torch.randn(shape, generator=generator).to(device, dtype).unbind()
         results = []
-        for run in (kernel, _by_pytorch):
+        for run in (kernel, by_pytorch):
             leaf = q.clone().requires_grad_(gradients)
             result = run(leaf, k, v, None, None)
             if gradients:
@@ -118,9 +118,10 @@ def _trial(
     return float((results[0] - results[1]).abs().max())
 
 
-def _by_pytorch(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None
+def by_pytorch(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
+    """The same as `attention`, always by PyTorch's own kernels."""
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 

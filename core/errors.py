@@ -1,7 +1,9 @@
-"""Errors a user can cause and mend.
+"""Errors a user can cause and fix.
 
-Every message says what was found, what was expected and what to do. Front ends print the message
-without a traceback; the command line exits with code 2.
+Every message says what was found, what was expected and what to do. Who shows it, without a
+traceback: the command line (`cli.main`, exit code 2), the queue (`app/runs/exit_note.py`), HTTP
+(`app/api/handler.py`), a page's form (`app/gui/forms`), the web UI's set-up (`look` in
+`webui_extension/sampling/auto_setup.py`, as a note). A node lets it through, and ComfyUI shows it.
 """
 
 
@@ -45,5 +47,5 @@ class NonFiniteError(DPDMDError):
     """NaN or infinity in weights, a loss or a gradient; says where it appeared."""
 
 
-class PictureError(DPDMDError):
-    """A picture's metadata cannot be read."""
+class ImageError(DPDMDError):
+    """An image's metadata cannot be read."""

@@ -16,7 +16,7 @@
     if (place && place.textContent !== text) { place.textContent = text; }
   }
 
-  // The server is asked for a trifle first: while it is away, gradio would show an error each time.
+  // A small request goes first: while the server is away, gradio would show an error each time.
   function refresh() {
     asking = true;
     fetch(window.location.pathname, { method: "HEAD", cache: "no-store" })
@@ -46,7 +46,7 @@
   function tick() {
     keepFocus();
     var live = find("dpdmd-live");
-    // A1111 does not bear many requests in the moment in which it comes back.
+    // A1111 cannot take many requests in the moment when it comes back.
     var pause = !away && live && live.dataset.live === "1" ? BUSY_MS : IDLE_MS;
     if (!asking && visible(find("dpdmd-runs")) && Date.now() - last >= pause) { refresh(); }
   }

@@ -1,6 +1,7 @@
 """Runs on the pretended accelerator, one JSON line of findings for each; see test_accelerator.py.
 
-python accelerator_program.py FOLDER CASE...
+`python accelerator_program.py FOLDER` reads the name of a case a line: the libraries are loaded and
+the device is made once for all.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import conftest  # noqa: F401  (makes dpdmd_studio importable)
@@ -42,7 +44,8 @@ def run_once(folder: Path, device, case: str) -> dict:
     if not checkpoint.exists():
         folder.mkdir(parents=True)
         checkpoints.save(checkpoint, checkpoints.file_state(tiny_runs.BUILDERS[family]()))
-    settings = {"dtype": "float32"} | settings  # a GPU would choose bfloat16, a CPU does not
+    few = {"num_steps": 2, "teacher_steps": 4, "fake_updates": 1}
+    settings = few | {"dtype": "float32"} | settings  # a GPU would choose bfloat16, a CPU does not
     run = tiny_runs.new_run(folder / str(device), checkpoint, **settings)
 
     def stop_after_third(progress) -> None:
@@ -56,7 +59,8 @@ def run_once(folder: Path, device, case: str) -> dict:
     student = [outcome.session.roles.state("student")[name]
                for name in sorted(outcome.session.roles.state("student"))]  # fmt: skip
     command = ["sample", str(checkpoint), "--lora", str(outcome.lora), "--prompt", "a dog",
-               "--seeds", "1", "--output", str(folder / str(device) / "pictures")]  # fmt: skip
+               "--seeds", "1", "--resolution", "32x32",
+               "--output", str(folder / str(device) / "pictures")]  # fmt: skip
     return {
         "devices": sorted(devices),
         "metrics": [{k: v for k, v in line.items() if isinstance(v, float)}
@@ -68,7 +72,7 @@ def run_once(folder: Path, device, case: str) -> dict:
 
 
 def program() -> None:
-    """All cases, on the CPU and on the pretended accelerator."""
+    """The cases that are asked for, on the CPU and on the pretended accelerator."""
     import torch
     from pretended.device import register
 
@@ -76,9 +80,13 @@ def program() -> None:
     folder = Path(sys.argv[1])
     os.environ["DPDMD_HOME"] = str(folder / "home")
     devices = [torch.device("cpu"), register()]
-    for case in sys.argv[2:]:
-        found = {d.type: run_once(folder / case, d, case) for d in devices}
+    for case in map(str.strip, sys.stdin):
+        try:
+            found = {d.type: run_once(folder / case, d, case) for d in devices}
+        except Exception:
+            found = {"error": traceback.format_exc()}
         sys.stdout.write(json.dumps({"case": case} | found) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

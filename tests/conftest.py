@@ -7,10 +7,12 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", DIFFUSERS_OFFLINE="1")
 os.environ.update(HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Threads that wait by spinning come to a standstill on a machine that has other work; this is for
-# the interpreters that tests start.
+# Threads that wait by spinning come to a standstill on a machine that has other work, and tiny
+# networks lose by a second one; this is for the interpreters that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import importlib.util
 import runpy
 import socket
@@ -29,6 +31,21 @@ def one_thread() -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def spared_work() -> Iterator[None]:
+    """What costs time and tells nothing here.
+
+    The half a million objects of imported modules are not searched for garbage again and again, and
+    no file waits until the disk has it: no test takes the power away.
+    """
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

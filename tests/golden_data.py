@@ -40,8 +40,6 @@ CHECKPOINT = ASSETS / "shapes-sd1.safetensors"
 DEAD = 2**22 + 5
 """The number of a process that no Linux gives."""
 TEXTS = (".json", ".jsonl", ".txt", ".html", ".lock", "")
-MADE_AT_ONCE = ("state", "previews", "checkpoints")
-"""Every run has these folders; git keeps no empty ones."""
 LEFT_OUT = ("prompt-cache", "worker.log", "page-home")
 PROMPTS = tuple(
     f"a {size} {{red|blue}} {shape}"
@@ -77,9 +75,6 @@ def opened(folder: Path) -> Path:
         if source.suffix in TEXTS:
             content = filled(content.decode("utf-8"), home).encode("utf-8")
         target.write_bytes(content)
-    for settings in list(home.glob("*/*/settings.json")):
-        for name in MADE_AT_ONCE:
-            (settings.parent / name).mkdir(exist_ok=True)
     for path in home.rglob("*"):
         os.utime(path, (LONG_AGO, LONG_AGO))
     return home

@@ -36,7 +36,7 @@ spec = importlib.util.spec_from_file_location("dpdmd_studio", root + "/__init__.
 sys.modules["dpdmd_studio"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 from dpdmd_studio.core.errors import RunError
-from dpdmd_studio.trainer import jobs
+from dpdmd_studio.app import jobs
 rng, count = random.Random(seed), 0
 while time.time() < until:
     time.sleep(rng.uniform(0.02, 0.2))

@@ -34,7 +34,6 @@ from dpdmd_studio.core.families.base import (
 from dpdmd_studio.trainer import families as halves
 from dpdmd_studio.trainer.loading import encoders as files
 from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint
-from dpdmd_studio.trainer.loading.names import identity
 from dpdmd_studio.trainer.loading.weights import Component, Weights
 from dpdmd_studio.trainer.model.conditioning import Conditioning, Encoded
 from dpdmd_studio.trainer.text import encoders as prompts
@@ -180,9 +179,9 @@ FACTS = Family(
         staying=100.0,
         buffers=100.0,
         per_rank={"attention": 500, "full": 500},
-        per_picture={"attention": 10.0, "full": 10.0},
+        per_image={"attention": 10.0, "full": 10.0},
         per_pixel={"attention": 10.0, "full": 10.0},
-        recomputed=Recomputed(per_picture=10.0, per_pixel=5.0, kept=5.0),
+        recomputed=Recomputed(per_image=10.0, per_pixel=5.0, kept=5.0),
     ),
 )
 
@@ -222,7 +221,7 @@ class Letters(nn.Module):
 
 def _letters(weights: Weights, config: Mapping[str, object]) -> Component:
     rows, width = weights.infos["token_embedding.weight"].shape
-    return Component("letters", lambda: Letters(rows, width), weights, identity)
+    return Component("letters", lambda: Letters(rows, width), weights, TensorSource)
 
 
 def _plan(kind: str, checkpoint: LoadedCheckpoint, clip_skip: int) -> prompts.EncoderPlan:

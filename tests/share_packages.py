@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lora_networks
 import torch
-from dpdmd_studio.app.share.facts import CheckpointFacts, PackageFacts, PictureFacts
+from dpdmd_studio.app.share.facts import CheckpointFacts, ImageFacts, PackageFacts
 from dpdmd_studio.app.share.folder import package_texts
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.diffusion.schedule import VPSchedule, few_step_positions
@@ -60,7 +60,7 @@ def facts(family: str, **changes) -> PackageFacts:
         resolution=size,
         resolution_multiple=8,
     )
-    picture = PictureFacts(
+    picture = ImageFacts(
         file="pictures/01.png", prompt="a {red} cat", seed=7, width=size, height=size
     )
     values = {
@@ -74,6 +74,6 @@ def facts(family: str, **changes) -> PackageFacts:
         "hashes": FileHashes("ab" * 32, "12345678", "cd" * 32),
         "bytes": 2048,
         "label": "Other",
-        "pictures": (picture,),
+        "images": (picture,),
     }
     return PackageFacts(**(values | changes))

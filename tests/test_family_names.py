@@ -73,7 +73,7 @@ def test_a_family_is_named_in_its_own_file_alone():
         ("trainer/families/sd1.py", 'HALVES["sd1"] = HALF'),
         ("trainer/loading/parts.py", "from diffusers import UNet2DConditionModel"),
         (
-            "trainer/attention/setup.py",
+            "trainer/attention.py",
             'if kind == "SD3Transformer2DModel": pass',
         ),
         ("__main__.py", 'kinds = ["sd1"]'),

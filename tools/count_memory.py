@@ -29,19 +29,18 @@ import mounting
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
-from dpdmd_studio.app.estimate import Memory, arithmetic_memory, matched_graphs
+from dpdmd_studio.app.estimate import Memory, arithmetic_memory, supervised_graphs
 from dpdmd_studio.core.families import Detection, Family, family, identify
-from dpdmd_studio.core.recipe.schedules import family_schedule
+from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.loading.checkpoint import find_components
 from dpdmd_studio.trainer.memory.offload import OffloadRing
 from dpdmd_studio.trainer.memory.packed_base import RING, store_layers
-from dpdmd_studio.trainer.memory.weight_formats import FORMATS, NF4_BLOCK, Parts
+from dpdmd_studio.trainer.memory.weight_formats import FORMATS, NF4_BLOCK, Parts, WeightFormat
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
-from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.model.roles import AdapterRoles, RoleNetwork
 from dpdmd_studio.trainer.training.batches import Batch
 from dpdmd_studio.trainer.training.gradients import Gradients
 from dpdmd_studio.trainer.training.in_force import SettingsInForce
@@ -111,7 +110,7 @@ class Model:
 
     Attributes:
         make: a network on the meta device, without adapters; made anew for each count.
-        latent: (C, h, w) of one picture.
+        latent: (C, h, w) of one image.
         dtype: number format of the frozen network.
         tokens: of an encoded prompt.
     """
@@ -175,10 +174,10 @@ def count(model: Model, config: DistillConfig, *, like_cuda: bool = True) -> Mem
     )
     settings = SettingsInForce(_shortened(config), facts.sampling.guidance_scale)
     updates = Gradients(RoleNetwork(call, roles), settings, joined())
-    pictures = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    images = min(config.micro_batch_size or config.batch_size, config.batch_size)
     with fake:
-        batch = _batch(model, layout, pictures)
-    adding = config.objective in ("dp_dmd", "no_detach") or pictures < config.batch_size
+        batch = _batch(model, layout, images)
+    adding = config.objective in ("dp_dmd", "no_detach") or images < config.batch_size
     with _cudas_norms() if like_cuda else contextlib.nullcontext():
         peaks = _peaks(updates, batch, fake, adding=adding)
     moments = {
@@ -214,7 +213,7 @@ def _peaks(
     A fake update of no larger an adapter needs less than the student's, and is left out.
 
     Args:
-        adding: whether gradients of an anchored step or of other pictures are there already.
+        adding: whether gradients of an anchored step or of other images are there already.
     """
     network, roles = updates.network.call.network, updates.network.roles
     generator = torch.Generator().manual_seed(0)
@@ -243,11 +242,11 @@ def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
 def _shortened(config: DistillConfig) -> DistillConfig:
     """Settings with the fewest network calls that have the same peak.
 
-    That comes while a student update matches distributions: the matched steps keep their graph, and
-    the teacher runs beside it. What needs no graph leaves nothing behind; an anchored step's is
+    That comes while a student update has its DMD gradient: DMD-supervised steps keep their graph,
+    and the teacher runs beside it. What needs no graph leaves nothing behind; an anchored step's is
     gone before, but for its gradients.
     """
-    steps = matched_graphs(config)
+    steps = supervised_graphs(config)
     return replace(
         config, objective="dmd", micro_batch_size=0, num_steps=steps, teacher_steps=steps,
         gradient_steps="all" if config.gradient_steps == "all" else "last",
@@ -309,7 +308,7 @@ def _fill(network: nn.Module) -> None:
                 module._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
 
 
-class CountedNf4:
+class CountedNf4(WeightFormat):
     """The sizes of `Nf4` without its numbers."""
 
     def pack(self, weight: Tensor) -> Parts:

@@ -4,7 +4,7 @@
     python tools/make_shapes_teacher.py all --layout sd1 --folder FOLDER
 
 Stages, of about an hour or less each on two cores and minutes on a GPU:
-    vae        a small autoencoder in TAESD's layout, on pictures drawn as it goes; the SD1 teacher
+    vae        a small autoencoder in TAESD's layout, on images drawn as it goes; the SD1 teacher
                has the decoder of the SD3 one, which must be there, with first layers of its own
     denoiser   a small MMDiT (SD3, flow matching) or UNet (SD1, eps prediction) and its text model
     export     guidance chosen on training captions, the file written and read back

@@ -3,7 +3,7 @@
     python tools/make_workflows.py
 
 Inputs, widgets and defaults of our nodes come from their classes, so run it after a node changes;
-a test compares. Pictures beside the files are made by hand, from what the workflows draw.
+a test compares. Images beside the files are made by hand, from the output of the workflows.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FOLDER = Path(__file__).resolve().parents[1] / "example_workflows"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 MODEL, CLIP, VAE = 0, 1, 2
 MORE_SLOTS: dict[str, Slots] = {
-    "LoraModelLoader": ((("model", "MODEL"), ("lora", "LORA_MODEL")), (("model", "MODEL"),)),
-    "LossGraphNode": ((("loss", "LOSS_MAP"),), ()),
-    "PreviewImage": ((("images", "IMAGE"),), ()),
+    "LoraModelLoader": ({"model": "MODEL", "lora": "LORA_MODEL"}, {"model": "MODEL"}),
+    "LossGraphNode": ({"loss": "LOSS_MAP"}, {}),
+    "PreviewImage": ({"images": "IMAGE"}, {}),
 }
 SDXL, SDXL_SIZE = "sd_xl_base_1.0.safetensors", [1024, 1024, 1]
 OUR_LORA, FOREIGN_LORA = "my-dp-dmd-lora.safetensors", "dmd2_sdxl_4step_lora.safetensors"
@@ -47,9 +47,9 @@ def slots() -> dict[str, Slots]:
     """Sockets of every node that the workflows use."""
     found = {**SLOTS, **MORE_SLOTS}
     for name, kind in NODE_CLASS_MAPPINGS.items():
-        listed = [(i, t) for i, t, options in given_inputs(kind) if not is_widget(t, options)]
+        listed = {i: t for i, t, options in given_inputs(kind) if not is_widget(t, options)}
         names = getattr(kind, "RETURN_NAMES", kind.RETURN_TYPES)
-        found[name] = (tuple(listed), tuple(zip(names, kind.RETURN_TYPES, strict=True)))
+        found[name] = (listed, dict(zip(names, kind.RETURN_TYPES, strict=True)))
     return found
 
 
@@ -68,7 +68,7 @@ def widgets(name: str, **chosen: Any) -> list[Any]:
 
 
 class Sheet:
-    """A graph with what all of them have: a checkpoint, a prompt, an empty picture."""
+    """A graph with what all of them have: a checkpoint, a prompt, an empty image."""
 
     def __init__(self, note: str) -> None:
         self.graph = Graph(slots=slots())
@@ -91,8 +91,8 @@ class Sheet:
     def save(self, latent: int, column: float, prefix: str) -> None:
         """Decode and save."""
         vae = (self.checkpoint, VAE)
-        picture = self.add("VAEDecode", (column, 0), [], samples=(latent, 0), vae=vae)
-        self.add("SaveImage", (column, 1), [prefix], images=(picture, 0))
+        image = self.add("VAEDecode", (column, 0), [], samples=(latent, 0), vae=vae)
+        self.add("SaveImage", (column, 1), [prefix], images=(image, 0))
 
 
 def text_to_image() -> str:
@@ -111,11 +111,11 @@ def text_to_image() -> str:
 
 
 def anchored() -> str:
-    """A few-step LoRA of somebody else, its first step walked by the base model."""
+    """A few-step LoRA of somebody else, its first step sampled by the base model."""
     sheet = Sheet(
-        "Few-step LoRAs make every seed look alike. Here the checkpoint itself walks the first "
-        "part of the way, where composition is decided, and the LoRA the rest. Set the kind of "
-        "LoRA under settings; several seeds side by side: DP-DMD Compare Seeds."
+        "Few-step LoRAs make every seed look alike. Here the checkpoint itself samples the "
+        "first part of the trajectory, where the layout is decided, and the LoRA the rest. Set the "
+        "kind of LoRA under settings; several seeds side by side: DP-DMD Compare Seeds."
     )
     model = (sheet.checkpoint, MODEL)
     lora = sheet.add("LoraLoaderModelOnly", (1, 0), [FOREIGN_LORA, 1.0], model=model)
@@ -129,7 +129,7 @@ def anchored() -> str:
 
 
 def distil() -> str:
-    """A checkpoint distilled on the canvas, and a picture drawn with the new LoRA."""
+    """A checkpoint distilled on the canvas, and an image sampled with the new LoRA."""
     sheet = Sheet(
         "Turns a checkpoint into a 4-step LoRA, from the prompts alone. Choose the same checkpoint "
         "in Load Checkpoint and in DP-DMD Distill, and give a few hundred prompts of the kind you "

@@ -1,4 +1,4 @@
-"""Random scenes and captions that the shapes teachers learn from, and pictures of them."""
+"""Random scenes and captions that the shapes teachers learn from, and images of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 DRAWING_VERSION = 1
 HALF_EXTENTS = {"small": (6.0, 8.0), "medium": (10.0, 12.0), "large": (15.0, 17.0)}
-"""Half of the longer side of the bounding box, in pixels of a 64-pixel picture."""
+"""Half of the longer side of the bounding box, in pixels of a 64-pixel image."""
 CENTRE_JITTER = 3.0
 """Largest offset from the middle, in pixels: of both axes in the centre, else of the minor one."""
 SIDE_OFFSET = (11.5, 17.0)
@@ -32,7 +32,7 @@ def random_scenes(count: int, generator: np.random.Generator) -> list[shapes.Sce
 
 @dataclass(frozen=True)
 class Plans:
-    """Scenes with their jitter settled: everything that a picture is made of, N rows each."""
+    """Scenes with their jitter settled: everything that an image is made of, N rows each."""
 
     shape: list[str]
     x: NDArray[np.float64]
@@ -57,7 +57,7 @@ def plan(scenes: Sequence[shapes.Scene], generator: np.random.Generator) -> Plan
 
 
 def render(plans: Plans) -> NDArray[np.uint8]:
-    """The pictures of the plans, uint8 RGB, shape (N, 64, 64, 3)."""
+    """The images of the plans, uint8 RGB, shape (N, 64, 64, 3)."""
     cover = np.empty((len(plans.shape), shapes.RESOLUTION, shapes.RESOLUTION, 1))
     for shape in shapes.SHAPES:
         rows = np.array([i for i, s in enumerate(plans.shape) if s == shape], dtype=int)
@@ -95,7 +95,7 @@ def _tones(
 
 
 def draw(scenes: Sequence[shapes.Scene], generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Pictures of the scenes with fresh jitter, uint8 RGB, shape (N, 64, 64, 3)."""
+    """Images of the scenes with fresh jitter, uint8 RGB, shape (N, 64, 64, 3)."""
     return render(plan(scenes, generator))
 
 
@@ -106,9 +106,9 @@ def random_said(generator: np.random.Generator) -> tuple[str, ...]:
     return tuple(name for name in shapes.ATTRIBUTES if name in chosen)
 
 
-def measure_all(pictures: Iterable[NDArray[np.uint8]]) -> list[shapes_measure.Measurement]:
-    """The measurement of every picture."""
-    return [shapes_measure.measure(picture) for picture in pictures]
+def measure_all(images: Iterable[NDArray[np.uint8]]) -> list[shapes_measure.Measurement]:
+    """The measurement of every image."""
+    return [shapes_measure.measure(image) for image in images]
 
 
 def starter_captions(count: int) -> list[str]:

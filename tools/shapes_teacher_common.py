@@ -98,7 +98,7 @@ class Training:
     """A module, its optimiser and its moving average, kept in one resumable checkpoint.
 
     Update `n` draws its data from a generator seeded by (seed, n), so a training that is stopped
-    and started again goes on with the very pictures it would have seen.
+    and started again goes on with the very images it would have seen.
     """
 
     def __init__(

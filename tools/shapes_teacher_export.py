@@ -24,7 +24,7 @@ CONTEXT_WIDTH, POOLED_WIDTH = 4096, 2048
 TEXT_PREFIX = "dpdmd_text_encoder."
 SIZE_LIMIT = 16_000_000
 ROUND_TRIP = 200
-"""Pictures encoded or decoded at a time."""
+"""Images encoded or decoded at a time."""
 OUTER = {
     "pos_embed.pos_embed": "pos_embed",
     "pos_embed.proj": "x_embedder.proj",
@@ -198,18 +198,18 @@ class Models:
         return denoiser.sample(self.teacher, texts, noise, steps, scale)
 
     @torch.inference_mode()
-    def pictures(self, latents: Tensor) -> np.ndarray:
-        """uint8 pictures of latents (N, C, h, w), as a host decodes them."""
+    def images(self, latents: Tensor) -> np.ndarray:
+        """uint8 images of latents (N, C, h, w), as a host decodes them."""
         space = latents / vae.LATENT_SCALE + vae.LATENT_SHIFT
-        return vae.to_pictures(self.autoencoder.decode(space).sample / 2 + 0.5)
+        return vae.to_images(self.autoencoder.decode(space).sample / 2 + 0.5)
 
     @torch.inference_mode()
     def redrawn(self, scenes, plans, drawn: np.ndarray) -> np.ndarray:
-        """The pictures encoded and decoded."""
+        """The images encoded and decoded."""
         seen = torch.from_numpy(drawn).to(device()).permute(0, 3, 1, 2).float() / 127.5 - 1
         space = torch.cat([self.autoencoder.encode(x).latents for x in seen.split(ROUND_TRIP)])
         made = [self.autoencoder.decode(z).sample for z in space.split(ROUND_TRIP)]
-        return vae.to_pictures(torch.cat(made) / 2 + 0.5)
+        return vae.to_images(torch.cat(made) / 2 + 0.5)
 
 
 def load_text(text: torch.nn.Module, tensors: dict[str, Tensor]) -> None:

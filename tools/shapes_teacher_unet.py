@@ -5,7 +5,7 @@ on 4x4 cells of 16x16 pixels, and each cell's 16 numbers lie in the 2x2 latent p
 it (`interleaved`). One of the 16 is a constant, by which a convolution, blind to where it stands,
 can tell which of the four it looks at; the shape makes do with two numbers instead of three.
 
-The decoder is the SD3 teacher's, which draws the same pictures from the same numbers, with new
+The decoder is the SD3 teacher's, which draws the same images from the same numbers, with new
 first layers that sort these. The file holds no encoder: nothing needs one, and the 8 MB that it may
 have are better spent.
 """
@@ -29,7 +29,7 @@ MARKER = 2.5
 SLOTS = (0, 1, 2, 6, 3, 4, 5, 7, 10, 11, 12, 13, 9, 14, 15, 8)
 """Which channel of the 16 lies in each of the 4 x (2x2) places; the last one is the marker's."""
 NOISY = (0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12, 13, 14)
-"""Places that tell classes, where the decoder is shown offsets alike in the whole picture."""
+"""Places that tell classes, where the decoder is shown offsets alike in the whole image."""
 UNET = {
     "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (32, 96),
     "layers_per_block": 1, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -45,7 +45,7 @@ LEVELS = 1000
 
 
 def code(scenes, plans) -> np.ndarray:
-    """The latents that stand for the pictures, fp32, shape (N, 4, 8, 8)."""
+    """The latents that stand for the images, fp32, shape (N, 4, 8, 8)."""
     from dpdmd_studio.trainer.toys import shapes
 
     cells = vae.code(scenes, plans, cell=shapes.RESOLUTION // CELLS)
@@ -144,7 +144,7 @@ def train_decoder(folder: Path, seed: int, asset: Path, compiled: bool = False) 
     """Train the decoder's first layers, or go on with the training found in the folder.
 
     They learn to say of these latents what the SD3 teacher's first layers say of its own latents of
-    the same picture; the layers behind them, which draw, are taken over as they are.
+    the same image; the layers behind them, which draw, are taken over as they are.
     """
     import shapes_scenes
 
@@ -177,7 +177,7 @@ def decoder_front() -> nn.Sequential:
 
 
 def off(latents: Tensor, noise: torch.Generator) -> Tensor:
-    """Latents with noise, and with offsets that are alike in all cells of a picture."""
+    """Latents with noise, and with offsets that are alike in all cells of an image."""
     count = len(latents)
     own = LATENT_NOISE * torch.rand(count, 1, 1, 1, generator=noise)
     latents = latents + own * torch.randn(latents.shape, generator=noise)

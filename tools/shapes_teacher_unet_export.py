@@ -96,11 +96,11 @@ class Models:
         return unet.sample(self.teacher, texts, noise, steps, scale)
 
     @torch.inference_mode()
-    def pictures(self, latents: Tensor) -> np.ndarray:
-        """uint8 pictures of latents (N, C, h, w), as a host decodes them."""
+    def images(self, latents: Tensor) -> np.ndarray:
+        """uint8 images of latents (N, C, h, w), as a host decodes them."""
         made = [self.decoder(z) for z in latents.split(ROUND_TRIP)]
-        return vae.to_pictures(torch.cat(made) / 2 + 0.5)
+        return vae.to_images(torch.cat(made) / 2 + 0.5)
 
     def redrawn(self, scenes, plans, drawn: np.ndarray) -> np.ndarray:
-        """The pictures decoded from the code that stands for them; there is no encoder."""
-        return self.pictures(torch.from_numpy(unet.code(scenes, plans)).to(device()))
+        """The images decoded from the code that stands for them; there is no encoder."""
+        return self.images(torch.from_numpy(unet.code(scenes, plans)).to(device()))

@@ -1,16 +1,16 @@
 """Stage `vae`: a small autoencoder with a latent space of our own making, in TAESD's layout.
 
 TAESD is 64 channels wide at every level with one, three, three, three blocks. Two cores cannot
-train that in minutes, and such pictures do not need it: here the levels are 32, 48, 64 and 64
+train that in minutes, and such images do not need it: here the levels are 32, 48, 64 and 64
 wide, and some blocks are left out. A left-out block is one whose convolutions are all zero, that
 is a bare ReLU; absent channels are zero rows and columns. Both are exact in TAESD's own network.
 
 What the latents mean is not left to chance. `code` writes down, in each of the 8x8 cells, the two
 colours, the shape, its size and side, and how far the cell is from the shape's middle. The encoder
-learns to read this code off a picture and the decoder to draw it. A denoiser learns such smooth,
+learns to read this code off an image and the decoder to draw it. A denoiser learns such smooth,
 redundant latents in minutes, where it needs hours for those of a freely trained autoencoder.
 Classes lie far apart in the code, each about as far from each (`CORNERS`): where neighbours lie
-close, as red and orange do in RGB, a small denoiser makes pictures that are between the two.
+close, as red and orange do in RGB, a small denoiser makes images that are between the two.
 
 The modules stand at TAESD's own positions, so names need no translation.
 """
@@ -31,7 +31,7 @@ LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609
 BATCH, CYCLES, PEAK, DECAY = 64, (700, 800, 1000, 1700, 1200), 2e-3, 0.995
 CROP, WHOLE_BATCH = 32, 16
 WINDOWS = (True, False, False, True, False)
-"""Cycles in which the decoder sees windows around outlines instead of whole pictures.
+"""Cycles in which the decoder sees windows around outlines instead of whole images.
 
 Never the last one: after windows alone, blobs appear on the planes that they did not show.
 """
@@ -41,7 +41,7 @@ LATENT_NOISE = (0.2, 0.1, 0.1, 0.05, 0.03)
 """The decoder learns to draw cleanly from latents that are off by this much, in each cycle."""
 CELL = 8
 OFFSET, OFFSET_CHANNELS = (0.4, 0.4, 0.4, 0.25, 0.3), [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 15]
-"""As LATENT_NOISE, but alike in all cells of a picture, on the channels that tell classes."""
+"""As LATENT_NOISE, but alike in all cells of an image, on the channels that tell classes."""
 TRIANGLE = 2**0.5 * np.array([[-(0.75**0.5), -0.5], [0, 1], [0.75**0.5, -0.5]])
 CORNERS = {
     "six": np.array([[*corner, height] for height in (-1.2, 1.2) for corner in TRIANGLE]),
@@ -59,13 +59,13 @@ moments it looks like a Gaussian along each axis.
 
 
 def code(scenes, plans, cell: int = CELL) -> np.ndarray:
-    """The latents that stand for the pictures, fp32, of about unit variance.
+    """The latents that stand for the images, fp32, of about unit variance.
 
     Their shape is (N, 16, 64 / cell, 64 / cell), for cells of `cell` pixels.
 
     Channels 0-2: class of background; 3-5: class of colour, each moved a little by the tone; 6-8:
     shape; 9 and 14: size, moved so that the half extent is linear in both; 10-11: distance of the
-    cell's middle from the shape's middle, to the right and down; 12, 13, 15: side of the picture.
+    cell's middle from the shape's middle, to the right and down; 12, 13, 15: side of the image.
     """
     import shapes_scenes
     from dpdmd_studio.trainer.toys import shapes
@@ -123,7 +123,7 @@ def _conv(inputs: int, outputs: int, stride: int = 1, bias: bool = True) -> nn.C
 
 
 class SlimTaesd(nn.Module):
-    """Encoder and decoder between pictures in [0, 1] and 16 x H/8 x W/8 latents."""
+    """Encoder and decoder between images in [0, 1] and 16 x H/8 x W/8 latents."""
 
     def __init__(self, latents: int = LATENT_CHANNELS) -> None:
         super().__init__()
@@ -150,22 +150,22 @@ class SlimTaesd(nn.Module):
             if isinstance(module, Block):
                 module.conv[-1].weight.data.mul_(0.1)
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Latents in the denoiser's space, shape (N, 16, H/8, W/8), of pictures in [0, 1]."""
-        return (self.taesd_encoder(pictures) - LATENT_SHIFT) * LATENT_SCALE
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents in the denoiser's space, shape (N, 16, H/8, W/8), of images in [0, 1]."""
+        return (self.taesd_encoder(images) - LATENT_SHIFT) * LATENT_SCALE
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures in about [0, 1], shape (N, 3, H, W), of latents in the denoiser's space."""
+        """Images in about [0, 1], shape (N, 3, H, W), of latents in the denoiser's space."""
         return self.taesd_decoder(latents / LATENT_SCALE + LATENT_SHIFT)
 
 
-def to_tensor(pictures: np.ndarray, place: torch.device) -> Tensor:
+def to_tensor(images: np.ndarray, place: torch.device) -> Tensor:
     """uint8 (N, H, W, 3) as float (N, 3, H, W) in [0, 1], channels last in memory."""
-    tensor = torch.from_numpy(pictures).to(place).permute(0, 3, 1, 2).float() / 255
+    tensor = torch.from_numpy(images).to(place).permute(0, 3, 1, 2).float() / 255
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
-def to_pictures(decoded: Tensor) -> np.ndarray:
+def to_images(decoded: Tensor) -> np.ndarray:
     """What a host shows for a decoded tensor: uint8, shape (N, H, W, 3)."""
     return (decoded.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
@@ -173,7 +173,7 @@ def to_pictures(decoded: Tensor) -> np.ndarray:
 def train(folder: Path, seed: int, compiled: bool = False) -> Training:
     """Train the autoencoder, or go on with the training found in the folder.
 
-    In some cycles the decoder sees windows around outlines, in the others whole pictures.
+    In some cycles the decoder sees windows around outlines, in the others whole images.
     """
     import shapes_scenes
 
@@ -192,53 +192,53 @@ def train(folder: Path, seed: int, compiled: bool = False) -> Training:
         plans = shapes_scenes.plan(scenes, generator)
         drawn = shapes_scenes.render(plans)
         wanted = torch.from_numpy(code(scenes, plans)).to(place)
-        pictures = to_tensor(drawn, place)
+        images = to_tensor(drawn, place)
         reading = torch.zeros((), device=place)
         if READS[cycle]:
-            latents = network.encode(pictures[:WHOLE_BATCH])
+            latents = network.encode(images[:WHOLE_BATCH])
             reading = (latents - wanted[:WHOLE_BATCH]).square().mean()
         if WINDOWS[cycle]:
-            pictures, wanted = windows(drawn, pictures, wanted, generator)
+            images, wanted = windows(drawn, images, wanted, generator)
         else:
-            pictures, wanted = pictures[:WHOLE_BATCH], wanted[:WHOLE_BATCH]
+            images, wanted = images[:WHOLE_BATCH], wanted[:WHOLE_BATCH]
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
         strength = LATENT_NOISE[cycle] * torch.rand(len(wanted), 1, 1, 1, generator=noise)
         wanted = wanted + (strength * torch.randn(wanted.shape, generator=noise)).to(place)
         share = OFFSET[cycle] * torch.rand(len(wanted), 1, 1, 1, generator=noise)
         offset = torch.randn(len(wanted), len(OFFSET_CHANNELS), 1, 1, generator=noise)
         wanted[:, OFFSET_CHANNELS] += (share * offset).to(place)
-        return 0.3 * reading + drawing_loss(network.decode(wanted), pictures)
+        return 0.3 * reading + drawing_loss(network.decode(wanted), images)
 
     training.run(loss_of)
     return training
 
 
 def windows(
-    drawn: np.ndarray, pictures: Tensor, latents: Tensor, generator: np.random.Generator
+    drawn: np.ndarray, images: Tensor, latents: Tensor, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A window of each picture around a random point of its shape's outline, and its cells.
+    """A window of each image around a random point of its shape's outline, and its cells.
 
     Plain background teaches nothing and costs as much as an outline. Windows lie on whole cells.
     """
     size, whole = CROP, drawn.shape[1]
     some, cells = [], []
-    for index, picture in enumerate(drawn):
-        change = np.abs(np.diff(picture.astype(np.int16), axis=1)).sum(axis=-1)
+    for index, image in enumerate(drawn):
+        change = np.abs(np.diff(image.astype(np.int16), axis=1)).sum(axis=-1)
         y, x = divmod(int(generator.choice(np.flatnonzero(change > 20))), whole - 1)
         corner = np.array([y, x]) - generator.integers(4, size - 4, size=2)
         top, left = np.clip((corner + CELL // 2) // CELL * CELL, 0, whole - size)
-        some.append(pictures[index, :, top : top + size, left : left + size])
+        some.append(images[index, :, top : top + size, left : left + size])
         row, column, count = top // CELL, left // CELL, size // CELL
         cells.append(latents[index, :, row : row + count, column : column + count])
     return torch.stack(some).contiguous(memory_format=torch.channels_last), torch.stack(cells)
 
 
-def drawing_loss(drawn: Tensor, pictures: Tensor) -> Tensor:
+def drawing_loss(drawn: Tensor, images: Tensor) -> Tensor:
     """L1 + MSE of pixels, those near outlines counted fourfold, and L1 of edges."""
-    error = drawn - pictures
+    error = drawn - images
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    lightest = functional.max_pool2d(pictures, 3, 1, 1)
-    darkest = -functional.max_pool2d(-pictures, 3, 1, 1)
+    lightest = functional.max_pool2d(images, 3, 1, 1)
+    darkest = -functional.max_pool2d(-images, 3, 1, 1)
     outline = ((lightest - darkest).amax(dim=1, keepdim=True) > 0.08).float()
     weight = 1 + 3 * functional.max_pool2d(outline, 5, 1, 2)
     weight = weight / weight.mean()

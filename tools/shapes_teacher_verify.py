@@ -1,4 +1,4 @@
-"""Stages `export` (its choice of guidance) and `verify`: pictures made and measured."""
+"""Stages `export` (its choice of guidance) and `verify`: images made and measured."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ class Models(Protocol):
         """Guided samples that start from the noise (N, C, h, w)."""
         ...
 
-    def pictures(self, latents: Tensor) -> np.ndarray:
-        """uint8 pictures of latents (N, C, h, w), as a host decodes them."""
+    def images(self, latents: Tensor) -> np.ndarray:
+        """uint8 images of latents (N, C, h, w), as a host decodes them."""
         ...
 
     def redrawn(self, scenes, plans, drawn: np.ndarray) -> np.ndarray:
-        """Drawn pictures made again from the latents that stand for them."""
+        """Drawn images made again from the latents that stand for them."""
         ...
 
 
-def pictures_of(models: Models, texts: list[str], seed: int, scale: float, steps: int = STEPS):
-    """Pictures for the captions; picture i starts from the noise of seed + i."""
+def images_of(models: Models, texts: list[str], seed: int, scale: float, steps: int = STEPS):
+    """Images for the captions; image i starts from the noise of seed + i."""
     found = []
     for start in range(0, len(texts), BATCH):
         some = texts[start : start + BATCH]
         seeds = range(seed + start, seed + start + len(some))
         noise = torch.stack([start_noise(s, models.latent_shape) for s in seeds])
-        found.append(models.pictures(models.latents(some, noise.to(device()), steps, scale)))
+        found.append(models.images(models.latents(some, noise.to(device()), steps, scale)))
     return np.concatenate(found)
 
 
@@ -56,15 +56,15 @@ def start_noise(seed: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
-def counted(texts: list[str], pictures: np.ndarray) -> dict:
-    """Share of valid and of matching pictures, and the entropy of what captions leave unsaid."""
+def counted(texts: list[str], images: np.ndarray) -> dict:
+    """Share of valid and of matching images, and the entropy of what captions leave unsaid."""
     import shapes_scenes
     from dpdmd_studio.trainer.toys import measures as shapes_measure
 
-    found = shapes_scenes.measure_all(pictures)
+    found = shapes_scenes.measure_all(images)
     pairs = list(zip(texts, found, strict=True))
     return {
-        "pictures": len(pairs),
+        "images": len(pairs),
         "valid": round(sum(m.valid for m in found) / len(pairs), 4),
         "match": round(sum(shapes_measure.adherence(t, m) for t, m in pairs) / len(pairs), 4),
         "unsaid_entropy": _rounded(shapes_measure.unsaid_entropy(pairs)),
@@ -82,7 +82,7 @@ def choose_guidance(models: Models) -> tuple[float, dict]:
     texts = shapes.caption_sample(False, CAPTIONS_TO_CHOOSE, seed=1)
     table = {}
     for scale in SCALES:
-        table[str(scale)] = counted(texts, pictures_of(models, texts, 10_000, scale))
+        table[str(scale)] = counted(texts, images_of(models, texts, 10_000, scale))
         LOG.info("guidance %.1f: %s", scale, table[str(scale)])
         if table[str(scale)]["match"] >= ADHERENCE_GOAL:
             return scale, table
@@ -90,7 +90,7 @@ def choose_guidance(models: Models) -> tuple[float, dict]:
 
 
 def drawn_like(texts: list[str], seed: int) -> np.ndarray:
-    """Drawn pictures that show what each caption says, the rest free."""
+    """Drawn images that show what each caption says, the rest free."""
     import shapes_scenes
     from dpdmd_studio.trainer.toys import shapes
 
@@ -102,7 +102,7 @@ def drawn_like(texts: list[str], seed: int) -> np.ndarray:
 
 
 def round_trip(models: Models, count: int = 1000) -> dict:
-    """How many drawn pictures measure the same after being made again from their latents."""
+    """How many drawn images measure the same after being made again from their latents."""
     import shapes_scenes
 
     generator = np.random.default_rng(77)
@@ -113,7 +113,7 @@ def round_trip(models: Models, count: int = 1000) -> dict:
     before, after = shapes_scenes.measure_all(drawn), shapes_scenes.measure_all(again)
     same = sum(a == b and a.valid for a, b in zip(before, after, strict=True))
     error = np.abs(again.astype(float) - drawn).mean()
-    return {"pictures": count, "same": same / count, "mean_absolute_error": round(error, 3)}
+    return {"images": count, "same": same / count, "mean_absolute_error": round(error, 3)}
 
 
 def verify(models: Models, path: Path, folder: Path) -> dict:
@@ -125,15 +125,15 @@ def verify(models: Models, path: Path, folder: Path) -> dict:
         scale = json.loads(file.metadata()["dpdmd.shapes"])["guidance_scale"]
     started = time.monotonic()
     texts = shapes.caption_sample(True, CAPTIONS_TO_VERIFY, seed=2)
-    pictures = pictures_of(models, texts, 100_000, scale)
-    save_grid(pictures[:60], folder / "held_out.png")
+    images = images_of(models, texts, 100_000, scale)
+    save_grid(images[:60], folder / "held_out.png")
     result = {"guidance_scale": scale, "steps": STEPS, "round_trip": round_trip(models)}
-    result["held_out"] = counted(texts, pictures)
+    result["held_out"] = counted(texts, images)
     result["drawn_for_the_same_captions"] = counted(texts, drawn_like(texts, 3))
     result["one_caption_many_seeds"] = repeated(models, scale)
-    plain = pictures_of(models, texts[:500], 100_000, 1.0)
+    plain = images_of(models, texts[:500], 100_000, 1.0)
     result["held_out_without_guidance"] = counted(texts[:500], plain)
-    few = pictures_of(models, texts[:500], 100_000, scale, steps=4)
+    few = images_of(models, texts[:500], 100_000, scale, steps=4)
     result["held_out_4_steps"] = counted(texts[:500], few)
     result["seconds"] = round(time.monotonic() - started)
     _hold_bars(result)
@@ -149,7 +149,7 @@ def repeated(models: Models, scale: float) -> dict:
     sums: dict[str, list[tuple[float, float]]] = {name: [] for name in shapes.ATTRIBUTES}
     for number, text in enumerate(texts):
         many = [text] * SEEDS_EACH
-        made = counted(many, pictures_of(models, many, 200_000 + 1000 * number, scale))
+        made = counted(many, images_of(models, many, 200_000 + 1000 * number, scale))
         drawn = counted(many, drawn_like(many, 50 + number))
         for name in set(shapes.ATTRIBUTES) - set(shapes.parse_caption(text)):
             pair = (made["unsaid_entropy"][name], drawn["unsaid_entropy"][name])
@@ -163,7 +163,7 @@ def repeated(models: Models, scale: float) -> dict:
 
 
 def _hold_bars(result: dict) -> None:
-    """Adds the entropies relative to drawn pictures and whether every bar is met."""
+    """Adds the entropies relative to drawn images and whether every bar is met."""
     made, drawn = result["held_out"], result["drawn_for_the_same_captions"]
     relative = {
         name: round(value / drawn["unsaid_entropy"][name], 4)
@@ -178,9 +178,7 @@ def _hold_bars(result: dict) -> None:
     )
 
 
-def save_grid(pictures: np.ndarray, path: Path, columns: int = 12) -> None:
-    """Pictures side by side in one PNG."""
-    rows = [
-        np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)
-    ]
+def save_grid(images: np.ndarray, path: Path, columns: int = 12) -> None:
+    """Images side by side in one PNG."""
+    rows = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
     Image.fromarray(np.concatenate([r for r in rows if r.shape == rows[0].shape])).save(path)

@@ -1,6 +1,6 @@
 """Tries the pinned packages together: `python tools/smoke_environment.py` inside an environment.
 
-Imports what the engine imports, builds a tiny UNet and a tiny SD3 transformer with two adapters,
+Imports what the trainer imports, builds a tiny UNet and a tiny SD3 transformer with two adapters,
 and checks forward, backward, switching and saving, offline. To be run on a real interpreter of each
 supported version whenever the pins in `app/environment/requirements-*.txt` change.
 """

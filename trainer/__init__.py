@@ -1,1 +1,1 @@
-"""The trainer: host-safe parts here, the worker's engine in `engine`."""
+"""What only the worker loads: diffusers, transformers, peft, accelerate. No host imports it."""

@@ -6,11 +6,12 @@ import contextlib
 import gc
 import logging
 import sys
+from collections.abc import Iterator
 
 import torch
 
 from ..app.environment.launched import place
-from ..core.errors import SettingsError
+from ..core.errors import DPDMDError, SettingsError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NUMBERED = ("cuda", "xpu")  # kinds of device that a machine may have several of
@@ -72,6 +73,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = ("out of memory", "not enough memory", "can't allocate memory")
     named = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return named or isinstance(error, torch.OutOfMemoryError)
+
+
+@contextlib.contextmanager
+def memory_explained(error_class: type[DPDMDError], advice: str) -> Iterator[None]:
+    """Turns a device's lack of memory in the block into an error that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise error_class(f"The device ran out of memory ({said}). {advice}") from error
 
 
 def release_memory(device: torch.device) -> None:

@@ -33,11 +33,11 @@ T = TypeVar("T")
 
 # The first rank draws, measures and saves while the others wait for its next message; one that has
 # died is noticed by its closed connection, not by this.
-PATIENCE = timedelta(hours=12)
+TIMEOUT = timedelta(hours=12)
 # One that has failed tells the others; where they do not ask at once, as the first while it draws,
 # it says so to the user and stays for their next question before it leaves.
-FAREWELL_SECONDS = 30.0
-LINGERING_SECONDS = 600.0
+TELL_SECONDS = 30.0
+STAY_SECONDS = 600.0
 BUCKET_NUMBERS = 1 << 24
 # Ranks on unlike devices may round differently; a lost or doubled gradient is far above this.
 ADAPTER_TOLERANCE = 1e-3
@@ -68,11 +68,11 @@ class Ranks:
         """This rank's rows of a batch of `count`: shares differ by one at most.
 
         Raises:
-            SettingsError: there are fewer pictures than ranks.
+            SettingsError: there are fewer images than ranks.
         """
         if count < self.size:
             raise SettingsError(
-                f"batch_size is {count} for {self.size} processes, and each needs a picture of its "
+                f"batch_size is {count} for {self.size} processes, and each needs an image of its "
                 f"own. Set --batch-size to {self.size} or more, or start fewer processes."
             )
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
@@ -160,7 +160,7 @@ class Ranks:
             yield
         except BaseException as error:
             if self.size > 1 and not isinstance(error, OtherRankError):
-                _say_farewell((str(error) or type(error).__name__)[:500])
+                _tell_failure((str(error) or type(error).__name__)[:500])
             raise
 
     # Checks
@@ -216,7 +216,7 @@ def _summed(flat: Tensor) -> Tensor:
         return cast(Tensor, reduce(carried, "sum"))
 
 
-def _say_farewell(failure: str) -> None:
+def _tell_failure(failure: str) -> None:
     """Tell the others of this rank's failure, as soon as they ask; some never do, or are gone."""
 
     def tell() -> None:
@@ -226,9 +226,9 @@ def _say_farewell(failure: str) -> None:
     # a thread, since nothing else ends the waiting for one that never asks
     last = threading.Thread(target=tell, daemon=True)
     last.start()
-    last.join(FAREWELL_SECONDS)
+    last.join(TELL_SECONDS)
     if last.is_alive():
-        atexit.register(last.join, LINGERING_SECONDS)  # runs before `_leave`
+        atexit.register(last.join, STAY_SECONDS)  # runs before `_leave`
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -288,7 +288,7 @@ def _connect(where: Place) -> None:
     with _explained():
         try:
             state = PartialState(
-                cpu=on_cpu, backend=backends["cpu"] if on_cpu else names, timeout=PATIENCE
+                cpu=on_cpu, backend=backends["cpu"] if on_cpu else names, timeout=TIMEOUT
             )
         except (ImportError, ValueError, NotImplementedError) as error:
             raise SettingsError(

@@ -12,6 +12,8 @@ from urllib.parse import unquote, urlsplit
 PREFIX = "/dpdmd/v1"
 MAX_BODY_BYTES = 10_000_000
 JSON = "application/json"
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+"""How this computer calls itself."""
 NOT_HERE = (
     "There is nothing under this address. Expected one of the addresses of the DP-DMD panel; "
     "reload the page if the pack was updated."
@@ -88,7 +90,8 @@ def read_request(
         headers: names in any case.
     """
     lower = {name.lower(): value for name, value in headers.items()}
-    check_origin(lower)
+    if _is_foreign(lower):
+        raise RefusedError(403, FOREIGN)
     if body is None or len(body) > MAX_BODY_BYTES:
         raise RefusedError(413, TOO_LARGE)
     _, prefix, rest = path.partition(PREFIX + "/")
@@ -99,25 +102,27 @@ def read_request(
     return Request(method, parts, query, content)
 
 
-def check_origin(headers: Mapping[str, str]) -> None:
-    """Raise RefusedError for what a page of another site sends.
+def _is_foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a page of another site sent a request with these headers.
 
     Sec-Fetch-Site is set by browsers alone, so "same-origin" is true also behind a proxy that gives
     this server another name.
-
-    Args:
-        headers: names in lower case.
     """
-    origin = headers.get("origin")
-    if origin is None:
-        return
+    if "origin" not in headers or headers.get("sec-fetch-site") == "same-origin":
+        return False
     try:
-        sender = urlsplit(origin).netloc.lower()
+        sender = urlsplit(headers["origin"]).netloc.lower()
     except ValueError:
-        sender = ""
-    own = headers.get("host", "").lower()
-    if (not sender or sender != own) and headers.get("sec-fetch-site") != "same-origin":
-        raise RefusedError(403, FOREIGN)
+        return True
+    return not sender or sender != headers.get("host", "").lower()
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, without the port; "" for one that is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
 
 
 def _table(body: bytes, headers: Mapping[str, str]) -> Mapping[str, Any]:

@@ -7,13 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import DPDMDError, OutputError, RunError
+from ...core.errors import DPDMDError, OutputError, PromptError, RunError, SettingsError
 from .. import jobs
+from ..config.distill_config import DistillConfig
+from ..config.request import DistillRequest, ModelFiles
 from ..environment import readiness
-from ..jobs import LIVE, Job
+from ..jobs import Job
 from ..jobs.files import runs
 from ..library.inspect import inspect
 from ..library.model_folders import contained
+from ..library.path_checks import lora_file
+from ..prompts.reading import PromptList, parse_prompts
 from ..runs.previews import previews
 from .exchange import (
     NOT_HERE,
@@ -24,12 +28,13 @@ from .exchange import (
     json_response,
     read_request,
 )
-from .new_run import new_run
 from .run_detail import job_facts, run_detail
 
-MAX_PICTURE_BYTES = 64 << 20
+MAX_PREVIEW_BYTES = 64 << 20
 SETUP_TITLE = "Set up the trainer"
 ACTIONS = ("start", "stop", "resume", "delete", "duplicate", "rename", "move")
+NEW_RUN = ("checkpoint", "prompts", "title", "output_name", "config")
+"""What a page may say of a new run."""
 _log = logging.getLogger("dpdmd_studio.api")
 
 
@@ -82,7 +87,7 @@ class Api:
             case ("GET", "runs", id):
                 return json_response(run_detail(_job(id)))
             case ("GET", "runs", id, "previews", name):
-                return _picture(_job(id), name)
+                return _preview(_job(id), name)
             case ("POST", "setup"):
                 return json_response(job_facts(set_up()))
             case ("POST", "runs"):
@@ -121,29 +126,71 @@ def state() -> dict[str, Any]:
 def set_up() -> Job:
     """The job that sets the trainer up: the one that waits or runs already, or a new one."""
     found = [job for job in jobs.all_jobs() if job.kind == "setup"]
-    going_on = (job for job in found if job.state == "queued" or job.state in LIVE)
+    going_on = (job for job in found if job.state == "queued" or job.live)
     return next(going_on, None) or jobs.submit_task("setup", [], SETUP_TITLE)
+
+
+def new_run(body: Mapping[str, Any], model_folders: Sequence[Path], lora_folder: Path) -> Job:
+    """Queue the run that a page describes; the LoRA gets a free name in the folder.
+
+    Args:
+        body: "checkpoint" (a path inside the model folders), "prompts" (a list, or a text with one
+            a line), and, if wanted, "title", "output_name" and "config" (settings by name).
+
+    Raises:
+        DPDMDError: something is missing, unknown, of the wrong kind, or not possible.
+    """
+    unknown = sorted(set(body) - set(NEW_RUN))
+    if unknown:
+        raise SettingsError(f"Unknown: {', '.join(unknown)[:200]}. Known are {', '.join(NEW_RUN)}.")
+    config = body.get("config", {})
+    if not isinstance(config, dict):
+        raise SettingsError("config is no table of settings; expected names and values.")
+    checkpoint = contained(_text(body, "checkpoint"), model_folders)
+    title = _text(body, "title")
+    name = _text(body, "output_name") or title or f"{checkpoint.stem[:90]}-4step"
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(checkpoint)),
+        config=DistillConfig.from_dict(config),
+        output=str(jobs.free_output(lora_file(lora_folder, name))),
+    )
+    prompts = _prompts(body.get("prompts")).prompts
+    return jobs.submit_distill(request, prompts, title, alone=True)
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name, "")
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} is a {type(value).__name__}; a text was expected.")
+    return value
+
+
+def _prompts(given: object) -> PromptList:
+    if isinstance(given, list) and all(isinstance(item, str) for item in given):
+        given = "\n".join(given)
+    if not isinstance(given, str):
+        raise PromptError("There are no prompts; expected a list of texts, or one text.")
+    return parse_prompts(given, "The list of prompts")
 
 
 def act(id: str, action: str, body: Mapping[str, Any]) -> Job:
     """Do something with a job; returns it as it is then, a deleted one as it was."""
-    job = _job(id)
-    title = body.get("title", "")
-    if not isinstance(title, str):
-        raise RefusedError(400, f"The title is a {type(title).__name__}; a text was expected.")
-    if action in ("start", "resume"):
-        return jobs.start(id)
-    if action == "stop":
-        return jobs.stop(id)
-    if action == "duplicate":
-        return jobs.duplicate(id, title)
-    if action == "rename":
-        return jobs.rename(id, title)
-    if action == "move":
-        jobs.move(id, _place(body))
-        return jobs.get_job(id)
-    jobs.delete(id)
-    return job
+    job, title = _job(id), _text(body, "title")
+    match action:
+        case "start" | "resume":
+            return jobs.start(id)
+        case "stop":
+            return jobs.stop(id)
+        case "duplicate":
+            return jobs.duplicate(id, title)
+        case "rename":
+            return jobs.rename(id, title)
+        case "move":
+            jobs.move(id, _place(body))
+            return jobs.get_job(id)
+        case _:
+            jobs.delete(id)
+            return job
 
 
 def _place(body: Mapping[str, Any]) -> int:
@@ -160,14 +207,14 @@ def _job(id: str) -> Job:
         raise RefusedError(404, str(error)) from error
 
 
-def _picture(job: Job, name: str) -> Response:
+def _preview(job: Job, name: str) -> Response:
     """A preview, found among those that are there and never by its path."""
     found = next((preview.path for preview in previews(job.path) if preview.name == name), None)
     missing = f"{job.title} has no such preview. Reload the page; it may have been started anew."
     if found is None:
         raise RefusedError(404, missing)
     try:
-        if found.stat().st_size > MAX_PICTURE_BYTES:
+        if found.stat().st_size > MAX_PREVIEW_BYTES:
             raise RefusedError(
                 404, f"{name} is far too large for a preview. Open the run's folder."
             )

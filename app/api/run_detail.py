@@ -66,7 +66,7 @@ def thinned(points: Sequence[Any], most: int = MAX_POINTS) -> list[Any]:
 
 
 def preview_facts(id: str, preview: Preview) -> dict[str, Any]:
-    """A picture's name, update and address."""
+    """A preview's name, update and address."""
     url = f"{PREFIX}/runs/{quote(id, safe='')}/previews/{preview.name}"
     return {"name": preview.name, "step": preview.step, "url": url}
 

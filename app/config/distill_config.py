@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,104 +27,88 @@ REMOVED = {
     ),
 }
 
+of_teacher = functools.partial(knob, group="teacher")
+of_student = functools.partial(knob, group="student")
+of_machine = functools.partial(knob, group="machine")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """Settings of one distillation run. Frozen; `validate` checks each alone and all together."""
 
     # The teacher
-    prediction: str = knob(
+    prediction: str = of_teacher(
         AUTO,
         "What the checkpoint predicts; auto reads it off the file (SD 1.x: eps unless set).",
-        group="teacher",
         choices=(AUTO, "eps", "v", "flow"),
     )
-    zero_terminal_snr: str = knob(
+    zero_terminal_snr: str = of_teacher(
         AUTO,
-        "Whether a v-prediction checkpoint learned from pure noise on (zero terminal SNR); auto "
+        "Whether a v-prediction checkpoint was trained with zero terminal SNR; auto "
         "reads it off the file, which merges often no longer say.",
-        group="teacher",
         choices=(AUTO, "yes", "no"),
     )
-    teacher_guidance: float = knob(
-        0.0,
-        "Guidance scale of the teacher; 0 takes the family's default.",
-        group="teacher",
-        within=(0.0, 50.0),
+    teacher_guidance: float = of_teacher(
+        0.0, "Guidance scale of the teacher; 0 takes the family's default.", within=(0.0, 50.0)
     )
-    teacher_negative: str = knob(
-        "", "Negative prompt of the teacher (default: the encoded empty prompt).", group="teacher"
+    teacher_negative: str = of_teacher(
+        "", "Negative prompt of the teacher (default: the encoded empty prompt)."
     )
-    zero_negative: bool = knob(
-        False, "Use zeros instead of an encoded negative prompt.", group="teacher"
-    )
-    guidance_rescale: float = knob(
+    zero_negative: bool = of_teacher(False, "Use zeros instead of an encoded negative prompt.")
+    guidance_rescale: float = of_teacher(
         0.0,
         "Rescale guided predictions towards the conditional's contrast (v-prediction: .7).",
-        group="teacher",
         within=(0.0, 1.0),
     )
-    clip_skip: int = knob(
-        1,
-        "SD 1.x: last CLIP layers to skip, counted from 1 as in hosts.",
-        group="teacher",
-        within=(1, 12),
+    clip_skip: int = of_teacher(
+        1, "SD 1.x: last CLIP layers to skip, counted from 1 as in hosts.", within=(1, 12)
     )
-    resolution: str = knob(
+    resolution: str = of_teacher(
         "",
         "Width x height, or several separated by commas (one is drawn per update); "
         "empty takes the model's own.",
-        group="teacher",
     )
 
     # The student
-    num_steps: int = knob(
-        4, "N: network evaluations of the student.", group="student", within=(2, 16)
-    )
-    teacher_steps: int = knob(
+    num_steps: int = of_student(4, "N: network evaluations of the student.", within=(2, 16))
+    teacher_steps: int = of_student(
         0,
         "Steps of the teacher's own grid; 0 takes 7 per student step (28 for 4).",
-        group="student",
         within=(0, 1000),
     )
-    anchor_step: int = knob(
+    anchor_step: int = of_student(
         0,
         "K: teacher steps rolled to the anchor; 0 stops where the student's first step ends.",
-        group="student",
         within=(0, 1000),
     )
-    anchor_target: str = knob(
+    anchor_target: str = of_student(
         "chord",
         "chord: the straight line from the noise to the anchor (Eq. 6); "
         "denoised: the teacher's x0 at the anchor (Appendix C).",
-        group="student",
         choices=("chord", "denoised"),
     )
-    num_anchored_steps: int = knob(
+    num_anchored_steps: int = of_student(
         1,
-        "m: first steps taught by the teacher's path; the paper anchors one.",
-        group="student",
+        "m: how many first steps are anchored to the teacher's path; the paper anchors one.",
         within=(1, 15),
     )
-    diversity_weight: float = knob(
-        0.05, "lambda: weight of the anchored steps' loss.", group="student", within=(0.0, 100.0)
+    diversity_weight: float = of_student(
+        0.05, "lambda: weight of the anchored steps' loss.", within=(0.0, 100.0)
     )
-    objective: str = knob(
+    objective: str = of_student(
         "dp_dmd",
         "dp_dmd is the method; the others switch parts off for comparison.",
-        group="student",
         choices=("dp_dmd", "dmd", "no_detach", "detach_only"),
     )
-    gradient_steps: str = knob(
+    gradient_steps: str = of_student(
         "random",
-        "Which steps carry the matching gradient: one random step (least memory), last, or all.",
-        group="student",
+        "Which steps carry the DMD gradient: one random step (least memory), last, or all.",
         choices=("random", "last", "all"),
     )
 
     # Training
     steps: int = knob(1000, "Student updates.", within=(1, 1_000_000))
-    batch_size: int = knob(1, "Pictures per update.", within=(1, 1024))
+    batch_size: int = knob(1, "Images per update.", within=(1, 1024))
     fake_updates: int = knob(5, "Fake-score updates per student update.", within=(1, 100))
     fake_head_start: int = knob(
         0, "Fake-score updates before the first student update.", within=(0, 100_000)
@@ -159,7 +142,7 @@ class DistillConfig:
     )
     evaluation_prompts: int = knob(
         6,
-        "Prompts set aside to measure the student on, from 5 times as many; 0: no measurements.",
+        "Held-out prompts to measure the student on, at most a fifth of all; 0: no measurements.",
         within=(0, 1000),
     )
     keep: str = knob(
@@ -171,65 +154,50 @@ class DistillConfig:
     seed: int = knob(0, "Seed of prompts, noise and initial weights.", within=(0, 2**31 - 1))
 
     # The machine
-    device: str = knob(
-        AUTO, "cuda, xpu, mps or cpu; auto takes the best that works.", group="machine"
+    device: str = of_machine(AUTO, "cuda, xpu, mps or cpu; auto takes the best that works.")
+    dtype: str = of_machine(
+        AUTO, "Number format of the network.", choices=(AUTO, "float32", "bfloat16", "float16")
     )
-    dtype: str = knob(
-        AUTO,
-        "Number format of the network.",
-        group="machine",
-        choices=(AUTO, "float32", "bfloat16", "float16"),
-    )
-    base_weights: str = knob(
+    base_weights: str = of_machine(
         "keep",
         "How the frozen network is stored: keep (in dtype), int8, fp8 or nf4 (4 bits, needs "
         "bitsandbytes). It computes in dtype all the same; fewer bits take less memory, more time "
         "and change the teacher a little.",
-        group="machine",
         choices=("keep", "int8", "fp8", "nf4"),
     )
-    offload_base: bool = knob(
+    offload_base: bool = of_machine(
         False,
         "Keep the frozen network in the CPU's memory and bring it to the device a layer at a "
         "time: least memory, slower, same results.",
-        group="machine",
     )
-    attention: str = knob(
-        AUTO, "auto takes xformers on CUDA where it works, else sdpa, which is PyTorch's own.",
-        group="machine", choices=(AUTO, "sdpa", "xformers"),
-    )  # fmt: skip
-    gradient_checkpointing: bool = knob(
-        False,
-        "Recompute activations in the backward pass: less memory, about a third slower.",
-        group="machine",
+    attention: str = of_machine(
+        AUTO,
+        "auto takes xformers on CUDA where it works, else sdpa, which is PyTorch's own.",
+        choices=(AUTO, "sdpa", "xformers"),
     )
-    micro_batch_size: int = knob(
+    gradient_checkpointing: bool = of_machine(
+        False, "Recompute activations in the backward pass: less memory, about a third slower."
+    )
+    micro_batch_size: int = of_machine(
         0,
-        "Pictures per forward and backward pass, their gradients summed: less memory for a large "
+        "Images per forward and backward pass, their gradients summed: less memory for a large "
         "batch; 0 takes the whole batch at once.",
-        group="machine",
         within=(0, 1024),
     )
-    offload_optimizer: bool = knob(
-        False,
-        "Keep Adam's moments in the CPU's memory between steps: same result.",
-        group="machine",
+    offload_optimizer: bool = of_machine(
+        False, "Keep Adam's moments in the CPU's memory between steps: same result."
     )
-    fit_memory: bool = knob(True, "Save more memory where too little is free.", group="machine")
-    save_every: int = knob(
-        100, "Student updates between saved states.", group="machine", within=(1, 1_000_000)
+    fit_memory: bool = of_machine(True, "Save more memory where too little is free.")
+    save_every: int = of_machine(
+        100, "Student updates between saved states.", within=(1, 1_000_000)
     )
-    preview_every: int = knob(
-        100,
-        "Student updates between previews; 0 makes none.",
-        group="machine",
-        within=(0, 1_000_000),
+    preview_every: int = of_machine(
+        100, "Student updates between previews; 0 makes none.", within=(0, 1_000_000)
     )
-    evaluate_every: int = knob(
+    evaluate_every: int = of_machine(
         250,
         "Student updates between measurements of its diversity and its distance from the teacher; "
         "0 makes none.",
-        group="machine",
         within=(0, 1_000_000),
     )
 
@@ -267,7 +235,7 @@ class DistillConfig:
         if self.num_anchored_steps > 1 and self.effective_teacher_steps % self.num_steps:
             raise SettingsError(
                 f"Anchoring {self.num_anchored_steps} steps needs the teacher to pass through the "
-                f"student's levels: teacher_steps must be a multiple of {self.num_steps}, found "
+                f"student's sigmas: teacher_steps must be a multiple of {self.num_steps}, found "
                 f"{self.effective_teacher_steps}."
             )
         per_step = self.effective_teacher_steps // self.num_steps
@@ -295,10 +263,6 @@ class DistillConfig:
         if unknown:
             raise SettingsError(f"Unknown settings: {', '.join(unknown)}.")
         return cls(**values).validate()
-
-    def to_json(self) -> str:
-        """The settings as indented JSON."""
-        return json.dumps(self.to_dict(), indent=2)
 
 
 def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:

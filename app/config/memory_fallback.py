@@ -55,7 +55,7 @@ def fallbacks_left(config: DistillConfig, processes: int = 1) -> list[Fallback]:
     size = min(config.micro_batch_size or share, share)
     if size > 1:
         half = (size + 1) // 2
-        words = f"{half} of {share} pictures at a time; the gradients stay the same"
+        words = f"{half} of {share} images at a time; the gradients stay the same"
         found.append(Fallback("micro_batch_size", half, words))
     if not config.offload_optimizer:
         words = "Adam's moments wait in the computer's memory between steps; the same result"

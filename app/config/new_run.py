@@ -1,22 +1,22 @@
-"""What can be found out about a new run before any heavy library is loaded."""
+"""What can be found out about a new run before any heavy library is loaded, its image sizes too."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from ...core.errors import CheckpointError, OutputError
-from ...core.families import identify
+from ...core.errors import CheckpointError, OutputError, SettingsError
+from ...core.families import Detection, identify
 from ...core.files import atomic_write
 from ...core.files.atomic_write import check_output
+from .distill_config import DistillConfig
 from .request import DistillRequest
-from .resolutions import choose_resolutions
 
 
 def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> DistillRequest:
     """The request with absolute paths, once its files, settings and places are known to do.
 
-    Only headers of the checkpoint are read. What needs the engine (does the device work, do the
+    Only headers of the checkpoint are read. What needs the trainer (does the device work, do the
     teacher LoRAs fit, is a text encoder missing) comes out when the run begins.
 
     Args:
@@ -50,3 +50,30 @@ def _check_places(folder: Path, request: DistillRequest, overwrite: bool) -> Non
         raise OutputError(f"{output} is named for the LoRA and for the run's folder, too.")
     with atomic_write.explained(output), tempfile.TemporaryFile(dir=output.parent):
         pass
+
+
+def choose_resolutions(config: DistillConfig, detection: Detection) -> tuple[tuple[int, int], ...]:
+    """(width, height) pairs to train at: those asked for, else the model's own square.
+
+    Raises:
+        SettingsError: a size is too large for the model or not a multiple of what it needs.
+    """
+    found = config.resolutions or ((detection.resolution, detection.resolution),)
+    step = detection.resolution_multiple
+    limit = detection.max_resolution
+    for width, height in found:
+        if limit and max(width, height) > limit:
+            raise SettingsError(
+                f"resolution {width}x{height} is too large for {detection.title}, whose positions "
+                f"reach to {limit} pixels a side."
+            )
+        if width % step or height % step:
+            raise SettingsError(
+                f"resolution {width}x{height} does not suit {detection.title}: both sides must be "
+                f"multiples of {step}, such as {_nearest(width, step)}x{_nearest(height, step)}."
+            )
+    return found
+
+
+def _nearest(size: int, step: int) -> int:
+    return max(step, round(size / step) * step)

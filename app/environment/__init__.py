@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,9 @@ REQUIREMENTS = ROOT / "app" / "environment"
 
 @dataclass(frozen=True)
 class RequirementSet:
-    """A pinned set of packages that was tried together, and the Pythons it was tried on."""
+    """A pinned set of packages that was tried together, and the newest Python it was tried on."""
 
     file: Path
-    oldest: tuple[int, int]
     newest: tuple[int, int]
     torch_floor: tuple[int, int]
 
@@ -38,8 +38,8 @@ class RequirementSet:
 
 
 SETS = (
-    RequirementSet(REQUIREMENTS / "requirements-python310.txt", (3, 10), (3, 10), (2, 6)),
-    RequirementSet(REQUIREMENTS / "requirements-current.txt", (3, 11), (3, 13), (2, 6)),
+    RequirementSet(REQUIREMENTS / "requirements-python310.txt", (3, 10), (2, 6)),
+    RequirementSet(REQUIREMENTS / "requirements-current.txt", (3, 13), (2, 6)),
 )
 TEST_REQUIREMENTS = REQUIREMENTS / "requirements-test.txt"
 EIGHT_BIT_REQUIREMENTS = REQUIREMENTS / "requirements-8bit.txt"
@@ -53,6 +53,12 @@ def digest_of(file: Path) -> str:
 def requirement_set(version: tuple[int, int]) -> RequirementSet:
     """The set for a Python version; a Python newer than all gets the newest set."""
     return next((one for one in SETS if version <= one.newest), SETS[-1])
+
+
+def release(version: str) -> tuple[int, int]:
+    """(major, minor) of a version such as "2.13.0+cu130"; (0, 0) when it is not one."""
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,11 @@ class Environment:
         draft = self.state_file.with_suffix(".new")
         draft.write_text(json.dumps(state, indent=1), encoding="utf-8")
         os.replace(draft, self.state_file)
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """(major, minor) of its Python; (0, 0) when that is not recorded."""
+        return release(self.state().get("version", ""))
 
     @property
     def is_folder(self) -> bool:

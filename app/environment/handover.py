@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from . import ROOT, WORKER, Environment
 from .boot import enter
+from .packages import run_inside
 from .readiness import is_outdated, lender_is_there, missing_libraries
 
 HANDED_OVER = "DPDMD_HANDED_OVER"
@@ -60,13 +60,8 @@ def same_interpreter(environment: Environment) -> bool:
 
 def run_elsewhere(environment: Environment, arguments: list[str]) -> int:
     """Exit status of the same command line under the environment's interpreter."""
-    command = environment.command(str(ROOT), *arguments)
-    variables = environment.variables() | {HANDED_OVER: "1"}
+    os.environ[HANDED_OVER] = "1"
     if os.name == "posix":  # become that process, so that signals reach it
-        os.execve(command[0], command, variables)
-    process = subprocess.Popen(command, env=variables)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
+        command = environment.command(str(ROOT), *arguments)
+        os.execve(command[0], command, environment.variables())
+    return run_inside(environment, str(ROOT), *arguments)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import platform
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,9 +16,12 @@ from . import (
     Environment,
     digest_of,
     packages,
+    release,
     requirement_set,
     torch_source,
 )
+from .packages import run_inside
+from .readiness import lender_is_there
 
 COMMANDS = ("setup", "demo", "test")
 # torch release -> the xformers built for it; from 2.10 on one build serves all. Every one is built
@@ -79,37 +81,31 @@ def torch_wish(options: argparse.Namespace) -> str:
 def up_to_date(environment: Environment, options: argparse.Namespace) -> bool:
     """Whether everything asked for is there; decided from the record, in milliseconds."""
     state = environment.state()
-    if not environment.is_ready or not state.get("version"):
+    if not environment.is_ready or not state.get("version") or not lender_is_there(environment):
         return False
-    wanted = {"pins": requirement_set(python_version(state)).digest}
-    if options.with_tests:
-        wanted["tests"] = digest_of(TEST_REQUIREMENTS)
-    if options.with_8bit:
-        wanted["8bit"] = digest_of(EIGHT_BIT_REQUIREMENTS)
+    wanted = {"pins": requirement_set(environment.version).digest}
+    wanted |= {name: digest_of(file) for name, file in extras(options).items()}
     if torch_wish(options):
         wanted["torch wish"] = torch_wish(options)
-    if state.get("torch from"):
-        folder = Path(state["torch from"])
-        if not torch_source.FoundTorch(state.get("torch lent", ""), folder).still_there():
-            return False
     return all(state.get(key) == value for key, value in wanted.items())
 
 
-def python_version(state: dict[str, str]) -> tuple[int, int]:
-    """The (major, minor) of the environment's Python."""
-    return torch_source.release(state["version"])
+def extras(options: argparse.Namespace) -> dict[str, Path]:
+    """The further lists of pins that are asked for, by their names in the record."""
+    tests = {"tests": TEST_REQUIREMENTS} if options.with_tests else {}
+    return tests | ({"8bit": EIGHT_BIT_REQUIREMENTS} if options.with_8bit else {})
 
 
 def provide_torch(environment: Environment, options: argparse.Namespace) -> None:
     """Keep, borrow or install torch; in this order, unless the user says which."""
     state, folder = environment.state(), packages.packages_folder(environment)
-    pins = requirement_set(python_version(state))
+    pins = requirement_set(environment.version)
     wish = torch_wish(options)
     if wish and state.get("torch wish") != wish:
         install_torch(environment, options.torch or pins.torch, options.torch_index)
         return
     own = torch_source.torch_in(folder)
-    if own is not None and (wish or torch_source.release(own.version) >= pins.torch_floor):
+    if own is not None and (wish or release(own.version) >= pins.torch_floor):
         say(f"    keeping PyTorch {own.version}")
         return
     if not borrow_torch(environment, pins.torch_floor):
@@ -119,9 +115,9 @@ def provide_torch(environment: Environment, options: argparse.Namespace) -> None
 def borrow_torch(environment: Environment, floor: tuple[int, int]) -> bool:
     """Borrow torch from the running interpreter; False when there is none that fits."""
     host = torch_source.torch_of_this_python()
-    if host is None or python_version(environment.state()) != sys.version_info[:2]:
+    if host is None or environment.version != sys.version_info[:2]:
         return False
-    if torch_source.release(host.version) < floor:
+    if release(host.version) < floor:
         say(f"    PyTorch {host.version} of this Python is older than {floor[0]}.{floor[1]}")
         return False
     torch_source.lend(
@@ -184,7 +180,7 @@ def check_torch(environment: Environment) -> dict[str, str]:
 def add_xformers(environment: Environment, facts: dict[str, str]) -> None:
     """Install the xformers that fits this torch; without it PyTorch's own attention serves."""
     version = facts["version"].split("+")[0]
-    fitting = NEWEST_XFORMERS if torch_source.release(version) >= (2, 10) else XFORMERS.get(version)
+    fitting = NEWEST_XFORMERS if release(version) >= (2, 10) else XFORMERS.get(version)
     machine = platform.machine().lower()
     cuda = facts["build"] == "CUDA" and facts["cuda"].startswith(XFORMERS_CUDA)
     if not cuda or fitting is None or machine not in ("x86_64", "amd64"):
@@ -215,15 +211,10 @@ def set_up(options: argparse.Namespace, environment: Environment = WORKER) -> No
     if torch_wish(options):
         environment.record(**{"torch wish": torch_wish(options)})
     say("[3/3] packages")
-    pins = requirement_set(python_version(environment.state()))
-    packages.install_pinned(environment, pins.file)
-    environment.record(pins=pins.digest)
-    if options.with_tests:
-        packages.install_pinned(environment, TEST_REQUIREMENTS)
-        environment.record(tests=digest_of(TEST_REQUIREMENTS))
-    if options.with_8bit:
-        packages.install_pinned(environment, EIGHT_BIT_REQUIREMENTS)
-        environment.record(**{"8bit": digest_of(EIGHT_BIT_REQUIREMENTS)})
+    pins = {"pins": requirement_set(environment.version).file}
+    for name, file in (pins | extras(options)).items():
+        packages.install_pinned(environment, file)
+        environment.record(**{name: digest_of(file)})
     if not options.no_xformers:
         add_xformers(environment, facts)
     environment.record(ready="yes")
@@ -241,16 +232,6 @@ def run_tests(arguments: list[str], environment: Environment = WORKER) -> int:
     named = any(not word.startswith("-") for word in arguments)
     where = [] if named else [str(ROOT / "tests"), "-n", "auto", "--dist", "worksteal"]
     return run_inside(environment, "-m", "pytest", *config, *where, *arguments)
-
-
-def run_inside(environment: Environment, *arguments: str) -> int:
-    """Exit status of a program in the environment; Ctrl-C is the program's to handle."""
-    process = subprocess.Popen(environment.command(*arguments), env=environment.variables())
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
 
 
 def main(argv: list[str]) -> int:

@@ -132,6 +132,16 @@ def install_pinned(environment: Environment, requirements: Path) -> None:
         )
 
 
+def run_inside(environment: Environment, *arguments: str) -> int:
+    """Exit status of a program in the environment; Ctrl-C is the program's to handle."""
+    process = subprocess.Popen(environment.command(*arguments), env=environment.variables())
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
+
+
 def torch_facts(environment: Environment) -> dict[str, str] | None:
     """What probe.py says inside the environment; None when torch does not work there."""
     probe = str(Path(__file__).with_name("probe.py"))

@@ -16,7 +16,7 @@ ENGINE_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def missing_libraries() -> list[str]:
-    """What this interpreter lacks to run the engine itself."""
+    """What this interpreter lacks to run the trainer itself."""
     return [name for name in ENGINE_LIBRARIES if importlib.util.find_spec(name) is None]
 
 
@@ -40,12 +40,8 @@ def is_outdated(environment: Environment | None = None) -> bool:
     environment = environment or WORKER
     if not environment.is_ready:
         return False
-    state = environment.state()
-    try:
-        major, minor = map(int, state["version"].split("."))
-    except (KeyError, ValueError):
-        return True
-    return state.get("pins") != requirement_set((major, minor)).digest
+    version = environment.version
+    return version == (0, 0) or environment.state().get("pins") != requirement_set(version).digest
 
 
 def setup_command() -> str:

@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -44,12 +43,6 @@ class FoundTorch:
     def still_there(self) -> bool:
         """Whether the host has kept exactly this version since."""
         return torch_in(self.folder) == self
-
-
-def release(version: str) -> tuple[int, int]:
-    """(major, minor) of a version such as "2.13.0+cu130"; (0, 0) when it is not one."""
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def torch_in(folder: Path) -> FoundTorch | None:

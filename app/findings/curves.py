@@ -1,4 +1,4 @@
-"""Rules about the course of a run: learning rate, fake score, gradients, speed."""
+"""Rules about the course of a run: learning rate, fake score, gradients, speed, memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from statistics import median
 
 from ..runs.facts import RunFacts, number, window_medians
 from .finding import Finding, Level
-from .memory import memory_spills
 
-# Medians over stretches of a tenth of the run, but of at least so many updates and pictures: each
-# picture is judged at a random noise level, on which losses depend far more than on training.
-WINDOWS, MIN_UPDATES, MIN_PICTURES = 10, 5, 80
+# Medians over stretches of a tenth of the run, but of at least so many updates and images: each
+# image is noised to a random sigma, on which losses depend far more than on training.
+WINDOWS, MIN_UPDATES, MIN_IMAGES = 10, 5, 80
 # Before this many stretches there is nothing to compare with.
 MIN_WINDOWS = 3
 # The anchor error is a share of the target's size: at 1 the student misses by all there is to hit.
@@ -27,6 +26,7 @@ RECOVERING = 0.9
 # A fake score that hardly learns agrees with the teacher all the same: it still is the teacher. Its
 # loss tells. Healthy runs keep it within a factor of 1.9 of its lowest level.
 RISING_LOSS, LOST_LOSS = 2.5, 5.0
+GRADIENT_NORMS = (("student", "student_grad_norm"), ("fake score", "fake_grad_norm"))
 # Gradient norms of healthy runs fall after the first windows; medians do not see single spikes.
 EXPLODING, ABOVE_ALL_BEFORE, MIN_WINDOWS_OF_NORMS = 5.0, 1.5, 6
 CLIPPED_SHARE, CLIPPED_UPDATES, FAR_ABOVE_LIMIT = 0.95, 50, 10.0
@@ -35,6 +35,9 @@ SLOWER = 3.0
 SPEED_WINDOW, SPEED_WINDOW_OF_SEVERAL_SIZES = 10, 60
 FULL_MEMORY = 0.85  # of the device's own; the desktop takes some of it, too
 MIN_UPDATES_WITHOUT_GRADIENT = 10
+# Spilling multiplies an update's time; two slow updates in a row are no hiccup.
+SUDDENLY, SLOW_UPDATES, MIN_EARLIER = 5.0, 2, 5
+NOTHING_FREE = 0.03  # of the device's own memory
 
 
 def learning_rate_too_high(facts: RunFacts) -> Finding | None:
@@ -60,8 +63,8 @@ def _anchor_lost(facts: RunFacts) -> bool:
     return len(medians) >= MIN_WINDOWS and medians[-1] >= LOST_ANCHOR
 
 
-def critic_lagging(facts: RunFacts) -> Finding | None:
-    """The fake score no longer knows the student's pictures."""
+def fake_score_lagging(facts: RunFacts) -> Finding | None:
+    """The fake score no longer knows the student's images."""
     if _anchor_lost(facts):
         return None  # no fake score can follow a student that runs away
     found = _loss_rises(facts) or _directions_part(facts)
@@ -88,7 +91,7 @@ def _loss_rises(facts: RunFacts) -> tuple[Level, str] | None:
         return None
     return (
         "problem" if now >= LOST_LOSS * lowest else "warning",
-        f"Its error on the student's pictures has risen to {now / lowest:.1f} times its lowest "
+        f"Its error on the student's images has risen to {now / lowest:.1f} times its lowest "
         "level (it should stay level).",
     )
 
@@ -110,10 +113,9 @@ def _directions_part(facts: RunFacts) -> tuple[Level, str] | None:
 
 def exploding_gradient(facts: RunFacts) -> Finding | None:
     """A gradient norm far above its level before, or one that is clipped all the time."""
-    for role, name in (("student", "student_grad_norm"), ("fake", "fake_grad_norm")):
+    rates = facts.config.student_lr, facts.config.fake_lr
+    for (label, name), rate in zip(GRADIENT_NORMS, rates, strict=True):
         values = facts.values(name)
-        label = "student" if role == "student" else "fake score"
-        rate = facts.config.student_lr if role == "student" else facts.config.fake_lr
         medians = _medians(facts, name)
         if len(medians) >= MIN_WINDOWS_OF_NORMS:
             before, highest = median(medians[:-2]), max(medians[:-2])
@@ -155,7 +157,7 @@ def _clipped(recent: Sequence[float], limit: float, label: str, rate: float) -> 
 
 def no_gradient(facts: RunFacts) -> Finding | None:
     """Gradients of exactly zero: nothing is learned."""
-    for label, name in (("student", "student_grad_norm"), ("fake score", "fake_grad_norm")):
+    for label, name in GRADIENT_NORMS:
         recent = facts.values(name)[-MIN_UPDATES_WITHOUT_GRADIENT:]
         if len(recent) == MIN_UPDATES_WITHOUT_GRADIENT and not any(recent):
             return Finding(
@@ -166,6 +168,29 @@ def no_gradient(facts: RunFacts) -> Finding | None:
                 "whether its learning rate or weight is zero.",
             )
     return None
+
+
+def memory_spills(facts: RunFacts) -> Finding | None:
+    """Updates suddenly take a multiple of their time while the device has no memory left."""
+    seconds = facts.values("seconds")
+    earlier, latest = seconds[:-SLOW_UPDATES], seconds[-SLOW_UPDATES:]
+    if len(earlier) < MIN_EARLIER:
+        return None
+    before, now = median(earlier), min(latest)
+    free = number(facts.metrics[-1], "free_memory_bytes")
+    whole = number(facts.metrics[-1], "device_memory_bytes")
+    if free is None or not whole or free > NOTHING_FREE * whole or now < SUDDENLY * before:
+        return None
+    return Finding(
+        "problem",
+        "Memory spills to system RAM",
+        f"An update takes {now:.3g} s; it took {before:.3g} s before. The card has "
+        f"{free / whole:.0%} of its memory free, so the driver probably moves the rest to system "
+        "RAM, which is many times slower. Close what else uses the card (the host's loaded model, "
+        "a browser), or stop this run and resume it: it then begins with what fits the free "
+        "memory. In the NVIDIA Control Panel on Windows, 'CUDA - Sysmem Fallback Policy: Prefer "
+        "No Sysmem Fallback' lets a run notice and save memory by itself.",
+    )
 
 
 def slower_than_before(facts: RunFacts) -> Finding | None:
@@ -214,14 +239,14 @@ def _memory_share(facts: RunFacts) -> float | None:
 
 def _medians(facts: RunFacts, name: str) -> list[float]:
     values = facts.values(name)
-    least = max(MIN_UPDATES, math.ceil(MIN_PICTURES / facts.config.batch_size))
+    least = max(MIN_UPDATES, math.ceil(MIN_IMAGES / facts.config.batch_size))
     return window_medians(values, max(least, len(values) // WINDOWS))
 
 
 CURVE_RULES: tuple[Callable[[RunFacts], Finding | None], ...] = (
     no_gradient,
     learning_rate_too_high,
-    critic_lagging,
+    fake_score_lagging,
     exploding_gradient,
     memory_spills,
     slower_than_before,

@@ -13,7 +13,7 @@ from .finding import Finding
 LOW_DIVERSITY, LOST_DIVERSITY = 0.8, 0.5
 FALLING_DIVERSITY = 0.15
 STILL_RISING = 0.05
-# The distance from the teacher doubles before pictures differ at a glance; a quarter is a trend.
+# The distance from the teacher doubles before images differ at a glance; a quarter is a trend.
 RISING_DISTANCE = 1.25
 # More variety than the teacher has is not better: it is noise.
 TOO_VARIED = 1.3
@@ -27,7 +27,7 @@ MAX_ERROR_CHARACTERS = 600
 
 
 def collapsing_diversity(facts: RunFacts) -> Finding | None:
-    """Less variety among pictures of one prompt, further from the teacher than before."""
+    """Less variety among images of one prompt, further from the teacher than before."""
     lines = [line for line in facts.evaluations if number(line, "diversity_kept") is not None]
     if len(lines) < 2:
         return None
@@ -51,22 +51,22 @@ def collapsing_diversity(facts: RunFacts) -> Finding | None:
     return Finding(
         "problem" if now < LOST_DIVERSITY or fallen else "warning",
         "Diversity is collapsing" if fallen else "Diversity is low",
-        f"Pictures of one prompt vary {now:.0%} as much as the teacher's"
+        f"Images of one prompt vary {now:.0%} as much as the teacher's"
         + (f", {best:.0%} at best before" if fallen else "")
         + f". {advice} The student nearest to the teacher so far is that of update "
         f"{_step(nearest)}.",
     )
 
 
-def noise_in_place_of_pictures(facts: RunFacts) -> Finding | None:
+def noise_in_place_of_images(facts: RunFacts) -> Finding | None:
     """Twice in a row clearly more variety than the teacher has."""
     kept = [number(line, "diversity_kept") for line in facts.evaluations[-2:]]
     if len(kept) < 2 or any(value is None or value < TOO_VARIED for value in kept):
         return None
     return Finding(
         "problem",
-        "Pictures vary more than the teacher's",
-        f"They vary {kept[-1]:.0%} as much; that is noise or broken pictures, not diversity. Look "
+        "Images vary more than the teacher's",
+        f"They vary {kept[-1]:.0%} as much; that is noise or broken images, not diversity. Look "
         "at the previews. If they are broken, start a copy of this run with a lower learning rate "
         f"of the student ({facts.config.student_lr / 10:g} in place of "
         f"{facts.config.student_lr:g}).",
@@ -122,8 +122,8 @@ def not_measured(facts: RunFacts) -> Finding | None:
         "info",
         "This run is not measured",
         "Diversity and distance from the teacher are unknown, and the last student is kept. "
-        "Measurements need some prompts set aside (from 5 times as many) and evaluate_every above "
-        "0. Compare measures a finished LoRA.",
+        "Measurements need held-out prompts (at most a fifth of all) and evaluate_every above 0. "
+        "Compare measures a finished LoRA.",
     )
 
 
@@ -182,7 +182,7 @@ def _step(line: Line) -> str:
 OUTCOME_RULES: tuple[Callable[[RunFacts], Finding | None], ...] = (
     ended_early,
     collapsing_diversity,
-    noise_in_place_of_pictures,
+    noise_in_place_of_images,
     too_few_prompts,
     best_student,
     not_measured,

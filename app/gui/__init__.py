@@ -1,1 +1,1 @@
-"""Pages for the browser. Only `app`, `studio`, `theme`, `wiring` and *_page import gradio."""
+"""Pages for the browser, on gradio; `forms` and `guard` work without it."""

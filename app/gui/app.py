@@ -19,10 +19,9 @@ from fastapi import FastAPI, Request, Response
 
 from ...core.errors import DPDMDError, SettingsError
 from .. import jobs
-from ..api.guard import Application, Guard, is_local
-from ..jobs import Job
 from ..library.home import home
 from . import studio
+from .guard import Guard, is_local
 from .widgets.html import piece
 from .widgets.run_pieces import report_of
 from .widgets.theme import theme
@@ -94,14 +93,18 @@ def _listen(host: str, port: int | None) -> socket.socket:
     )
 
 
-def build_app(token: str | None = None, *, any_host: bool = False) -> Application:
+def build_app(token: str | None = None, *, any_host: bool = False) -> Guard:
     """The whole GUI as an ASGI application."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_api_route("/studio/report/{id}", report, methods=["GET"])
     packages = home() / "packages"
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
+        gr.HTML(piece("header", TITLE), elem_classes=["dp"])
+        for show in studio.build(lambda job: f"/studio/report/{job.id}?{int(job.updated_at)}"):
+            show(blocks.load)
     gr.mount_gradio_app(
         app,
-        build_blocks(),
+        blocks,
         path="",
         allowed_paths=[str(packages)],
         show_error=True,
@@ -113,19 +116,6 @@ def build_app(token: str | None = None, *, any_host: bool = False) -> Applicatio
         head=piece("script", SCRIPT.read_text(encoding="utf-8")),
     )
     return Guard(app, token, any_host=any_host)
-
-
-def build_blocks() -> gr.Blocks:
-    """The pages as gradio blocks."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(piece("header", TITLE), elem_classes=["dp"])
-        for show in studio.build(_report_address):
-            show(blocks.load)
-    return blocks
-
-
-def _report_address(job: Job) -> str:
-    return f"/studio/report/{job.id}?{int(job.updated_at)}"
 
 
 def report(id: str, request: Request) -> Response:

@@ -10,7 +10,7 @@ from .pages import compare as compare_page
 from .pages import distill as distill_page
 from .pages import runs as runs_page
 from .pages import share as share_page
-from .widgets.runs_view import Address
+from .widgets.run_pieces import Address
 
 
 def build(address: Address | None = None) -> list[Any]:

@@ -4,11 +4,20 @@ Front ends use what is named here. What they see is read from the jobs' director
 that any number of them agree, and nothing is lost with a process that ends.
 """
 
-from .actions import delete, duplicate, free_output, rename, restore, start, stop
+from .actions import (
+    delete,
+    duplicate,
+    free_output,
+    rename,
+    restore,
+    start,
+    stop,
+    submit_distill,
+    submit_task,
+)
 from .job import KINDS, LIVE, Job, all_jobs, get_job, log_tail, made_loras
 from .queue import move
 from .spawn import ensure_worker, worker_lives
-from .submit import submit_distill, submit_task
 from .worker import work
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The files of a job besides those of a run, and where jobs are.
 
 A job is a directory in the folder `runs` of the data folder. Besides what a run keeps (see
-`run_directory`) it may hold:
+`runs.directory`) it may hold:
 
     task.json      a job that is no distillation: its kind and its command line
     job.json       the title, for people
@@ -15,12 +15,12 @@ A job is a directory in the folder `runs` of the data folder. Besides what a run
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
+import shutil
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ...core.errors import OutputError, RunError
 from ...core.files import atomic_write
 from ..library.home import home, new_run_folder
 from ..runs.lock import guard
+from ..runs.tables import finite, read_json
 
 TASK_VERSION = 1
 SETTINGS, TASK, JOB, QUEUED = "settings.json", "task.json", "job.json", "queued"
@@ -35,9 +36,6 @@ TAKEN, CHILD, LOG, OUTPUT = "taken.json", "child.json", "log.txt", "output.txt"
 LOCK, STOP, PROGRESS, RESULT = "lock.json", "stop", "progress.json", "result.json"
 MAX_ID_CHARACTERS = 150
 MAX_TITLE_CHARACTERS = 200
-MAX_JSON_BYTES = 16 << 20
-NAME_ATTEMPTS = 50
-READ_ATTEMPTS, READ_PAUSE_SECONDS = 5, 0.02
 
 
 def runs() -> Path:
@@ -50,18 +48,21 @@ def trash() -> Path:
     return home() / "trash"
 
 
-def jobs_guard() -> AbstractContextManager[None]:
+def jobs_guard() -> contextlib.AbstractContextManager[None]:
     """Be alone in changing the queue and in deciding what a job may become."""
     with atomic_write.explained(runs()):
         runs().mkdir(parents=True, exist_ok=True)
     return guard(runs() / "queue")
 
 
-def check_id(id: str) -> str:
-    """The id if it can be the name of a job's folder, on any system.
+def job_folder(id: str, *, inside: Path | None = None) -> Path:
+    """The folder of a job that exists.
+
+    Args:
+        inside: the folder to look in; by default that of the jobs.
 
     Raises:
-        RunError: it is empty, too long, or reaches outside the folder of jobs.
+        RunError: there is none, or the id cannot be the name of a folder inside, on any system.
     """
     forbidden = '/\\:*?"<>|'
     if (
@@ -75,16 +76,7 @@ def check_id(id: str) -> str:
             f"{str(id)[:80]!r} is not the name of a run: expected a folder name of up to "
             f"{MAX_ID_CHARACTERS} characters, as `dpdmd-studio runs` lists them."
         )
-    return id
-
-
-def job_folder(id: str, *, inside: Path | None = None) -> Path:
-    """The folder of a job that exists, or RunError.
-
-    Args:
-        inside: the folder to look in; by default that of the jobs.
-    """
-    folder = (inside or runs()) / check_id(id)
+    folder = (inside or runs()) / id
     if folder.is_symlink() or not folder.is_dir():
         raise RunError(
             f"There is no run {id} in {folder.parent}. It may have been deleted or moved meanwhile."
@@ -101,37 +93,6 @@ def job_folders() -> list[Path]:
         return []
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if it is missing, damaged, or far too large."""
-    for _ in range(READ_ATTEMPTS):
-        try:
-            if path.stat().st_size > MAX_JSON_BYTES:
-                return {}
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return content if isinstance(content, dict) else {}
-        except PermissionError:  # Windows, while it is being replaced
-            time.sleep(READ_PAUSE_SECONDS)
-        except (OSError, ValueError, RecursionError):
-            return {}
-    return {}
-
-
-def remove(path: Path) -> None:
-    """Remove a file if it is there; on Windows a reader may hold it for a moment.
-
-    Raises:
-        OutputError: it cannot be removed.
-    """
-    with atomic_write.explained(path):
-        for attempt in range(atomic_write.REPLACE_ATTEMPTS):
-            try:
-                return path.unlink(missing_ok=True)
-            except PermissionError:
-                if attempt == atomic_write.REPLACE_ATTEMPTS - 1:
-                    raise
-                time.sleep(atomic_write.REPLACE_PAUSE_SECONDS)
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file atomically."""
     atomic_write.write_text(path, json.dumps(content, indent=1))
@@ -139,12 +100,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def number(value: Any, default: float = 0.0) -> float:
     """A finite number out of a file that may hold anything."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            return float(value) if math.isfinite(value) else default
-        except OverflowError:
-            return default
-    return default
+    found = finite(value)
+    return default if found is None else found
 
 
 def clean_title(text: str) -> str:
@@ -153,17 +110,30 @@ def clean_title(text: str) -> str:
     return " ".join(plain.split())[:MAX_TITLE_CHARACTERS]
 
 
-def draft_folder() -> Path:
-    """A new hidden folder in which a job is made before it counts."""
+@contextlib.contextmanager
+def draft_folder() -> Iterator[Path]:
+    """A new hidden folder in which a job is made; gone afterwards unless it was published."""
     folder = runs() / f".new-{os.getpid()}-{time.time_ns()}"
     with atomic_write.explained(folder):
         folder.mkdir(parents=True)
-    return folder
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def folders_that_write(output: str) -> Iterator[Path]:
+    """Folders of the jobs whose settings name this file as their output."""
+    aim = os.path.normcase(output)
+    for folder in job_folders():
+        found = read_json(folder / SETTINGS).get("output")
+        if isinstance(found, str) and os.path.normcase(found) == aim:
+            yield folder
 
 
 def publish(draft: Path, name: str) -> Path:
     """Turn a draft into a job, all at once; returns its folder, named by date, time and `name`."""
-    for _ in range(NAME_ATTEMPTS):
+    while True:
         folder = new_run_folder(name[:80])
         try:
             os.rename(draft, folder)
@@ -171,4 +141,3 @@ def publish(draft: Path, name: str) -> Path:
         except OSError as error:
             if not folder.exists():  # not merely made by another at this moment
                 raise OutputError(f"The run folder {folder} cannot be made: {error}.") from error
-    raise OutputError(f"No free name for a run {name} was found in {runs()}. Try again.")

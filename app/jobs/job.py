@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from ...core.errors import DPDMDError
 from ..runs import exit_note
-from ..runs.lock import Owner, live_owner
-from ..runs.process_identity import NotedProcess, live_process, noted_process
+from ..runs.lock import live_owner
+from ..runs.process_identity import live_process
 from . import files, spawn
 from .queue import place_number, waiting
 
@@ -30,7 +30,7 @@ State = Literal[
 ]
 LIVE = ("starting", "running", "stopping")
 KINDS = ("distill", "compare", "package", "setup")
-ENDED: tuple[State, ...] = ("finished", "stopped", "failed")
+ENDED = ("finished", "stopped", "failed")
 LOG_TAIL_BYTES, MESSAGE_BYTES = 64 << 10, 4 << 10
 NOT_A_RUN = (
     "This folder holds no run: its settings are missing or damaged. Nothing can be done with it "
@@ -138,34 +138,43 @@ def tail(path: Path, most: int = LOG_TAIL_BYTES) -> list[str]:
 
 def read_job(folder: Path, place: int | None = None) -> Job:
     """The job in a folder; never raises for what the folder holds."""
-    settings, task = (files.read_json(folder / n) for n in (files.SETTINGS, files.TASK))
-    progress = files.read_json(folder / files.PROGRESS)
+    names = (files.SETTINGS, files.TASK, files.JOB, files.PROGRESS)
+    settings, task, own, progress = (files.read_json(folder / name) for name in names)
+    config = settings.get("config")
+    planned = config.get("steps") if isinstance(config, dict) else None
     kind = str(task.get("kind", "")) if task else "distill"
-    usable = kind in KINDS and (bool(task) or isinstance(settings.get("config"), dict))
+    usable = kind in KINDS and (bool(task) or isinstance(config, dict))
     state = state_of(folder, kind, progress) if usable else "failed"
+    step = int(files.number(progress.get("step"))) or _saved_step(folder)
     left = progress.get("seconds_left") if state in LIVE else None
+    noted = (files.number(facts.get("created_at")) for facts in (own, settings or task))
+    changed = ("", files.LOG, exit_note.NAME, files.QUEUED, files.JOB, files.RESULT)
     return Job(
         id=folder.name,
         path=folder,
         kind=kind if kind in KINDS else "distill",
-        title=_title(folder, settings),
+        title=_title(folder, own, settings),
         state=state,
         place=place if state == "queued" else None,
-        step=int(files.number(progress.get("step"))) or _saved_step(folder),
-        steps=int(files.number(progress.get("steps")) or _planned_steps(settings)),
+        step=step,
+        steps=int(files.number(progress.get("steps")) or files.number(planned)),
         seconds_per_step=files.number(progress.get("seconds_per_step")),
         seconds_left=files.number(left) if left is not None else None,
-        message=_message(folder, state, progress) if usable else NOT_A_RUN,
+        message=_message(folder, state, step, progress) if usable else NOT_A_RUN,
         result=_result(folder, kind, state),
-        created_at=_created_at(folder, settings or task),
-        updated_at=_updated_at(folder, progress),
+        created_at=next(filter(None, noted), 0.0) or _changed_at(folder),
+        updated_at=max(
+            files.number(progress.get("updated_at")),
+            *(_changed_at(folder / name) for name in changed),
+        ),
     )
 
 
 def state_of(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:
     """The state, from the locks, requests and notes in the folder."""
-    owners = [owner for owner in _owners(folder) if owner is not None]
-    if owners:
+    locks = [live_owner(folder / name) for name in (files.TAKEN, files.LOCK)]
+    owners = list(filter(None, (*locks, live_process(folder / files.CHILD))))
+    if owners:  # the worker, the child, or a terminal
         if (folder / files.STOP).exists():
             return "stopping"
         began = min(owner.since for owner in owners)
@@ -179,12 +188,6 @@ def state_of(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:
     return ended_state(folder, kind, progress)
 
 
-def _owners(folder: Path) -> list[Owner | NotedProcess | None]:
-    """Live processes that have to do with the job: the worker, the child, a terminal."""
-    locks = [live_owner(folder / name) for name in (files.TAKEN, files.LOCK)]
-    return [*locks, live_process(folder / files.CHILD)]
-
-
 def ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:
     """The state of a job that no process works on, the queue left aside."""
     note = _exit_note(folder, progress)
@@ -195,10 +198,8 @@ def ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:
     if note.get("code") in (1, 2):
         return "failed"
     status = progress.get("status")
-    if kind == "distill":
-        for ended in ENDED:
-            if status == ended:
-                return ended
+    if kind == "distill" and status in ENDED:
+        return status
     marks = (files.TAKEN, files.CHILD, files.LOCK)
     begun = bool(note or status) or any((folder / name).exists() for name in marks)
     return "interrupted" if begun else "new"
@@ -211,7 +212,7 @@ def _exit_note(folder: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
     return note if newer else {}
 
 
-def _message(folder: Path, state: str, progress: Mapping[str, Any]) -> str:
+def _message(folder: Path, state: str, step: int, progress: Mapping[str, Any]) -> str:
     note = _exit_note(folder, progress)
     error = str(note.get("message") or progress.get("error") or "")
     if state == "interrupted":
@@ -221,7 +222,6 @@ def _message(folder: Path, state: str, progress: Mapping[str, Any]) -> str:
     if state in ("new", "queued"):
         return ""
     if state == "stopped":
-        step = int(files.number(progress.get("step"))) or _saved_step(folder)
         return f"Stopped after {step} updates. It can go on from there." if step else "Stopped."
     lines = tail(folder / files.LOG, MESSAGE_BYTES)
     # a line "--- DATE" marks where a process began; it says nothing
@@ -240,16 +240,11 @@ def _result(folder: Path, kind: str, state: str) -> dict[str, Any]:
     return {}
 
 
-def _title(folder: Path, settings: Mapping[str, Any]) -> str:
-    title = files.clean_title(files.read_json(folder / files.JOB).get("title") or "")
+def _title(folder: Path, own: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    title = files.clean_title(own.get("title") or "")
     output = settings.get("output")
     made = Path(output).stem if isinstance(output, str) and not title else ""
     return title or files.clean_title(made) or folder.name
-
-
-def _planned_steps(settings: Mapping[str, Any]) -> float:
-    config = settings.get("config")
-    return files.number(config.get("steps")) if isinstance(config, dict) else 0.0
 
 
 def _saved_step(folder: Path) -> int:
@@ -258,25 +253,8 @@ def _saved_step(folder: Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def _created_at(folder: Path, facts: Mapping[str, Any]) -> float:
-    job = files.read_json(folder / files.JOB)
-    noted = files.number(job.get("created_at")) or files.number(facts.get("created_at"))
-    return noted or _changed_at(folder)
-
-
-def _updated_at(folder: Path, progress: Mapping[str, Any]) -> float:
-    names = (files.LOG, exit_note.NAME, files.QUEUED, files.JOB, files.RESULT)
-    times = [_changed_at(folder / name) for name in names]
-    return max(files.number(progress.get("updated_at")), _changed_at(folder), *times)
-
-
 def _changed_at(path: Path) -> float:
     try:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def started_by(folder: Path) -> NotedProcess | None:
-    """The process that does the work of a job, whether or not it lives."""
-    return noted_process(folder / files.CHILD)

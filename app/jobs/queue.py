@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ...core.errors import RunError
 from ...core.files import atomic_write
-from .files import QUEUED, job_folder, job_folders, jobs_guard, number, remove
+from ..runs.lock import remove
+from .files import QUEUED, job_folder, job_folders, jobs_guard, number
 
 LAST = 1e300  # where a damaged place counts: at the end
 

@@ -10,10 +10,9 @@ from ...core.errors import PromptError, SettingsError
 from ...core.families import states
 from ...core.files.tensor_file import read_header
 from . import preferences, surroundings
-from .home import home
-from .lora_output import lora_file
+from .home import home, numbered
 from .model_folders import ModelFile, contained, default_folders, list_models
-from .path_checks import check_name, is_inside, resolved
+from .path_checks import check_name, is_inside, lora_file, resolved
 
 Choices = list[tuple[str, str]]
 """(what people read, the value) of a dropdown."""
@@ -105,7 +104,7 @@ def lora_path(text: object, made: Mapping[str, str]) -> Path:
 
 
 def prompts_path(text: object) -> Path:
-    """A text file, or a folder of pictures, inside one of the folders.
+    """A text file, or a folder of images, inside one of the folders.
 
     Raises:
         SettingsError: outside of them.
@@ -170,11 +169,7 @@ def chosen_output(folder: object, name: object) -> Path:
 def free_output(folder: object, name: str) -> str:
     """`name`, or with a number behind it the first that no file has yet."""
     place = Path(str(folder)) if folder else output_folder()
-    count, free = 1, name
-    while os.path.exists(place / f"{free}.safetensors"):
-        count += 1
-        free = f"{name}-{count}"
-    return free
+    return next(n for n in numbered(name) if not os.path.exists(place / f"{n}.safetensors"))
 
 
 def starters() -> Choices:

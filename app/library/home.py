@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 APPLICATION = "dpdmd-studio"
@@ -34,8 +36,11 @@ def new_run_folder(name: str) -> Path:
     """A run folder that does not exist yet, named by date, time and `name`."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain}"
-    folder, count = home() / "runs" / stem, 1
-    while folder.exists():
-        count += 1
-        folder = home() / "runs" / f"{stem}-{count}"
-    return folder
+    folders = (home() / "runs" / name for name in numbered(stem))
+    return next(folder for folder in folders if not folder.exists())
+
+
+def numbered(name: str) -> Iterator[str]:
+    """`name`, then the same with -2, -3 and so on behind it: to take the first free one of."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))

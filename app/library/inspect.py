@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import struct
@@ -14,7 +13,7 @@ from ...core.errors import CheckpointError, LoraError, RecipeError
 from ...core.families import Detection, identify
 from ...core.families.unsupported import LORA_KEY
 from ...core.files.hashes import EMPTY_AUTOV1, Progress, file_hashes
-from ...core.files.tensor_file import DTYPE_BITS, TensorFile, TensorInfo, read_header
+from ...core.files.tensor_file import DTYPE_BITS, TensorFile, read_header
 from ...core.lora.keys import LoraModule, detect_family, group_keys
 from ...core.recipe.recipe import METADATA_KEY, read_recipe, usage_hint
 
@@ -58,10 +57,10 @@ def _checkpoint(header: TensorFile) -> Facts:
 
 
 def _detection(found: Detection) -> Facts:
-    facts = dataclasses.asdict(found)
-    names = ("family", "title", "prediction", "zero_terminal_snr", "resolution", "latent_channels")
-    kept: Facts = {name: facts[name] for name in names}
-    return {**kept, "text_encoders": list(found.text_encoders), "vae": found.vae}
+    names = ("family", "title", "prediction", "zero_terminal_snr", "resolution", "latent_channels",
+             "text_encoders", "vae")  # fmt: skip
+    facts: Facts = {name: getattr(found, name) for name in names}
+    return facts | {"text_encoders": list(found.text_encoders)}
 
 
 def _lora(header: TensorFile) -> Facts:
@@ -106,12 +105,8 @@ def _tensors(header: TensorFile) -> Facts:
         "tensors": len(infos),
         "parameters": sum(info.count for info in infos),
         "dtypes": dict(dtypes.most_common()),
-        "tensor_bytes": sum(_size(info) for info in infos),
+        "tensor_bytes": sum(info.count * DTYPE_BITS[info.dtype] // 8 for info in infos),
     }
-
-
-def _size(info: TensorInfo) -> int:
-    return info.count * DTYPE_BITS[info.dtype] // 8
 
 
 def _hashes(header: TensorFile, progress: Progress | None) -> Facts:
@@ -148,9 +143,7 @@ def format_text(facts: Facts) -> str:
 
 def _lines(facts: Facts, prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in facts.items():
-        label = (
-            prefix + name.replace("_", " ") if not prefix.startswith("metadata") else prefix + name
-        )
+        label = prefix + (name if prefix == "metadata " else name.replace("_", " "))
         if isinstance(value, dict) and name in ("hashes", "recipe", "metadata"):
             yield from _lines(value, f"{name} ")
         elif value not in (None, "", [], {}):

@@ -1,16 +1,19 @@
-"""Whether a path that somebody typed stays inside a folder, by Windows' rules as well."""
+"""Names and paths that somebody typed: fit for every system, and inside a folder."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import ModuleType
 
-from ...core.errors import SettingsError
+from ...core.errors import OutputError, SettingsError
 
-MAX_CHARACTERS = 4096
+MAX_PATH_CHARACTERS, MAX_NAME_CHARACTERS = 4096, 100
 DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{name}{number}" for name in ("com", "lpt") for number in "0123456789¹²³"
 }
+SUFFIX = ".safetensors"
+FORBIDDEN = '/\\:*?"<>|'
 
 
 def check_name(path: str, paths: ModuleType = os.path) -> None:
@@ -21,7 +24,7 @@ def check_name(path: str, paths: ModuleType = os.path) -> None:
     """
     if not isinstance(path, str) or not path.strip():
         raise SettingsError("No file was named. Choose one of the list.")
-    if len(path) > MAX_CHARACTERS or any(ord(character) < 32 for character in path):
+    if len(path) > MAX_PATH_CHARACTERS or any(ord(character) < 32 for character in path):
         raise SettingsError("That is not a path: it is too long, or holds control characters.")
     if paths.sep != "\\":
         return  # elsewhere such names are ordinary files
@@ -52,3 +55,25 @@ def resolved(path: str) -> str:
         return os.path.realpath(path)
     except (OSError, ValueError):
         return os.path.abspath(path)
+
+
+def lora_file(folder: Path, name: object) -> Path:
+    """The file of that name, with or without its ending; the folder is made if it is missing.
+
+    Raises:
+        SettingsError: no name, one with folders in it, or that of a device.
+        OutputError: the folder cannot be made.
+    """
+    stem = str(name or "").strip().removesuffix(SUFFIX)
+    bad = set(stem) & set(FORBIDDEN) or stem.startswith(".") or not stem.isprintable()
+    if not stem or len(stem) > MAX_NAME_CHARACTERS or bad:
+        raise SettingsError(
+            f"Name the LoRA with up to {MAX_NAME_CHARACTERS} characters, without "
+            f"{' '.join(FORBIDDEN)} and not beginning with a dot."
+        )
+    check_name(stem)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"The folder {folder} cannot be made: {error}.") from error
+    return folder / f"{stem}{SUFFIX}"

@@ -77,8 +77,8 @@ class PromptSource:
         return list(dict.fromkeys(first + later))
 
 
-def set_aside(prompts: Sequence[str], count: int, seed: int) -> tuple[list[str], list[str]]:
-    """(prompts to train on, prompts to measure on); at most a fifth is set aside, or none.
+def hold_out(prompts: Sequence[str], count: int, seed: int) -> tuple[list[str], list[str]]:
+    """(prompts to train on, prompts to measure on); at most a fifth is held out, or none.
 
     Fewer than two would say too little. Of alternatives one is chosen, once.
     """

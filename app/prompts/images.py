@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import PictureError, PromptError
+from ...core.errors import ImageError, PromptError
 from ...core.files.png_text import read_png_text
 
-MAX_PICTURES, MAX_PROMPT_CHARACTERS = 100_000, 10_000
+MAX_IMAGES, MAX_PROMPT_CHARACTERS = 100_000, 10_000
 SHOWN = 3
-OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".avif")
+OTHER_IMAGES = (".jpg", ".jpeg", ".webp", ".avif")
 NEGATIVE = "Negative prompt:"
 SETTINGS_LINE = re.compile(r"^Steps: \d+, ", re.MULTILINE)
 SAMPLERS = ("KSampler", "SamplerCustom", "Sampler")
@@ -35,11 +35,11 @@ MAX_NODES = 2000
 
 @dataclass
 class Found:
-    """What a folder of pictures holds."""
+    """What a folder of images holds."""
 
     prompts: list[str] = field(default_factory=list)
     negatives: Counter[str] = field(default_factory=Counter)
-    pictures: int = 0
+    images: int = 0
     others: int = 0
     without: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
@@ -52,15 +52,15 @@ def folder_prompts(folder: Path) -> Found:
         PromptError: no PNG holds a prompt.
     """
     found = Found()
-    for path in _pictures(folder, found):
-        found.pictures += 1
-        if found.pictures > MAX_PICTURES:
+    for path in _images(folder, found):
+        found.images += 1
+        if found.images > MAX_IMAGES:
             raise PromptError(
-                f"{folder} holds more than {MAX_PICTURES:,} PNGs. Name a folder with fewer."
+                f"{folder} holds more than {MAX_IMAGES:,} PNGs. Name a folder with fewer."
             )
         try:
-            prompt, negative = picture_prompt(read_png_text(path))
-        except (PictureError, OSError):
+            prompt, negative = image_prompt(read_png_text(path))
+        except (ImageError, OSError):
             found.damaged.append(path.name)
             continue
         if 0 < len(prompt) <= MAX_PROMPT_CHARACTERS:
@@ -74,8 +74,8 @@ def folder_prompts(folder: Path) -> Found:
 
 
 def notes(found: Found) -> Iterator[str]:
-    """What a person should know of how the pictures were read."""
-    parts = [f"{found.pictures} pictures read, {len(found.prompts)} with a prompt"]
+    """What a person should know of how the images were read."""
+    parts = [f"{found.images} images read, {len(found.prompts)} with a prompt"]
     for names, what in ((found.without, "without one"), (found.damaged, "damaged")):
         if names:
             shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
@@ -85,13 +85,13 @@ def notes(found: Found) -> Iterator[str]:
         negative, count = found.negatives.most_common(1)[0]
         if negative and 2 * count > len(found.prompts):
             yield (
-                f"Most of these pictures have the negative prompt {_shortened(negative)!r}. "
+                f"Most of these images have the negative prompt {_shortened(negative)!r}. "
                 "--teacher-negative distils one into the LoRA."
             )
 
 
-def picture_prompt(texts: Mapping[str, str]) -> tuple[str, str]:
-    """(prompt, negative prompt) in a picture's text chunks; both empty where there is none."""
+def image_prompt(texts: Mapping[str, str]) -> tuple[str, str]:
+    """(prompt, negative prompt) in an image's text chunks; both empty where there is none."""
     if "parameters" in texts:
         prompt, negative = infotext_prompts(texts["parameters"])
         if prompt:
@@ -169,7 +169,7 @@ def _inputs(node: Mapping[str, Any]) -> Mapping[str, Any]:
     return inputs if isinstance(inputs, dict) else {}
 
 
-def _pictures(folder: Path, found: Found) -> Iterator[Path]:
+def _images(folder: Path, found: Found) -> Iterator[Path]:
     """PNGs below the folder; hidden names are left out and links to folders not followed."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -178,18 +178,18 @@ def _pictures(folder: Path, found: Found) -> Iterator[Path]:
                 continue
             if name.lower().endswith(".png"):
                 yield Path(place) / name
-            found.others += name.lower().endswith(OTHER_PICTURES)
+            found.others += name.lower().endswith(OTHER_IMAGES)
 
 
 def _nothing(folder: Path, found: Found) -> str:
-    if found.pictures:
-        problem = f"none of its {found.pictures} PNGs holds a prompt"
+    if found.images:
+        problem = f"none of its {found.images} PNGs holds a prompt"
         if found.damaged:
             problem += f" ({len(found.damaged)} are damaged)"
     else:
         problem = "it holds no PNG"
         if found.others:
-            problem += f" ({found.others} pictures of other kinds; only PNGs are read)"
+            problem += f" ({found.others} images of other kinds; only PNGs are read)"
     return (
         f"{folder} is a folder, and {problem}. Expected PNGs as A1111 or ComfyUI save them, with "
         "their settings inside, or a text file with one prompt a line."

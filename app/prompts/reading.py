@@ -69,8 +69,17 @@ def _decode(content: bytes, name: str) -> str:
 def parse_prompts(text: str, name: str) -> PromptList:
     """The prompts in `text`; `name` stands for it in messages."""
     lines = []
-    for number, line in _prompt_lines(text):
-        _check_line(line, number, name)
+    for number, whole in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+        line = whole.strip()
+        if not line or line.startswith("#"):
+            continue
+        if BINARY.search(line):
+            raise PromptError(f"{name} is not a text file: line {number} holds control characters.")
+        if len(line) > MAX_PROMPT_CHARACTERS:
+            raise PromptError(
+                f"{name}: line {number} has {len(line)} characters; a prompt may have up to "
+                f"{MAX_PROMPT_CHARACTERS}. Write one prompt a line."
+            )
         lines.append(line)
     return _listed(lines, name)
 
@@ -96,23 +105,6 @@ def parse_line(text: str) -> PromptList:
     tags: Counter[str] = Counter()
     prompt = _without_tags(text, tags)
     return PromptList((prompt,), tuple(_notes(tags, Counter([prompt]))))
-
-
-def _prompt_lines(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
-        stripped = line.strip()
-        if stripped and not stripped.startswith("#"):
-            yield number, stripped
-
-
-def _check_line(line: str, number: int, name: str) -> None:
-    if BINARY.search(line):
-        raise PromptError(f"{name} is not a text file: line {number} holds control characters.")
-    if len(line) > MAX_PROMPT_CHARACTERS:
-        raise PromptError(
-            f"{name}: line {number} has {len(line)} characters; a prompt may have up to "
-            f"{MAX_PROMPT_CHARACTERS}. Write one prompt a line."
-        )
 
 
 def _without_tags(line: str, tags: Counter[str]) -> str:

@@ -11,14 +11,14 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way of making pictures: the teacher, the teacher at few steps, a student."""
+    """One way of making images: the teacher, the teacher at few steps, a student."""
 
     name: str
     note: str
     evaluations: int
-    """Network evaluations per picture; a guided step costs two."""
-    seconds_per_picture: float
-    pictures: list[list[np.ndarray]]
+    """Network evaluations per image; a guided step costs two."""
+    seconds_per_image: float
+    images: list[list[np.ndarray]]
     """[prompt][seed], uint8 (H, W, 3)."""
     measures: dict[str, float] = field(default_factory=dict)
 
@@ -30,7 +30,7 @@ class ReportData:
     title: str
     subtitle: str
     facts: dict[str, str]
-    """Shown as they are; `report_page.PLAIN_HOST_FACT` goes to "How to use this LoRA"."""
+    """Shown as they are; `page.PLAIN_HOST_FACT` goes to "How to use this LoRA"."""
     prompts: list[str]
     seeds: list[int]
     arms: list[Arm]
@@ -51,8 +51,8 @@ class ReportData:
         if not self.arms or not self.prompts or not self.seeds:
             raise ValueError("a report needs at least one arm, one prompt and one seed")
         for arm in self.arms:
-            if [len(row) for row in arm.pictures] != [len(self.seeds)] * len(self.prompts):
+            if [len(row) for row in arm.images] != [len(self.seeds)] * len(self.prompts):
                 raise ValueError(
-                    f"{arm.name}: pictures must be {len(self.prompts)} prompts x "
-                    f"{len(self.seeds)} seeds, found rows of {[len(r) for r in arm.pictures]}"
+                    f"{arm.name}: images must be {len(self.prompts)} prompts x "
+                    f"{len(self.seeds)} seeds, found rows of {[len(r) for r in arm.images]}"
                 )

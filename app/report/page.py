@@ -18,7 +18,7 @@ from .templating import html_templates
 
 PLAIN_HOST_FACT = "Sample it with"
 CHECKPOINT_FACT = "Checkpoint"
-# Picture rows that are unfolded at first, so that the table below stays within reach.
+# Image rows that are unfolded at first, so that the table below stays within reach.
 UNFOLDED_ROWS = 12
 # More arms than these wrap, three abreast.
 MOST_ARMS_ABREAST = 4
@@ -59,7 +59,7 @@ class _Layout:
     """How the seed grids are laid out.
 
     Attributes:
-        side: longest side of an embedded picture, in pixels.
+        side: longest side of an embedded image, in pixels.
         few: whether all arms fit abreast.
         columns: seeds side by side in one block, so that blocks side by side stay large enough.
         unfolded: prompts that are shown at once; the others are folded.

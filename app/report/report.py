@@ -1,4 +1,4 @@
-"""The report of a run: report.html (one file, opens offline), report.json, and picture sheets."""
+"""The report of a run: report.html (one file, opens offline), report.json, and image sheets."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from PIL import Image
 from ...core.errors import OutputError
 from ...core.files import atomic_write
 from .data import ReportData
-from .grid import picture_grid
-from .images import embedded_side
+from .images import embedded_side, image_grid, thumbnail
 from .page import page
 
 LABEL_LENGTH = 100
+# What of the data report.json holds, in its order.
+WRITTEN = ("title", "subtitle", "lora", "facts", "prompts", "seeds", "arms", "measure_labels",
+           "measure_units", "notes", "metrics")  # fmt: skip
 
 
 def write_report(folder: Path, data: ReportData) -> Path:
@@ -36,7 +38,7 @@ def write_report(folder: Path, data: ReportData) -> Path:
     sheets = sheet_names([arm.name for arm in data.arms])
     for arm, name in zip(data.arms, sheets, strict=True):
         with atomic_write.atomic_path(folder / name) as temporary:
-            _sheet(data.prompts, arm.pictures).save(temporary, format="PNG")
+            _sheet(data.prompts, arm.images).save(temporary, format="PNG")
     numbers = json.dumps(report_numbers(data), indent=1, ensure_ascii=False, allow_nan=False)
     atomic_write.write_text(folder / "report.json", numbers + "\n")
     atomic_write.write_text(folder / "report.html", page(data))
@@ -45,32 +47,19 @@ def write_report(folder: Path, data: ReportData) -> Path:
 
 def report_numbers(data: ReportData) -> dict[str, Any]:
     """The numbers of the page, ready for JSON; null stands for what was not measured."""
-    arms = [
+    numbers = {name: getattr(data, name) for name in WRITTEN}
+    numbers["arms"] = [
         {
             "name": arm.name,
             "note": arm.note,
             "evaluations": arm.evaluations,
-            "seconds_per_picture": arm.seconds_per_picture,
+            "seconds_per_picture": arm.seconds_per_image,
             "measures": arm.measures,
             "sheet": sheet,
         }
         for arm, sheet in zip(data.arms, sheet_names([a.name for a in data.arms]), strict=True)
     ]
-    return _plain(
-        {
-            "title": data.title,
-            "subtitle": data.subtitle,
-            "lora": data.lora,
-            "facts": data.facts,
-            "prompts": data.prompts,
-            "seeds": data.seeds,
-            "arms": arms,
-            "measure_labels": data.measure_labels,
-            "measure_units": data.measure_units,
-            "notes": data.notes,
-            "metrics": data.metrics,
-        }
-    )
+    return _plain(numbers)
 
 
 def sheet_names(arms: Sequence[str]) -> list[str]:
@@ -83,19 +72,11 @@ def sheet_names(arms: Sequence[str]) -> list[str]:
     return names
 
 
-def _sheet(prompts: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    side = embedded_side(len(prompts) * len(pictures[0]))
-    rows = [
-        (" ".join(prompt.split())[:LABEL_LENGTH], [_at_most(picture, side) for picture in row])
-        for prompt, row in zip(prompts, pictures, strict=True)
-    ]
-    return picture_grid(rows)
-
-
-def _at_most(picture: np.ndarray, side: int) -> np.ndarray:
-    image = Image.fromarray(picture)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return np.asarray(image)
+def _sheet(prompts: Sequence[str], images: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    side = embedded_side(len(prompts) * len(images[0]))
+    labels = [" ".join(prompt.split())[:LABEL_LENGTH] for prompt in prompts]
+    rows = [[np.asarray(thumbnail(pixels, side)) for pixels in row] for row in images]
+    return image_grid(list(zip(labels, rows, strict=True)))
 
 
 def _plain(value: Any) -> Any:

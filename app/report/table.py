@@ -19,7 +19,7 @@ def verdict(data: ReportData) -> str:
         return " alone; nothing to compare it with."
     gains = []
     fewer = _ratio(teacher.evaluations, own.evaluations)
-    faster = _ratio(teacher.seconds_per_picture, own.seconds_per_picture)
+    faster = _ratio(teacher.seconds_per_image, own.seconds_per_image)
     if fewer > 1:
         gains.append(f"{_times(fewer)} fewer network evaluations")
     if faster > 1:
@@ -35,7 +35,7 @@ def _furthest_below(data: ReportData, own: Arm, teacher: Arm) -> str:
         if _unit(data, key) == SHARE and _known(own, key) and _known(teacher, key)
     }
     if not changes:
-        return "How good its pictures are was not measured; judge by the pictures below."
+        return "The quality of its images was not measured; compare the images below."
     worst = min(changes, key=lambda key: changes[key])
     points = abs(100 * changes[worst])
     if points < 0.05 or changes[worst] > 0:
@@ -68,36 +68,25 @@ class Column:
 
 
 def columns(data: ReportData, keys: Sequence[str]) -> list[Column]:
-    """What pictures cost, then these measures."""
-    evaluations = [arm.evaluations for arm in data.arms]
-    seconds = [arm.seconds_per_picture for arm in data.arms]
+    """What images cost, then these measures."""
+    evaluations: list[float] = [arm.evaluations for arm in data.arms]
+    seconds = [arm.seconds_per_image for arm in data.arms]
+    costs = (
+        ("Network evaluations", "Evaluations per image", "", evaluations, "fewer"),
+        ("Seconds per image", "Seconds per image", "s", seconds, "faster"),
+    )
     return [
-        Column(
-            "Network evaluations",
-            "Evaluations per picture",
-            "",
-            [*evaluations],
-            _bars(evaluations, ""),
-            _gains(evaluations, "fewer"),
-        ),
-        Column(
-            "Seconds per picture",
-            "Seconds per picture",
-            "s",
-            seconds,
-            _bars(seconds, "s"),
-            _gains(seconds, "faster"),
-        ),
-        *(_measured(data, key) for key in keys),
-    ]
+        Column(label, heading, unit, values, _bars(values, unit), _gains(values, word))
+        for label, heading, unit, values, word in costs
+    ] + [_measured(data, key) for key in keys]
 
 
 def _measured(data: ReportData, key: str) -> Column:
     unit, label = _unit(data, key), _label(data, key)
     values = [arm.measures.get(key, math.nan) for arm in data.arms]
     remarks = ["", *(_difference(value - values[0], unit) for value in values[1:])]
-    rivals = [row for row in range(1, len(values)) if math.isfinite(values[row])]
-    best = max(rivals, key=lambda row: values[row]) if len(rivals) > 1 else None
+    others = [row for row in range(1, len(values)) if math.isfinite(values[row])]
+    best = max(others, key=lambda row: values[row]) if len(others) > 1 else None
     return Column(label, label, unit, values, _bars(values, unit), remarks, best)
 
 
@@ -126,7 +115,7 @@ def _difference(change: float, unit: str) -> str:
         return ""
     size = 100 * change if unit == SHARE else change
     text = f"{size:+.1f}" if unit == SHARE else f"{size:+.3g}"
-    text = text.replace("-0.0", "0.0").replace("+0.0", "0.0") if abs(size) < 0.05 else text
+    text = "0.0" if text in ("-0.0", "+0.0") else text
     word = "points" if unit == SHARE else unit
     return f"{text.replace('-', chr(0x2212))} {word}".rstrip()
 

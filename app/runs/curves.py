@@ -19,13 +19,13 @@ CURVES = (
     Curve(
         "diversity_kept",
         "Diversity kept",
-        "Diversity of prompts set aside, as a share of the teacher's. Good: near 1.",
+        "Diversity on held-out prompts, as a share of the teacher's. Good: near 1.",
         smoothed=False,
     ),
     Curve(
         "teacher_distance",
         "Distance from the teacher",
-        "Between the student's and the teacher's pictures of those prompts. Good: falls to a low "
+        "Between the student's and the teacher's images of those prompts. Good: falls to a low "
         "level and stays there.",
         smoothed=False,
     ),
@@ -43,20 +43,20 @@ CURVES = (
     ),
     Curve(
         "matching_gradient",
-        "Matching gradient",
+        "DMD gradient",
         "How strongly the later steps are still being corrected towards the teacher. "
         "Good: shrinks, then holds steady; noise is normal.",
     ),
     Curve(
         "score_cosine",
         "Score agreement",
-        "How alike teacher and fake score judge the student's pictures; 1 is the same direction. "
+        "Cosine between the teacher's and the fake score's predictions on the student's images. "
         "Good: close to 1.",
     ),
     Curve(
         "fake_loss",
         "Fake-score loss",
-        "How well the fake score keeps up with the student's pictures. "
+        "How well the fake score keeps up with the student's images. "
         "Good: low and steady; a lasting rise means it falls behind.",
     ),
     Curve(

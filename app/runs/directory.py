@@ -6,17 +6,17 @@ torch. Layout:
     settings.json          what was asked for, and of which checkpoint
     prompts.txt            the prompts as given, after comments and tags were taken out
     progress.json          status, step, losses, time left: rewritten as the run goes
-    evaluation-prompts.txt prompts set aside: the student is measured on them, never trained
-    unprepared             made without the engine: its checks are still to be done
-    given-prompts.txt      all prompts of such a run, from which some are to be set aside
+    evaluation-prompts.txt held-out prompts: the student is measured on them, never trained
+    unprepared             made without the trainer: its checks are still to be done
+    given-prompts.txt      all prompts of such a run, from which some are to be held out
     metrics.jsonl          one line per student update
     evaluations.jsonl      one line per measurement: diversity and distance from the teacher
     state/step-00000100/   adapters, optimizers, step: all that an exact resume needs
     checkpoints/           loadable LoRAs of saved steps
-    previews/              pictures on fixed seeds
-    evaluation/            the teacher's pictures that the student is measured against
-    report/                the report at the end: report.html, report.json, picture sheets
-    memory.json            how far down the memory ladder the run has come
+    previews/              images on fixed seeds
+    evaluation/            the teacher's images that the student is measured against
+    report/                the report at the end: report.html, report.json, image sheets
+    memory.json            the memory fallbacks that the run has taken
     attention.json         the attention kernels that an earlier version had timed for the run
     stop                   a request: stop at the next update and keep what there is
     lock.json              which process owns the run, see `run_lock`
@@ -52,6 +52,17 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        self.states = self.path / "state"
+        """Folder of resumable states."""
+        self.previews = self.path / "previews"
+        """Folder of preview images."""
+        self.checkpoints = self.path / "checkpoints"
+        """Folder of loadable LoRAs."""
+        self.evaluation = self.path / "evaluation"
+        """Folder of the teacher's images that the student is measured against."""
+        self.report = self.path / "report"
+        """Folder of the report."""
+        self._made_at_once = self.states, self.previews, self.checkpoints
 
     @classmethod
     def create(
@@ -72,8 +83,7 @@ class RunDirectory:
         if run.path.exists() and any(run.path.iterdir() if run.path.is_dir() else [run.path]):
             run._make_room(overwrite)
         try:
-            for folder in (run.path, *run._made_at_once):
-                folder.mkdir(parents=True, exist_ok=True)
+            run._make_folders()
         except OSError as error:
             raise OutputError(f"The run folder {path} cannot be made: {error}.") from error
         for name, texts in ((PROMPTS, prompts), (EVALUATION_PROMPTS, evaluation_prompts)):
@@ -122,35 +132,6 @@ class RunDirectory:
                 "open, or name another folder with --run."
             ) from error
 
-    @property
-    def states(self) -> Path:
-        """Folder of resumable states."""
-        return self.path / "state"
-
-    @property
-    def previews(self) -> Path:
-        """Folder of preview pictures."""
-        return self.path / "previews"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of loadable LoRAs."""
-        return self.path / "checkpoints"
-
-    @property
-    def evaluation(self) -> Path:
-        """Folder of the teacher's pictures that the student is measured against."""
-        return self.path / "evaluation"
-
-    @property
-    def report(self) -> Path:
-        """Folder of the report."""
-        return self.path / "report"
-
-    @property
-    def _made_at_once(self) -> tuple[Path, ...]:
-        return self.states, self.previews, self.checkpoints
-
     def settings(self) -> dict[str, Any]:
         """What was asked for."""
         return self.read_json("settings.json")
@@ -160,11 +141,11 @@ class RunDirectory:
         return self._read_lines(PROMPTS)
 
     def evaluation_prompts(self) -> list[str]:
-        """The prompts set aside for measurements; none in runs that are not measured."""
+        """The held-out prompts for measurements; none in runs that are not measured."""
         return self._read_lines(EVALUATION_PROMPTS) if self._has(EVALUATION_PROMPTS) else []
 
     def given_prompts(self) -> list[str]:
-        """All prompts of a run from which none have been set aside yet."""
+        """All prompts of a run from which none have been held out yet."""
         return self._read_lines(GIVEN_PROMPTS)
 
     def _has(self, name: str) -> bool:
@@ -255,9 +236,20 @@ class RunDirectory:
         """Forget requests of an earlier start."""
         (self.path / "stop").unlink(missing_ok=True)
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
-        """Own the run while the block runs; RunError if a live process owns it already."""
-        return owned(self.path / "lock.json")
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the run while the block runs; RunError if a live process owns it already.
+
+        Its folders are there afterwards: archives and git drop empty ones.
+        """
+        with owned(self.path / "lock.json"):
+            with atomic_write.explained(self.path):
+                self._make_folders()
+            yield
+
+    def _make_folders(self) -> None:
+        for folder in self._made_at_once:
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 class FollowedRun(RunDirectory):
@@ -275,6 +267,7 @@ class FollowedRun(RunDirectory):
     def clear_requests(self) -> None:
         """Leave that to the first process."""
 
-    def lock(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
         """Nothing: the first process owns the run."""
-        return contextlib.nullcontext()
+        yield

@@ -14,6 +14,7 @@ from typing import Any
 from ...core.errors import DPDMDError
 from ..config.distill_config import DistillConfig
 from .directory import EVALUATIONS, METRICS, PROMPTS, RunDirectory
+from .tables import finite, read_json
 
 # A long run's metrics are read in part: about its first and its last 3,000 updates.
 HEAD_BYTES, TAIL_BYTES = 1 << 20, 1 << 20
@@ -56,25 +57,18 @@ class RunFacts:
 def read_facts(run: RunDirectory) -> RunFacts:
     """The facts of a run. Never raises: a file that cannot be read counts as empty."""
     return RunFacts(
-        config=_config(_table(run, "settings.json").get("config")),
+        config=_config(read_json(run.path / "settings.json").get("config")),
         metrics=_lines(run.path / METRICS),
         evaluations=_lines(run.path / EVALUATIONS),
         prompts=_prompts(run.path / PROMPTS),
-        progress=_table(run, "progress.json"),
-        result=_table(run, "result.json"),
+        progress=read_json(run.path / "progress.json"),
+        result=read_json(run.path / "result.json"),
     )
 
 
 def number(line: Line, name: str) -> float | None:
     """A finite number of a line, or None."""
-    value = line.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
+    return finite(line.get(name))
 
 
 def window_medians(values: Sequence[float], size: int) -> list[float]:
@@ -88,13 +82,6 @@ def clearly_nearer(one: Sequence[float], other: Sequence[float]) -> bool:
     gains = [b - a for a, b in zip(one, other, strict=True)]
     error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
     return mean(gains) > CLEARLY * error
-
-
-def _table(run: RunDirectory, name: str) -> dict[str, Any]:
-    try:
-        return run.read_json(name)
-    except (DPDMDError, RecursionError):
-        return {}
 
 
 def _config(values: object) -> DistillConfig:
@@ -140,9 +127,9 @@ def _prompts(path: Path) -> list[str]:
 
 
 def distances(line: Line) -> list[float]:
-    """The distance from the teacher of each measured prompt; empty where it is not known."""
+    """The distance from the teacher of each held-out prompt; empty where it is not known."""
     values = line.get("distances")
     if not isinstance(values, Iterable) or isinstance(values, str):
         return []
-    found = [number({"x": value}, "x") for value in values]
+    found = [finite(value) for value in values]
     return [] if None in found else [value for value in found if value is not None]

@@ -22,53 +22,33 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...core.errors import OutputError, RunError
 from ...core.files import atomic_write
-from .process_identity import live_process, read_facts
+from .process_identity import NotedProcess, live_process, noted_process
+from .tables import read_json
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 LOCK_VERSION = 2  # version 1, which has no such entry, was a lock by the owner's number alone
 GUARD_SECONDS, PAUSE_SECONDS = 20.0, 0.01
-SUSPICIOUS_SECONDS = 0.5
-"""Some versions of the library wait for a drive without locks as if somebody held the lock."""
 UNSUPPORTED = {
     number
     for name in ("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK", "EINVAL")
     if (number := getattr(errno, name, None)) is not None
 }
 
+UNKNOWN_OWNER = NotedProcess(-1, "", 0.0)
+
 _drives: dict[int, bool] = {}  # whether a drive knows locks, as far as it was needed
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who holds a lock.
-
-    Attributes:
-        pid: -1 if not known.
-        host: the machine's name.
-        since: when the lock was taken, in seconds since the epoch.
-        about: what the owner does with it, for people.
-    """
-
-    pid: int
-    host: str
-    since: float
-    about: str = ""
-
-
-UNKNOWN_OWNER = Owner(-1, "", 0.0)
 
 
 @contextlib.contextmanager
 def owned(
-    path: Path, *, about: str = "", refusal: Callable[[Owner], str] | None = None
+    path: Path, *, about: str = "", refusal: Callable[[NotedProcess], str] | None = None
 ) -> Iterator[None]:
     """Own what the lock file at `path` guards while the block runs; in the thread that began it.
 
@@ -97,7 +77,7 @@ def owned(
         _let_go(path, lock)
 
 
-def live_owner(path: Path) -> Owner | None:
+def live_owner(path: Path) -> NotedProcess | None:
     """Who holds the lock at `path`; None where it is free, or its owner has ended."""
     if not path.exists():
         return None
@@ -109,50 +89,23 @@ def live_owner(path: Path) -> Owner | None:
             lock.release()
             return None
     except (OutputError, RunError):  # it cannot be asked: what it says is believed
-        return (_said_owner(path) or UNKNOWN_OWNER) if path.exists() else None
+        return (noted_process(path) or UNKNOWN_OWNER) if path.exists() else None
 
 
-def _take_or_owner(path: Path) -> tuple[BaseFileLock | None, Owner]:
+def _take_or_owner(path: Path) -> tuple[BaseFileLock | None, NotedProcess]:
     """The lock itself, or None and who has it; to be called under the guard."""
     with atomic_write.explained(path):
         lock = _locked(path, "held", 0.0)
     if lock is None:
-        return None, _said_owner(path) or UNKNOWN_OWNER
-    older = _older_owner(path)
+        return None, noted_process(path) or UNKNOWN_OWNER
+    older = None if "version" in read_json(path) else live_process(path)
     if older is not None:
         lock.release()
         return None, older
     return lock, UNKNOWN_OWNER
 
 
-def _said_owner(path: Path) -> Owner | None:
-    """What a lock file says, whether or not it is stale; None if it is missing or damaged."""
-    return _owner(read_facts(path))
-
-
-def _older_owner(path: Path) -> Owner | None:
-    """The live process that an older version's lock file names, if the file is one."""
-    facts = read_facts(path)
-    if facts is None or "version" in facts or live_process(path) is None:
-        return None
-    return _owner(facts)
-
-
-def _owner(facts: dict[str, Any] | None) -> Owner | None:
-    if facts is None:
-        return None
-    try:
-        return Owner(
-            int(facts["pid"]),
-            str(facts["host"]),
-            float(facts["since"]),
-            str(facts.get("about", "")),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError):  # not what we write
-        return None
-
-
-def _in_use(path: Path, owner: Owner) -> str:
+def _in_use(path: Path, owner: NotedProcess) -> str:
     who = f"process {owner.pid} on {owner.host}" if owner.pid > 0 else "another program"
     return (
         f"{path.parent} is in use by {who}. Wait for it, or ask it to stop: it is free again as "
@@ -161,18 +114,29 @@ def _in_use(path: Path, owner: Owner) -> str:
 
 
 def _let_go(path: Path, lock: BaseFileLock) -> None:
-    """Remove the file and free the lock; a reader may hold the file for a moment."""
+    """Remove the file and free the lock."""
     with contextlib.ExitStack() as stack:
         stack.callback(lock.release)
         with contextlib.suppress(OutputError, RunError):
             stack.enter_context(guard(path))
-        for _ in range(atomic_write.REPLACE_ATTEMPTS):
+        with contextlib.suppress(OutputError):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there; on Windows a reader may hold it for a moment.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    with atomic_write.explained(path):
+        for attempt in range(atomic_write.REPLACE_ATTEMPTS):
             try:
                 return path.unlink(missing_ok=True)
             except PermissionError:
+                if attempt == atomic_write.REPLACE_ATTEMPTS - 1:
+                    raise
                 time.sleep(atomic_write.REPLACE_PAUSE_SECONDS)
-            except OSError:
-                return
 
 
 @contextlib.contextmanager
@@ -214,17 +178,11 @@ def _locked(path: Path, kind: str, seconds: float) -> BaseFileLock | None:
         OSError: the folder is missing or cannot be written.
     """
     drive = path.parent.stat().st_dev
-    if _drives.get(drive, True):
-        began, known = time.monotonic(), drive in _drives
-        patience = seconds if known else min(seconds, SUSPICIOUS_SECONDS)
-        lock = _try(_beside(path, kind), patience)
-        if lock is not None or known:
-            _drives[drive] = True
-            return lock
+    # a lock that others seem to hold does not tell: some versions of the library say so of every
+    # lock on a drive without locks
+    if drive not in _drives:
         _drives[drive] = _knows_locks(path.parent)
-        if _drives[drive]:
-            return _try(_beside(path, kind), max(0.0, began + seconds - time.monotonic()))
-    return _try(_elsewhere(path, kind), seconds)
+    return _try(_beside(path, kind) if _drives[drive] else _elsewhere(path, kind), seconds)
 
 
 def _try(file: Path, seconds: float) -> BaseFileLock | None:

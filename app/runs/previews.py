@@ -1,4 +1,4 @@
-"""The preview pictures of a run: what is there, by name, and nothing else of its folder."""
+"""The preview images of a run: what is there, by name, and nothing else of its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STEP = re.compile(r"step-(\d{1,12})\.png", re.ASCII)
 
 @dataclass(frozen=True)
 class Preview:
-    """One picture; `step` is the student's finished updates, 0 for the teacher's."""
+    """One image; `step` is the student's finished updates, 0 for the teacher's."""
 
     path: Path
     step: int
@@ -30,18 +30,18 @@ class Preview:
 
 def student_previews(run: Path) -> list[Preview]:
     """The student's sheets in a run's folder, oldest first."""
-    found = [(STEP.fullmatch(path.name), path) for path in _pictures(run)]
+    found = [(STEP.fullmatch(path.name), path) for path in _images(run)]
     sheets = [Preview(path, int(match[1])) for match, path in found if match]
     return sorted(sheets, key=lambda sheet: sheet.step)
 
 
 def previews(run: Path) -> list[Preview]:
     """The teacher's sheet, if it is there, and the student's, oldest first."""
-    teacher = [Preview(path, 0) for path in _pictures(run) if path.name == TEACHER]
+    teacher = [Preview(path, 0) for path in _images(run) if path.name == TEACHER]
     return teacher + student_previews(run)
 
 
-def _pictures(run: Path) -> list[Path]:
+def _images(run: Path) -> list[Path]:
     try:
         found = list((run / "previews").iterdir())
     except OSError:

@@ -11,11 +11,11 @@ import os
 import socket
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...core.files import atomic_write
+from .tables import read_json
 
 # A process that cannot be asked (of another machine) counts as ended when its note is so old.
 STALE_NOTE_SECONDS = 1800
@@ -45,17 +45,21 @@ def lives(pid: int, identity: str) -> bool:
 
 @dataclass(frozen=True)
 class NotedProcess:
-    """A process that somebody noted.
+    """A process that somebody noted, or that owns a lock.
 
     Attributes:
-        identity: when it began, see `identity_of`; "" if not known.
+        pid: -1 if not known.
+        host: the machine's name.
         since: when it was noted, in seconds since the epoch.
+        identity: when it began, see `identity_of`; "" if not known.
+        about: what it does, for people.
     """
 
     pid: int
     host: str
-    identity: str
     since: float
+    identity: str = UNKNOWN
+    about: str = ""
 
 
 def note_process(path: Path, pid: int) -> None:
@@ -64,21 +68,20 @@ def note_process(path: Path, pid: int) -> None:
     Raises:
         OutputError: the note cannot be written.
     """
-    process = NotedProcess(pid, socket.gethostname(), identity_of(pid) or UNKNOWN, time.time())
-    atomic_write.write_text(path, json.dumps(asdict(process)))
+    facts = {"pid": pid, "host": socket.gethostname(), "identity": identity_of(pid) or UNKNOWN}
+    atomic_write.write_text(path, json.dumps(facts | {"since": time.time()}))
 
 
 def noted_process(path: Path) -> NotedProcess | None:
     """The process that a note names, whether or not it lives; None without a readable note."""
-    facts = read_facts(path)
-    if facts is None:
-        return None
+    facts = read_json(path)
     try:
         return NotedProcess(
             int(facts["pid"]),
             str(facts["host"]),
-            str(facts.get("identity", UNKNOWN)),
             float(facts["since"]),
+            str(facts.get("identity", UNKNOWN)),
+            str(facts.get("about", "")),
         )
     except (KeyError, TypeError, ValueError, OverflowError):  # not what we write
         return None
@@ -95,15 +98,6 @@ def live_process(path: Path) -> NotedProcess | None:
         return noted if time.time() - path.stat().st_mtime < STALE_NOTE_SECONDS else None
     except OSError:
         return None
-
-
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None if it is missing or damaged."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return facts if isinstance(facts, dict) else None
 
 
 def _on_linux(pid: int) -> str | None:
@@ -140,7 +134,7 @@ def _answers(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
+        pass
     return True
 
 

@@ -1,1 +1,1 @@
-"""A package to share: the LoRA, pictures with their settings, and every text that sites read."""
+"""A package to share: the LoRA, images with their settings, and every text that sites read."""

@@ -7,37 +7,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# type -> (inputs that links end in, outputs), each as (name, type)
-Slots = tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]
+Slots = tuple[Mapping[str, str], Mapping[str, str]]
+"""Inputs that links end in, then outputs: type by name."""
+
 SLOTS: dict[str, Slots] = {
-    "CheckpointLoaderSimple": ((), (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"))),
-    "CLIPLoader": ((), (("CLIP", "CLIP"),)),
-    "DualCLIPLoader": ((), (("CLIP", "CLIP"),)),
-    "TripleCLIPLoader": ((), (("CLIP", "CLIP"),)),
-    "VAELoader": ((), (("VAE", "VAE"),)),
-    "LoraLoader": (
-        (("model", "MODEL"), ("clip", "CLIP")),
-        (("MODEL", "MODEL"), ("CLIP", "CLIP")),
-    ),
-    "LoraLoaderModelOnly": ((("model", "MODEL"),), (("MODEL", "MODEL"),)),
-    "ModelSamplingSD3": ((("model", "MODEL"),), (("MODEL", "MODEL"),)),
-    "ModelSamplingDiscrete": ((("model", "MODEL"),), (("MODEL", "MODEL"),)),
-    "CLIPSetLastLayer": ((("clip", "CLIP"),), (("CLIP", "CLIP"),)),
-    "CLIPTextEncode": ((("clip", "CLIP"),), (("CONDITIONING", "CONDITIONING"),)),
-    "EmptyLatentImage": ((), (("LATENT", "LATENT"),)),
-    "EmptySD3LatentImage": ((), (("LATENT", "LATENT"),)),
+    "CheckpointLoaderSimple": ({}, {"MODEL": "MODEL", "CLIP": "CLIP", "VAE": "VAE"}),
+    "CLIPLoader": ({}, {"CLIP": "CLIP"}),
+    "DualCLIPLoader": ({}, {"CLIP": "CLIP"}),
+    "TripleCLIPLoader": ({}, {"CLIP": "CLIP"}),
+    "VAELoader": ({}, {"VAE": "VAE"}),
+    "LoraLoader": ({"model": "MODEL", "clip": "CLIP"}, {"MODEL": "MODEL", "CLIP": "CLIP"}),
+    "LoraLoaderModelOnly": ({"model": "MODEL"}, {"MODEL": "MODEL"}),
+    "ModelSamplingSD3": ({"model": "MODEL"}, {"MODEL": "MODEL"}),
+    "ModelSamplingDiscrete": ({"model": "MODEL"}, {"MODEL": "MODEL"}),
+    "CLIPSetLastLayer": ({"clip": "CLIP"}, {"CLIP": "CLIP"}),
+    "CLIPTextEncode": ({"clip": "CLIP"}, {"CONDITIONING": "CONDITIONING"}),
+    "EmptyLatentImage": ({}, {"LATENT": "LATENT"}),
+    "EmptySD3LatentImage": ({}, {"LATENT": "LATENT"}),
     "KSampler": (
-        (
-            ("model", "MODEL"),
-            ("positive", "CONDITIONING"),
-            ("negative", "CONDITIONING"),
-            ("latent_image", "LATENT"),
-        ),
-        (("LATENT", "LATENT"),),
+        {
+            "model": "MODEL",
+            "positive": "CONDITIONING",
+            "negative": "CONDITIONING",
+            "latent_image": "LATENT",
+        },
+        {"LATENT": "LATENT"},
     ),
-    "VAEDecode": ((("samples", "LATENT"), ("vae", "VAE")), (("IMAGE", "IMAGE"),)),
-    "SaveImage": ((("images", "IMAGE"),), ()),
-    "Note": ((), ()),
+    "VAEDecode": ({"samples": "LATENT", "vae": "VAE"}, {"IMAGE": "IMAGE"}),
+    "SaveImage": ({"images": "IMAGE"}, {}),
+    "Note": ({}, {}),
 }
 COLUMN, ROW = 400, 240
 Slot = tuple[int, int]
@@ -64,25 +62,24 @@ class Graph:
             "flags": {},
             "order": node_id - 1,
             "mode": 0,
-            "inputs": [{"name": name, "type": type_, "link": None} for name, type_ in inputs],
+            "inputs": [
+                {"name": name, "type": type_, "link": None} for name, type_ in inputs.items()
+            ],
             "outputs": [
                 {"name": name, "type": type_, "links": [], "slot_index": number}
-                for number, (name, type_) in enumerate(outputs)
+                for number, (name, type_) in enumerate(outputs.items())
             ],
             "properties": {"Node name for S&R": kind},
             "widgets_values": widgets,
         }
         self.nodes.append(node)
         for number, slot in enumerate(node["inputs"]):
-            if slot["name"] in links:  # inputs that may stay open
-                self._link(links[slot["name"]], node_id, number, slot)
+            if slot["name"] in links:  # inputs may stay open
+                start_id, output = links[slot["name"]]
+                slot["link"] = len(self.links) + 1
+                self.links.append([slot["link"], start_id, output, node_id, number, slot["type"]])
+                self.nodes[start_id - 1]["outputs"][output]["links"].append(slot["link"])
         return node_id
-
-    def _link(self, start: Slot, node_id: int, number: int, slot: dict[str, Any]) -> None:
-        link_id = len(self.links) + 1
-        self.links.append([link_id, *start, node_id, number, slot["type"]])
-        self.nodes[start[0] - 1]["outputs"][start[1]]["links"].append(link_id)
-        slot["link"] = link_id
 
     def to_json(self) -> str:
         """The file that the canvas opens."""

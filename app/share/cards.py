@@ -7,9 +7,8 @@ from typing import Any
 
 from ...core.families import family
 from ...core.files.hashes import EMPTY_AUTOV1
-from .describe import TAGS, license_text, limits, summary
+from .describe import SAMPLER, SCHEDULE, TAGS, clip_skip, license_text, limits, summary
 from .facts import LORA_STRENGTH, PackageFacts
-from .hosts import SAMPLER, SCHEDULE, clip_skip
 from .labels import base_model_note
 from .names import one_line
 
@@ -92,7 +91,7 @@ Name                 {facts.title}
 Base model           {facts.label}
 Trigger words        {words}
 File                 {facts.file}
-Pictures             all of pictures/, 01.png first; their settings are read from them
+Images               all of pictures/, 01.png first; their settings are read from them
 Description          open description.html in a browser, select all, copy, paste
 Training steps       {steps}
 Epochs               leave empty
@@ -105,7 +104,7 @@ About the base model: {note}
 
 About the licence: {license_text(facts)}
 
-The site links a picture to this LoRA by the hash in the picture's text:
+The site links an image to this LoRA by the hash in the image's text:
 AutoV2               {facts.hashes.autov2}
 AutoV3               {facts.hashes.autov3}
 SHA256               {facts.hashes.sha256}

@@ -5,10 +5,9 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from ...core.families import family
-from ...core.recipe.recipe import MergedLora
+from ...core.recipe.recipe import MergedLora, Recipe, used_clip_skip
 from ..report.templating import html_templates
 from .facts import LORA_STRENGTH, PackageFacts
-from .hosts import SAMPLER, SCHEDULE, clip_skip, diffusers_program, reads_in_diffusers
 from .labels import license_note
 from .markdown import TEMPLATES, markdown_templates
 from .names import one_line, safe_name
@@ -17,10 +16,11 @@ TAGS = ("few-step", "distillation", "dp-dmd", "lora")
 # Keys of the LoRA's metadata that say how it was trained, and their words.
 TRAINING = {
     "ss_steps": "student updates",
-    "ss_total_batch_size": "pictures an update",
+    "ss_total_batch_size": "images an update",
     "ss_network_dim": "rank",
     "ss_learning_rate": "learning rate",
 }
+SAMPLER, SCHEDULE = "Euler", "Simple"
 
 
 def description(facts: PackageFacts) -> str:
@@ -83,8 +83,8 @@ def limits(facts: PackageFacts) -> list[str]:
     recipe, found = facts.recipe, []
     if recipe.guidance_scale == 1.0:
         found.append(
-            "A negative prompt does nothing at CFG 1, and a higher CFG burns the picture: guidance "
-            "is part of the training."
+            "A negative prompt does nothing at CFG 1, and a higher CFG oversaturates the "
+            "image: guidance is part of the training."
         )
     found += [
         "Use it at strength 1.0; that is the strength it was trained at.",
@@ -93,9 +93,9 @@ def limits(facts: PackageFacts) -> list[str]:
         f"Other samplers, schedules and step counts than {recipe.plain_host} were not trained.",
     ]
     found += [_beside(lora) for lora in recipe.merged_loras]
-    if not facts.drawn_with_teacher:
+    if not facts.sampled_with_teacher:
         found.append(
-            f"The pictures were drawn with {facts.checkpoint.file}, which is not the file that was "
+            f"The images were sampled with {facts.checkpoint.file}, which is not the file that was "
             "distilled (its hash differs)."
         )
     if facts.checkpoint.embedded:
@@ -127,3 +127,58 @@ def license_text(facts: PackageFacts) -> str:
     note = license_note(facts.family, title, embedded=embedded)
     own = f"The author states for this LoRA: {one_line(facts.license, 200)}. "
     return (own if facts.license else "") + note
+
+
+# How hosts are told
+
+
+def clip_skip(recipe: Recipe) -> int:
+    """CLIP layers to skip, counted as hosts do; 1 is none."""
+    return used_clip_skip(recipe) or 1
+
+
+def reads_in_diffusers(facts: PackageFacts) -> bool:
+    """Whether diffusers loads the file: it converts kohya's names of most families."""
+    return family(facts.family).sharing.diffusers_reads_kohya or facts.file_format == "peft"
+
+
+def unshifted_sigmas(recipe: Recipe) -> list[float]:
+    """The sigmas as diffusers' flow scheduler takes them, before it shifts them."""
+    shift = recipe.shift or 1.0
+    return [round(s / (shift - (shift - 1) * s), 6) for s in recipe.sigmas[:-1]]
+
+
+def diffusers_program(facts: PackageFacts) -> str:
+    """A program that walks the recipe's sigmas or timesteps in diffusers."""
+    recipe, (width, height) = facts.recipe, facts.size
+    pipeline = family(facts.family).sharing.pipeline
+    flow = recipe.prediction == "flow"
+    scheduler = "FlowMatchEulerDiscreteScheduler" if flow else "EulerDiscreteScheduler"
+    options = [f"shift={recipe.shift or 1.0:g}"] if flow else ['timestep_spacing="trailing"']
+    if recipe.prediction == "v":
+        options.append('prediction_type="v_prediction"')
+    if recipe.zero_terminal_snr:
+        options.append("rescale_betas_zero_snr=True")
+    levels = unshifted_sigmas(recipe) if flow else [round(t) for t in recipe.timesteps]
+    skipped = clip_skip(recipe) - 1
+    clip = f"    clip_skip={skipped},\n" if skipped else ""
+    return f'''\
+import torch
+from diffusers import {", ".join(sorted((scheduler, pipeline)))}
+
+pipe = {pipeline}.from_single_file("checkpoint.safetensors", torch_dtype=torch.float16)
+pipe.scheduler = {scheduler}.from_config(
+    pipe.scheduler.config, {", ".join(options)}
+)
+pipe.load_lora_weights(".", weight_name="{facts.file}")
+pipe.to("cuda")
+image = pipe(
+    "your prompt",
+    {"sigmas" if flow else "timesteps"}={levels},
+    guidance_scale={recipe.guidance_scale:g},
+    width={width},
+    height={height},
+{clip}    generator=torch.Generator("cpu").manual_seed(0),
+).images[0]
+image.save("image.png")
+'''

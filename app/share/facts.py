@@ -16,8 +16,8 @@ LORA_STRENGTH = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureFacts:
-    """One preview picture: its place in the package, and what it was drawn from."""
+class ImageFacts:
+    """One preview image: its place in the package, and what it was sampled from."""
 
     file: str
     prompt: str
@@ -28,7 +28,7 @@ class PictureFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFacts:
-    """The checkpoint that the pictures were drawn with.
+    """The checkpoint that the images were sampled with.
 
     Args:
         file: its file's or folder's name.
@@ -53,7 +53,7 @@ class PackageFacts:
     Args:
         name: stem of the packaged file, safe everywhere.
         file_format: kohya (what hosts read) or peft (what diffusers reads).
-        with_loras: (file name, strength) of the LoRAs that the pictures were drawn with as well.
+        with_loras: (file name, strength) of the LoRAs that the images were sampled with as well.
         label: base model on Civitai.
         metadata: of the packaged file, of unknown origin.
     """
@@ -70,7 +70,7 @@ class PackageFacts:
     label: str
     trigger_words: tuple[str, ...] = ()
     with_loras: tuple[tuple[str, float], ...] = ()
-    pictures: tuple[PictureFacts, ...] = ()
+    images: tuple[ImageFacts, ...] = ()
     measured: Measurements | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -96,8 +96,8 @@ class PackageFacts:
         return one_line(self.recipe.teacher_name, 120) or self.checkpoint.name
 
     @property
-    def drawn_with_teacher(self) -> bool:
-        """Whether the pictures were drawn with the very checkpoint that was distilled."""
+    def sampled_with_teacher(self) -> bool:
+        """Whether the images were sampled with the very checkpoint that was distilled."""
         stated = self.recipe.teacher_sha256
         return not stated or not self.checkpoint.sha256 or stated == self.checkpoint.sha256
 

@@ -24,7 +24,7 @@ from .workflow import workflow
 MANIFEST = "package.json"
 LOCK = "lock.json"
 MARKS = (LOCK, f".{LOCK}.guard", f".{LOCK}.held")  # in a folder that is being built
-PICTURES = "pictures"
+IMAGES = "pictures"
 MANIFEST_VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20
 
@@ -33,13 +33,13 @@ def package_files(name: str, count: int) -> list[str]:
     """Every file of a package, relative to its folder."""
     texts = ("description.md", "description.html", "README.md", "CIVITAI.txt", "workflow.json")
     own = (".safetensors", ".json", ".civitai.info", ".preview.png")
-    pictures = [picture_file(number) for number in range(1, count + 1)]
-    return [*(name + end for end in own), *pictures, "cover.png", *texts, MANIFEST]
+    images = [image_file(number) for number in range(1, count + 1)]
+    return [*(name + end for end in own), *images, "cover.png", *texts, MANIFEST]
 
 
-def picture_file(number: int) -> str:
-    """Where picture `number` (from 1) lies in a package."""
-    return f"{PICTURES}/{number:02d}.png"
+def image_file(number: int) -> str:
+    """Where image `number` (from 1) lies in a package."""
+    return f"{IMAGES}/{number:02d}.png"
 
 
 def zip_of(output: Path) -> Path:

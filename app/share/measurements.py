@@ -6,13 +6,13 @@ The file may come from anywhere: its size is limited, every value is checked, na
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import SettingsError
+from ..runs.tables import finite
 from .names import one_line
 
 MAX_BYTES = 64 << 20
@@ -70,11 +70,14 @@ def _measurements(content: Mapping[str, Any]) -> Measurements:
         measured = [_shown(arm["measures"].get(key), units.get(key, "share")) for key in keys]
         evaluations = _number(arm["evaluations"])
         seconds = _number(arm["seconds_per_picture"])
-        cost = (_whole(evaluations), "-" if seconds is None else f"{seconds:.2f}")
+        cost = (
+            "-" if evaluations is None else f"{evaluations:.0f}",
+            "-" if seconds is None else f"{seconds:.2f}",
+        )
         rows.append((one_line(arm["name"], 80), *cost, *measured))
     titles = [one_line(labels[key][0], 60) for key in keys]
     return Measurements(
-        head=("", "Network evaluations a picture", "Seconds a picture", *titles),
+        head=("", "Network evaluations an image", "Seconds an image", *titles),
         rows=tuple(rows),
         notes=tuple(f"{one_line(labels[key][0], 60)}: {one_line(labels[key][1])}" for key in keys),
         prompts=len(content["prompts"]),
@@ -83,13 +86,8 @@ def _measurements(content: Mapping[str, Any]) -> Measurements:
 
 
 def _number(value: object) -> float | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    return float(value) if math.isfinite(value) and abs(value) < 1e12 else None
-
-
-def _whole(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
+    found = finite(value)
+    return None if found is None or abs(found) >= 1e12 else found
 
 
 def _shown(value: object, unit: object) -> str:

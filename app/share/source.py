@@ -1,12 +1,13 @@
-"""What a package is made from: the LoRA, its checkpoint, prompts and measurements; all checked.
+"""What a package is asked to hold and made from: LoRA, checkpoint, prompts, measurements; checked.
 
-Everything here reads headers and small files only, so a front end can ask before anything is drawn.
+Only headers and small files are read, so a front end can ask before anything is sampled.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...core.errors import CheckpointError, LoraError, RunError, SettingsError
@@ -16,7 +17,81 @@ from ...core.lora.keys import group_keys
 from ...core.recipe.recipe import Recipe, is_plain_grid, read_recipe
 from ..config.request import DistillRequest, ModelFiles
 from ..runs.directory import RunDirectory
-from .request import PackageRequest
+
+FEWEST_IMAGES, MOST_IMAGES = 6, 200
+TEXT_LIMITS = {"name": 200, "author": 200, "license": 200, "trigger_words": 4000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageRequest:
+    """What to package. Empty values take what the run, the LoRA or the family says.
+
+    Args:
+        source: a LoRA of ours, or the folder of the run that made it.
+        output: the folder to make; the zip gets its name.
+        files: paths of model files by name: checkpoint, clip_l, clip_g, t5, vae.
+        prompts: what the images show.
+        count: how many images.
+        cover: which of them is the cover, from 1.
+        label: base model as Civitai calls it.
+        report: report.json to quote diversity and speed from.
+    """
+
+    source: Path
+    output: Path
+    files: dict[str, str] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+    count: int = 8
+    seeds: tuple[int, ...] = ()
+    cover: int = 1
+    name: str = ""
+    author: str = ""
+    license: str = ""
+    label: str = ""
+    trigger_words: str = ""
+    with_loras: tuple[tuple[str, float], ...] = ()
+    report: Path | None = None
+    batch_size: int = 4
+    device: str = "auto"
+    dtype: str = "auto"
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raise SettingsError for what cannot be packaged."""
+        if not FEWEST_IMAGES <= self.count <= MOST_IMAGES:
+            raise SettingsError(
+                f"{self.count} images were asked for; a package has {FEWEST_IMAGES} to "
+                f"{MOST_IMAGES}."
+            )
+        if not 1 <= self.cover <= self.count:
+            raise SettingsError(
+                f"Image {self.cover} shall be the cover, but there are images 1 to {self.count}."
+            )
+        for name, limit in TEXT_LIMITS.items():
+            length = len(getattr(self, name))
+            if length > limit:
+                raise SettingsError(
+                    f"{name.replace('_', ' ')} has {length} characters; at most {limit} fit."
+                )
+
+
+def image_pairs(num_prompts: int, seeds: Sequence[int], count: int) -> tuple[tuple[int, int], ...]:
+    """(prompt number from 0, seed) of each image, no two alike; neighbours differ in both.
+
+    Raises:
+        SettingsError: there are fewer combinations than images.
+    """
+    seeds = list(seeds) or list(range(count))
+    prompts = min(num_prompts, count)
+    if prompts * len(seeds) < count:
+        raise SettingsError(
+            f"{num_prompts} prompts and {len(seeds)} seeds make {prompts * len(seeds)} different "
+            f"images; {count} are asked for. Give more prompts or seeds, or lower --count."
+        )
+    return tuple(
+        (number % prompts, seeds[(number // prompts + number % prompts) % len(seeds)])
+        for number in range(count)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +101,7 @@ class PackageSource:
     Args:
         lora: the file to package.
         file_format: kohya or peft, by its key names.
-        prompts: for the pictures, alternatives not yet chosen; may be empty for embedded teachers.
+        prompts: for the images, alternatives not yet chosen; may be empty for embedded teachers.
         embedded: whether the checkpoint is a teacher that ships with this program.
         notes: what a person should know of these choices.
     """
@@ -92,7 +167,7 @@ def read_student(path: Path) -> tuple[Recipe, str]:
         )
     if recipe.solver != "ode" or not is_plain_grid(recipe):
         raise LoraError(
-            f"{path.name} needs the DP-DMD sampler: no host walks its noise levels with Euler and "
+            f"{path.name} needs the DP-DMD sampler: no host walks its sigmas with Euler and "
             "Simple. A package states settings that everybody can choose, so it cannot be made."
         )
     kohya = any(key.startswith("lora_unet_") for key in header.tensors)
@@ -118,18 +193,17 @@ def _result_of(run: RunDirectory) -> Path:
 def _model(request: PackageRequest, asked: DistillRequest | None) -> ModelFiles:
     if asked is None and not request.files.get("checkpoint"):
         raise SettingsError(
-            "The pictures need the checkpoint that the LoRA was made for: name it behind the LoRA, "
+            "The images need the checkpoint that the LoRA was made for: name it behind the LoRA, "
             "or name the run's folder instead of the LoRA."
         )
-    known = dataclasses.asdict(asked.model) if asked else {}
-    model = ModelFiles(**(known | request.files))
-    for name, file in dataclasses.asdict(model).items():
-        if file and not Path(file).expanduser().exists():
+    named = (dataclasses.asdict(asked.model) if asked else {}) | request.files
+    files = {name: str(Path(file).expanduser()) for name, file in named.items() if file}
+    for name, file in files.items():
+        if not Path(file).exists():
             raise CheckpointError(
                 f"There is no {name.replace('_', '-')} file {file}. If it was moved, name its new "
                 "place."
             )
-    files = {name: str(Path(f).expanduser()) for name, f in dataclasses.asdict(model).items() if f}
     return ModelFiles(**files)
 
 
@@ -155,10 +229,10 @@ def _prompts(
     if embedded:
         return (), ()
     if run is not None:
-        note = "The run set no prompts aside: the pictures show prompts that it was trained on."
+        note = "The run has no held-out prompts: the images show prompts that it was trained on."
         return tuple(run.prompts()), (note,)
     raise SettingsError(
-        "The pictures need prompts: give a file with --prompts, or name the run's folder instead "
+        "The images need prompts: give a file with --prompts, or name the run's folder instead "
         "of the LoRA."
     )
 

@@ -1,4 +1,4 @@
-"""workflow.json: a graph of ComfyUI's own nodes that draws with the LoRA as it was trained.
+"""workflow.json: a graph of ComfyUI's own nodes that samples with the LoRA as it was trained.
 
 It opens by drag and drop in old and new versions.
 """
@@ -8,9 +8,8 @@ from __future__ import annotations
 from ...core.families import family
 from .canvas import Graph, Slot
 from .cards import settings_line
-from .describe import limits
+from .describe import clip_skip, limits
 from .facts import LORA_STRENGTH, PackageFacts
-from .hosts import clip_skip
 
 
 def workflow(facts: PackageFacts) -> str:
@@ -69,7 +68,7 @@ def _loras(graph: Graph, facts: PackageFacts, model: Slot, clip: Slot) -> tuple[
 
 def _sampling(graph: Graph, facts: PackageFacts, model: Slot, clip: Slot, vae: Slot) -> None:
     recipe, (width, height) = facts.recipe, facts.size
-    first = facts.pictures[0] if facts.pictures else None
+    first = facts.images[0] if facts.images else None
     prompt = ", ".join(filter(None, [*facts.trigger_words, first.prompt if first else ""]))
     prompt = prompt.replace("{", "\\{").replace("}", "\\}")  # the canvas would choose in braces
     positive = graph.add("CLIPTextEncode", (2, 0), [prompt], clip=clip)
@@ -85,5 +84,5 @@ def _sampling(graph: Graph, facts: PackageFacts, model: Slot, clip: Slot, vae: S
         negative=(negative, 0),
         latent_image=(latent, 0),
     )
-    picture = graph.add("VAEDecode", (4, 0), [], samples=(sampler, 0), vae=vae)
-    graph.add("SaveImage", (4, 1), [facts.name], images=(picture, 0))
+    image = graph.add("VAEDecode", (4, 0), [], samples=(sampler, 0), vae=vae)
+    graph.add("SaveImage", (4, 1), [facts.name], images=(image, 0))

@@ -11,13 +11,12 @@ from count_memory import LAYOUTS, SIDES, TOKENS
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.core.families import family
-from dpdmd_studio.core.recipe.schedules import family_schedule
+from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
-from dpdmd_studio.trainer.model.roles import AdapterRoles
+from dpdmd_studio.trainer.model.roles import AdapterRoles, RoleNetwork
 from dpdmd_studio.trainer.training.batches import Batch, stream_generator
 from dpdmd_studio.trainer.training.in_force import SettingsInForce
 from dpdmd_studio.trainer.training.loop import Trainer

@@ -1,4 +1,4 @@
-"""Whole updates: memory and seconds over rungs, under caps, against three copies, and scaling."""
+"""Whole updates: memory and seconds by setting, under caps, against three copies, and scaling."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHECKPOINTED = {"gradient_checkpointing": True}
 EIGHT_BIT = {"optimizer": "adamw8bit"}
 SEPARATE, SHARED = {"share_rollouts": False}, {"share_rollouts": True}
 FAST = SHARED | {"teacher_steps": 8, "gradient_steps": "random"}
-RUNGS: dict[str, dict[str, Any]] = {
+MEMORY_SETTINGS: dict[str, dict[str, Any]] = {
     "as set": {},
     "checkpointing": CHECKPOINTED,
     "checkpointing, 8-bit optimizer": CHECKPOINTED | EIGHT_BIT,
@@ -63,13 +63,15 @@ def update_row(name: str, options: Options, side: int | None = None, **values: A
 
 
 def memory_cases(name: str, options: Options) -> Cases:
-    """All rungs at the family's resolution, the first of them at another."""
+    """All settings at the family's resolution, the first of them at another."""
     own, other = SIDES[name], OTHER_SIDES[name]
-    many = [(own, rung) for rung in RUNGS]
-    many += [(other, rung) for rung in ("as set", "checkpointing")]
+    many = [(own, memory) for memory in MEMORY_SETTINGS]
+    many += [(other, memory) for memory in ("as set", "checkpointing")]
     return {
-        f"{name}, {side}, {rung}": lambda s=side, r=rung: update_row(name, options, s, **RUNGS[r])
-        for side, rung in many
+        f"{name}, {side}, {memory}": lambda s=side, r=memory: update_row(
+            name, options, s, **MEMORY_SETTINGS[r]
+        )
+        for side, memory in many
     }
 
 
@@ -150,9 +152,9 @@ def estimate_cases(options: Options) -> Cases:
     from count_memory import Model, count
     from dpdmd_studio.core.families import family
 
-    def measured(name: str, rung: str) -> Row:
-        config = settings(options, **RUNGS[rung])
-        row = update_row(name, options, **RUNGS[rung])
+    def measured(name: str, memory: str) -> Row:
+        config = settings(options, **MEMORY_SETTINGS[memory])
+        row = update_row(name, options, **MEMORY_SETTINGS[memory])
         shape = latent_shape(name, options, config, None)
         model = Model(
             lambda: random_network(name, options, torch.device("meta")),
@@ -164,8 +166,10 @@ def estimate_cases(options: Options) -> Cases:
         counted = count(model, config)
         return row | {"counted": counted.peak, "counted_share": counted.peak / row["allocated"]}
 
-    rungs = ("as set", "checkpointing", "checkpointing, 8-bit optimizer",
+    chosen = ("as set", "checkpointing", "checkpointing, 8-bit optimizer",
              "checkpointing, int8 base")  # fmt: skip
     return {
-        f"{name}, {rung}": lambda n=name, r=rung: measured(n, r) for name in SIDES for rung in rungs
+        f"{name}, {memory}": lambda n=name, r=memory: measured(n, r)
+        for name in SIDES
+        for memory in chosen
     }

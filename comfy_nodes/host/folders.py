@@ -63,7 +63,7 @@ def input_folder() -> Path:
 
 
 def output_folder() -> Path:
-    """Where the host saves pictures."""
+    """Where the host saves images."""
     import folder_paths
 
     return Path(folder_paths.get_output_directory())

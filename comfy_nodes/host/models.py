@@ -30,20 +30,17 @@ def model_facts(model: Model) -> ModelFacts:
         )
     sampling = model.get_model_object("model_sampling")
     prediction = _prediction(sampling)
+    has_shift = prediction == "flow" and hasattr(sampling, "shift")
     return ModelFacts(
         family=_family(inner),
         prediction=prediction,
-        shift=float(sampling.shift)
-        if prediction == "flow" and hasattr(sampling, "shift")
-        else None,
+        shift=float(sampling.shift) if has_shift else None,
         zero_terminal_snr=bool(getattr(sampling, "zsnr", False)),
         name=type(inner).__name__,
     )
 
 
 PREDICTIONS = (("EPS", "eps"), ("V_PREDICTION", "v"), ("CONST", "flow"), ("X0", "x0"))
-
-
 OTHER_SAMPLING = {"EDM", "LCM", "IMG_TO_IMG", "IMG_TO_IMG_FLOW", "ModelSamplingContinuousEDM"}
 """Classes derived from those above that mean something else."""
 
@@ -62,20 +59,6 @@ def _family(inner: Any) -> str:
     unet = getattr(getattr(inner, "model_config", None), "unet_config", {}) or {}
     is_sd1 = kinds[0] == "BaseModel" and unet.get("context_dim") == 768
     return "sd1" if is_sd1 and unet.get("adm_in_channels") is None else ""
-
-
-def attachment(model: Model, key: str) -> Any:
-    """What somebody attached to a MODEL under that key, None for nothing."""
-    found = getattr(model, "get_attachment", None)
-    return found(key) if found is not None else getattr(model, "attachments", {}).get(key)
-
-
-def attach(model: Model, key: str, value: Any) -> None:
-    """Attach something to a MODEL that is a clone of one's own."""
-    if hasattr(model, "set_attachments"):
-        model.set_attachments(key, value)
-    else:
-        model.attachments[key] = value
 
 
 def checkpoint_of(model: Model) -> Path | None:
@@ -110,7 +93,5 @@ def attention_in_force() -> str:
 def load_device(model: Model) -> tuple[torch.device, torch.dtype]:
     """The device and dtype that a MODEL's network runs with."""
     inner = model.model
-    dtype = getattr(inner, "manual_cast_dtype", None)
-    if dtype is None:
-        dtype = inner.get_dtype() if hasattr(inner, "get_dtype") else torch.float32
+    dtype = getattr(inner, "manual_cast_dtype", None) or inner.get_dtype()
     return torch.device(model.load_device), dtype

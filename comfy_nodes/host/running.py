@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +29,21 @@ def progress_bar(total: int, node_id: str | None) -> Any:
     """A progress bar of a node; `show_progress` moves it."""
     import comfy.utils
 
-    takes_node = "node_id" in inspect.signature(comfy.utils.ProgressBar.__init__).parameters
-    return comfy.utils.ProgressBar(total, **({"node_id": node_id} if takes_node else {}))
+    return comfy.utils.ProgressBar(total, node_id=node_id)
 
 
-def show_progress(bar: Any, done: int, total: int, picture: Any = None) -> None:
-    """Move a progress bar, with a PIL picture to show on the node, if there is one."""
-    preview = None if picture is None else ("JPEG", picture, max(picture.size))
+def show_progress(bar: Any, done: int, total: int, image: Any = None) -> None:
+    """Move a progress bar, with a PIL image to show on the node, if there is one."""
+    preview = None if image is None else ("JPEG", image, max(image.size))
     bar.update_absolute(done, max(1, total), preview)
 
 
 def notify(node_id: str | None, text: str) -> None:
-    """Write a line on a node while it runs, where the host has a place for it."""
+    """Write a line on a node while it runs."""
     import server
 
-    instance = getattr(server.PromptServer, "instance", None)
-    send = getattr(instance, "send_progress_text", None)
-    if node_id is not None and send is not None:
-        send(text, node_id)
+    if node_id is not None:
+        server.PromptServer.instance.send_progress_text(text, node_id)
 
 
 def check_interrupt() -> None:
@@ -65,21 +61,27 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 def blocked() -> Any:
-    """An output that makes the host leave out what needs it; None where it has no such thing."""
-    try:
-        from comfy_execution.graph_utils import ExecutionBlocker
-    except ImportError:
-        return None
+    """An output that makes the host leave out what needs it."""
+    from comfy_execution.graph_utils import ExecutionBlocker
+
     return ExecutionBlocker(None)
 
 
-def show_picture(picture: Any) -> dict[str, str]:
-    """A PIL picture in the host's folder for previews; what a node's "images" output names."""
+def outcome(text: str, result: tuple[Any, ...], image: Any = None) -> dict[str, Any]:
+    """What a node returns: its outputs, a text on it, and a PIL image, if there is one."""
+    ui: dict[str, Any] = {"text": [text]}
+    if image is not None:
+        ui["images"] = [show_image(image)]
+    return {"ui": ui, "result": result}
+
+
+def show_image(image: Any) -> dict[str, str]:
+    """A PIL image in the host's folder for previews; what a node's "images" output names."""
     import folder_paths
 
     place = folder_paths.get_temp_directory()
     full, name, count, subfolder, _ = folder_paths.get_save_image_path("dpdmd", place)
     file = f"{name}_{count:05}_.png"
     Path(full).mkdir(parents=True, exist_ok=True)
-    picture.save(Path(full) / file, compress_level=1)
+    image.save(Path(full) / file, compress_level=1)
     return {"filename": file, "subfolder": subfolder, "type": "temp"}

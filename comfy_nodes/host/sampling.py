@@ -25,7 +25,7 @@ def sampler_object(function: Callable[..., Tensor], options: Mapping[str, Any]) 
 
 
 def noise_sampler(x: Tensor, seed: int | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """Unit noise from the host's own seeded stream, as its samplers draw it."""
+    """Unit noise from the host's own seeded stream, as its samplers make it."""
     import comfy.k_diffusion.sampling
 
     return comfy.k_diffusion.sampling.default_noise_sampler(x, seed=seed)
@@ -48,7 +48,7 @@ def is_flow(denoiser: Any) -> bool:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A SAMPLER, the levels it walks, shape (n + 1,), and its guidance; 1 is off."""
+    """A SAMPLER, its noise levels, shape (n + 1,), and its guidance; 1 is off."""
 
     sampler: Any
     sigmas: Tensor
@@ -62,7 +62,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Subject:
-    """What an image is made of besides its model.
+    """What an image is sampled from besides its model.
 
     `negative` is None where guidance is off; then it is not evaluated.
     """

@@ -22,8 +22,9 @@ from ...core.recipe.anchored import (
 from ...core.recipe.known_students import KNOWN_STUDENTS
 from ...core.recipe.recipe import Recipe
 from ...core.recipe.resolve import Asked, resolve
-from ..host import loras, models, sampling
-from .few_step import RECIPE_TOOLTIP, SEED, check_negative, denoise_input, steps_input
+from ..host import loras, models, running, sampling
+from ..host.inputs import node_input
+from .few_step import DENOISE, LATENT, POSITIVE, RECIPE, SEED, STEPS, check_negative
 from .lora_switch import hooked, patch_difference, why_not_hooks, without_patches
 from .recipes import WORDS, loras_on
 
@@ -37,25 +38,40 @@ ANCHORED_WORDS = replace(
     ),
 )
 
-SETTINGS_TOOLTIP = (
-    "How the few-step LoRA is sampled: by its recipe, or as one of the known few-step LoRAs of "
-    "other makers, whose files do not say it."
+SETTINGS = node_input(
+    [FROM_RECIPE, *KNOWN_STUDENTS],
+    "How the few-step LoRA is sampled: by its recipe, or as one of the known third-party few-step "
+    "LoRAs, whose files do not say it.",
+    default=FROM_RECIPE,
 )
-ANCHOR_TOOLTIP = (
+ANCHOR = node_input(
+    [GUIDED, ONE_PLAIN],
     "What the base model does up to the level where the few-step model's first step ends: several "
-    "guided steps (most diversity), or one step without guidance (as fast as the LoRA alone)."
+    "guided steps (most diversity), or one step without guidance (as fast as the LoRA alone).",
+    default=GUIDED,
 )
-ANCHOR_STEPS_TOOLTIP = (
+ANCHOR_STEPS = node_input(
+    "INT",
     "Guided steps only: how many the base model takes up to that level. 0 is as many as in the "
-    "LoRA's training, 7 where that is not known."
+    "LoRA's training, 7 where that is not known.",
+    default=0,
+    min=0,
+    max=MAX_ANCHOR_STEPS,
 )
-BASE_CFG_TOOLTIP = (
+BASE_CFG = node_input(
+    "FLOAT",
     "Guidance of the base model's part. 0 is the LoRA's teacher's for guided steps (the family's "
-    "usual one where that is not known) and 1, which is off, for one plain step."
+    "usual one where that is not known) and 1, which is off, for one plain step.",
+    default=0.0,
+    min=0.0,
+    max=100.0,
+    step=0.1,
 )
-SOLVER_TOOLTIP = (
+SOLVER = node_input(
+    ["auto", "ode", "sde"],
     "auto is what the settings say. ode: no fresh noise; sde: fresh noise after every step of the "
-    "few-step model, as DMD2 and LCM are made for."
+    "few-step model, as DMD2 and LCM are made for.",
+    default="auto",
 )
 
 
@@ -109,19 +125,19 @@ def switch(base: models.Model, few_step: models.Model) -> Switch:
     hook_type = loras.bypass_hook()
     reason = why_not_hooks(base, few_step, hook_type)
     if reason or hook_type is None:
-        note = f"Weights are patched twice a picture: {reason}."
+        note = f"Weights are patched twice an image: {reason}."
         return Switch(few_step, contextlib.nullcontext, note)
-    layers = len(patch_difference(base.patches, few_step.patches).added)
+    layers = len(patch_difference(base.patches, few_step.patches)[0])
     note = f"The few-step LoRA is switched on in {layers} layers of the loaded model."
     return Switch(without_patches(base, few_step), lambda: hooked(base, few_step, hook_type), note)
 
 
 def differ(base: models.Model, few_step: models.Model) -> bool:
     """Whether two MODELs of one checkpoint have different patches, objects or injections."""
-    difference = patch_difference(base.patches, few_step.patches)
+    added, removed = patch_difference(base.patches, few_step.patches)
     kinds = ("object_patches", "injections", "hook_patches")
     keys = [[set(getattr(model, kind, ())) for kind in kinds] for model in (base, few_step)]
-    return bool(difference.added or difference.removed) or keys[0] != keys[1]
+    return bool(added or removed) or keys[0] != keys[1]
 
 
 class AnchoredSampler:
@@ -130,11 +146,11 @@ class AnchoredSampler:
     DISPLAY_NAME = "DP-DMD Anchored Sampler"
     CATEGORY = "DP-DMD/sampling"
     DESCRIPTION = (
-        "For more variety from a few-step LoRA, ours or not: the base model walks to the level "
+        "For more variety from a few-step LoRA, ours or not: the base model samples to the level "
         "where the LoRA's first step ends, and the LoRA goes on from there. Style LoRAs belong on "
         "both models. Where ComfyUI can, the LoRA is switched on in the loaded model without "
         "patching its weights again (measured on a CPU, 111 M weights, four evaluations: 0.80 s a "
-        "picture, 1.02 s if patched, 0.62 s for the LoRA alone)."
+        "image, 1.02 s if patched, 0.62 s for the LoRA alone)."
     )
     SEARCH_ALIASES = (
         "diversity", "hybrid sampler", "few step", "dmd2", "lightning", "hyper", "lcm", "tcd",
@@ -147,41 +163,25 @@ class AnchoredSampler:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
-        settings = [FROM_RECIPE, *KNOWN_STUDENTS]
-        steps = {"default": 0, "min": 0, "max": MAX_ANCHOR_STEPS, "tooltip": ANCHOR_STEPS_TOOLTIP}
-        cfg = {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": BASE_CFG_TOOLTIP}
-        seed = {**SEED, "tooltip": "The same seed gives core's KSampler the same noise."}
+        negative = "For the base model's guided steps; it may be an empty prompt."
+        few_step = "The same model behind the loader of the few-step LoRA."
         return {
             "required": {
-                "base_model": ("MODEL", {"tooltip": "The model without the few-step LoRA."}),
-                "few_step_model": (
-                    "MODEL",
-                    {"tooltip": "The same model behind the loader of the few-step LoRA."},
-                ),
-                "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
-                "latent_image": (
-                    "LATENT",
-                    {"tooltip": "An empty latent, or a picture's with denoise below 1."},
-                ),
-                "seed": ("INT", seed),
-                "settings": (settings, {"default": FROM_RECIPE, "tooltip": SETTINGS_TOOLTIP}),
-                "anchor": ([GUIDED, ONE_PLAIN], {"default": GUIDED, "tooltip": ANCHOR_TOOLTIP}),
-                "anchor_steps": ("INT", steps),
-                "base_cfg": ("FLOAT", cfg),
-                "solver": (
-                    ["auto", "ode", "sde"], {"default": "auto", "tooltip": SOLVER_TOOLTIP},
-                ),
-                "steps": steps_input(),
-                "denoise": denoise_input(),
+                "base_model": node_input("MODEL", "The model without the few-step LoRA."),
+                "few_step_model": node_input("MODEL", few_step),
+                "positive": POSITIVE,
+                "latent_image": LATENT,
+                "seed": SEED,
+                "settings": SETTINGS,
+                "anchor": ANCHOR,
+                "anchor_steps": ANCHOR_STEPS,
+                "base_cfg": BASE_CFG,
+                "solver": SOLVER,
+                "steps": STEPS,
+                "denoise": DENOISE,
             },
-            "optional": {
-                "negative": (
-                    "CONDITIONING",
-                    {"tooltip": "For the base model's guided steps; it may be an empty prompt."},
-                ),
-                "recipe": ("DPDMD_RECIPE", {"tooltip": RECIPE_TOOLTIP}),
-            },
-        }  # fmt: skip
+            "optional": {"negative": node_input("CONDITIONING", negative), "recipe": RECIPE},
+        }
 
     def sample(
         self,
@@ -205,7 +205,7 @@ class AnchoredSampler:
         way = switch(base_model, few_step_model)
         subject = sampling.Subject(positive, negative, latent_image, seed)
         latent = sample_both(plan, base_model, way, subject)
-        return {"ui": {"text": [f"{plan.describe()}\n{way.note}"]}, "result": (latent,)}
+        return running.outcome(f"{plan.describe()}\n{way.note}", (latent,))
 
 
 def sample_both(

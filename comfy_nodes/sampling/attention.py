@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from ...core import attention as kernels
-from ..host import models
+from ..host import models, running
+from ..host.inputs import node_input
 
 BACKENDS = ("auto", "xformers", "pytorch")
 Original = Callable[..., Tensor]
@@ -23,44 +23,37 @@ class Attention:
     CATEGORY = "DP-DMD/sampling"
     DESCRIPTION = (
         "Memory-efficient attention for this model alone: xformers where it works on this card, or "
-        "PyTorch's. Says what is in force; VAE and text encoders are left as they are."
+        "PyTorch's. Says what is in use; VAE and text encoders are left as they are."
     )
     SEARCH_ALIASES = ("xformers", "memory efficient attention", "sdpa", "attention backend")
     RETURN_TYPES = ("MODEL", "STRING")
     RETURN_NAMES = ("model", "in_force")
-    OUTPUT_TOOLTIPS = ("The model with that attention.", "What is in force, and why.")
+    OUTPUT_TOOLTIPS = ("The model with that attention.", "What is in use, and why.")
     FUNCTION = "patch"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
+        backend = "auto: xformers if it works here, else ComfyUI's own choice."
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "Any model."}),
-                "backend": (
-                    list(BACKENDS),
-                    {
-                        "default": "auto",
-                        "tooltip": "auto: xformers if it works here, else ComfyUI's own choice.",
-                    },
-                ),
+                "model": node_input("MODEL", "Any model."),
+                "backend": node_input(BACKENDS, backend, default="auto"),
             }
         }
 
     def patch(self, model: models.Model, backend: str) -> dict[str, Any]:
         """A clone of the model with that attention, or the model itself and the reason."""
         if backend == "pytorch":
-            patched = models.with_attention(model, pytorch_override)
-            return _said(patched, "PyTorch's scaled_dot_product_attention, on this model.")
-        found = kernels.choose(*models.load_device(model))
-        if found.function is None:
+            model = models.with_attention(model, pytorch_override)
+            text = "PyTorch's scaled_dot_product_attention, on this model."
+        elif (found := kernels.choose(*models.load_device(model))).function is None:
             own = models.attention_in_force()
-            return _said(model, f"Nothing was changed: {found.reason}. ComfyUI uses {own}.")
-        return _said(models.with_attention(model, xformers_override), f"xformers: {found.reason}.")
-
-
-def _said(model: models.Model, text: str) -> dict[str, Any]:
-    return {"ui": {"text": [text]}, "result": (model, text)}
+            text = f"Nothing was changed: {found.reason}. ComfyUI uses {own}."
+        else:
+            model = models.with_attention(model, xformers_override)
+            text = f"xformers: {found.reason}."
+        return running.outcome(text, (model, text))
 
 
 def _override(compute: Callable[..., Tensor]) -> Original:
@@ -79,26 +72,18 @@ def _override(compute: Callable[..., Tensor]) -> Original:
         """q: (batch, tokens, heads * width), or (batch, heads, tokens, width) with skip_reshape."""
         if positional or not _known(options) or len(q) > LARGEST_BATCH:
             return original(q, k, v, heads, mask, *positional, **options)
-        split = _split(q, k, v, heads, bool(options.get("skip_reshape")))
+        split = (q, k, v) if options.get("skip_reshape") else _split(q, k, v, heads=heads)
         fitting = None if mask is None else _fitting_mask(mask, split[0], split[1])
         if mask is not None and fitting is None:
             return original(q, k, v, heads, mask, **options)
         output = compute(*split, fitting, options.get("scale"))
-        return _merged(output, bool(options.get("skip_output_reshape")))
+        return output if options.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)
 
     return override
 
 
-def _by_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: Any) -> Tensor:
-    return kernels.attention(q, k, v, mask=mask, scale=scale)
-
-
-def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: Any) -> Tensor:
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-
-
-xformers_override = _override(_by_xformers)
-pytorch_override = _override(_by_pytorch)
+xformers_override = _override(kernels.attention)
+pytorch_override = _override(kernels.by_pytorch)
 
 LARGEST_BATCH = 2**15
 """Kernels of both kinds fail on larger ones on NVIDIA cards; ComfyUI's own code splits them."""
@@ -120,22 +105,9 @@ def _known(options: dict[str, Any]) -> bool:
     return handled and asked in (None, torch.float16, torch.bfloat16)
 
 
-def _split(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, is_split: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v as (batch, heads, tokens, width)."""
-    if is_split:
-        return q, k, v
-    batch = q.shape[0]
-    q, k, v = (t.reshape(batch, -1, heads, t.shape[-1] // heads).transpose(1, 2) for t in (q, k, v))
-    return q, k, v
-
-
-def _merged(output: Tensor, keep_split: bool) -> Tensor:
-    if keep_split:
-        return output
-    batch, heads, tokens, width = output.shape
-    return output.transpose(1, 2).reshape(batch, tokens, heads * width)
+def _split(*tensors: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Each of shape (batch, tokens, heads * width) as (batch, heads, tokens, width)."""
+    return tuple(tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in tensors)
 
 
 def _fitting_mask(mask: Tensor, q: Tensor, k: Tensor) -> Tensor | None:

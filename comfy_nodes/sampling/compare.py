@@ -1,4 +1,4 @@
-"""DP-DMD Compare Seeds: pictures of several models at several seeds, with their diversity."""
+"""DP-DMD Compare Seeds: images of several models at several seeds, with their diversity."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from torch import Tensor
 from ...core.images.diversity import LAYOUT_TITLE, layout_vectors, sample_diversity
 from ...core.images.seed_sheet import Row, seed_sheet
 from ...core.recipe.anchored import evaluations_per_step
-from ..host import models, sampling
-from .few_step import SEED, check_negative, trajectory_of
+from ...core.recipe.few_step import counted
+from ..host import models, running, sampling
+from ..host.inputs import node_input, seed_input
+from .few_step import check_negative, trajectory_of
 from .recipes import find_recipe, has_recipe
 
 ARMS = ("a", "b", "c", "d")
@@ -35,17 +37,17 @@ class Arm:
 
     @property
     def num_evaluations(self) -> int:
-        """Network evaluations for one picture."""
+        """Network evaluations for one image."""
         guidance = self.trajectory.guidance_scale
         return self.trajectory.num_steps * evaluations_per_step(guidance)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """An arm's pictures, uint8 (H, W, 3), and what they cost and are worth."""
+    """An arm's images, uint8 (H, W, 3), and what they cost and are worth."""
 
     arm: Arm
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
     seconds: float
     diversity: float
 
@@ -68,10 +70,10 @@ def arm_of(name: str, label: str, model: models.Model, base_steps: int, base_cfg
 def sample_arms(
     arms: Sequence[Arm], subject: sampling.Subject, seeds: Sequence[int]
 ) -> list[tuple[list[Tensor], float]]:
-    """(latents, median seconds of a picture) of every arm; one picture at a time, one arm a time.
+    """(latents, median seconds of an image) of every arm; one image at a time, one arm a time.
 
-    So every picture is what core's KSampler draws with its seed, and no weights are patched between
-    the pictures of an arm.
+    So every image is what core's KSampler samples with its seed, and no weights are patched between
+    the images of an arm.
     """
     total = sum(arm.trajectory.num_steps for arm in arms) * len(seeds)
     done, found = 0, []
@@ -88,8 +90,8 @@ def sample_arms(
     return found
 
 
-def as_picture(image: Tensor) -> np.ndarray:
-    """A decoded picture, values 0 .. 1, shape (1, H, W, 3) or (1, 1, H, W, 3), as uint8."""
+def as_image(image: Tensor) -> np.ndarray:
+    """A decoded image, values 0 .. 1, shape (1, H, W, 3) or (1, 1, H, W, 3), as uint8."""
     flat = image.reshape(-1, *image.shape[-3:])[0, ..., :3]
     return (flat.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
@@ -108,7 +110,7 @@ def single(latent: sampling.Latent) -> tuple[sampling.Latent, str]:
 def report(drawn: Sequence[Drawn], seeds: Sequence[int], notes: Sequence[str]) -> str:
     """The numbers as text: a line for every arm."""
     lines = [
-        f"Seeds {seeds[0]} to {seeds[-1]}. Diversity is 1 - mean cosine of all pairs of pictures; "
+        f"Seeds {seeds[0]} to {seeds[-1]}. Diversity is 1 - mean cosine of all pairs of images; "
         f"feature: {LAYOUT_TITLE}."
     ]
     lines += [f"{one.arm.label}: {facts(one, drawn[0].diversity)}" for one in drawn]
@@ -120,13 +122,10 @@ def facts(drawn: Drawn, reference: float) -> str:
     """Diversity, evaluations and seconds of an arm in one line."""
     arm, num_steps = drawn.arm, drawn.arm.trajectory.num_steps
     share = f" ({drawn.diversity / reference:.0%} of A)" if reference > 1e-6 else ""
-    steps = "1 step" if num_steps == 1 else f"{num_steps} steps"
-    evaluations = (
-        "1 evaluation" if arm.num_evaluations == 1 else f"{arm.num_evaluations} evaluations"
-    )
+    steps, evaluations = counted(num_steps, "step"), counted(arm.num_evaluations, "evaluation")
     return (
         f"diversity {drawn.diversity:.3f}{share}, {arm.kind}, {steps}, CFG "
-        f"{arm.trajectory.guidance_scale:g}, {evaluations}, {drawn.seconds:.2f} s a picture"
+        f"{arm.trajectory.guidance_scale:g}, {evaluations}, {drawn.seconds:.2f} s an image"
     )
 
 
@@ -136,15 +135,15 @@ class CompareSeeds:
     DISPLAY_NAME = "DP-DMD Compare Seeds"
     CATEGORY = "DP-DMD/sampling"
     DESCRIPTION = (
-        "Draws the same seeds with up to four models: a row for each model, a column for each "
-        "seed, and how much the pictures of a row differ. A model that carries a recipe is sampled "
+        "Samples the same seeds with up to four models: a row per model, a column per "
+        "seed, and how much the images of a row differ. A model that carries a recipe is sampled "
         "by it, any other one as a teacher: euler, simple, base_steps, base_cfg."
     )
     SEARCH_ALIASES = ("seed grid", "diversity", "xy plot", "compare models", "contact sheet")
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("image", "report")
     OUTPUT_TOOLTIPS = (
-        "All pictures on one labelled sheet.",
+        "All images on one labelled sheet.",
         "Diversity, network evaluations and seconds of every model.",
     )
     FUNCTION = "compare"
@@ -152,35 +151,28 @@ class CompareSeeds:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
-        cfg = {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1}
-        base = "of models without a recipe."
+        of_base = "of models without a recipe."
+        guided = "For models that are sampled with guidance; it may be empty."
+        first = "The first model; diversity is compared with its own."
         seeds = {"default": 4, "min": 2, "max": MAX_SEEDS}
-        optional: dict[str, Any] = {
-            "negative": (
-                "CONDITIONING",
-                {"tooltip": "For models that are sampled with guidance; it may be empty."},
-            )
-        }
+        steps = {"default": 28, "min": 1, "max": 1000}
+        cfg = {"default": 7.0, "min": 0.0, "max": 100.0, "step": 0.1}
+        label = node_input("STRING", "What the model's row is called.", default="")
+        optional = {"negative": node_input("CONDITIONING", guided)}
         for name in ARMS[1:]:
-            optional[f"model_{name}"] = ("MODEL", {"tooltip": "Another model to compare."})
-            optional[f"label_{name}"] = label_input()
+            optional[f"model_{name}"] = node_input("MODEL", "Another model to compare.")
+            optional[f"label_{name}"] = label
         return {
             "required": {
-                "positive": ("CONDITIONING", {"tooltip": "The prompt of all pictures."}),
-                "vae": ("VAE", {"tooltip": "Decodes the pictures."}),
-                "latent_image": ("LATENT", {"tooltip": "An empty latent of the wanted size."}),
-                "model_a": (
-                    "MODEL",
-                    {"tooltip": "The first model; diversity is compared with its own."},
-                ),
-                "first_seed": ("INT", {**SEED, "tooltip": "The others follow it."}),
-                "num_seeds": ("INT", {**seeds, "tooltip": "Pictures of every model."}),
-                "base_steps": (
-                    "INT",
-                    {"default": 28, "min": 1, "max": 1000, "tooltip": f"Steps {base}"},
-                ),
-                "base_cfg": ("FLOAT", {**cfg, "tooltip": f"Guidance {base}"}),
-                "label_a": label_input(),
+                "positive": node_input("CONDITIONING", "The prompt of all images."),
+                "vae": node_input("VAE", "Decodes the images."),
+                "latent_image": node_input("LATENT", "An empty latent of the wanted size."),
+                "model_a": node_input("MODEL", first),
+                "first_seed": seed_input("The others follow it."),
+                "num_seeds": node_input("INT", "Images of every model.", **seeds),
+                "base_steps": node_input("INT", f"Steps {of_base}", **steps),
+                "base_cfg": node_input("FLOAT", f"Guidance {of_base}", **cfg),
+                "label_a": label,
             },
             "optional": optional,
         }
@@ -197,7 +189,7 @@ class CompareSeeds:
         negative: sampling.Conditioning | None = None,
         **others: Any,
     ) -> dict[str, Any]:
-        """Draw, measure and lay out.
+        """Sample, measure and lay out.
 
         Raises:
             DPDMDError: a model that cannot be sampled, or guidance without a negative prompt.
@@ -212,24 +204,14 @@ class CompareSeeds:
         latent, note = single(latent_image)
         seeds = range(first_seed, first_seed + num_seeds)
         sampled = sample_arms(arms, sampling.Subject(positive, negative, latent), seeds)
-        drawn = [
-            measured(arm, [as_picture(vae.decode(latent)) for latent in latents], seconds)
-            for arm, (latents, seconds) in zip(arms, sampled, strict=True)
-        ]
+        drawn = []
+        for arm, (latents, seconds) in zip(arms, sampled, strict=True):
+            images = [as_image(vae.decode(latent)) for latent in latents]
+            drawn.append(Drawn(arm, images, seconds, sample_diversity(layout_vectors(images))))
         text = report(drawn, seeds, [note])
-        rows = [Row(d.arm.label, facts(d, drawn[0].diversity), d.pictures) for d in drawn]
+        rows = [Row(d.arm.label, facts(d, drawn[0].diversity), d.images) for d in drawn]
         sheet = torch.from_numpy(np.asarray(seed_sheet(rows, seeds), dtype=np.float32) / 255)
-        return {"ui": {"text": [text]}, "result": (sheet[None], text)}
-
-
-def label_input() -> tuple[str, dict[str, Any]]:
-    """What a row is called."""
-    return ("STRING", {"default": "", "tooltip": "What the model's row is called."})
-
-
-def measured(arm: Arm, pictures: list[np.ndarray], seconds: float) -> Drawn:
-    """An arm's pictures with their diversity."""
-    return Drawn(arm, pictures, seconds, sample_diversity(layout_vectors(pictures)))
+        return running.outcome(text, (sheet[None], text))
 
 
 NODES = (CompareSeeds,)

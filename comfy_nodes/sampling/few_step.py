@@ -1,4 +1,7 @@
-"""Nodes that sample by a recipe: as SAMPLER and SIGMAS for custom sampling, or all in one."""
+"""Sampling by a recipe: as SAMPLER and SIGMAS for custom sampling, or all in one.
+
+`dp_dmd` in the sampler and scheduler dropdowns of core's KSampler and its relatives is here, too.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,42 @@ import torch
 from torch import Tensor
 
 from ...core.diffusion.sampler import sample_few_step
+from ...core.diffusion.schedule import NUM_LEVELS, few_step_positions
 from ...core.errors import SettingsError
 from ...core.recipe.few_step import SAME_LEVEL, Plan, trained_levels
 from ...core.recipe.recipe import MAX_STEPS, Recipe
 from ...core.recipe.resolve import Asked
-from ..host import models, sampling
+from ..host import models, running, sampling
+from ..host.inputs import node_input, seed_input
 from .recipes import find_recipe, has_recipe
 
 NAME = "dp_dmd"
 logger = logging.getLogger("dpdmd_studio.comfyui")
 
-MODEL_TOOLTIP = "The model with the few-step LoRA."
-RECIPE_TOOLTIP = (
+MODEL = node_input("MODEL", "The model with the few-step LoRA.")
+RECIPE = node_input(
+    "DPDMD_RECIPE",
     "How the LoRA was trained to be sampled. Without it the recipe is read from the model's LoRA, "
-    "and failing that the family's usual grid is taken."
+    "and failing that the family's usual grid is taken.",
 )
-STEPS_TOOLTIP = "0 takes the recipe's own number. Other numbers keep the spacing of its grid."
-DENOISE_TOOLTIP = (
-    "Below 1 for image to image: sampling starts at the trained noise level nearest to it."
+POSITIVE = node_input("CONDITIONING", "The prompt.")
+LATENT = node_input("LATENT", "An empty latent, or an image's with denoise below 1.")
+SEED = seed_input("The same seed gives core's KSampler the same noise.")
+STEPS = node_input(
+    "INT",
+    "0 takes the recipe's own number. Other numbers keep the spacing of its grid.",
+    default=0,
+    min=0,
+    max=MAX_STEPS,
 )
-SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
-
-
-def steps_input() -> tuple[str, dict[str, Any]]:
-    """The number of steps, 0 for the recipe's."""
-    return ("INT", {"default": 0, "min": 0, "max": MAX_STEPS, "tooltip": STEPS_TOOLTIP})
-
-
-def denoise_input() -> tuple[str, dict[str, Any]]:
-    """The share of the trajectory to redo."""
-    limits = {"default": 1.0, "min": 0.01, "max": 1.0, "step": 0.01}
-    return ("FLOAT", {**limits, "tooltip": DENOISE_TOOLTIP})
+DENOISE = node_input(
+    "FLOAT",
+    "Below 1 for image to image: sampling starts at the trained noise level nearest to it.",
+    default=1.0,
+    min=0.01,
+    max=1.0,
+    step=0.01,
+)
 
 
 def few_step_sampler(
@@ -93,6 +101,25 @@ def recipe_levels(model: Callable[..., Tensor], sigmas: Tensor) -> tuple[Tensor,
     return levels, recipe.solver
 
 
+def register() -> None:
+    """Put the entries into the dropdowns of this ComfyUI; may be called any number of times."""
+    sampling.register_sampler(NAME, few_step_sampler)
+    sampling.register_scheduler(NAME, schedule)
+
+
+def schedule(model_sampling: Any, steps: int) -> Tensor:
+    """The family's few-step grid from the host's own table of levels, shape (steps + 1,).
+
+    The same levels as `core.schedule.few_step_positions`: VP timesteps 999, 749, 499, 249 and flow
+    sigmas 1, .9, .75, .5 (shift 3) at four steps.
+    """
+    table = model_sampling.sigmas
+    positions = few_step_positions(max(1, min(steps, NUM_LEVELS)))[:-1]
+    index = ((positions + 1) * len(table) / NUM_LEVELS - 1).round().long().clamp(min=0)
+    levels = table.detach().float().cpu()[index]
+    return torch.cat([levels, levels.new_zeros(1)])
+
+
 def trajectory_of(plan: Plan) -> sampling.Trajectory:
     """A plan with its SAMPLER."""
     sampler = sampling.sampler_object(few_step_sampler, {"solver": plan.solver})
@@ -122,12 +149,8 @@ class Sampler:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
         return {
-            "required": {
-                "model": ("MODEL", {"tooltip": MODEL_TOOLTIP}),
-                "steps": steps_input(),
-                "denoise": denoise_input(),
-            },
-            "optional": {"recipe": ("DPDMD_RECIPE", {"tooltip": RECIPE_TOOLTIP})},
+            "required": {"model": MODEL, "steps": STEPS, "denoise": DENOISE},
+            "optional": {"recipe": RECIPE},
         }
 
     def make(
@@ -136,8 +159,7 @@ class Sampler:
         """SAMPLER, SIGMAS and guidance for a model."""
         wanted = find_recipe(model, recipe, Asked(steps=steps, denoise=denoise)).plan
         way = trajectory_of(wanted)
-        result = (way.sampler, way.sigmas, way.guidance_scale)
-        return {"ui": {"text": [wanted.describe()]}, "result": result}
+        return running.outcome(wanted.describe(), (way.sampler, way.sigmas, way.guidance_scale))
 
 
 class KSampler:
@@ -158,26 +180,17 @@ class KSampler:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
-        seed = {**SEED, "tooltip": "The same seed gives core's KSampler the same noise."}
+        negative = node_input("CONDITIONING", "Not evaluated at CFG 1, so it may be left open.")
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": MODEL_TOOLTIP}),
-                "positive": ("CONDITIONING", {"tooltip": "The prompt."}),
-                "latent_image": (
-                    "LATENT",
-                    {"tooltip": "An empty latent, or a picture's with denoise below 1."},
-                ),
-                "seed": ("INT", seed),
-                "steps": steps_input(),
-                "denoise": denoise_input(),
+                "model": MODEL,
+                "positive": POSITIVE,
+                "latent_image": LATENT,
+                "seed": SEED,
+                "steps": STEPS,
+                "denoise": DENOISE,
             },
-            "optional": {
-                "negative": (
-                    "CONDITIONING",
-                    {"tooltip": "Not evaluated at CFG 1, so it may be left open."},
-                ),
-                "recipe": ("DPDMD_RECIPE", {"tooltip": RECIPE_TOOLTIP}),
-            },
+            "optional": {"negative": negative, "recipe": RECIPE},
         }
 
     def sample(
@@ -200,7 +213,7 @@ class KSampler:
         check_negative(wanted.guidance_scale, negative)
         subject = sampling.Subject(positive, negative, latent_image, seed)
         latent = sampling.sample(model, trajectory_of(wanted), subject)
-        return {"ui": {"text": [wanted.describe()]}, "result": (latent,)}
+        return running.outcome(wanted.describe(), (latent,))
 
 
 def check_negative(guidance_scale: float, negative: sampling.Conditioning | None) -> None:

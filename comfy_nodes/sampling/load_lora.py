@@ -9,11 +9,18 @@ from ...core.errors import CheckpointError, LoraError
 from ...core.families import FAMILY_LABELS
 from ...core.files.tensor_file import TensorFile, read_header
 from ...core.lora.keys import detect_family, group_keys
-from ...core.recipe.few_step import check_family
 from ...core.recipe.recipe import METADATA_KEY, Recipe, usage_hint
-from ...core.recipe.resolve import AS_TRAINED, USUAL, LoraFacts, Resolved, check_model, resolve
-from ..host import folders, loras, models
-from ..host.lora_fit import Applied
+from ...core.recipe.resolve import (
+    AS_TRAINED,
+    USUAL,
+    LoraFacts,
+    Resolved,
+    check_family,
+    check_model,
+    resolve,
+)
+from ..host import folders, loras, models, running
+from ..host.inputs import node_input
 from .recipes import STRENGTH_ATTACHMENT, WORDS, loras_on, recipe_text_of
 
 
@@ -38,18 +45,13 @@ class LoadLora:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
-        strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
+        names, limits = folders.file_names("loras"), {"min": -10.0, "max": 10.0, "step": 0.01}
+        strength = node_input("FLOAT", "Few-step LoRAs are made for 1.0.", default=1.0, **limits)
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "The checkpoint that the LoRA was made for."}),
-                "lora_name": (
-                    folders.file_names("loras"),
-                    {"tooltip": "A LoRA in the host's loras folder."},
-                ),
-                "strength": (
-                    "FLOAT",
-                    {**strength, "tooltip": "Few-step LoRAs are made for 1.0."},
-                ),
+                "model": node_input("MODEL", "The checkpoint that the LoRA was made for."),
+                "lora_name": node_input(names, "A LoRA in the host's loras folder."),
+                "strength": strength,
             }
         }
 
@@ -70,20 +72,19 @@ class LoadLora:
             check_model(recipe, facts, WORDS, path.name)
         elif family in FAMILY_LABELS and facts.family:
             check_family(family, facts.family, path.name)
-        loaded = loras.load_lora(model, path, strength)
-        notes = _check_applied(path, loaded.applied, modules)
+        loaded, applied = loras.load_lora(model, path, strength)
+        notes = _check_applied(path, applied, modules)
         if text is not None:
-            models.attach(loaded.model, models.RECIPE_ATTACHMENT, text)
-            models.attach(loaded.model, STRENGTH_ATTACHMENT, float(strength))
+            loaded.set_attachments(models.RECIPE_ATTACHMENT, text)
+            loaded.set_attachments(STRENGTH_ATTACHMENT, float(strength))
         elif before is not None:  # of a few-step LoRA under this one
-            models.attach(loaded.model, models.RECIPE_ATTACHMENT, before)
-        there = loras_on(loaded.model, recipe)
+            loaded.set_attachments(models.RECIPE_ATTACHMENT, before)
+        there = loras_on(loaded, recipe)
         if recipe is not None and before is not None:  # its text gave way to the new one's
             there = [there[0], LoraFacts(recipe=before)]
         found = resolve(facts, there, AS_TRAINED, WORDS)
         said = [_summary(path, found, is_own=recipe is not None), *found.notes, *notes]
-        text_shown = "\n".join(filter(None, said))
-        return {"ui": {"text": [text_shown]}, "result": (loaded.model, found.recipe)}
+        return running.outcome("\n".join(filter(None, said)), (loaded, found.recipe))
 
 
 def _summary(path: Path, found: Resolved, *, is_own: bool) -> str:
@@ -114,12 +115,13 @@ def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
     try:
         modules, _ = group_keys(file.tensors, path.name)
     except LoraError:
+        # not shown: ComfyUI may know names that we do not, and _check_applied speaks if it did not
         return file, 0, ""
     shapes = {key: info.shape for key, info in file.tensors.items()}
     return file, len(modules), detect_family(modules, shapes)
 
 
-def _check_applied(path: Path, applied: Applied, modules: int) -> list[str]:
+def _check_applied(path: Path, applied: loras.Applied, modules: int) -> list[str]:
     """Notes on modules that the host did not take; LoraError if it took none."""
     if applied.count == 0:
         raise LoraError(
@@ -137,13 +139,13 @@ def _check_applied(path: Path, applied: Applied, modules: int) -> list[str]:
     if applied.count < modules:
         notes.append(
             f"Only {applied.count} of {modules} modules of the LoRA were applied: ComfyUI does not "
-            "know the names of the others. Pictures will be wrong; convert it to kohya's form."
+            "know the names of the others. Images will be wrong; convert it to kohya's form."
         )
     if applied.misfits:
         notes.append(
             f"{applied.misfits} of {applied.count} modules of the LoRA have another size than this "
             "model's and are left out. That is usual for the first layer of an inpainting model; "
-            "more of them, and pictures will be wrong."
+            "more of them, and images will be wrong."
         )
     return notes
 

@@ -1,7 +1,7 @@
 """Switching a few-step LoRA on and off on one loaded model, without patching its weights again.
 
 ComfyUI adds a LoRA to the weights: going from the base MODEL to the few-step one rewrites every
-weight the LoRA touches, twice a picture. A plain low-rank update can instead be added to the output
+weight the LoRA touches, twice an image. A plain low-rank update can instead be added to the output
 of its layer, W x + s B A x, which is the host's "bypass" form; entering and leaving it costs
 nothing but the moves of the low-rank factors.
 
@@ -13,28 +13,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 Patch = Sequence[Any]  # (strength, what is added, strength of the weight, part of the weight, map)
 Patches = Mapping[str, Sequence[Patch]]
 
 
-@dataclass(frozen=True)
-class PatchDifference:
-    """What one MODEL's weight patches have and another's have not.
+def patch_difference(base: Patches, other: Patches) -> tuple[dict[str, list[Patch]], int]:
+    """(patches that only `other` has, in their order by weight, number of those only `base` has).
 
-    Attributes:
-        added: weight name -> patches of the second that the first has not, in their order.
-        removed: number of patches of the first that the second has not.
+    One patch is the same as another if its tensors are.
     """
-
-    added: dict[str, list[Patch]] = field(default_factory=dict)
-    removed: int = 0
-
-
-def patch_difference(base: Patches, other: Patches) -> PatchDifference:
-    """The difference between two MODELs' patches; one patch is the same if its tensors are."""
     added: dict[str, list[Patch]] = {}
     removed = 0
     for name in {**base, **other}:
@@ -46,7 +35,7 @@ def patch_difference(base: Patches, other: Patches) -> PatchDifference:
             else:
                 rest.pop(same)
         removed += len(rest)
-    return PatchDifference(added, removed)
+    return added, removed
 
 
 def _same(one: Patch, other: Patch) -> bool:
@@ -68,14 +57,14 @@ def why_not_hooks(base: Any, few_step: Any, hook_type: type | None) -> str:
         return "the two MODELs are different checkpoints"
     if hook_type is None:
         return "this ComfyUI has no bypass form of LoRAs"
-    difference = patch_difference(base.patches, few_step.patches)
-    if difference.removed:
+    added, removed = patch_difference(base.patches, few_step.patches)
+    if removed:
         return "the base MODEL has LoRAs that the few-step MODEL has not"
-    patches = [(name, patch) for name, many in difference.added.items() for patch in many]
+    patches = [(name, patch) for name, many in added.items() for patch in many]
     others = [(name, patch) for name, many in base.patches.items() for patch in many]
     if not all(_is_low_rank(few_step, *each) for each in patches):
         return "the few-step LoRA holds more than plain low-rank updates of layers"
-    affected = [patch for name, patch in others if name in difference.added]
+    affected = [patch for name, patch in others if name in added]
     if not all(_is_linear(patch) for patch in affected):
         return "a style LoRA rescales weights of the same layers (DoRA or the like)"
     return ""
@@ -123,7 +112,7 @@ def hooked(base: Any, few_step: Any, hook_type: Callable[..., Any]) -> Iterator[
 
     Whatever ends the block, the host's interruption included, the layers are as before after it.
     """
-    added = patch_difference(base.patches, few_step.patches).added
+    added, _ = patch_difference(base.patches, few_step.patches)
     layers = {name: _layer(few_step.model, name) for name in added}
     untouched = [layer for layer in layers.values() if "forward" not in vars(layer)]
     hooks = [

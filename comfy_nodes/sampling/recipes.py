@@ -29,8 +29,8 @@ WORDS = Words(
     no_recipe=(
         "No recipe: the LoRA on this MODEL does not say how it is sampled, so the usual {steps}-"
         "step grid of {family} is taken. If it is a DP-DMD LoRA, load it with DP-DMD Load LoRA: "
-        "the core loader loses its recipe under other LoRAs, and in an older ComfyUI. For few-step "
-        "LoRAs of other makers use DP-DMD Anchored Sampler or set the steps by hand."
+        "the core loader loses its recipe under other LoRAs, and in an older ComfyUI. For "
+        "third-party few-step LoRAs use DP-DMD Anchored Sampler or set the steps by hand."
     ),
 )
 
@@ -52,12 +52,12 @@ def loras_on(model: models.Model, wired: Recipe | None = None) -> list[LoraFacts
     Args:
         wired: recipe of the first of them that came by wire, and goes before what lies on it.
     """
-    text = models.attachment(model, models.RECIPE_ATTACHMENT)
-    metadata = models.attachment(model, "lora_metadata")
+    text = model.get_attachment(models.RECIPE_ATTACHMENT)
+    metadata = model.get_attachment("lora_metadata")
     core = LoraFacts.of(metadata) if isinstance(metadata, Mapping) else LoraFacts()
     found = []
     if isinstance(text, str):
-        strength = models.attachment(model, STRENGTH_ATTACHMENT)
+        strength = model.get_attachment(STRENGTH_ATTACHMENT)
         strength = strength if isinstance(strength, float) else None
         found.append(LoraFacts(recipe=text, strength=strength))
     if core.recipe is not None and core.recipe != text:
@@ -65,11 +65,9 @@ def loras_on(model: models.Model, wired: Recipe | None = None) -> list[LoraFacts
         found.append(core if found else replace(core, strength=loras.only_strength(model)))
     elif core.recipe is None and core.kind:
         found.append(core)
-    return found if wired is None else [_with_recipe(found, wired), *found[1:]]
-
-
-def _with_recipe(found: list[LoraFacts], recipe: Recipe) -> LoraFacts:
-    return replace(found[0], recipe=recipe) if found else LoraFacts(recipe=recipe)
+    if wired is not None:
+        found[:1] = [replace(found[0] if found else LoraFacts(), recipe=wired)]
+    return found
 
 
 def has_recipe(model: models.Model) -> bool:

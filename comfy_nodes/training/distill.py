@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..host import folders, loras, running
+from ..host.inputs import Input, node_input
 from .knob_inputs import PRESET_CHOICES, PRESET_TOOLTIP, knob_inputs
 
 if TYPE_CHECKING:
@@ -94,79 +95,91 @@ class Distill:
                 f"Run {job.id} is {job.state}. Watch it in the DP-DMD panel or with DP-DMD Runs. "
                 "Queue this node again when it is finished: then it gives the LoRA."
             )
-            return _answer([text, *notes], (running.blocked(),) * len(self.RETURN_TYPES))
+            nothing = (running.blocked(),) * len(self.RETURN_TYPES)
+            return running.outcome("\n".join([text, *notes]), nothing)
         job = waiting.wait(job, unique_id)
         waiting.check_ended(job)
         return _finished(job, notes)
 
 
-def _required(lists: Mapping[str, list[str]]) -> dict[str, Any]:
+def _required(lists: Mapping[str, list[str]]) -> dict[str, Input]:
     prompts = {
         "multiline": True,
         "default": "",
         "placeholder": "Prompts, one a line; a few hundred are a good start.",
-        "tooltip": "One prompt a line. Only prompts are needed, no pictures.",
     }
-    checkpoint = (
-        "The checkpoint that becomes the teacher. The demo ones come with the pack and take "
-        "minutes on any computer."
-    )
-    mode = (
-        "wait holds the queue until the LoRA is there, and Cancel keeps what there is. background "
-        "queues the run and returns at once."
-    )
-    name = {"default": "my-4step", "tooltip": "Name of the LoRA; a number is added if it is taken."}
     return {
-        "checkpoint": (lists["checkpoint"], {"tooltip": checkpoint}),
-        "prompts": ("STRING", prompts),
-        "output_name": ("STRING", name),
-        "preset": (list(PRESET_CHOICES), {"default": "auto", "tooltip": PRESET_TOOLTIP}),
-        "mode": ([WAIT, BACKGROUND], {"default": WAIT, "tooltip": mode}),
-    }
-
-
-def _optional(lists: Mapping[str, list[str]]) -> dict[str, Any]:
-    strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
-    model = (
-        "Takes the file of this MODEL in place of the chosen checkpoint. LoRAs and other patches "
-        "on it are not seen by the trainer; name a LoRA under teacher_lora."
-    )
-    file = (
-        "A text file with one prompt a line, or a folder of PNGs with prompts in them, in the "
-        "input or output folder. It is added to the prompts above."
-    )
-    lora = "A LoRA that is merged into the teacher, so that the student learns its style."
-    include = "Whether the new LoRA holds the teacher's LoRA too, so that it is used alone."
-    settings = (
-        "All other settings as JSON, or a settings file's text. What stands here wins over the "
-        "preset and the inputs above."
-    )
-    encoder = "Only for checkpoints without this text encoder."
-    text = {"multiline": True, "default": ""}
-    found: dict[str, Any] = {
-        "model": ("MODEL", {"tooltip": model}),
-        "prompts_file": ("STRING", {"default": "", "tooltip": file}),
-        "teacher_lora": (lists["lora"], {"tooltip": lora}),
-        "teacher_lora_strength": (
-            "FLOAT",
-            {**strength, "tooltip": "How strongly that LoRA is merged."},
+        "checkpoint": node_input(
+            lists["checkpoint"],
+            "The checkpoint that becomes the teacher. The demo ones come with the pack and take "
+            "minutes on any computer.",
         ),
-        "include_teacher_lora": ("BOOLEAN", {"default": False, "tooltip": include}),
-        "settings_json": ("STRING", {**text, "tooltip": settings}),
+        "prompts": node_input(
+            "STRING", "One prompt a line. Only prompts are needed, no images.", **prompts
+        ),
+        "output_name": node_input(
+            "STRING", "Name of the LoRA; a number is added if it is taken.", default="my-4step"
+        ),
+        "preset": node_input(PRESET_CHOICES, PRESET_TOOLTIP, default="auto"),
+        "mode": node_input(
+            [WAIT, BACKGROUND],
+            "wait holds the queue until the LoRA is there, and Cancel keeps what there is. "
+            "background queues the run and returns at once.",
+            default=WAIT,
+        ),
     }
-    for name in ("clip_l", "clip_g", "t5"):
-        found[name] = (lists["encoder"], {"tooltip": encoder, "advanced": True})
-    vae = {"tooltip": "Only for checkpoints without a VAE.", "advanced": True}
-    return found | {"vae": (lists["vae"], vae)}
+
+
+def _optional(lists: Mapping[str, list[str]]) -> dict[str, Input]:
+    strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
+    encoder = node_input(
+        lists["encoder"], "Only for checkpoints without this text encoder.", advanced=True
+    )
+    return {
+        "model": node_input(
+            "MODEL",
+            "Takes the file of this MODEL in place of the chosen checkpoint. LoRAs and other "
+            "patches on it are not seen by the trainer; name a LoRA under teacher_lora.",
+        ),
+        "prompts_file": node_input(
+            "STRING",
+            "A text file with one prompt a line, or a folder of PNGs with prompts in them, in the "
+            "input or output folder. It is added to the prompts above.",
+            default="",
+        ),
+        "teacher_lora": node_input(
+            lists["lora"],
+            "A LoRA that is merged into the teacher, so that the student learns its style.",
+        ),
+        "teacher_lora_strength": node_input(
+            "FLOAT", "How strongly that LoRA is merged.", **strength
+        ),
+        "include_teacher_lora": node_input(
+            "BOOLEAN",
+            "Whether the new LoRA holds the teacher's LoRA too, so that it is used alone.",
+            default=False,
+        ),
+        "settings_json": node_input(
+            "STRING",
+            "All other settings as JSON, or a settings file's text. What stands here wins over the "
+            "preset and the inputs above.",
+            multiline=True,
+            default="",
+        ),
+        "clip_l": encoder,
+        "clip_g": encoder,
+        "t5": encoder,
+        "vae": node_input(lists["vae"], "Only for checkpoints without a VAE.", advanced=True),
+    }
 
 
 def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
-    """The outputs of a run that has ended, and its last picture on the node."""
+    """The outputs of a run that has ended, and its last image on the node."""
     from ...core.errors import RunError
     from ...core.files.tensor_file import read_header
     from ...core.recipe.recipe import read_recipe
     from .new_run import lora_of
-    from .waiting import latest_picture
+    from .waiting import latest_image
 
     path = lora_of(job)
     if path is None:
@@ -178,10 +191,10 @@ def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
     said = f"{name} is in the loras folder"
     if job.state == "stopped":
         said = f"Stopped after update {job.step} of {job.steps}: {name} holds what there was"
-    picture = latest_picture(job.path)
+    image = latest_image(job.path)
     recipe = read_recipe(read_header(path).metadata)
     result = (loras.read_weights(path), losses(job.path), name, recipe)
-    return _answer([f"{said}.", *notes], result, picture)
+    return running.outcome("\n".join([f"{said}.", *notes]), result, image)
 
 
 def losses(run: Path) -> dict[str, list[float]]:
@@ -192,13 +205,6 @@ def losses(run: Path) -> dict[str, list[float]]:
     facts = read_facts(RunDirectory(run))
     found = {name: values for name in LOSSES if (values := facts.values(name))}
     return {"loss": next(iter(found.values()), []), **found}
-
-
-def _answer(texts: list[str], result: tuple[Any, ...], picture: Any = None) -> dict[str, Any]:
-    ui: dict[str, Any] = {"text": ["\n".join(texts)]}
-    if picture is not None:
-        ui["images"] = [running.show_picture(picture)]
-    return {"ui": ui, "result": result}
 
 
 NODES = (Distill,)

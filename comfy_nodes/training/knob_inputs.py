@@ -14,6 +14,7 @@ from ...app.config.distill_config import DistillConfig, without_removed
 from ...app.config.presets import DEMO, MEMORIES, PRESETS, preset
 from ...app.runs.settings_file import import_settings, parse_table
 from ...core.errors import SettingsError
+from ..host.inputs import Input, node_input
 
 SHOWN = (
     "steps",
@@ -40,34 +41,26 @@ _TOUCHED = {name for sizes in PRESETS.values() for one in sizes.values() for nam
 )
 
 
-def knob_inputs() -> dict[str, tuple[Any, dict[str, Any]]]:
+def knob_inputs() -> dict[str, Input]:
     """Name -> input of every shown setting."""
     return {name: _input(_FIELDS[name]) for name in SHOWN}
 
 
-def _input(spec: dataclasses.Field[Any]) -> tuple[Any, dict[str, Any]]:
+def _input(spec: dataclasses.Field[Any]) -> Input:
     default: Any = spec.default
-    low, high = spec.metadata["low"], spec.metadata["high"]
-    options: dict[str, Any] = {"default": default, "tooltip": _tooltip(spec)}
-    if spec.metadata["choices"]:
-        return (list(spec.metadata["choices"]), options)
-    if isinstance(default, bool):
-        return ("BOOLEAN", options)
-    if isinstance(default, str):
-        return ("STRING", options)
-    if spec.name in _TOUCHED:
-        options["default"], low = 0, 0
-    options |= {"min": low, "max": high}
+    text, touched = spec.metadata["help"], spec.name in _TOUCHED
+    if spec.metadata["choices"] or isinstance(default, bool | str):
+        kind = spec.metadata["choices"] or ("STRING" if isinstance(default, str) else "BOOLEAN")
+        return node_input(kind, text, default=default)
+    if touched:
+        text = f"{text} 0 takes the preset's, else {default:g}."
+    limits = {"min": 0 if touched else spec.metadata["low"], "max": spec.metadata["high"]}
+    start = 0 if touched else default
     if isinstance(default, int):
         # A seed that the page changes by itself would train anew each time.
-        return ("INT", {**options, "control_after_generate": False})
-    options["default"] = float(options["default"])
-    return ("FLOAT", {**options, "step": default / 10 or 0.1, "round": False})
-
-
-def _tooltip(spec: dataclasses.Field[Any]) -> str:
-    text = spec.metadata["help"]
-    return f"{text} 0 takes the preset's, else {spec.default:g}." if spec.name in _TOUCHED else text
+        return node_input("INT", text, default=start, **limits, control_after_generate=False)
+    steps = {"step": default / 10 or 0.1, "round": False}
+    return node_input("FLOAT", text, default=float(start), **limits, **steps)
 
 
 @dataclasses.dataclass(frozen=True)

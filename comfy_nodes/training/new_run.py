@@ -16,7 +16,7 @@ from ...app.environment import readiness
 from ...app.jobs import Job, files
 from ...app.library import preferences
 from ...app.library.choices import ASSETS, EMBEDDED, SHAPES, is_embedded, starter
-from ...app.library.lora_output import lora_file
+from ...app.library.path_checks import lora_file
 from ...app.prompts.reading import parse_prompts, read_prompts
 from ...core.errors import PromptError, SettingsError
 from ...core.families import identify
@@ -181,7 +181,7 @@ def prompts_of(values: Mapping[str, Any], demo: bool) -> tuple[tuple[str, ...], 
 def prompts_path(name: str) -> Path:
     """A file or folder of prompts: one in the host's input or output folder, or that the GUI knows.
 
-    Whoever may queue a graph could otherwise have any file of this machine drawn into a picture.
+    Whoever may queue a graph could otherwise have any file of this machine rendered into an image.
 
     Raises:
         SettingsError: it lies elsewhere.

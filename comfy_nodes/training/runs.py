@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...core.errors import RunError
 from ..host import running
+from ..host.inputs import node_input
 
 if TYPE_CHECKING:
     from ...app.jobs import Job
@@ -52,13 +53,13 @@ class Runs:
         """Inputs of the node."""
         run = "The run, by its name; R refreshes the list."
         action = (
-            "look changes nothing. stop ends the run after the update at hand and keeps what there "
+            "look changes nothing. stop ends the run after the current update and keeps what there "
             "is. resume lets it go on. Where that is so already, they change nothing."
         )
         return {
             "required": {
-                "run": (run_choices(), {"default": LATEST, "tooltip": run}),
-                "action": (list(ACTIONS), {"default": "look", "tooltip": action}),
+                "run": node_input(run_choices(), run, default=LATEST),
+                "action": node_input(ACTIONS, action, default="look"),
             }
         }
 
@@ -79,19 +80,16 @@ class Runs:
             RunError: there is no such run, or the action is not possible in its state.
         """
         from ...app import jobs
-        from .waiting import latest_picture
+        from .waiting import latest_image
 
         job = _find(run)
         if action == "stop" and (job.live or job.state == "queued"):
             job = jobs.stop(job.id)
         elif action == "resume" and not job.live and job.state not in ("queued", "finished"):
             job = jobs.start(job.id)  # a graph is queued again and again with its action left on
-        picture = latest_picture(job.path)
+        image = latest_image(job.path)
         text = status(job)
-        ui: dict[str, Any] = {"text": [text]}
-        if picture is not None:
-            ui["images"] = [running.show_picture(picture)]
-        return {"ui": ui, "result": (_image(picture), text, share(job))}
+        return running.outcome(text, (_image(image), text, share(job)), image)
 
 
 def _find(run: str) -> Job:
@@ -122,11 +120,11 @@ def status(job: Job) -> str:
     return "\n".join(part for part in (job.title, words(job), said, made) if part)
 
 
-def _image(picture: Any) -> Tensor:
-    """A PIL picture as an IMAGE, float32 (1, H, W, 3) from 0 to 1; a black one for None."""
-    if picture is None:
+def _image(image: Any) -> Tensor:
+    """A PIL image as an IMAGE, float32 (1, H, W, 3) from 0 to 1; a black one for None."""
+    if image is None:
         return torch.zeros(1, EMPTY_SIDE, EMPTY_SIDE, 3)
-    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0)[None]
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255.0)[None]
 
 
 NODES = (Runs,)

@@ -100,15 +100,15 @@ class _Shown:
             running.notify(self._node_id, text)
 
     def show(self, job: Job) -> None:
-        """Progress, text, and a picture where there is a new one."""
+        """Progress, text, and an image where there is a new one."""
         self.say(words(job))
         found = tuple(preview.name for preview in previews(job.path))
-        picture = latest_picture(job.path) if found != self._seen else None
-        if picture is not None:
+        image = latest_image(job.path) if found != self._seen else None
+        if image is not None:
             self._seen = found
-        if picture is not None or job.step != self._step:
+        if image is not None or job.step != self._step:
             self._step = job.step
-            running.show_progress(self._bar, job.step, job.steps, picture)
+            running.show_progress(self._bar, job.step, job.steps, image)
 
 
 def words(job: Job) -> str:
@@ -124,20 +124,20 @@ def words(job: Job) -> str:
     return f"{text}, {left} left" if left and job.state == "running" else text
 
 
-def latest_picture(run: Path) -> Image.Image | None:
+def latest_image(run: Path) -> Image.Image | None:
     """The newest student's sheet beside the teacher's; None if there is neither."""
     students = student_previews(run)
     teacher = [preview for preview in previews(run) if preview.is_teacher]
     sheets = [_labelled(preview) for preview in [*teacher, *students[-1:]]]
-    pictures = [sheet for sheet in sheets if sheet is not None]
-    if not pictures:
+    images = [sheet for sheet in sheets if sheet is not None]
+    if not images:
         return None
-    width = sum(picture.width for picture in pictures) + LINE * (len(pictures) - 1)
-    joined = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    width = sum(image.width for image in images) + LINE * (len(images) - 1)
+    joined = Image.new("RGB", (width, max(image.height for image in images)), "white")
     left = 0
-    for picture in pictures:
-        joined.paste(picture, (left, 0))
-        left += picture.width + LINE
+    for image in images:
+        joined.paste(image, (left, 0))
+        left += image.width + LINE
     joined.thumbnail((2 * PREVIEW_SIDE, PREVIEW_SIDE))
     return joined
 
@@ -149,11 +149,11 @@ def _labelled(preview: Preview) -> Image.Image | None:
             sheet = file.convert("RGB")
     except (OSError, ValueError, SyntaxError):
         return None
-    picture = Image.new("RGB", (sheet.width, sheet.height + LINE), "white")
-    picture.paste(sheet, (0, LINE))
+    image = Image.new("RGB", (sheet.width, sheet.height + LINE), "white")
+    image.paste(sheet, (0, LINE))
     label = "Teacher" if preview.name == TEACHER else f"Student, update {preview.step}"
-    ImageDraw.Draw(picture).text((4, 2), label, fill="black")
-    return picture
+    ImageDraw.Draw(image).text((4, 2), label, fill="black")
+    return image
 
 
 def check_ended(job: Job) -> None:
@@ -165,7 +165,7 @@ def check_ended(job: Job) -> None:
             f"Run {job.id} was taken out of the queue. Queue this node again to put it back."
         )
     reason = job.message or "It ended without saying why."
-    remedy = "Mend the cause and queue this node again"
+    remedy = "Fix the cause and queue this node again"
     if job.state == "interrupted":
         reason = reason.partition(". ")[0].rstrip(".") + "."  # what it says next is for elsewhere
         remedy = "Queue this node again: it goes on where its last saved state is"

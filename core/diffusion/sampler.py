@@ -51,7 +51,7 @@ def sample_few_step(
         sigmas: decreasing noise levels, none below 0, shape (N + 1,).
         extra_args: handed to every call of `model`.
         callback: called once a step with x, i, sigma, sigma_hat and denoised.
-        disable: part of the contract (progress bars); the sampler draws none.
+        disable: part of the contract (progress bars); the sampler shows none.
         solver: "ode", or "sde" for the re-noising step.
         noise_sampler: called as noise_sampler(sigma, sigma_next) for unit noise shaped like x; the
             sde solver needs it, so that noise comes from the host's seed.
@@ -102,7 +102,7 @@ def check_sigmas(sigmas: Tensor) -> None:
 
 
 def partial_sigmas(sigmas: Tensor, denoise: float) -> Tensor:
-    """The part of a trained grid that changes a picture by `denoise`, for image to image.
+    """The part of a trained grid that changes an image by `denoise`, for image to image.
 
     Step i of N starts at strength 1 - i / N; the start nearest to `denoise` is taken (the stronger
     one on a tie), so that only levels the student was trained at are evaluated.

@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,37 +28,6 @@ from ..errors import SettingsError
 NUM_LEVELS = 1000
 # Both host families replace the exactly zero last abar of a rescaled schedule by this number.
 ZERO_TERMINAL_ABAR = 4.8973451890853435e-08
-
-
-class Schedule(Protocol):
-    """What samplers and the trainer need to know of a noise schedule."""
-
-    def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, std) of x_t = alpha * x0 + std * eps at `sigma`, each shaped like `sigma`."""
-        ...
-
-    def sigma_at(self, position: Tensor) -> Tensor:
-        """Noise level at a position in [-1, 999], fractions allowed; 0 at -1."""
-        ...
-
-    def timestep_at(self, sigma: Tensor) -> Tensor:
-        """The number the network is fed at `sigma`."""
-        ...
-
-    @property
-    def dmd_positions(self) -> tuple[int, int]:
-        """First and last position at which the DMD gradient is drawn."""
-        ...
-
-    def dmd_residual(self, x_t: Tensor, x0: Tensor, x0_real: Tensor) -> Tensor:
-        """p, whose per-sample mean size normalises the DMD gradient, (B, C, H, W).
-
-        Args:
-            x_t: the re-noised sample.
-            x0: the sample itself.
-            x0_real: the teacher's prediction at x_t.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -74,20 +42,31 @@ class VPSchedule:
 
     @property
     def dmd_positions(self) -> tuple[int, int]:
-        """20 to 980: DMD2 leaves out the ends of the schedule (arXiv:2405.14867)."""
+        """First and last position at which the DMD gradient is drawn.
+
+        20 to 980: DMD2 leaves out the ends of the schedule (arXiv:2405.14867).
+        """
         return 20, 980
 
     def dmd_residual(self, x_t: Tensor, x0: Tensor, x0_real: Tensor) -> Tensor:
-        """x0 - x0_real, as in arXiv:2311.18828, Eq. 8."""
+        """p, whose per-sample mean size normalises the DMD gradient, (B, C, H, W).
+
+        x0 - x0_real, as in arXiv:2311.18828, Eq. 8.
+
+        Args:
+            x_t: the re-noised sample.
+            x0: the sample itself.
+            x0_real: the teacher's prediction at x_t.
+        """
         return x0 - x0_real
 
     def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, std), each shaped like `sigma`."""
+        """(alpha, std) of x_t = alpha * x0 + std * eps at `sigma`, each shaped like `sigma`."""
         alpha = torch.rsqrt(1 + sigma * sigma)
         return alpha, sigma * alpha
 
     def sigma_at(self, position: Tensor) -> Tensor:
-        """Noise level at a position, log-linear between levels; 0 at -1."""
+        """Noise level at a position in [-1, 999], log-linear between levels; 0 at -1."""
         log_sigmas = _vp_sigmas(self.zero_terminal_snr).log()
         inside = position.cpu().double().clamp(0, NUM_LEVELS - 1)  # mps has no float64
         low = inside.floor().long().clamp(max=NUM_LEVELS - 2)
@@ -96,7 +75,7 @@ class VPSchedule:
         return torch.where(clean, 0.0, log_sigma.exp()).float().to(position.device)
 
     def timestep_at(self, sigma: Tensor) -> Tensor:
-        """The position whose level is `sigma`."""
+        """The number the network is fed at `sigma`: the position whose level it is."""
         log_sigmas = _vp_sigmas(self.zero_terminal_snr).log()
         log_sigma = sigma.cpu().double().clamp_min(1e-10).log()
         low = (torch.searchsorted(log_sigmas, log_sigma) - 1).clamp(0, NUM_LEVELS - 2)
@@ -116,26 +95,33 @@ class FlowSchedule:
 
     @property
     def dmd_positions(self) -> tuple[int, int]:
-        """All of them, as in the paper's code."""
+        """First and last position at which the DMD gradient is drawn: all, as the paper's code."""
         return 0, NUM_LEVELS - 1
 
     def dmd_residual(self, x_t: Tensor, x0: Tensor, x0_real: Tensor) -> Tensor:
-        """x_t - x0_real = sigma * v, so that sigma cancels, as in the paper's code."""
+        """p, whose per-sample mean size normalises the DMD gradient, (B, C, H, W).
+
+        x_t - x0_real = sigma * v, so that sigma cancels, as in the paper's code.
+        """
         return x_t - x0_real
 
     def scales(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(alpha, std), each shaped like `sigma`."""
+        """(alpha, std) of x_t = alpha * x0 + std * eps at `sigma`, each shaped like `sigma`."""
         return 1 - sigma, sigma
 
     def sigma_at(self, position: Tensor) -> Tensor:
-        """Noise level at a position; 0 at -1."""
+        """Noise level at a position in [-1, 999], fractions allowed; 0 at -1."""
         u = ((position.cpu().double() + 1) / NUM_LEVELS).clamp(0, 1)
         sigma = self.shift * u / (1 + (self.shift - 1) * u)
         return sigma.float().to(position.device)
 
     def timestep_at(self, sigma: Tensor) -> Tensor:
-        """1000 * sigma."""
+        """The number the network is fed at `sigma`: 1000 * sigma."""
         return sigma * NUM_LEVELS
+
+
+Schedule = VPSchedule | FlowSchedule
+"""Samplers and the trainer use either by the words above, without asking which it is."""
 
 
 @lru_cache(maxsize=2)

@@ -65,7 +65,7 @@ class LoraKey:
 
 @dataclass(frozen=True)
 class VaeFacts:
-    """How latents relate to pictures: latent = (vae_latent - shift) * scaling.
+    """How latents relate to images: latent = (vae_latent - shift) * scaling.
 
     Both factors are one number, or one for each channel (shift the mean, scaling 1 / deviation).
     """
@@ -279,7 +279,7 @@ class SharingFacts:
         webui_version: on a card of A1111 and Forge; a version they do not know is never hidden.
         webui_limits: what of them does not know the model; empty, or a sentence after a space.
         clip_types: what ComfyUI's loader of one encoder, and that of two, has to be told.
-        empty_latent: ComfyUI's node that a picture starts from.
+        empty_latent: ComfyUI's node that an image starts from.
     """
 
     labels: tuple[str, ...]
@@ -300,12 +300,12 @@ class Recomputed:
     """Activations with gradient checkpointing, in bytes.
 
     Attributes:
-        per_picture: besides what grows with pixels.
+        per_image: besides what grows with pixels.
         per_pixel: of the block that is recomputed.
         kept: for a pixel, of each student step whose graph is kept.
     """
 
-    per_picture: float
+    per_image: float
     per_pixel: float
     kept: float
 
@@ -320,7 +320,7 @@ class CostFacts:
         staying: how many stay on the device when the base is offloaded.
         buffers: how many the two buffers for offloaded layers hold.
         per_rank: parameters of a LoRA of rank 1, by `lora_layers`.
-        per_picture: bytes of a graph's activations besides what grows with pixels, such as those
+        per_image: bytes of a graph's activations besides what grows with pixels, such as those
             of its text, by `lora_layers`.
         per_pixel: bytes of a graph's activations for a pixel, by `lora_layers`.
         recomputed: activations with gradient checkpointing.
@@ -331,7 +331,7 @@ class CostFacts:
     staying: float
     buffers: float
     per_rank: Mapping[str, int]
-    per_picture: Mapping[str, float]
+    per_image: Mapping[str, float]
     per_pixel: Mapping[str, float]
     recomputed: Recomputed
 

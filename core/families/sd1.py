@@ -1,36 +1,12 @@
 """Stable Diffusion 1.x: a UNet with 768-wide CLIP-L context, eps prediction (v by setting)."""
 
-from .base import (
-    BaseModel,
-    Config,
-    CostFacts,
-    DetectionFacts,
-    EncoderGroup,
-    Family,
-    LayoutFacts,
-    LoraFacts,
-    Recomputed,
-    SamplingFacts,
-    SharingFacts,
-    Tensors,
-    TextFacts,
-    VaeFacts,
-)
-from .unet import (
-    INPUT_LAYER,
-    context_width,
-    is_unet,
-    is_unet_folder,
-    lora_modules,
-    tensor_source,
-    unet_config,
-)
+from . import base, unet
 
 LABEL = "SD 1.x"
 NUM_HEADS = 8
 SD2_CONTEXT = 1024
 
-VAE = VaeFacts(
+VAE = base.VaeFacts(
     scaling_factor=0.18215,
     shift_factor=0.0,
     # A least-squares fit of decoded pixels on latents, published with InvokeAI's previews.
@@ -43,65 +19,50 @@ VAE = VaeFacts(
 )
 
 
-def _matches(tensors: Tensors) -> bool:
+def _matches(tensors: base.Tensors) -> bool:
     return (
-        is_unet(tensors)
+        unet.is_unet(tensors)
         and "label_emb.0.0.weight" not in tensors
-        and context_width(tensors) != SD2_CONTEXT
+        and unet.context_width(tensors) != SD2_CONTEXT
     )
 
 
-def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
-    return {"title": LABEL, "prediction": "eps"}
-
-
-def _network_config(tensors: Tensors) -> Config:
-    return unet_config(tensors, heads=lambda channels: NUM_HEADS, sample_size=64)
-
-
-def _base_model(title: str) -> BaseModel:
-    return BaseModel(
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "CreativeML OpenRAIL-M",
-        "creativeml-openrail-m",
-        "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
-    )
-
-
-def _matches_folder(config: Config, pipeline: str) -> bool:
+def _matches_folder(config: base.Config, pipeline: str) -> bool:
     return (
-        is_unet_folder(config, pipeline)
+        unet.is_unet_folder(config, pipeline)
         and config.get("addition_embed_type") is None
         and config.get("cross_attention_dim") != SD2_CONTEXT
     )
 
 
-FAMILY = Family(
+FAMILY = base.Family(
     name="sd1",
     label=LABEL,
     short_label=LABEL,
-    detection=DetectionFacts(
+    detection=base.DetectionFacts(
         matches=_matches,
-        describe=_describe,
-        input_layer=INPUT_LAYER,
+        describe=lambda tensors, everything: {"title": LABEL, "prediction": "eps"},
+        input_layer=unet.INPUT_LAYER,
         matches_folder=_matches_folder,
         describe_folder=lambda config: {"title": LABEL},
     ),
-    layout=LayoutFacts(
-        network_config=_network_config,
-        tensor_source=tensor_source,
+    layout=base.LayoutFacts(
+        network_config=lambda tensors: unet.unet_config(
+            tensors, heads=lambda channels: NUM_HEADS, sample_size=64
+        ),
+        tensor_source=unet.tensor_source,
         denoiser_folder="unet",
         denoiser_title="UNet",
     ),
-    sampling=SamplingFacts(
+    sampling=base.SamplingFacts(
         schedule="vp",
         predictions=("eps", "v"),
         guidance_scale=7.5,
         resolution=512,
         resolution_multiple=8,
     ),
-    text=TextFacts(
-        groups=(EncoderGroup(("clip_l",)),),
+    text=base.TextFacts(
+        groups=(base.EncoderGroup(("clip_l",)),),
         prefixes={"clip_l": ("cond_stage_model.transformer.",)},
         context_width="cross_attention_dim",
         clip_skip=True,
@@ -109,8 +70,8 @@ FAMILY = Family(
         repeatable=True,
     ),
     vae=VAE,
-    lora=LoraFacts(
-        modules=lora_modules,
+    lora=base.LoraFacts(
+        modules=unet.lora_modules,
         peft_prefix="unet.",
         context_width=768,
         # it alone attends in its first blocks
@@ -119,25 +80,30 @@ FAMILY = Family(
         declared=("sd_v1",),
         architecture=lambda config: "stable-diffusion-v1/lora",
     ),
-    sharing=SharingFacts(
+    sharing=base.SharingFacts(
         labels=("SD 1.5", "SD 1.4", "SD 1.5 LCM", "SD 1.5 Hyper", "Other"),
         label_note=lambda title: (
             "Any SD 1.x checkpoint is listed under SD 1.5, unless it descends from SD 1.4."
         ),
-        base_model=_base_model,
+        base_model=lambda title: base.BaseModel(
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "CreativeML OpenRAIL-M",
+            "creativeml-openrail-m",
+            "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+        ),
         base_title=lambda title: "Stable Diffusion 1.x",
         pipeline="StableDiffusionPipeline",
         webui_version="SD1",
         clip_types=("stable_diffusion",),
     ),
-    cost=CostFacts(
+    cost=base.CostFacts(
         parameters=859_520_964,
         packed=0.908,
         staying=2.6e6,
         buffers=59e6,
         per_rank={"attention": 423_936, "full": 1_050_816},
-        per_picture={"attention": 10e6, "full": 10e6},
+        per_image={"attention": 10e6, "full": 10e6},
         per_pixel={"attention": 5370.0, "full": 5735.0},
-        recomputed=Recomputed(per_picture=19e6, per_pixel=385.0, kept=985.0),
+        recomputed=base.Recomputed(per_image=19e6, per_pixel=385.0, kept=985.0),
     ),
 )

@@ -3,36 +3,17 @@
 import math
 
 from ..errors import UnsupportedModelError
-from .base import (
-    BaseModel,
-    Change,
-    Config,
-    CostFacts,
-    DetectionFacts,
-    EncoderGroup,
-    Family,
-    LayoutFacts,
-    LoraFacts,
-    LoraTargets,
-    Recomputed,
-    SamplingFacts,
-    SharingFacts,
-    Tensors,
-    TensorSource,
-    TextFacts,
-    VaeFacts,
-    count_blocks,
-)
+from . import base
 
 HEAD_WIDTH = 64
-SWAPPED: Change = "swap_halves"
+SWAPPED: base.Change = "swap_halves"
 LARGE_WIDTH, LARGE_DEPTH = 2432, 38
 INPUT_LAYER = "x_embedder.proj.weight"
 FOLDER_CLASS = "SD3Transformer2DModel"
 LATENT_CHANNELS = 16
 TITLE, TITLE_35 = "SD3 medium", "SD3.5 medium"
 
-VAE = VaeFacts(
+VAE = base.VaeFacts(
     scaling_factor=1.5305,
     shift_factor=0.0609,
     # A least-squares fit of decoded pixels on latents, published with InvokeAI's previews.
@@ -87,11 +68,7 @@ CONTEXT_OUT = ("attn.to_add_out", "ff_context.net.0.proj", "ff_context.net.2")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 
 
-def _matches(tensors: Tensors) -> bool:
-    return "joint_blocks.0.context_block.attn.qkv.weight" in tensors
-
-
-def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
+def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, object]:
     width = tensors[INPUT_LAYER].shape[0]
     if width == LARGE_WIDTH:
         raise UnsupportedModelError(
@@ -108,14 +85,14 @@ def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
 
 
 def max_resolution(pos_embed_max_size: int, patch_size: int) -> int:
-    """Longest picture side, in pixels, that the position table covers."""
+    """Longest image side, in pixels, that the position table covers."""
     return pos_embed_max_size * patch_size * 8
 
 
-def _network_config(tensors: Tensors) -> Config:
+def _network_config(tensors: base.Tensors) -> base.Config:
     patches, positions = tensors[INPUT_LAYER].shape, tensors["pos_embed"].shape[1]
     width, channels, patch_size = patches[0], patches[1], patches[2]
-    depth = count_blocks(tensors, "joint_blocks.")
+    depth = base.count_blocks(tensors, "joint_blocks.")
     size = math.isqrt(positions)
     dual = [i for i in range(depth) if f"joint_blocks.{i}.x_block.attn2.qkv.weight" in tensors]
     if size * size != positions or width % HEAD_WIDTH:
@@ -140,13 +117,13 @@ def _network_config(tensors: Tensors) -> Config:
     }
 
 
-def _last(config: Config) -> int:
+def _last(config: base.Config) -> int:
     return int(str(config["num_layers"])) - 1
 
 
-def _module_source(module: str, config: Config) -> TensorSource:
+def _module_source(module: str, config: base.Config) -> base.TensorSource:
     if module in TOP_LEVEL:
-        return TensorSource(
+        return base.TensorSource(
             TOP_LEVEL[module], None, SWAPPED if module == "norm_out.linear" else "none"
         )
     _, index, inner = module.split(".", 2)
@@ -154,22 +131,18 @@ def _module_source(module: str, config: Config) -> TensorSource:
     # The last block leaves its context behind: its modulation is (shift, scale) alone, which
     # diffusers keeps as (scale, shift).
     swapped = inner == "norm1_context.linear" and int(index) == _last(config)
-    return TensorSource(f"joint_blocks.{index}.{name}", part, SWAPPED if swapped else "none")
+    return base.TensorSource(f"joint_blocks.{index}.{name}", part, SWAPPED if swapped else "none")
 
 
-def _tensor_source(parameter_name: str, config: Config) -> TensorSource:
+def _tensor_source(parameter_name: str, config: base.Config) -> base.TensorSource:
     if parameter_name == "pos_embed.pos_embed":
-        return TensorSource("pos_embed")
+        return base.TensorSource("pos_embed")
     module, _, leaf = parameter_name.rpartition(".")
     source = _module_source(module, config)
-    return TensorSource(f"{source.key}.{leaf}", source.part, source.change)
+    return base.TensorSource(f"{source.key}.{leaf}", source.part, source.change)
 
 
-def _lora_name(module_name: str, config: Config) -> str:
-    return _module_source(module_name, config).key
-
-
-def _lora_modules(config: Config, targets: LoraTargets) -> list[str]:
+def _lora_modules(config: base.Config, targets: base.LoraTargets) -> list[str]:
     """ "attention" takes attention and feed-forward layers, "full" adds their modulation."""
     dual, last, names = config.get("dual_attention_layers") or [], _last(config), []
     assert isinstance(dual, list | tuple)
@@ -183,11 +156,11 @@ def _lora_modules(config: Config, targets: LoraTargets) -> list[str]:
     return names
 
 
-def _is_35(config: Config) -> bool:
+def _is_35(config: base.Config) -> bool:
     return bool(config.get("dual_attention_layers"))
 
 
-def _matches_folder(config: Config, pipeline: str) -> bool:
+def _matches_folder(config: base.Config, pipeline: str) -> bool:
     return (
         config.get("_class_name") == FOLDER_CLASS
         and config.get("in_channels") == LATENT_CHANNELS
@@ -195,7 +168,7 @@ def _matches_folder(config: Config, pipeline: str) -> bool:
     )
 
 
-def _describe_folder(config: Config) -> dict[str, object]:
+def _describe_folder(config: base.Config) -> dict[str, object]:
     size, patch = config.get("pos_embed_max_size"), config.get("patch_size")
     return {
         "title": TITLE_35 if _is_35(config) else TITLE,
@@ -205,14 +178,10 @@ def _describe_folder(config: Config) -> dict[str, object]:
     }
 
 
-def _architecture(config: Config) -> str:
-    return f"stable-diffusion-{'3-5' if _is_35(config) else '3'}-medium/lora"
-
-
-def _base_model(title: str) -> BaseModel:
+def _base_model(title: str) -> base.BaseModel:
     version = "3.5" if "3.5" in title else "3"
     repository = f"stabilityai/stable-diffusion-{version}-medium"
-    return BaseModel(
+    return base.BaseModel(
         repository,
         "Stability AI Community License",
         "stabilityai-ai-community",
@@ -234,24 +203,24 @@ def _webui_limits(title: str) -> str:
     return " Forge Neo knows no SD3."
 
 
-FAMILY = Family(
+FAMILY = base.Family(
     name="sd3",
     label="SD3 / SD3.5 medium",
     short_label="SD3",
-    detection=DetectionFacts(
-        matches=_matches,
+    detection=base.DetectionFacts(
+        matches=lambda tensors: "joint_blocks.0.context_block.attn.qkv.weight" in tensors,
         describe=_describe,
         input_layer=INPUT_LAYER,
         matches_folder=_matches_folder,
         describe_folder=_describe_folder,
     ),
-    layout=LayoutFacts(
+    layout=base.LayoutFacts(
         network_config=_network_config,
         tensor_source=_tensor_source,
         denoiser_folder="transformer",
         denoiser_title="transformer",
     ),
-    sampling=SamplingFacts(
+    sampling=base.SamplingFacts(
         schedule="flow",
         flow_shift=3.0,
         predictions=("flow",),
@@ -259,8 +228,11 @@ FAMILY = Family(
         resolution=1024,
         resolution_multiple=16,
     ),
-    text=TextFacts(
-        groups=(EncoderGroup(("clip_l", "clip_g"), padded=True), EncoderGroup(("t5xxl",))),
+    text=base.TextFacts(
+        groups=(
+            base.EncoderGroup(("clip_l", "clip_g"), padded=True),
+            base.EncoderGroup(("t5xxl",)),
+        ),
         prefixes={
             "clip_l": ("text_encoders.clip_l.transformer.",),
             "clip_g": ("text_encoders.clip_g.transformer.",),
@@ -271,17 +243,19 @@ FAMILY = Family(
         needs_all=False,
     ),
     vae=VAE,
-    lora=LoraFacts(
+    lora=base.LoraFacts(
         modules=_lora_modules,
-        module_name=_lora_name,
+        module_name=lambda module, config: _module_source(module, config).key,
         fused=True,  # A1111's loader fails on an alpha
         peft_prefix="transformer.",
         names=r"^(joint_blocks_\d+_|transformer_blocks_\d+_(attn_|attn2_to_|ff_|norm1_))",
         base_model_version="sd3_m",
         declared=("sd3",),
-        architecture=_architecture,
+        architecture=lambda config: (
+            f"stable-diffusion-{'3-5' if _is_35(config) else '3'}-medium/lora"
+        ),
     ),
-    sharing=SharingFacts(
+    sharing=base.SharingFacts(
         labels=("Other",),  # Civitai hides SD 3 and SD 3.5
         label_note=_label_note,
         base_model=_base_model,
@@ -292,14 +266,14 @@ FAMILY = Family(
         clip_types=("sd3", "sd3"),
         empty_latent="EmptySD3LatentImage",
     ),
-    cost=CostFacts(
+    cost=base.CostFacts(
         parameters=2_469_663_936,
         packed=0.899,
         staying=248e6,
         buffers=42.4e6,
         per_rank={"attention": 1_468_416, "full": 2_033_664},
-        per_picture={"attention": 685e6, "full": 820e6},
+        per_image={"attention": 685e6, "full": 820e6},
         per_pixel={"attention": 10350.0, "full": 12240.0},
-        recomputed=Recomputed(per_picture=72e6, per_pixel=342.0, kept=498.0),
+        recomputed=base.Recomputed(per_image=72e6, per_pixel=342.0, kept=498.0),
     ),
 )

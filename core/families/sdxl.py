@@ -1,36 +1,12 @@
 """SDXL: a UNet with CLIP-L + CLIP-G context and size conditioning; eps, or v by a marker key."""
 
-from .base import (
-    BaseModel,
-    Config,
-    CostFacts,
-    DetectionFacts,
-    EncoderGroup,
-    Family,
-    LayoutFacts,
-    LoraFacts,
-    Recomputed,
-    SamplingFacts,
-    SharingFacts,
-    Tensors,
-    TextFacts,
-    VaeFacts,
-)
-from .unet import (
-    INPUT_LAYER,
-    is_unet,
-    is_unet_folder,
-    ldm_name,
-    lora_modules,
-    tensor_source,
-    unet_config,
-)
+from . import base, unet
 
 LABEL = "SDXL"
 HEAD_WIDTH = 64
 TIME_ID_WIDTH = 256
 
-VAE = VaeFacts(
+VAE = base.VaeFacts(
     scaling_factor=0.13025,
     shift_factor=0.0,
     # A least-squares fit of decoded pixels on latents, published with InvokeAI's previews.
@@ -43,11 +19,7 @@ VAE = VaeFacts(
 )
 
 
-def _matches(tensors: Tensors) -> bool:
-    return is_unet(tensors) and "label_emb.0.0.weight" in tensors
-
-
-def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
+def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, object]:
     if "v_pred" not in everything:
         return {"title": LABEL, "prediction": "eps"}
     if "ztsnr" not in everything:
@@ -59,8 +31,8 @@ def _describe(tensors: Tensors, everything: Tensors) -> dict[str, object]:
     }
 
 
-def _network_config(tensors: Tensors) -> Config:
-    config = unet_config(
+def _network_config(tensors: base.Tensors) -> base.Config:
+    config = unet.unet_config(
         tensors,
         heads=lambda channels: [max(1, width // HEAD_WIDTH) for width in channels],
         sample_size=128,
@@ -71,49 +43,40 @@ def _network_config(tensors: Tensors) -> Config:
     return config
 
 
-def _base_model(title: str) -> BaseModel:
-    return BaseModel(
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        "CreativeML Open RAIL++-M",
-        "creativeml-openrail-plus-plus-m",
-        "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
-    )
-
-
-def _matches_folder(config: Config, pipeline: str) -> bool:
+def _matches_folder(config: base.Config, pipeline: str) -> bool:
     return (
-        is_unet_folder(config, pipeline)
+        unet.is_unet_folder(config, pipeline)
         and config.get("addition_embed_type") == "text_time"
         and config.get("encoder_hid_dim") is None
     )
 
 
-FAMILY = Family(
+FAMILY = base.Family(
     name="sdxl",
     label=LABEL,
     short_label=LABEL,
-    detection=DetectionFacts(
-        matches=_matches,
+    detection=base.DetectionFacts(
+        matches=lambda tensors: unet.is_unet(tensors) and "label_emb.0.0.weight" in tensors,
         describe=_describe,
-        input_layer=INPUT_LAYER,
+        input_layer=unet.INPUT_LAYER,
         matches_folder=_matches_folder,
         describe_folder=lambda config: {"title": LABEL},
     ),
-    layout=LayoutFacts(
+    layout=base.LayoutFacts(
         network_config=_network_config,
-        tensor_source=tensor_source,
+        tensor_source=unet.tensor_source,
         denoiser_folder="unet",
         denoiser_title="UNet",
     ),
-    sampling=SamplingFacts(
+    sampling=base.SamplingFacts(
         schedule="vp",
         predictions=("eps", "v"),
         guidance_scale=7.0,
         resolution=1024,
         resolution_multiple=8,
     ),
-    text=TextFacts(
-        groups=(EncoderGroup(("clip_l", "clip_g")),),
+    text=base.TextFacts(
+        groups=(base.EncoderGroup(("clip_l", "clip_g")),),
         prefixes={
             "clip_l": ("conditioner.embedders.0.transformer.",),
             "clip_g": ("conditioner.embedders.1.model.",),
@@ -122,9 +85,9 @@ FAMILY = Family(
         repeatable=True,
     ),
     vae=VAE,
-    lora=LoraFacts(
-        modules=lora_modules,
-        module_name=ldm_name,
+    lora=base.LoraFacts(
+        modules=unet.lora_modules,
+        module_name=unet.ldm_name,
         peft_prefix="unet.",
         context_width=2048,
         likely_names=r"_transformer_blocks_[2-9]_",  # it alone stacks transformer blocks
@@ -133,7 +96,7 @@ FAMILY = Family(
         declared=("sdxl_",),
         architecture=lambda config: "stable-diffusion-xl-v1-base/lora",
     ),
-    sharing=SharingFacts(
+    sharing=base.SharingFacts(
         labels=("SDXL 1.0", "Pony", "Illustrious", "NoobAI", "SDXL Lightning", "SDXL Hyper",
                 "Other"),
         label_note=lambda title: (
@@ -141,17 +104,22 @@ FAMILY = Family(
             "SDXL 1.0, so they cannot be told apart by the file. If yours is one of them, choose "
             "its label: --base-model Pony, Illustrious or NoobAI."
         ),
-        base_model=_base_model,
+        base_model=lambda title: base.BaseModel(
+            "stabilityai/stable-diffusion-xl-base-1.0",
+            "CreativeML Open RAIL++-M",
+            "creativeml-openrail-plus-plus-m",
+            "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+        ),
         base_title=lambda title: "SDXL 1.0",
         pipeline="StableDiffusionXLPipeline",
         webui_version="SDXL",
         clip_types=("stable_diffusion", "sdxl"),
     ),
-    cost=CostFacts(
+    cost=base.CostFacts(
         parameters=2_567_463_684, packed=0.981, staying=9e6, buffers=59e6,
         per_rank={"attention": 2_659_840, "full": 3_074_240},
-        per_picture={"attention": 5e6, "full": 20e6},
+        per_image={"attention": 5e6, "full": 20e6},
         per_pixel={"attention": 8470.0, "full": 8965.0},
-        recomputed=Recomputed(per_picture=16e6, per_pixel=360.0, kept=690.0),
+        recomputed=base.Recomputed(per_image=16e6, per_pixel=360.0, kept=690.0),
     ),
 )  # fmt: skip

@@ -4,9 +4,7 @@ LDM numbers its blocks through (`input_blocks.4.1`), diffusers nests them by lev
 (`down_blocks.1.attentions.0`); inside an attention block both use the same names.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 
 from ..errors import UnsupportedModelError
 from .base import Config, LoraTargets, Tensors, TensorSource, count_blocks
@@ -36,8 +34,6 @@ ATTENTION_TARGETS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
                      "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
                      "ff.net.0.proj", "ff.net.2")  # fmt: skip
 NORM_GROUPS = 32
-BLOCK_SETTINGS = ("block_out_channels", "layers_per_block", "down_block_types", "up_block_types",
-                  "mid_block_type", "transformer_layers_per_block")  # fmt: skip
 
 
 def is_unet(tensors: Tensors) -> bool:
@@ -45,13 +41,8 @@ def is_unet(tensors: Tensors) -> bool:
     return INPUT_LAYER in tensors and context_width(tensors) is not None
 
 
-def in_channels(tensors: Tensors) -> int:
-    """Channels the UNet reads: 4, or 9 for inpainting."""
-    return tensors[INPUT_LAYER].shape[1]
-
-
 def is_unet_folder(config: Config, pipeline: str) -> bool:
-    """Whether a diffusers folder holds a UNet that draws from text alone.
+    """Whether a diffusers folder holds a UNet conditioned on text alone.
 
     Args:
         config: the denoiser's config.json.
@@ -92,7 +83,7 @@ def unet_config(
     first = next(n for n in tensors if n.endswith("1.proj_in.weight"))
     return {
         "sample_size": sample_size,
-        "in_channels": in_channels(tensors),
+        "in_channels": tensors[INPUT_LAYER].shape[1],
         "out_channels": tensors["out.2.weight"].shape[0],
         "block_out_channels": channels,
         "layers_per_block": len(levels[0]),
@@ -155,19 +146,15 @@ def _check_regular(
         )
 
 
-def transformer_depths(config: Config) -> list[int]:
-    """Transformer blocks per attention block, level by level, from a diffusers config."""
-    levels = len(_list(config["block_out_channels"]))
-    depth = config.get("transformer_layers_per_block") or 1
-    return [depth] * levels if isinstance(depth, int) else [int(d) for d in _list(depth)]
-
-
 def blocks(config: Config) -> Iterator[tuple[str, str, str, int]]:
     """(kind, diffusers name, LDM name, transformer depth) of every block.
 
     Kind is "resnet", "attention", "downsampler" or "upsampler"; the depth is 0 but for attention.
     """
-    depths, layers = transformer_depths(config), int(str(config["layers_per_block"]))
+    layers = int(str(config["layers_per_block"]))
+    depth = config.get("transformer_layers_per_block") or 1
+    levels = len(_list(config["block_out_channels"]))
+    depths = [depth] * levels if isinstance(depth, int) else [int(d) for d in _list(depth)]
     down = [str(name) for name in _list(config["down_block_types"])]
     up = [str(name) for name in _list(config["up_block_types"])]
     index = 1
@@ -186,23 +173,17 @@ def blocks(config: Config) -> Iterator[tuple[str, str, str, int]]:
         yield "resnet", "mid_block.resnets.0", "middle_block.0", 0
         yield "attention", "mid_block.attentions.0", "middle_block.1", depths[-1]
         yield "resnet", "mid_block.resnets.1", "middle_block.2", 0
-    yield from _up_blocks(up, layers, list(reversed(depths)))
-
-
-def _up_blocks(
-    up: list[str], layers: int, depths: list[int]
-) -> Iterator[tuple[str, str, str, int]]:
+    index = 0
     for level, name in enumerate(up):
         attends = "CrossAttn" in name
         for layer in range(layers + 1):
-            index = level * (layers + 1) + layer
             yield "resnet", f"up_blocks.{level}.resnets.{layer}", f"output_blocks.{index}.0", 0
             if attends:
                 diffusers = f"up_blocks.{level}.attentions.{layer}"
-                yield "attention", diffusers, f"output_blocks.{index}.1", depths[level]
+                yield "attention", diffusers, f"output_blocks.{index}.1", depths[-1 - level]
+            index += 1
         if level < len(up) - 1:
-            last = (level + 1) * (layers + 1) - 1
-            ldm = f"output_blocks.{last}.{2 if attends else 1}.conv"
+            ldm = f"output_blocks.{index - 1}.{2 if attends else 1}.conv"
             yield "upsampler", f"up_blocks.{level}.upsamplers.0.conv", ldm, 0
 
 
@@ -210,24 +191,13 @@ def ldm_name(module_name: str, config: Config) -> str:
     """The LDM name of a diffusers module: down_blocks.0.resnets.0.conv1 -> input_blocks.1.0..."""
     if module_name in TOP_LEVEL:
         return TOP_LEVEL[module_name]
-    settings = {key: config[key] for key in BLOCK_SETTINGS if key in config}
-    names = _block_names(json.dumps(settings))
-    block = module_name
-    while block not in names:
-        block = block.rpartition(".")[0]
-        if not block:
-            raise KeyError(module_name)
-    kind, ldm = names[block]
-    inner = module_name[len(block) + 1 :]
-    if not inner:
-        return ldm
-    return f"{ldm}.{RESNET[inner] if kind == 'resnet' else inner}"
-
-
-@lru_cache(maxsize=8)
-def _block_names(settings: str) -> dict[str, tuple[str, str]]:
-    """(kind, LDM name) of every block by its diffusers name."""
-    return {ours: (kind, ldm) for kind, ours, ldm, _ in blocks(json.loads(settings))}
+    for kind, block, ldm, _ in blocks(config):
+        if module_name == block:
+            return ldm
+        if module_name.startswith(block + "."):
+            inner = module_name[len(block) + 1 :]
+            return f"{ldm}.{RESNET[inner] if kind == 'resnet' else inner}"
+    raise KeyError(module_name)
 
 
 def tensor_source(parameter_name: str, config: Config) -> TensorSource:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import CheckpointError, UnsupportedModelError
 from ..files.tensor_file import TensorFile
 from .base import Tensors
-from .unet import context_width, in_channels, is_unet
+from .unet import INPUT_LAYER, context_width, is_unet
 
 SUPPORTED = "Supported: SD 1.x, SDXL (eps or v-prediction), SD3 medium and SD3.5 medium"
 
@@ -110,7 +110,8 @@ def _variant(file: TensorFile, tensors: Tensors) -> str | None:
     if any(key in file.tensors for key in EDM_MARKERS):
         return "an EDM variant (it has edm_* markers, as Playground v2.5 or CosXL)"
     if "joint_blocks.0.context_block.attn.qkv.weight" in tensors:
-        return _mmdit_variant(tensors)
+        channels = tensors["x_embedder.proj.weight"].shape[1]
+        return None if channels == 16 else f"an SD3 variant with {channels} input channels"
     if not is_unet(tensors):
         return None
     if any(".time_stack." in key or ".time_mix_blocks." in key for key in tensors):
@@ -118,13 +119,8 @@ def _variant(file: TensorFile, tensors: Tensors) -> str | None:
     return _unet_variant(tensors)
 
 
-def _mmdit_variant(tensors: Tensors) -> str | None:
-    channels = tensors["x_embedder.proj.weight"].shape[1]
-    return None if channels == 16 else f"an SD3 variant with {channels} input channels"
-
-
 def _unet_variant(tensors: Tensors) -> str | None:
-    channels, width = in_channels(tensors), context_width(tensors)
+    channels, width = tensors[INPUT_LAYER].shape[1], context_width(tensors)
     if channels == 9:
         return "an inpainting model (9 input channels); use the ordinary model it was made from"
     if channels == 8:

@@ -30,8 +30,8 @@ class UsedLora:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureInfo:
-    """How a picture was made.
+class ImageInfo:
+    """How an image was made.
 
     Args:
         sampler: as hosts call it ("Euler"); schedule: likewise ("Simple").
@@ -57,7 +57,7 @@ class PictureInfo:
     extra: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def parameters_text(info: PictureInfo) -> str:
+def parameters_text(info: ImageInfo) -> str:
     """A1111's "parameters" text: prompt, negative prompt, one line of settings."""
     tags = "".join(f" <lora:{lora.name}:{lora.strength:g}>" for lora in info.loras)
     lines = [(info.prompt + tags).strip()]
@@ -67,7 +67,7 @@ def parameters_text(info: PictureInfo) -> str:
     return "\n".join(lines)
 
 
-def _settings(info: PictureInfo) -> dict[str, str]:
+def _settings(info: ImageInfo) -> dict[str, str]:
     hashes = ", ".join(f"{lora.name}: {lora.autov3}" for lora in info.loras if lora.autov3)
     settings = {
         "Steps": str(info.steps),
@@ -91,10 +91,8 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) else value
 
 
-def save_png(
-    path: Path, picture: Image.Image, info: PictureInfo, *, overwrite: bool = False
-) -> Path:
-    """Write the picture with its settings, whole or not at all; returns its path."""
+def save_png(path: Path, image: Image.Image, info: ImageInfo, *, overwrite: bool = False) -> Path:
+    """Write the image with its settings, whole or not at all; returns its path."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already. Choose another name, or pass --overwrite.")
@@ -102,5 +100,5 @@ def save_png(
     chunks.add_text(TEXT_KEY, parameters_text(info))
     chunks.add_text(JSON_KEY, json.dumps(dataclasses.asdict(info)))
     with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG", pnginfo=chunks)
+        image.save(temporary, format="PNG", pnginfo=chunks)
     return path

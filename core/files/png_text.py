@@ -1,6 +1,6 @@
 """The text chunks of a PNG, read without its pixels and without trusting it.
 
-Image data is stepped over, so a folder of thousands of large pictures is read in seconds.
+Image data is stepped over, so a folder of thousands of large images is read in seconds.
 Compressed text may not grow beyond a limit, whatever it claims.
 """
 
@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import PictureError
+from ..errors import ImageError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
@@ -22,20 +22,20 @@ def read_png_text(path: Path) -> dict[str, str]:
     """The text chunks of the PNG at `path` by keyword; the first of a keyword counts.
 
     Raises:
-        PictureError: no PNG, damaged, or with more text than a picture's settings can have.
+        ImageError: no PNG, damaged, or with more text than an image's settings can have.
         OSError: it cannot be read.
     """
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
         stream.seek(0)
         if stream.read(8) != SIGNATURE:
-            raise PictureError(f"{path.name} is no PNG.")
+            raise ImageError(f"{path.name} is no PNG.")
         found: dict[str, str] = {}
         for _ in range(MAX_CHUNKS):
             kind = _chunk(stream, size, path.name, found)
             if kind == b"IEND":
                 return found
-    raise PictureError(f"{path.name} has more than {MAX_CHUNKS:,} chunks.")
+    raise ImageError(f"{path.name} has more than {MAX_CHUNKS:,} chunks.")
 
 
 def _chunk(stream: BinaryIO, size: int, name: str, found: dict[str, str]) -> bytes:
@@ -45,12 +45,12 @@ def _chunk(stream: BinaryIO, size: int, name: str, found: dict[str, str]) -> byt
         return b"IEND"
     length, kind = int.from_bytes(head[:4], "big"), head[4:]
     if not kind.isalpha():
-        raise PictureError(f"{name} is damaged: a chunk of no known kind.")
+        raise ImageError(f"{name} is damaged: a chunk of no known kind.")
     if kind not in TEXT_CHUNKS or stream.tell() + length > size:
         stream.seek(length + 4, 1)
         return kind
     if length > MAX_TEXT_BYTES:
-        raise PictureError(f"{name} has a text of {length >> 20} MiB.")
+        raise ImageError(f"{name} has a text of {length >> 20} MiB.")
     content = stream.read(length)
     stream.seek(4, 1)
     keyword, text = _decoded(kind, content, name)
@@ -85,7 +85,7 @@ def _inflated(content: bytes, name: str) -> bytes:
     try:
         text = inflater.decompress(content, MAX_TEXT_BYTES)
     except zlib.error as error:
-        raise PictureError(f"{name} is damaged: its text cannot be unpacked ({error}).") from error
+        raise ImageError(f"{name} is damaged: its text cannot be unpacked ({error}).") from error
     if inflater.unconsumed_tail:
-        raise PictureError(f"{name} has a packed text of more than {MAX_TEXT_BYTES >> 20} MiB.")
+        raise ImageError(f"{name} has a packed text of more than {MAX_TEXT_BYTES >> 20} MiB.")
     return text

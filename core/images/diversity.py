@@ -1,4 +1,4 @@
-"""How much pictures of one prompt differ from seed to seed, in a feature that needs no network.
+"""How much images of one prompt differ from seed to seed, in a feature that needs no network.
 
 Only numpy, torch and PIL, so that hosts measure what the trainer's reports measure.
 """
@@ -20,12 +20,12 @@ def sample_diversity(features: Tensor) -> float:
     """1 - mean cosine over all pairs of R unit vectors, shape (R, D) (arXiv:2602.03139, Eq. 9)."""
     count = len(features)
     if count < 2:
-        raise ValueError(f"diversity needs at least 2 pictures, found {count}")
+        raise ValueError(f"diversity needs at least 2 images, found {count}")
     cosines = features.double() @ features.double().T
     return 1.0 - float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
 
 
-def layout_vectors(pictures: Sequence[np.ndarray]) -> Tensor:
+def layout_vectors(images: Sequence[np.ndarray]) -> Tensor:
     """Where which colours and edges are: unit vectors, float32, shape (N, 320).
 
     Half of the cosine is that of the mean colours of 8 x 8 cells less mid grey, half that of the
@@ -33,14 +33,14 @@ def layout_vectors(pictures: Sequence[np.ndarray]) -> Tensor:
     histograms of oriented gradients, Dalal and Triggs 2005).
 
     Args:
-        pictures: uint8 arrays of shape (H, W, 3).
+        images: uint8 arrays of shape (H, W, 3).
     """
-    return torch.stack([torch.from_numpy(_layout_of(picture)) for picture in pictures]).float()
+    return torch.stack([torch.from_numpy(_layout_of(image)) for image in images]).float()
 
 
-def _layout_of(picture: np.ndarray) -> np.ndarray:
+def _layout_of(image: np.ndarray) -> np.ndarray:
     size = (LAYOUT_SIDE, LAYOUT_SIDE)
-    small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX)) / 255.0
+    small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX)) / 255.0
     colours = _cells(small, COLOUR_CELLS).mean(axis=(1, 3)) - 0.5
     down, right = np.gradient(small @ [0.299, 0.587, 0.114])
     strength = np.hypot(down, right)

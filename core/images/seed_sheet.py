@@ -1,4 +1,4 @@
-"""Pictures of several arms and seeds on one labelled sheet: rows are arms, columns are seeds."""
+"""Images of several models and seeds on one labelled sheet: a row a model, a column a seed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 GAP = 6
 BACKGROUND, INK, FAINT = (250, 250, 250), (30, 30, 30), (110, 110, 110)
-# Pictures smaller than this are enlarged to about it, so that a 64-pixel one can be looked at.
+# Images smaller than this are enlarged to about it, so that a 64-pixel one can be looked at.
 COMFORTABLE_SIDE = 160
-# A larger sheet is shrunk: some programs and cards take no larger picture.
+# A larger sheet is shrunk: some programs and cards take no larger image.
 MAX_SIDE = 8192
 MAX_LABEL = 300  # characters
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm: its label, a fainter line of facts below, and its pictures, uint8 (H, W, 3)."""
+    """One arm: its label, a fainter line of facts below, and its images, uint8 (H, W, 3)."""
 
     label: str
     facts: str
-    pictures: Sequence[np.ndarray]
+    images: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Pen:
 def seed_sheet(rows: Sequence[Row], seeds: Sequence[int]) -> Image.Image:
     """One sheet with a row for every arm and a column for every seed.
 
-    Every row has one picture for each seed; rows may differ in their pictures' size.
+    Every row has one image for each seed; rows may differ in their images' size.
     """
     width, height = _cell_size(rows, len(seeds))
     text = max(12, round(min(width, height) / 14))
@@ -56,24 +56,24 @@ def seed_sheet(rows: Sequence[Row], seeds: Sequence[int]) -> Image.Image:
         room = size[0] - 2 * GAP
         _write(draw, (GAP, top), row.label, label_pen, room)
         _write(draw, (GAP, top + line), row.facts, facts_pen, room)
-        for column, picture in enumerate(row.pictures):
+        for column, image in enumerate(row.images):
             left = GAP + column * (width + GAP)
-            sheet.paste(_fitted(picture, width, height), (left, top + 2 * line))
+            sheet.paste(_fitted(image, width, height), (left, top + 2 * line))
     return sheet
 
 
 def _cell_size(rows: Sequence[Row], columns: int) -> tuple[int, int]:
-    shapes = [picture.shape for row in rows for picture in row.pictures]
+    shapes = [image.shape for row in rows for image in row.images]
     height, width = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
     enlarged = max(1, COMFORTABLE_SIDE // max(height, width))
-    # a row is about an eighth higher than its pictures, for its two lines of text
+    # a row is about an eighth higher than its images, for its two lines of text
     room = min(MAX_SIDE / (columns * width), MAX_SIDE / (1.25 * len(rows) * height))
     scale = min(enlarged, room) if room < 1 else enlarged
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
-def _fitted(picture: np.ndarray, width: int, height: int) -> Image.Image:
-    image = Image.fromarray(picture)
+def _fitted(pixels: np.ndarray, width: int, height: int) -> Image.Image:
+    image = Image.fromarray(pixels)
     if image.size == (width, height):
         return image
     scale = min(width / image.width, height / image.height)

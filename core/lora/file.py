@@ -6,7 +6,9 @@ alpha: the scale is in `up`, and q, k and v form one exact block-diagonal update
 
 from __future__ import annotations
 
+import json
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +20,15 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, LoraError
 from ..families import FAMILIES, Config, Family
 from ..files.atomic_write import atomic_path, check_output
+from ..files.hashes import tensor_bytes_hash
 from ..files.tensor_file import read_header
 from ..recipe.recipe import Recipe, read_recipe
+from .header import header_bytes, header_hashes
 from .keys import LoraModule, adapter_alpha, detect_family, group_keys
 from .layout import Format, common_alpha, lora_tensors
 from .lycoris import low_rank_factors
 from .math import LoraPair, delta
 from .metadata import NetworkFacts, lora_metadata
-from .serialize import serialize
 from .targets import Target, part_of, resolve, targets_by_name
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -71,11 +74,21 @@ def write_lora(
     check_output(path, overwrite)
     tensors = lora_tensors(lora.family, lora.config, lora.pairs, dtype, format)
     described = lora_metadata(lora.recipe, _network_facts(path.stem, lora), lora.metadata)
-    content = serialize(tensors, described)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        for chunk in content:
-            file.write(chunk)
+        file.writelines(serialize(tensors, described))
     return path
+
+
+def serialize(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """The file's header and body, its own hashes among the metadata.
+
+    The hashes cover the tensor bytes alone, so they can be computed first and stored beside them.
+    """
+    plain = safetensors.torch.save(tensors)
+    (length,) = struct.unpack("<Q", plain[:8])
+    entries, body = json.loads(plain[8 : 8 + length]), memoryview(plain)[8 + length :]
+    hashes = header_hashes(entries, metadata, tensor_bytes_hash(body), body)
+    return [header_bytes(entries, {**metadata, **hashes}), body]
 
 
 def _network_facts(name: str, lora: NewLora) -> NetworkFacts:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..files.atomic_write import atomic_path
 from ..files.hashes import EMPTY_AUTOV1, file_hashes, legacy_hash, modelspec_hash
-from ..files.tensor_file import TensorFile, read_header
+from ..files.tensor_file import read_header
 
 LEGACY_BYTES = 2 << 20
 """So many tensor bytes decide `sshs_legacy_hash`."""
@@ -66,7 +66,14 @@ def copy_with_metadata(source: Path, target: Path, changes: Mapping[str, str]) -
         OutputError: the target cannot be written.
     """
     file = read_header(source)
-    entries = header_entries(file)
+    entries = {
+        name: {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [info.start, info.end],
+        }
+        for name, info in file.tensors.items()
+    }
     kept = {key: value for key, value in file.metadata.items() if key not in HASH_KEYS}
     metadata = kept | {key: value for key, value in changes.items() if value}
     with Path(source).open("rb") as stream:
@@ -81,15 +88,3 @@ def copy_with_metadata(source: Path, target: Path, changes: Mapping[str, str]) -
                 output.write(header_bytes(entries, metadata))
             shutil.copyfileobj(stream, output, 1 << 20)
     return metadata
-
-
-def header_entries(file: TensorFile) -> dict[str, object]:
-    """The table of tensors as it stands in a header."""
-    return {
-        name: {
-            "dtype": info.dtype,
-            "shape": list(info.shape),
-            "data_offsets": [info.start, info.end],
-        }
-        for name, info in file.tensors.items()
-    }

@@ -48,6 +48,7 @@ class TrainingFacts:
 
 def training_metadata(facts: TrainingFacts) -> dict[str, str]:
     """Metadata of a run for `write_lora`; only what is known."""
+    settings = json.dumps(dict(facts.settings), separators=(",", ":"), default=str)
     found: dict[str, object] = {
         "modelspec.title": facts.title,
         "modelspec.description": facts.description,
@@ -63,15 +64,11 @@ def training_metadata(facts: TrainingFacts) -> dict[str, str]:
         "ss_training_started_at": facts.started_at,
         "ss_training_finished_at": facts.finished_at,
         "ss_session_id": facts.session_id,
+        "ss_seed": "" if facts.seed is None else str(facts.seed),
+        SETTINGS_KEY: settings if facts.settings else "",
+        "modelspec.date": iso_date(facts.finished_at) if facts.finished_at else "",
     }
-    text = {key: str(value) for key, value in found.items() if value}
-    if facts.seed is not None:
-        text["ss_seed"] = str(facts.seed)
-    if facts.settings:
-        text[SETTINGS_KEY] = json.dumps(dict(facts.settings), separators=(",", ":"), default=str)
-    if facts.finished_at:
-        text["modelspec.date"] = iso_date(facts.finished_at)
-    return text
+    return {key: str(value) for key, value in found.items() if value}
 
 
 def iso_date(seconds: float) -> str:
@@ -105,7 +102,9 @@ def lora_metadata(
 
 
 def _kohya(recipe: Recipe, network: NetworkFacts) -> dict[str, str]:
-    metadata = {
+    sizes = {"conv_dim": str(network.rank), "conv_alpha": f"{network.alpha:g}"}
+    skip = used_clip_skip(recipe)
+    found = {
         "ss_output_name": network.name,
         "ss_base_model_version": family(recipe.family).lora.base_model_version,
         "ss_v2": "False",
@@ -114,25 +113,17 @@ def _kohya(recipe: Recipe, network: NetworkFacts) -> dict[str, str]:
         "ss_network_alpha": f"{network.alpha:g}",
         "ss_training_comment": training_comment(recipe),
         "ss_epoch": "1",
+        "ss_network_args": json.dumps(sizes) if network.has_convolutions else "",
+        "ss_sd_model_name": recipe.teacher_name,
+        "ss_new_sd_model_hash": recipe.teacher_sha256,
+        "ss_clip_skip": "" if skip is None else str(skip),
+        "ss_resolution": str(recipe.resolutions[0]) if recipe.resolutions else "",
     }
-    if network.has_convolutions:
-        sizes = {"conv_dim": str(network.rank), "conv_alpha": f"{network.alpha:g}"}
-        metadata["ss_network_args"] = json.dumps(sizes)
-    if recipe.teacher_name:
-        metadata["ss_sd_model_name"] = recipe.teacher_name
-    if recipe.teacher_sha256:
-        metadata["ss_new_sd_model_hash"] = recipe.teacher_sha256
-    skip = used_clip_skip(recipe)
-    if skip is not None:
-        metadata["ss_clip_skip"] = str(skip)
-    if recipe.resolutions:
-        width, height = recipe.resolutions[0]
-        metadata["ss_resolution"] = f"({width}, {height})"
-    return metadata
+    return {key: value for key, value in found.items() if value}
 
 
 def _modelspec(recipe: Recipe, network: NetworkFacts) -> dict[str, str]:
-    spec = {
+    found = {
         "sai_model_spec": "1.0.1",
         "architecture": network.architecture,
         "implementation": IMPLEMENTATION,
@@ -141,14 +132,11 @@ def _modelspec(recipe: Recipe, network: NetworkFacts) -> dict[str, str]:
         "usage_hint": usage_hint(recipe),
         "prediction_type": PREDICTION_TYPES[recipe.prediction],
         "tags": "few-step, distillation, DP-DMD",
+        "implementation_version": recipe.generator,
+        "resolution": "x".join(map(str, recipe.resolutions[0])) if recipe.resolutions else "",
+        "merged_from": recipe.teacher_name,
     }
-    if recipe.generator:
-        spec["implementation_version"] = recipe.generator
-    if recipe.resolutions:
-        spec["resolution"] = "x".join(map(str, recipe.resolutions[0]))
-    if recipe.teacher_name:
-        spec["merged_from"] = recipe.teacher_name
-    return {f"modelspec.{key}": value for key, value in spec.items()}
+    return {f"modelspec.{key}": value for key, value in found.items() if value}
 
 
 def training_comment(recipe: Recipe) -> str:

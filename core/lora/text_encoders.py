@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import LoraError
-from ..families import FAMILIES, Family, TensorSource
+from ..families import FAMILIES, Family, TensorSource, encoder_folders
 from .file import Deltas, LoraFile, module_deltas
 from .keys import LoraModule, add_key, refuse_unknown, split_suffix
 from .targets import Target
@@ -18,7 +18,6 @@ from .targets import Target
 NUMBERED = re.compile(r"(?:lora_)?(?:te|text_encoder)_?([123]?)[._]")
 # text_encoders.clip_l.transformer.: encoders by their place in an SD3 checkpoint
 NAMED = r"text_encoders[._]({kinds})[._](?:transformer[._])?"
-DIFFUSERS_NAMES = ("text_encoder", "text_encoder_2", "text_encoder_3")
 OUTER = "text_model_"  # transformers' CLIP classes differ in whether their names begin with it
 
 
@@ -71,7 +70,7 @@ def text_encoder_parts(lora: LoraFile, family: Family) -> dict[str, EncoderPart]
             )
         add_key(found[kind], plain_encoder_name(module), part, key, lora.path.name)
     refuse_unknown(unknown, len(unknown) < len(lora.text_encoder_keys), lora.path.name)
-    names = dict(zip(family.text.encoders, DIFFUSERS_NAMES, strict=False))
+    names = encoder_folders(family)
     return {k: EncoderPart(lora, names[k], modules) for k, modules in found.items() if modules}
 
 

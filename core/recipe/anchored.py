@@ -1,16 +1,17 @@
-"""Anchored sampling: the base model takes the first part of a few-step trajectory.
+"""Anchored sampling: the base model samples the first part of a few-step trajectory.
 
-A few-step student decides the layout of a picture in its first step, and that is where distilled
-models lose their diversity (arXiv:2503.10637; arXiv:2602.03139, section 4). So the base model walks
-from the start to the level where the student's first step ends, in K small guided steps or in one
-plain step, and the student goes on from there on its own grid. It works with any few-step LoRA.
+A few-step student decides the layout of an image in its first step, and that is where distilled
+models lose their diversity (arXiv:2503.10637; arXiv:2602.03139, section 4). So the base model
+samples from pure noise to the level where the student's first step ends, in K small guided steps or
+in one plain step, and the student goes on from there on its own grid. It works with any few-step
+LoRA.
 
 The handover. The student takes over at its level s_1 in the state z_K the base model reached,
 
     z_0 = start,   z_{k+1} = x0_k + (sigma_{k+1} / sigma_k) (z_k - x0_k),   sigma_K = s_1,
 
 for both solvers. An "sde" student, which sees fresh noise after each of its own steps, could also
-be given x0_{K-1} with fresh noise. But x0_{K-1} is the mean of all pictures that z_{K-1} may
+be given x0_{K-1} with fresh noise. But x0_{K-1} is the mean of all images that z_{K-1} may
 become, and their variance would be lost. For Gaussian data of variance P on a VP schedule (in the
 k-diffusion convention, where the state at s has variance P + s^2) one plain step from s_0 leaves
 z_1 short of that by P (s_0 - s_1)^2 / (P + s_0^2), the re-noised mean by P s_0^2 / (P + s_0^2),
@@ -30,9 +31,8 @@ from ..diffusion.sampler import Denoiser, NoiseSampler, sample_few_step
 from ..diffusion.schedule import FlowSchedule, Schedule
 from ..errors import SettingsError
 from ..families import family
-from .few_step import Plan
+from .few_step import Plan, counted, schedule_of
 from .recipe import Recipe
-from .schedules import schedule_of
 
 # The teacher's grid is the student's with every step divided by this, as in training: 4 steps to 28
 ANCHOR_DIVISION = 7
@@ -70,7 +70,7 @@ class AnchoredPlan:
 
     @property
     def num_evaluations(self) -> int:
-        """Network evaluations for one picture; a guided step is two."""
+        """Network evaluations for one image; a guided step is two."""
         base = (len(self.base_sigmas) - 1) * evaluations_per_step(self.base_guidance)
         return base + (len(self.student_sigmas) - 1) * evaluations_per_step(self.guidance_scale)
 
@@ -79,17 +79,13 @@ class AnchoredPlan:
         base, few = len(self.base_sigmas) - 1, len(self.student_sigmas) - 1
         kind = ", re-noising" if self.solver == "sde" else ""
         lines = (
-            f"Base model: {_steps(base)} at CFG {self.base_guidance:g}, noise levels "
+            f"Base model: {counted(base, 'step')} at CFG {self.base_guidance:g}, noise levels "
             f"{_level(self.base_sigmas[0])} to {_level(self.base_sigmas[-1])}.",
-            f"Few-step model: {_steps(few)} at CFG {self.guidance_scale:g}{kind}, noise levels "
-            f"{' '.join(map(_level, self.student_sigmas))}.",
+            f"Few-step model: {counted(few, 'step')} at CFG {self.guidance_scale:g}{kind}, noise "
+            f"levels {' '.join(map(_level, self.student_sigmas))}.",
             f"{self.num_evaluations} network evaluations.",
         )
         return "\n".join((*lines, *self.notes))
-
-
-def _steps(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _level(sigma: Tensor) -> str:
@@ -141,13 +137,17 @@ class AskedAnchor:
         """Guidance of the base model's steps."""
         if self.guidance is not None:
             return self.guidance
-        return 1.0 if self.way == ONE_PLAIN else usual_guidance(recipe)
+        if self.way == ONE_PLAIN:
+            return 1.0
+        if recipe.objective == UNKNOWN_OBJECTIVE:  # a student of another trainer
+            return family(recipe.family).sampling.guidance_scale
+        return recipe.teacher_guidance_scale
 
 
 def anchored_plan(
     recipe: Recipe, few_step: Plan, asked: AskedAnchor = AskedAnchor()
 ) -> AnchoredPlan:
-    """Where the base model walks and where the student does.
+    """The levels of the base model and those of the student.
 
     Args:
         recipe: the student's.
@@ -173,12 +173,6 @@ def anchored_plan(
         flow=recipe.prediction == "flow",
         notes=few_step.notes,
     )
-
-
-def usual_guidance(recipe: Recipe) -> float:
-    """The guidance of the recipe's teacher, or the family's for students of other makers."""
-    known = recipe.objective != UNKNOWN_OBJECTIVE
-    return recipe.teacher_guidance_scale if known else family(recipe.family).sampling.guidance_scale
 
 
 def trained_anchor_steps(recipe: Recipe, end_sigma: float) -> int:

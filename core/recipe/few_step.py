@@ -1,4 +1,4 @@
-"""What to sample with: a recipe, the wish of a user, and the noise levels that follow.
+"""What to sample with: a recipe, what the user asks for, and the noise levels that follow.
 
 A student is right at the levels it was trained at. So other numbers of steps keep the spacing of
 its grid, image to image starts at one of its levels, and whatever differs is said in a note.
@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from ..diffusion.sampler import partial_sigmas, sigmas_from
-from ..diffusion.schedule import Levels, few_step_positions
-from ..errors import LoraError, SettingsError
-from ..families import FAMILY_LABELS
+from ..diffusion.schedule import (
+    FlowSchedule,
+    Levels,
+    Schedule,
+    VPSchedule,
+    few_step_positions,
+)
+from ..errors import SettingsError
+from ..families import FAMILY_LABELS, Family
 from ..families import family as facts_of
 from .recipe import MAX_STEPS, Recipe, is_plain_grid
-from .schedules import make_schedule, schedule_of
 
 SAME_LEVEL = 1e-3
 """Levels whose ratio differs from 1 by less are one level."""
@@ -48,10 +53,31 @@ class Plan:
     def describe(self) -> str:
         """One line, and the note below it."""
         levels = " ".join(f"{sigma:.3g}" for sigma in self.sigmas.tolist())
-        steps = "1 step" if self.num_steps == 1 else f"{self.num_steps} steps"
+        steps = counted(self.num_steps, "step")
         kind = ", re-noising" if self.solver == "sde" else ""
         line = f"{steps}, CFG {self.guidance_scale:g}{kind}, noise levels {levels}"
         return f"{line}\n{self.note}" if self.note else line
+
+
+def make_schedule(flow: bool, shift: float | None, zero_terminal_snr: bool) -> Schedule:
+    """A flow schedule of that shift (None: no shift), or the VP schedule."""
+    return FlowSchedule(shift or 1.0) if flow else VPSchedule(zero_terminal_snr)
+
+
+def family_schedule(family: Family, zero_terminal_snr: bool = False) -> Schedule:
+    """The noise schedule that a family's models were trained with."""
+    sampling = family.sampling
+    return make_schedule(sampling.schedule == "flow", sampling.flow_shift, zero_terminal_snr)
+
+
+def schedule_of(recipe: Recipe) -> Schedule:
+    """The noise schedule that a recipe's levels are on."""
+    return make_schedule(recipe.prediction == "flow", recipe.shift, recipe.zero_terminal_snr)
+
+
+def counted(number: int, noun: str) -> str:
+    """The number with its noun, as "1 step" or "4 steps"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def default_recipe(
@@ -171,39 +197,3 @@ def trained_levels(recipe: Recipe, sigmas: Tensor) -> Tensor:
     inner = own[(own < first * (1 - SAME_LEVEL)) & (own > last * (1 + SAME_LEVEL))]
     ends = sigmas[:1].float().cpu(), sigmas[-1:].float().cpu()
     return torch.cat([ends[0], inner, ends[1]]).to(sigmas)
-
-
-def check_family(made_for: str, family: str, what: str = "The LoRA") -> None:
-    """Raise LoraError if a LoRA for one family meets a model of another, or ("") of none of ours.
-
-    Args:
-        what: names the LoRA in the message.
-    """
-    if made_for != family:
-        label = FAMILY_LABELS.get(family, "of another family")
-        raise LoraError(
-            f"{what} was made for {FAMILY_LABELS[made_for]}, but the model is {label}. A LoRA "
-            "fits models of its own family only: choose another LoRA or another checkpoint."
-        )
-
-
-def check_fit(
-    recipe: Recipe, family: str, prediction: str, what: str = "The LoRA", hint: str = ""
-) -> None:
-    """Raise LoraError if a recipe is for another kind of model than the one at hand.
-
-    Args:
-        family: of the model; "" for one that is none of ours.
-        prediction: of the model; "" for one that samples in a way that is not known here.
-        what: names the LoRA in the message.
-        hint: how the host is told a model's prediction, put behind a message about that.
-    """
-    check_family(recipe.family, family, what)
-    if recipe.prediction != prediction:
-        found = f"predicts {prediction}" if prediction else "is set to sample in another way"
-        advice = "Use the checkpoint it was made for"
-        advice += f" ({recipe.teacher_name})." if recipe.teacher_name else "."
-        raise LoraError(
-            f"{what} was made for a model of {recipe.prediction}-prediction, but the model at hand "
-            f"{found}. {advice}{' ' + hint if hint else ''}"
-        )

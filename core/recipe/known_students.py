@@ -1,8 +1,8 @@
-"""The known few-step LoRAs of other makers: at which levels, and how, each was made to be sampled.
+"""Known third-party few-step LoRAs: at which noise levels, and how, each was made to be sampled.
 
 Their files carry no recipe, so a person names the kind and gets the grid. All of them are SD 1.x or
 SDXL LoRAs that predict eps and are sampled without guidance. The positions below are those of the
-makers' own examples; `source` says which.
+authors' own examples; `source` says which.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import torch
 from ..diffusion.schedule import Levels
 from ..errors import SettingsError
 from ..families import FAMILY_LABELS
-from .few_step import default_recipe
+from .few_step import default_recipe, schedule_of
 from .recipe import Recipe, plain_timesteps
-from .schedules import schedule_of
 
 LCM_TEACHER_STEPS = 50
 ANY_FAMILY = ("sd1", "sdxl", "sd3")
@@ -211,7 +210,7 @@ KNOWN_STUDENTS: dict[str, KnownStudent] = {
     )
 }
 
-# What a maker or a trainer wrote into the file about what it is. A file name is no such fact, nor
+# What an author or a trainer wrote into the file about what it is. A file name is no such fact, nor
 # is the model a LoRA was trained on: a style LoRA made on Lightning is no Lightning LoRA.
 TRUSTED_FIELDS = ("modelspec.title", "ss_output_name")
 _KINDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (

@@ -13,7 +13,7 @@ SAME_STRENGTH = 1e-6
 
 @dataclass(frozen=True)
 class PresentLora:
-    """A LoRA that is in force while sampling.
+    """A LoRA that is on while sampling.
 
     Args:
         name: its file's name.

@@ -14,27 +14,7 @@ from dataclasses import dataclass
 
 from ..errors import RecipeError
 from ..families import FAMILY_LABELS, family
-from .checks import (
-    MAX_NAME,
-    MAX_PROMPT,
-    MAX_RECIPE_CHARACTERS,
-    MAX_UNKNOWN_FIELDS,
-    PREDICTIONS,
-    SOLVERS,
-    boolean,
-    hex_text,
-    number,
-    numbers,
-    one_of,
-    optional,
-    records,
-    require,
-    require_fields,
-    resolution_list,
-    text,
-    token,
-    whole,
-)
+from . import checks
 
 METADATA_KEY = "dpdmd.recipe"
 VERSION = 1
@@ -59,11 +39,11 @@ class MergedLora:
     included: bool = False
 
     def __post_init__(self) -> None:
-        text(self.name, "merged_loras.name", MAX_NAME)
-        number(self.strength, "merged_loras.strength", -100, 100)
-        hex_text(self.sha256, "merged_loras.sha256", 64)
-        hex_text(self.autov3, "merged_loras.autov3", 12)
-        boolean(self.included, "merged_loras.included")
+        checks.text(self.name, "merged_loras.name", checks.MAX_NAME)
+        checks.number(self.strength, "merged_loras.strength", -100, 100)
+        checks.hex_text(self.sha256, "merged_loras.sha256", 64)
+        checks.hex_text(self.autov3, "merged_loras.autov3", 12)
+        checks.boolean(self.included, "merged_loras.included")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +56,10 @@ class Anchor:
     grid: int
 
     def __post_init__(self) -> None:
-        number(self.sigma, "anchor.sigma", 0, 1e5)
-        number(self.timestep, "anchor.timestep", 0, 1000)
-        whole(self.grid, "anchor.grid", 1, 10_000)
-        whole(self.steps, "anchor.steps", 1, self.grid)
+        checks.number(self.sigma, "anchor.sigma", 0, 1e5)
+        checks.number(self.timestep, "anchor.timestep", 0, 1000)
+        checks.whole(self.grid, "anchor.grid", 1, 10_000)
+        checks.whole(self.steps, "anchor.steps", 1, self.grid)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,37 +110,41 @@ class Recipe:
 
     def _check_contract(self) -> None:
         check_version(self.version)
-        one_of(self.family, "family", tuple(FAMILY_LABELS))
-        one_of(self.prediction, "prediction", PREDICTIONS)
-        one_of(self.solver, "solver", SOLVERS)
-        whole(self.num_steps, "num_steps", 1, MAX_STEPS)
+        checks.one_of(self.family, "family", tuple(FAMILY_LABELS))
+        checks.one_of(self.prediction, "prediction", checks.PREDICTIONS)
+        checks.one_of(self.solver, "solver", checks.SOLVERS)
+        checks.whole(self.num_steps, "num_steps", 1, MAX_STEPS)
         top = 1 if self.prediction == "flow" else 1e5
-        self._set("sigmas", numbers(self.sigmas, "sigmas", self.num_steps + 1, top))
-        self._set("timesteps", numbers(self.timesteps, "timesteps", self.num_steps, 1000))
-        require(self.sigmas[-1] == 0, "sigmas must end in 0", self.sigmas[-1])
+        self._set("sigmas", checks.numbers(self.sigmas, "sigmas", self.num_steps + 1, top))
+        self._set("timesteps", checks.numbers(self.timesteps, "timesteps", self.num_steps, 1000))
+        checks.require(self.sigmas[-1] == 0, "sigmas must end in 0", self.sigmas[-1])
         pairs = zip(self.sigmas, self.sigmas[1:], strict=False)
-        require(all(a > b for a, b in pairs), "sigmas must decrease at every step", self.sigmas)
-        number(self.guidance_scale, "guidance_scale", 0, 100)
-        self._set("resolutions", resolution_list(self.resolutions))
-        optional(number, self.shift, "shift", 0.01, 100)
-        boolean(self.zero_terminal_snr, "zero_terminal_snr")
-        optional(whole, self.clip_skip, "clip_skip", 1, 32)
+        checks.require(
+            all(a > b for a, b in pairs), "sigmas must decrease at every step", self.sigmas
+        )
+        checks.number(self.guidance_scale, "guidance_scale", 0, 100)
+        self._set("resolutions", checks.resolution_list(self.resolutions))
+        checks.optional(checks.number, self.shift, "shift", 0.01, 100)
+        checks.boolean(self.zero_terminal_snr, "zero_terminal_snr")
+        checks.optional(checks.whole, self.clip_skip, "clip_skip", 1, 32)
 
     def _check_origin(self) -> None:
-        number(self.teacher_guidance_scale, "teacher_guidance_scale", 0, 1000)
-        optional(text, self.teacher_negative, "teacher_negative", MAX_PROMPT, lines=True)
-        number(self.guidance_rescale, "guidance_rescale", 0, 1)
-        self._set("merged_loras", records(self.merged_loras, "merged_loras", MergedLora))
-        text(self.teacher_name, "teacher_name", MAX_NAME)
-        hex_text(self.teacher_sha256, "teacher_sha256", 64)
+        checks.number(self.teacher_guidance_scale, "teacher_guidance_scale", 0, 1000)
+        checks.optional(
+            checks.text, self.teacher_negative, "teacher_negative", checks.MAX_PROMPT, lines=True
+        )
+        checks.number(self.guidance_rescale, "guidance_rescale", 0, 1)
+        self._set("merged_loras", checks.records(self.merged_loras, "merged_loras", MergedLora))
+        checks.text(self.teacher_name, "teacher_name", checks.MAX_NAME)
+        checks.hex_text(self.teacher_sha256, "teacher_sha256", 64)
         if isinstance(self.anchor, Mapping):
-            self._set("anchor", records([self.anchor], "anchor", Anchor)[0])
+            self._set("anchor", checks.records([self.anchor], "anchor", Anchor)[0])
         is_anchor = self.anchor is None or isinstance(self.anchor, Anchor)
-        require(is_anchor, "anchor must be an object", self.anchor)
-        whole(self.num_anchored_steps, "num_anchored_steps", 0, self.num_steps)
-        token(self.objective, "objective")
-        text(self.plain_host, "plain_host", 1000)
-        text(self.generator, "generator", 200)
+        checks.require(is_anchor, "anchor must be an object", self.anchor)
+        checks.whole(self.num_anchored_steps, "num_anchored_steps", 0, self.num_steps)
+        checks.token(self.objective, "objective")
+        checks.text(self.plain_host, "plain_host", 1000)
+        checks.text(self.generator, "generator", 200)
 
     @property
     def teacher_autov2(self) -> str:
@@ -178,8 +162,10 @@ class Recipe:
         check_version(fields.get("version"))
         known = {field.name for field in dataclasses.fields(Recipe)}
         unknown = [name for name in fields if name not in known]
-        require(len(unknown) <= MAX_UNKNOWN_FIELDS, "too many unknown fields", len(unknown))
-        require_fields(Recipe, fields, "recipe")
+        checks.require(
+            len(unknown) <= checks.MAX_UNKNOWN_FIELDS, "too many unknown fields", len(unknown)
+        )
+        checks.require_fields(Recipe, fields, "recipe")
         return Recipe(**{name: value for name, value in fields.items() if name in known})
 
 
@@ -201,14 +187,14 @@ def check_version(version: object) -> None:
 
 
 def _parse(source: str | bytes) -> dict:
-    if not isinstance(source, str | bytes) or len(source) > MAX_RECIPE_CHARACTERS:
-        limit = f"{MAX_RECIPE_CHARACTERS} characters"
+    if not isinstance(source, str | bytes) or len(source) > checks.MAX_RECIPE_CHARACTERS:
+        limit = f"{checks.MAX_RECIPE_CHARACTERS} characters"
         raise RecipeError(f"The sampling recipe is not text of up to {limit}, so it is not read.")
     try:
         fields = json.loads(source, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"The sampling recipe is not valid JSON ({str(error)[:120]}).") from error
-    require(isinstance(fields, dict), "expected a JSON object", type(fields).__name__)
+    checks.require(isinstance(fields, dict), "expected a JSON object", type(fields).__name__)
     return fields
 
 
@@ -222,7 +208,7 @@ def plain_timesteps(num_steps: int) -> list[int]:
 
 
 def is_plain_grid(recipe: Recipe) -> bool:
-    """Whether a host without our sampler walks the same levels with its "Simple" schedule."""
+    """Whether a host without our sampler samples at the same levels with its "Simple" schedule."""
     positions = plain_timesteps(recipe.num_steps)
     if recipe.prediction != "flow":
         expected = [position - 1.0 for position in positions]

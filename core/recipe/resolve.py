@@ -2,11 +2,11 @@
 
 A host says what it sees (the model, the LoRAs on it) and what the user asks for. It gets the noise
 levels, guidance and solver, and all that the user should know. Hosts only convert; what is decided,
-and the words in which it is said, are here.
+and the words in which it is said, are here, but for what to click: each host gives that as `Words`.
 
-In force is the kind of LoRA that the user names; without one, what the first few-step LoRA's own
+The kind of LoRA that the user names decides; without one, what the first few-step LoRA's own
 file says; and failing that, the usual grid of the model's family. Where a file has no recipe but
-its metadata name a known kind of another maker, the user is told which, and chooses.
+its metadata name a known third-party kind, the user is told which, and chooses.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..errors import SettingsError
+from ..errors import LoraError, SettingsError
 from ..families import FAMILY_LABELS
-from .few_step import Plan, check_fit, default_recipe, plan
+from .few_step import Plan, default_recipe, plan
 from .known_students import KNOWN_STUDENTS, recognise
 from .recipe import METADATA_KEY, Recipe
 
@@ -51,7 +51,7 @@ class LoraFacts:
         name: what the host calls it, "" where it does not know.
         recipe: of its file, or its text there, which is read only if it decides; None for none.
         strength: at which it is on; None where the host does not know.
-        kind: the known few-step LoRA of another maker that its metadata name, "" for none.
+        kind: the known third-party few-step LoRA that its metadata name, "" for none.
     """
 
     name: str = ""
@@ -125,7 +125,7 @@ class Resolved:
     """What to sample by.
 
     Attributes:
-        recipe: in force.
+        recipe: the one to sample by.
         origin: where it comes from, `FILE`, `KIND` or `USUAL`.
         plan: levels, guidance and solver for what is asked, with everything to tell the user.
     """
@@ -159,7 +159,7 @@ def resolve(
     with_recipe = [lora for lora in few_step if lora.recipe is not None]
     steps = asked.steps
     if asked.kind:
-        # a maker's own grid for that number of steps, in place of another spaced alike
+        # that kind's own grid for that number of steps, in place of another spaced alike
         recipe, notes, origin, steps = *_of_kind(facts, asked, words), KIND, 0
     elif with_recipe:
         recipe, notes, origin = *_of_file(facts, with_recipe, words), FILE
@@ -233,14 +233,37 @@ def _loaded(facts: ModelFacts | None, words: Words) -> ModelFacts:
     return facts
 
 
+def check_family(made_for: str, family: str, what: str = "The LoRA") -> None:
+    """Raise LoraError if a LoRA for one family meets a model of another, or ("") of none of ours.
+
+    Args:
+        what: names the LoRA in the message.
+    """
+    if made_for != family:
+        label = FAMILY_LABELS.get(family, "of another family")
+        raise LoraError(
+            f"{what} was made for {FAMILY_LABELS[made_for]}, but the model is {label}. A LoRA "
+            "fits models of its own family only: choose another LoRA or another checkpoint."
+        )
+
+
 def check_model(recipe: Recipe, facts: ModelFacts, words: Words, name: str = "") -> None:
     """Raise LoraError, with the host's remedy, if a recipe is for another kind of model.
 
     Args:
         name: of the LoRA, for the message.
     """
-    hint = words.predictions.get(recipe.prediction, "")
-    check_fit(recipe, facts.family, facts.prediction, name or "The LoRA", hint)
+    what = name or "The LoRA"
+    check_family(recipe.family, facts.family, what)
+    if recipe.prediction != facts.prediction:
+        predicts = f"predicts {facts.prediction}" if facts.prediction else ""
+        found = predicts or "is set to sample in another way"
+        teacher = f" ({recipe.teacher_name})" if recipe.teacher_name else ""
+        hint = words.predictions.get(recipe.prediction, "")
+        raise LoraError(
+            f"{what} was made for a model of {recipe.prediction}-prediction, but this model "
+            f"{found}. Use the checkpoint it was made for{teacher}.{' ' + hint if hint else ''}"
+        )
 
 
 def _twice_note(loras: Sequence[LoraFacts], words: Words) -> str:
@@ -255,7 +278,7 @@ def _twice_note(loras: Sequence[LoraFacts], words: Words) -> str:
 
 
 def kind_note(lora: LoraFacts, words: Words) -> str:
-    """The note on a LoRA without a recipe that is a known few-step LoRA of another maker."""
+    """The note on a LoRA without a recipe that is a known third-party few-step LoRA."""
     return f"{lora.name or 'The LoRA'} has no recipe. {_kind_advice(lora.kind, words)}"
 
 

@@ -82,7 +82,7 @@ def test_activations_grow_with_pixels_batch_and_graphs():
     more = gib("sd1", batch_size=2) - one
     assert more > 0.5
     pixels = gib("sd1", resolution="1024x512") - one
-    assert pixels < more < 1.01 * pixels  # a picture more is a text more, too
+    assert pixels < more < 1.01 * pixels  # an image more is a text more, too
     assert gib("sd1", resolution="64x64,1024x512") - one == pixels
     assert gib("sd1", gradient_steps="all") - one == pytest.approx(2 * more)  # steps 2 to 4
     assert gib("sd1", gradient_steps="all", objective="dmd") - one == pytest.approx(3 * more)

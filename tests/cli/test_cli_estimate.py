@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from dpdmd_studio.app.config import distill_config
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.estimate import Memory
 from dpdmd_studio.cli import estimate as cli_estimate
@@ -93,3 +94,14 @@ def test_an_estimate_for_a_card_reads_headers_and_never_imports_torch(files):
     assert found["dtype"] == "bfloat16" and found["fits"]["settings"] == "as set"
     row = found["rows"]["as set"]
     assert row["peak"] == sum(value for name, value in row.items() if name != "peak")
+
+
+@pytest.mark.parametrize("option", ["--shard-base", "--no-shard-base"])
+def test_an_option_of_an_earlier_version_names_what_replaces_it(option, files, caplog, capsys):
+    distill_config._say_removed.cache_clear()
+    assert main(["estimate", str(files["sd1"]), "--resolution", "64x64", option]) == 0
+    said = "The setting shard_base no longer exists and is ignored" in caplog.text
+    assert said == (option == "--shard-base")
+    with pytest.raises(SystemExit):
+        main(["estimate", "--help"])
+    assert "shard" not in capsys.readouterr().out

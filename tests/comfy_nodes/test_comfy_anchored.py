@@ -98,6 +98,9 @@ class Model:
         twin.injections = dict(self.injections)
         return twin
 
+    def get_attachment(self, key: str) -> object:
+        return self.attachments.get(key)
+
     def patched(self, patches: dict[str, Lora], strength: float = 1.0) -> Model:
         twin = self.clone()
         for name, lora in patches.items():
@@ -193,7 +196,6 @@ def comfy(monkeypatch) -> Host:
         "sampling.sampler_object": lambda function, options: lambda *a: function(*a, **options),
         "loras.bypass_hook": lambda: Hook,
         "models.model_facts": lambda model: ModelFacts("sd3", "flow", 3.0),
-        "models.attachment": lambda model, key: model.attachments.get(key),
         "sampling.core_trajectory": euler,
         "sampling.is_flow": lambda model: True,
     }
@@ -229,7 +231,7 @@ def test_hooks_on_one_model_and_two_patched_models_draw_the_same(comfy, base, fe
     assert [call["model"].patches_uuid for call in comfy.calls] == ["plain", "plain"]
     monkeypatch.setattr(loras, "bypass_hook", lambda: None)
     patched, note = run(base, few)
-    assert "Weights are patched twice a picture: this ComfyUI has no bypass form" in note
+    assert "Weights are patched twice an image: this ComfyUI has no bypass form" in note
     assert [call["model"] for call in comfy.calls[2:]] == [base, few]
     expected = by_hand(base, few)
     torch.testing.assert_close(patched, expected)
@@ -423,7 +425,7 @@ def test_the_report_holds_the_diversity_of_the_very_pictures(comfy, base, studen
         arm = compare.arm_of("a", "", model, 6, 2.0)
         subject = sampling.Subject(0.1, 0.0, LATENT)
         ((latents, _),) = compare.sample_arms([arm], subject, seeds)
-        pictures = [compare.as_picture(Vae().decode(latent)) for latent in latents]
+        pictures = [compare.as_image(Vae().decode(latent)) for latent in latents]
         found.append(sample_diversity(layout_vectors(pictures)))
     assert found[0] > 0 and found[0] != found[1]
     assert f"A: base: diversity {found[0]:.3f} (100% of A)" in text
@@ -438,7 +440,7 @@ def test_the_sheet_shows_the_pictures_in_order(comfy, base, student):
     arm = compare.arm_of("b", "", student, 6, 2.0)
     subject = sampling.Subject(0.1, 0.0, LATENT)
     ((latents, _),) = compare.sample_arms([arm], subject, (3, 4, 5))
-    last = compare.as_picture(Vae().decode(latents[-1]))
+    last = compare.as_image(Vae().decode(latents[-1]))
     last = last.repeat(2, axis=0).repeat(2, axis=1)  # small pictures are enlarged
     right, bottom = pixels.shape[1] - 6, pixels.shape[0] - 6
     np.testing.assert_array_equal(pixels[bottom - 128 : bottom, right - 128 : right], last)

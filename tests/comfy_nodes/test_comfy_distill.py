@@ -92,7 +92,7 @@ def fake(monkeypatch, tmp_path, home, files) -> FakeHost:
         "running.blocked": lambda: "blocked",
         "loras.read_weights": lambda path: {"read": path},
         "folders.listed_name": lambda kind, path: path.name,
-        "running.show_picture": lambda picture: {"filename": f"{picture.size}"},
+        "running.show_image": lambda picture: {"filename": f"{picture.size}"},
     }
     for name, value in stand_ins.items():
         monkeypatch.setattr(f"dpdmd_studio.comfy_nodes.host.{name}", value)
@@ -412,17 +412,15 @@ def test_progress_and_previews_are_shown_and_the_lora_comes_out(fake):
 def test_the_picture_is_the_teachers_beside_the_newest_students(fake):
     training.begin(training.ask(INPUTS, None, None))
     run = newest_run()
-    assert waiting.latest_picture(run.path) is None
+    assert waiting.latest_image(run.path) is None
     picture(run, "teacher.png", "red")
     picture(run, "step-00000002.png", "lime")
     picture(run, "step-00000010.png", "blue")
-    found = waiting.latest_picture(run.path)
+    found = waiting.latest_image(run.path)
     assert found is not None and found.size == (80, 32)
     assert found.getpixel((16, 24)) == (255, 0, 0) and found.getpixel((64, 24)) == (0, 0, 255)
     (run.previews / "step-00000011.png").write_bytes(b"half a pict")
-    assert waiting.latest_picture(run.path).size == (32, 32), (
-        "the teacher's alone until it is whole"
-    )
+    assert waiting.latest_image(run.path).size == (32, 32), "the teacher's alone until it is whole"
 
 
 def cancel() -> None:
@@ -523,7 +521,7 @@ def failed() -> None:
     ("happens", "words"),
     [
         (killed, "ended from outside.*goes on where its last saved state is.*not affected"),
-        (failed, "ran out of memory.*Mend the cause and queue this node again"),
+        (failed, "ran out of memory.*Fix the cause and queue this node again"),
         (lambda: jobs.stop(only_job().id), "taken out of the queue"),
         (lambda: jobs.delete(only_job().id), "no run"),
         (lambda: end("finished", 8, lora=False), "not where it was written"),
@@ -633,8 +631,8 @@ def test_a_run_that_has_gone_is_told(run):
 def test_requests_are_answered_with_the_hosts_folders(fake):
     headers = {"Content-Type": "application/json"}
     body = json.dumps({"checkpoint": "base.safetensors", "prompts": "a cat"}).encode()
-    found = routes.answer("POST", "/api/dpdmd/v1/runs", {}, body, headers)
+    found = routes.api.handle("POST", "/api/dpdmd/v1/runs", {}, body, headers)
     assert found.status == 200, found.body
     output = newest_run().settings()["output"]
     assert Path(output).parent == fake.base / "loras"
-    assert routes.answer("POST", "/dpdmd/v1/runs", {}, None, headers).status == 413
+    assert routes.api.handle("POST", "/dpdmd/v1/runs", {}, None, headers).status == 413

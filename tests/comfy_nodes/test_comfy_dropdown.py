@@ -11,7 +11,7 @@ import comfy_host
 import pytest
 import torch
 from comfy_host import Model
-from dpdmd_studio.comfy_nodes.sampling import dropdown
+from dpdmd_studio.comfy_nodes.sampling import few_step as dropdown
 from dpdmd_studio.comfy_nodes.sampling.few_step import few_step_sampler
 from dpdmd_studio.core.diffusion.sampler import sample_few_step
 from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions

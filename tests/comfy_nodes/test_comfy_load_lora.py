@@ -10,7 +10,7 @@ import comfy_host
 import pytest
 import torch
 from comfy_host import Model, lora_tensors, write_lora
-from dpdmd_studio.comfy_nodes.host import lora_fit
+from dpdmd_studio.comfy_nodes.host import loras as host_loras
 from dpdmd_studio.comfy_nodes.sampling.load_lora import LoadLora
 from dpdmd_studio.comfy_nodes.sampling.recipes import find_recipe
 from dpdmd_studio.core.errors import LoraError, RecipeError, SettingsError
@@ -211,9 +211,9 @@ def test_models_that_are_none_of_ours_are_refused(loras, model, message):
 
 def test_a_part_of_a_weight_is_compared_with_that_part():
     weight, update = torch.zeros(12, 5), comfy_host.Adapter(torch.ones(4, 2), torch.ones(2, 5))
-    assert lora_fit.fits(weight, (1.0, update, 1.0, (0, 4, 4), None))
-    assert not lora_fit.fits(weight, (1.0, update, 1.0, None, None))
-    assert lora_fit.fits(weight.to(torch.uint8), (1.0, update, 1.0, None, None))  # packed
-    assert not lora_fit.fits(weight, (1.0, ("diff", (torch.ones(5),)), 1.0, None, None))
-    assert lora_fit.fits(weight, (1.0, ("diff", (torch.ones(12, 5),)), 1.0, None, None))
-    assert lora_fit.fits(weight, (1.0, SimpleNamespace(name="loha"), 1.0, None, None))
+    assert host_loras.fits(weight, (1.0, update, 1.0, (0, 4, 4), None))
+    assert not host_loras.fits(weight, (1.0, update, 1.0, None, None))
+    assert host_loras.fits(weight.to(torch.uint8), (1.0, update, 1.0, None, None))  # packed
+    assert not host_loras.fits(weight, (1.0, ("diff", (torch.ones(5),)), 1.0, None, None))
+    assert host_loras.fits(weight, (1.0, ("diff", (torch.ones(12, 5),)), 1.0, None, None))
+    assert host_loras.fits(weight, (1.0, SimpleNamespace(name="loha"), 1.0, None, None))

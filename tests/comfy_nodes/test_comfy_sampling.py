@@ -13,7 +13,6 @@ from comfy_host import Model
 from dpdmd_studio.comfy_nodes.host import models
 from dpdmd_studio.comfy_nodes.host import sampling as host_sampling
 from dpdmd_studio.comfy_nodes.sampling import few_step as sampling
-from dpdmd_studio.comfy_nodes.sampling.recipes import find_recipe
 from dpdmd_studio.core.diffusion.sampler import sample_few_step
 from dpdmd_studio.core.errors import LoraError, RecipeError, SettingsError
 from dpdmd_studio.core.recipe.few_step import default_recipe
@@ -80,16 +79,6 @@ def test_a_model_with_another_terminal_snr_is_said():
     text = make(Model(SDXL_V), recipe=plain).text
     assert "trained without zero terminal SNR" in text and "with zsnr off" in text
     assert "terminal SNR" not in make(Model(SDXL_V), recipe=SDXL_V).text
-
-
-def test_a_host_without_get_attachment_is_read_all_the_same():
-    model = Model(SD3).with_recipe(TWO)
-    old = SimpleNamespace(
-        model=model.model, get_model_object=model.get_model_object, attachments=model.attachments
-    )
-    assert find_recipe(old).recipe == TWO
-    models.attach(old, "key", "value")
-    assert old.attachments["key"] == "value"
 
 
 # Levels

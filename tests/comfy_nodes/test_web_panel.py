@@ -141,7 +141,7 @@ await ask(client.act("a/../b", "rename", { title: "x" }));
 await ask(client.state());
 await ask(client.state());
 await ask(client.run("r"));
-got.push(client.picture("a b", "step-1.png", 7));
+got.push(client.image("a b", "step-1.png", 7));
 console.log(JSON.stringify([sent, got]));
 """
     sent, got = run_module(code)

@@ -10,8 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.core.families import Family, family
 from dpdmd_studio.core.lora.file import NewLora, write_lora
-from dpdmd_studio.core.recipe.few_step import default_recipe
-from dpdmd_studio.core.recipe.schedules import family_schedule
+from dpdmd_studio.core.recipe.few_step import default_recipe, family_schedule
 from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype

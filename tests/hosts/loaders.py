@@ -1,8 +1,10 @@
 """How the hosts load a checkout, re-stated in a few lines each; run as a program by the tests.
 
-`python loaders.py HOST ORDER RIVAL CHECKOUT...` loads every checkout as HOST does, with a rival
-extension that owns a top-level package `trainer` loaded before or after, and prints what it saw.
-Only the standard library is used; nothing is taken from the hosts' sources.
+`python loaders.py VISITS RIVAL CHECKOUT...` loads every checkout as hosts do, with a rival
+extension that owns a top-level package `trainer` loaded before or after, and prints what it saw as
+one JSON object, by host and order. VISITS is "all" or one of those, "forge after". Each starts
+afresh: in a copy of a process that has nothing but torch, as hosts have it before they load
+extensions. Nothing is taken from the hosts' sources.
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import multiprocessing
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
 
 PACKAGE = "dpdmd_studio"
+HOSTS = ("comfyui", "a1111", "forge")
+ORDERS = ("before", "after")
 
 
 def load_file(name: str, path: Path, *, register: bool) -> ModuleType:
@@ -101,8 +106,8 @@ def visit(host: str, order: str, checkout: Path, rival: Path) -> dict[str, objec
     return report
 
 
-def main(host: str, order: str, rival: str, *checkouts: str) -> None:
-    """Visit every checkout and print the reports, by folder name."""
+def visit_all(host: str, order: str, rival: str, checkouts: list[str]) -> dict[str, object]:
+    """The reports on every checkout, by folder name."""
     reports: dict[str, object] = {}
     for checkout in map(Path, checkouts):
         try:
@@ -110,7 +115,21 @@ def main(host: str, order: str, rival: str, *checkouts: str) -> None:
         except Exception:
             reports[checkout.name] = {"error": traceback.format_exc()}
         forget(checkout, Path(rival))
-    sys.stdout.write(json.dumps(reports))
+    return reports
+
+
+def main(visits: str, rival: str, *checkouts: str) -> None:
+    """Visit every checkout in the hosts, and print the reports."""
+    every = [f"{host} {order}" for host in HOSTS for order in ORDERS]
+    names = every if visits == "all" else [visits]
+    can_fork = sys.platform == "linux"
+    if can_fork and len(names) > 1:
+        importlib.import_module("torch")
+    context = multiprocessing.get_context("fork" if can_fork else "spawn")
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        tasks = [(*name.split(), rival, checkouts) for name in names]
+        found = pool.starmap(visit_all, tasks, chunksize=1)
+    sys.stdout.write(json.dumps(dict(zip(names, found, strict=True))))
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ def test_a_model_that_predicts_v_takes_a_recipe_that_does(comfyui, few, tmp_path
     assert difference(found["one"], found["plain"]) <= 1e-3
     graph["lora"]["inputs"]["model"] = ["model", 0]
     message = comfyui.failure(with_output(graph, tmp_path))
-    assert "v-prediction, but the model at hand predicts eps" in message
+    assert "v-prediction, but this model predicts eps" in message
     assert "put ModelSamplingDiscrete with v_prediction" in message
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from loaders import HOSTS, ORDERS
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADERS = Path(__file__).with_name("loaders.py")
@@ -36,10 +37,10 @@ def extensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def visit(extensions: Path, host: str, order: str) -> dict[str, dict[str, object]]:
-    checkouts = [str(extensions / name) for name in FOLDER_NAMES]
+def visited(extensions: Path, visits: str, *checkouts: Path) -> dict[str, dict[str, dict]]:
+    """What the checkouts look like in the hosts, by host and order, then by folder name."""
     process = subprocess.run(
-        [sys.executable, str(LOADERS), host, order, str(extensions / "rival"), *checkouts],
+        [sys.executable, str(LOADERS), visits, str(extensions / "rival"), *map(str, checkouts)],
         capture_output=True,
         text=True,
         check=True,
@@ -47,20 +48,25 @@ def visit(extensions: Path, host: str, order: str) -> dict[str, dict[str, object
     return json.loads(process.stdout)
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("host", ["comfyui", "a1111", "forge"])
-def test_the_checkout_loads_beside_a_rival_trainer(extensions, host, order):
-    reports = visit(extensions, host, order)
-    assert list(reports) == list(FOLDER_NAMES)
-    for folder_name, report in reports.items():
+@pytest.fixture(scope="module")
+def reports(extensions):
+    return visited(extensions, "all", *(extensions / name for name in FOLDER_NAMES))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_checkout_loads_beside_a_rival_trainer(reports, host, order):
+    found = reports[f"{host} {order}"]
+    assert list(found) == list(FOLDER_NAMES)
+    for folder_name, report in found.items():
         assert "error" not in report, f"{folder_name}:\n{report['error']}"
         assert report["rival"] == "rival", folder_name
         assert report["rival_later"] == "rival", folder_name
         assert report["strangers"] == [], folder_name
 
 
-def test_comfyui_finds_both_node_tables(extensions):
-    for report in visit(extensions, "comfyui", "after").values():
+def test_comfyui_finds_both_node_tables(reports):
+    for report in reports["comfyui after"].values():
         assert report["tables"] == ["dict", "dict"]
 
 
@@ -69,12 +75,6 @@ def test_a_broken_node_module_is_shown_not_hidden(extensions, tmp_path):
     shutil.copytree(extensions / "a-b", broken)
     nodes = broken / "comfy_nodes" / "__init__.py"
     nodes.write_text("import types\ntypes.renamed_by_the_host\n", encoding="utf-8")
-    process = subprocess.run(
-        [sys.executable, str(LOADERS), "comfyui", "after", str(extensions / "rival"), str(broken)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    error = json.loads(process.stdout)["broken"]["error"]
+    error = visited(extensions, "comfyui after", broken)["comfyui after"]["broken"]["error"]
     assert "ImportError" in error
     assert "renamed_by_the_host" in error

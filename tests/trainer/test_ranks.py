@@ -222,7 +222,7 @@ def test_a_killed_process_is_noticed_at_once():
 
 
 def fail_while_the_other_is_busy(rank: int) -> object:
-    distributed.FAREWELL_SECONDS = 0.2
+    distributed.TELL_SECONDS = 0.2
     joined().exchange("hello")
     began = time.monotonic()
     if rank == 0:

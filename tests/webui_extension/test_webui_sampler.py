@@ -12,8 +12,8 @@ from dpdmd_studio.core.diffusion.schedule import VPSchedule, few_step_positions
 from dpdmd_studio.core.errors import LoraError, SettingsError
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.resolve import AS_TRAINED, LoraFacts, ModelFacts
-from dpdmd_studio.webui_extension.host import attention_classes, models, options
-from dpdmd_studio.webui_extension.sampling import attention, generation, recipes, sampler
+from dpdmd_studio.webui_extension.host import attention_classes, models, page
+from dpdmd_studio.webui_extension.sampling import attention, generation, sampler
 from torch import nn
 
 TABLE = VPSchedule().sigma_at(torch.arange(1000, dtype=torch.float64))
@@ -56,12 +56,12 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "models.model_facts": lambda sigmas=None: SD1,
         "loras.active_loras": list,
         "samplers.set_total_steps": lambda denoiser, steps: setattr(told, "steps", steps),
-        "samplers.start_factor": lambda sigma, flow: torch.tensor(2.0),
+        "samplers.initial_noise_factor": lambda sigma, flow: torch.tensor(2.0),
         "samplers.noise_sampler": lambda x: lambda *_: torch.ones_like(x),
         "loras.loras_off": loras_off,
         "samplers.without_negative": without_negative,
         "loras.lora_beside_layers": contextlib.nullcontext,
-        "options.option": lambda name, default: default,
+        "page.option": lambda name, default: default,
     }
     for name, value in replaced.items():
         monkeypatch.setattr(f"dpdmd_studio.webui_extension.host.{name}", value)
@@ -77,16 +77,16 @@ def test_the_schedule_is_the_familys_grid(stage):
 def test_no_checkpoint_and_foreign_families_are_told(monkeypatch, stage):
     monkeypatch.setattr(models, "model_facts", lambda sigmas=None: None)
     with pytest.raises(SettingsError, match="No checkpoint"):
-        recipes.in_force(models.model_facts(), AS_TRAINED)
+        generation.in_force(models.model_facts(), AS_TRAINED)
     with pytest.raises(SettingsError, match="does not know"):
-        recipes.in_force(ModelFacts("", "eps"), AS_TRAINED)
+        generation.in_force(ModelFacts("", "eps"), AS_TRAINED)
 
 
 def test_an_active_lora_of_another_family_is_refused(monkeypatch, stage):
     few = LoraFacts("few", default_recipe("sdxl", "eps"))
-    monkeypatch.setattr(recipes, "active_loras", lambda: [few])
+    monkeypatch.setattr(generation, "active_loras", lambda: [few])
     with pytest.raises(LoraError, match=r"few was made for SDXL, but the model is SD 1\.x"):
-        recipes.in_force(SD1, AS_TRAINED)
+        generation.in_force(SD1, AS_TRAINED)
 
 
 def run(stage: SimpleNamespace, p: Any, *, from_noise: bool = False, **arguments: Any):
@@ -117,7 +117,7 @@ def test_text_to_image_starts_at_unit_variance(stage):
 def test_the_anchored_step_is_the_base_models_in_small_guided_ones(stage):
     p = SimpleNamespace()
     recipe = default_recipe("sd1", "eps")
-    generation.tell(p, recipe, generation.Anchor(("few",), 3, 4.5))
+    generation.tell(p, generation.Told(recipe, generation.Anchor(("few",), 3, 4.5)))
     denoiser, _, steps = run(stage, p, cond_scale=4.5)
     base, student = denoiser.calls[:3], denoiser.calls[3:]
     assert [call[1:] for call in base] == [(4.5, True, False)] * 3
@@ -130,7 +130,8 @@ def test_the_anchored_step_is_the_base_models_in_small_guided_ones(stage):
 
 def test_where_nothing_is_left_to_the_base_model_its_guidance_goes_too(stage):
     p = SimpleNamespace(is_hr_pass=True)
-    generation.tell(p, default_recipe("sd1", "eps"), generation.Anchor(("few",), 3, 4.5))
+    anchor = generation.Anchor(("few",), 3, 4.5)
+    generation.tell(p, generation.Told(default_recipe("sd1", "eps"), anchor))
     denoiser, _, _ = run(stage, p, cond_scale=4.5)
     assert [call[1:] for call in denoiser.calls] == [(1.0, False, True)] * 4
 
@@ -139,7 +140,7 @@ def test_a_renoising_recipe_takes_the_hosts_noise(stage):
     p = SimpleNamespace()
     recipe = default_recipe("sd1", "eps")
     object.__setattr__(recipe, "solver", "sde")
-    generation.tell(p, recipe, None)
+    generation.tell(p, generation.Told(recipe))
     _, x, _ = run(stage, p)
     # the last step returns x0, half of x0 + sigma * 1 before it
     expected = 1.0
@@ -165,7 +166,7 @@ def test_image_to_image_starts_at_a_trained_level(stage, strength, exact, first,
 
 
 def test_exact_strength_starts_there_and_goes_on_at_trained_levels(monkeypatch, stage):
-    monkeypatch.setattr(options, "option", lambda name, default: name == sampler.EXACT_STRENGTH)
+    monkeypatch.setattr(page, "option", lambda name, default: name == sampler.EXACT_STRENGTH)
     p = SimpleNamespace(denoising_strength=0.6, extra_generation_params={})
     part = sampler.partial_plan(p, TABLE, 4)
     expected = VPSchedule().sigma_at(torch.tensor([599.0, 499, 249, -1], dtype=torch.float64))
@@ -204,7 +205,7 @@ class Attention(nn.Module):
 
 
 def test_the_attention_entry_computes_attention_with_hypernetworks(monkeypatch):
-    monkeypatch.setattr(options, "option", lambda name, default: default)
+    monkeypatch.setattr(page, "option", lambda name, default: default)
     monkeypatch.setattr(attention_classes, "hypernetwork_contexts", lambda c: (c + 1, c - 1))
     module, x, context = Attention(), torch.randn(2, 5, 8), torch.randn(2, 3, 6)
     mask = torch.tensor([[True, True, False], [True, True, True]])
@@ -221,7 +222,7 @@ def test_the_attention_entry_computes_attention_with_hypernetworks(monkeypatch):
 
 
 def test_where_xformers_cannot_run_the_hosts_attention_stays_and_says_so(monkeypatch):
-    monkeypatch.setattr(attention_classes, "has_attention_classes", lambda: True)
+    monkeypatch.setattr(attention_classes, "attention_classes", lambda: [Attention])
     monkeypatch.setattr(models, "device_and_dtype", lambda: (torch.device("cpu"), torch.float32))
     assert attention.note(attention.HOST) == ""
     assert "host's attention is used" in attention.note(attention.XFORMERS)
@@ -234,5 +235,5 @@ def test_where_xformers_cannot_run_the_hosts_attention_stays_and_says_so(monkeyp
 
 
 def test_hosts_that_choose_at_their_start_are_left_alone(monkeypatch):
-    monkeypatch.setattr(attention_classes, "has_attention_classes", lambda: False)
+    monkeypatch.setattr(attention_classes, "attention_classes", list)
     assert "when it starts" in attention.note(attention.XFORMERS)

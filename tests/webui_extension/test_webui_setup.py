@@ -13,18 +13,16 @@ from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.known_students import KNOWN_STUDENTS
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY
 from dpdmd_studio.core.recipe.resolve import Asked, LoraFacts, ModelFacts
-from dpdmd_studio.webui_extension.host import loras, models, options, scripts
+from dpdmd_studio.webui_extension.host import loras, models, page, scripts
 from dpdmd_studio.webui_extension.sampling import accordion, generation, infotext
 from dpdmd_studio.webui_extension.sampling.auto_setup import (
     FROM_FILE,
+    Choices,
     Setup,
-    Tag,
-    Wishes,
     look,
     tags,
 )
-from dpdmd_studio.webui_extension.sampling.generation import Anchor
-from dpdmd_studio.webui_extension.sampling.recipes import lora_in
+from dpdmd_studio.webui_extension.sampling.generation import Anchor, Told, lora_in, told
 from safetensors.torch import save_file
 
 SD1 = ModelFacts("sd1", "eps")
@@ -44,8 +42,8 @@ def read(path: Path):
     return LoraFacts(recipe=RECIPES.get(path), kind=KINDS.get(path, ""))
 
 
-def found(*prompts: str, facts: ModelFacts | None = SD1, **wishes: Any) -> Setup:
-    return look(prompts, facts, Wishes(**wishes), read=read, find=FILES.get)
+def found(*prompts: str, facts: ModelFacts | None = SD1, **choices: Any) -> Setup:
+    return look(prompts, facts, Choices(**choices), read=read, find=FILES.get)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +59,7 @@ def found(*prompts: str, facts: ModelFacts | None = SD1, **wishes: Any) -> Setup
     ],
 )
 def test_the_strength_of_a_tag_is_that_of_the_denoiser(text, strength):
-    assert tags(f"a cat {text}, blue") == [Tag("few", strength)]
+    assert tags(f"a cat {text}, blue") == [LoraFacts("few", strength=strength)]
 
 
 def test_a_prompt_without_a_few_step_lora_changes_nothing():
@@ -131,14 +129,14 @@ def test_a_kind_for_another_family_is_told():
 def test_what_the_script_says_reaches_the_sampler_but_no_anchor_the_second_pass():
     p = SimpleNamespace(is_hr_pass=False)
     anchor = Anchor(("few",), 7, 4.5)
-    assert not generation.has_own_recipe(p) and generation.anchor_of(p) is None
-    generation.tell(p, RECIPES[FILES["few"]], anchor, "xformers")
-    assert generation.has_own_recipe(p) and generation.anchor_of(p) == anchor
-    assert generation.attention_of(p) == "xformers"
+    assert told(p) == Told() and generation.anchor_of(p) is None
+    generation.tell(p, Told(RECIPES[FILES["few"]], anchor, "xformers"))
+    assert told(p).recipe == RECIPES[FILES["few"]] and generation.anchor_of(p) == anchor
+    assert told(p).attention == "xformers"
     p.is_hr_pass = True
     assert generation.anchor_of(p) is None
-    generation.tell(p, None, None)
-    assert not generation.has_own_recipe(p)
+    generation.tell(p, Told())
+    assert told(p).recipe is None
 
 
 def test_anchors_are_named_in_words():
@@ -151,41 +149,41 @@ def test_anchors_are_named_in_words():
 
 
 def test_the_accordions_values_are_kept_within_its_controls(monkeypatch):
-    monkeypatch.setattr(options, "option", lambda name, default: default)
-    assert accordion.wishes_of(()) == Wishes()
-    wild = accordion.wishes_of((1, "no such kind", None, "no such way", 500, -2.0, "other"))
-    assert wild == Wishes(anchor_steps=200)
-    wishes = accordion.wishes_of((False, "LCM", " lcm ", "guided steps", 3, 2.5, "xformers"))
-    assert wishes == Wishes(False, "LCM", "lcm", "guided steps", 3, 2.5, "xformers")
+    monkeypatch.setattr(page, "option", lambda name, default: default)
+    assert accordion.choices_of(()) == Choices()
+    wild = accordion.choices_of((1, "no such kind", None, "no such way", 500, -2.0, "other"))
+    assert wild == Choices(anchor_steps=200)
+    choices = accordion.choices_of((False, "LCM", " lcm ", "guided steps", 3, 2.5, "xformers"))
+    assert choices == Choices(False, "LCM", "lcm", "guided steps", 3, 2.5, "xformers")
 
 
 @pytest.mark.parametrize(
-    ("wishes", "plotted", "expected"),
+    ("choices", "plotted", "expected"),
     [
-        (Wishes(), 3.0, None),
-        (Wishes(anchor="guided steps"), 0.0, Anchor(("few",), 0, 7.5)),
-        (Wishes(anchor="guided steps", anchor_steps=3, base_guidance=2.0), 0.0,
+        (Choices(), 3.0, None),
+        (Choices(anchor="guided steps"), 0.0, Anchor(("few",), 0, 7.5)),
+        (Choices(anchor="guided steps", anchor_steps=3, base_guidance=2.0), 0.0,
          Anchor(("few",), 3, 2.0)),
-        (Wishes(anchor="guided steps", base_guidance=2.0), 5.0, Anchor(("few",), 0, 5.0)),
-        (Wishes(anchor="one plain step", anchor_steps=3), 0.0, Anchor(("few",), 1, 1.0)),
-        (Wishes(anchor="one plain step", base_guidance=2.0), 0.0, Anchor(("few",), 1, 2.0)),
+        (Choices(anchor="guided steps", base_guidance=2.0), 5.0, Anchor(("few",), 0, 5.0)),
+        (Choices(anchor="one plain step", anchor_steps=3), 0.0, Anchor(("few",), 1, 1.0)),
+        (Choices(anchor="one plain step", base_guidance=2.0), 0.0, Anchor(("few",), 1, 2.0)),
     ],
 )  # fmt: skip
-def test_the_base_models_part_follows_the_accordion(wishes, plotted, expected):
+def test_the_base_models_part_follows_the_accordion(choices, plotted, expected):
     setup = Setup(RECIPES[FILES["few"]], ("few",))
-    assert accordion.anchor_for(setup, wishes, plotted) == expected
-    assert accordion.anchor_for(Setup(), wishes, plotted) is None
+    assert accordion.anchor_for(setup, choices, plotted) == expected
+    assert accordion.anchor_for(Setup(), choices, plotted) is None
 
 
 def test_a_kind_is_set_and_sampled_on_its_makers_grid(monkeypatch):
     """At the number of steps that a plot sets, too."""
-    monkeypatch.setattr(options, "option", lambda name, default: default)
+    monkeypatch.setattr(page, "option", lambda name, default: default)
     monkeypatch.setattr(models, "model_facts", lambda sigmas=None: SD1)
     monkeypatch.setattr(loras, "lora_path", lambda name, fresh=False: FILES[name])
     p = SimpleNamespace(prompt="<lora:style:1>", styles=[], extra_generation_params={})
     p.all_prompts = [p.prompt]
     monkeypatch.setattr(scripts, "prompts_of", lambda p: p.all_prompts)
-    accordion.set_up(p, Wishes(kind="LCM"))
+    accordion.set_up(p, Choices(kind="LCM"))
     assert (p.steps, p.cfg_scale, p.sampler_name) == (4, 1.0, "DP-DMD")
     assert p.extra_generation_params["DP-DMD"] == "style: 4 steps, CFG 1, re-noising"
     found = generation.resolved(p, torch.ones(1), Asked(steps=8)).recipe
@@ -217,29 +215,29 @@ def test_a_file_says_its_recipe_or_the_kind_of_another_maker(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wishes", "anchor", "expected"),
+    ("choices", "anchor", "expected"),
     [
-        (Wishes(), None, (True, FROM_FILE, "", "off", 0, 0.0)),
-        (Wishes(enabled=False), None, (False, FROM_FILE, "", "off", 0, 0.0)),
+        (Choices(), None, (True, FROM_FILE, "", "off", 0, 0.0)),
+        (Choices(enabled=False), None, (False, FROM_FILE, "", "off", 0, 0.0)),
         (
-            Wishes(kind="LCM", lora="style"),
+            Choices(kind="LCM", lora="style"),
             Anchor((), 7, 3.5),
             (True, "LCM", "style", "guided steps", 7, 3.5),
         ),
-        (Wishes(), Anchor((), 0, 4.0), (True, FROM_FILE, "", "guided steps", 0, 4.0)),
-        (Wishes(), Anchor((), 1, 1.0), (True, FROM_FILE, "", "one plain step", 0, 1.0)),
+        (Choices(), Anchor((), 0, 4.0), (True, FROM_FILE, "", "guided steps", 0, 4.0)),
+        (Choices(), Anchor((), 1, 1.0), (True, FROM_FILE, "", "one plain step", 0, 1.0)),
     ],
 )
-def test_a_pasted_infotext_restores_the_accordion(wishes, anchor, expected):
-    found = "few: 4 steps, CFG 1" if wishes.enabled else infotext.SWITCHED_OFF
-    said = infotext.written(wishes, found, anchor.describe() if anchor is not None else "")
+def test_a_pasted_infotext_restores_the_accordion(choices, anchor, expected):
+    found = "few: 4 steps, CFG 1" if choices.enabled else infotext.SWITCHED_OFF
+    said = infotext.written(choices, found, anchor.describe() if anchor is not None else "")
     pasted = {"Steps": "4", **said}
     infotext.paste("", pasted)
     assert tuple(pasted[name] for name in infotext.CONTROLS) == expected
 
 
 def test_a_picture_that_says_nothing_of_ours_leaves_the_accordion_alone():
-    assert infotext.written(Wishes(kind="LCM", lora="style"), "", "") == {}
+    assert infotext.written(Choices(kind="LCM", lora="style"), "", "") == {}
     assert infotext.read({"Steps": "20", "DP-DMD kind": "LCM"}) == {}
 
 

@@ -20,7 +20,7 @@ from dpdmd_studio.app.gui.forms import compare as compare_form
 from dpdmd_studio.app.gui.forms import distill as distill_form
 from dpdmd_studio.app.gui.forms import distill_hints
 from dpdmd_studio.app.gui.forms import trainer as trainer_form
-from dpdmd_studio.app.gui.widgets import dropdown, runs_view
+from dpdmd_studio.app.gui.widgets import runs_view, wiring
 from dpdmd_studio.app.jobs import Job, spawn
 from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.app.library import surroundings
@@ -28,13 +28,12 @@ from dpdmd_studio.app.library.surroundings import Surroundings
 from dpdmd_studio.core.errors import PromptError
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY as RECIPE_KEY
-from dpdmd_studio.webui_extension.host import folders, loras, options, page
+from dpdmd_studio.webui_extension.host import folders, loras, page
 from dpdmd_studio.webui_extension.host import models as host_models
 from dpdmd_studio.webui_extension.training import (
     api_routes,
     finished,
     memory,
-    prompt_lists,
     settings,
     train_tab,
 )
@@ -128,8 +127,8 @@ def served(monkeypatch, models):
     monkeypatch.setattr(page, "is_public", lambda: started.public)
     monkeypatch.setattr(folders, "model_folders", lambda: [models / "Stable-diffusion"])
     monkeypatch.setattr(folders, "lora_folder", lambda: models / "Lora")
-    monkeypatch.setattr(options, "option", lambda name, default: default)
-    monkeypatch.setattr(page, "on_started", lambda function: function(app))
+    monkeypatch.setattr(page, "option", lambda name, default: default)
+    monkeypatch.setattr(page, "on", lambda event, function: function(None, app))
     app = Starlette()
     api_routes._api.cache_clear()
     api_routes.register()
@@ -203,7 +202,7 @@ class FakeHost:
         self.every: list[Job] = []
         self.model, self.wanted, self.locked = True, True, False
         self.failing = ""
-        monkeypatch.setattr(options, "option", lambda name, default: self.wanted)
+        monkeypatch.setattr(page, "option", lambda name, default: self.wanted)
         monkeypatch.setattr(host_models, "has_model", lambda: self.model)
         monkeypatch.setattr(host_models, "generating", self.lock)
         monkeypatch.setattr(host_models, "unload_model", lambda: self.move("unload"))
@@ -238,9 +237,9 @@ def test_the_model_goes_for_a_run_and_comes_back_however_it_ends(fake, tmp_path,
     assert not keeper.look() and fake.moves == []
     for state in ("queued", "starting", "running", "stopping"):
         fake.every = [job(tmp_path, state)]
-        assert keeper.look() and keeper._lent and fake.moves == ["unload"]
+        assert keeper.look() and keeper._unloaded and fake.moves == ["unload"]
     fake.every = [job(tmp_path, end)]
-    assert not keeper.look() and not keeper._lent and fake.moves == ["unload", "reload"]
+    assert not keeper.look() and not keeper._unloaded and fake.moves == ["unload", "reload"]
     keeper.look()
     assert fake.moves == ["unload", "reload"]
 
@@ -279,14 +278,14 @@ def test_what_fails_is_tried_again_until_the_model_is_back(fake, tmp_path):
     fake.every, fake.failing = [job(tmp_path, "failed")], "reload"
     with pytest.raises(RuntimeError):
         keeper.look()
-    assert keeper._lent
+    assert keeper._unloaded
     fake.failing = ""
     keeper.look()
-    assert not keeper._lent and fake.moves == ["unload", "reload", "reload"]
+    assert not keeper._unloaded and fake.moves == ["unload", "reload", "reload"]
 
 
 def test_memory_is_free_before_a_run_is_queued(fake, monkeypatch):
-    monkeypatch.setattr(memory, "PROMISE_SECONDS", 0.4)
+    monkeypatch.setattr(memory, "RESERVE_SECONDS", 0.4)
     monkeypatch.setattr(memory, "BUSY_PAUSE", 0.05)
     monkeypatch.setattr(memory, "PAUSE", 0.05)
     keeper = memory.Keeper()
@@ -333,8 +332,8 @@ def made(tmp_path, models, monkeypatch) -> tuple[Job, Path, list[str]]:
 
 def test_a_new_lora_gets_a_picture_and_a_card_and_is_listed(made):
     run, lora, told = made
-    finished.welcome([run])
-    finished.welcome([run])
+    finished.add_cards([run])
+    finished.add_cards([run])
     assert told == ["relist"]
     card = json.loads(lora.with_suffix(".json").read_text())
     assert card["sd version"] == "SD1" and card["description"] == "4 steps, CFG 1."
@@ -345,11 +344,11 @@ def test_a_new_lora_gets_a_picture_and_a_card_and_is_listed(made):
 
 def test_a_resumed_run_renews_its_picture(made):
     run, lora, told = made
-    finished.welcome([run])
+    finished.add_cards([run])
     Image.new("RGB", (300, 300), "blue").save(run.path / "previews" / "step-20.png")
     lora.write_bytes(lora.read_bytes())
     os.utime(lora, ns=(1, 1))
-    finished.welcome([run])
+    finished.add_cards([run])
     assert told == ["relist", "relist"]
     with Image.open(lora.with_suffix(".png")) as picture:
         assert picture.getpixel((5, 5)) == (0, 0, 255)
@@ -359,7 +358,7 @@ def test_what_the_user_made_stays(made):
     run, lora, _ = made
     lora.with_suffix(".json").write_text("mine")
     lora.with_suffix(".preview.png").write_bytes(b"mine")
-    finished.welcome([run])
+    finished.add_cards([run])
     assert lora.with_suffix(".json").read_text() == "mine"
     assert not lora.with_suffix(".png").exists()
 
@@ -367,18 +366,18 @@ def test_what_the_user_made_stays(made):
 @pytest.mark.parametrize("state", ["running", "failed", "queued"])
 def test_what_has_not_ended_or_lies_elsewhere_is_left_alone(made, tmp_path, state):
     run, lora, told = made
-    finished.welcome([job(run.path, state, result={"lora": str(lora)})])
+    finished.add_cards([job(run.path, state, result={"lora": str(lora)})])
     other = tmp_path / "elsewhere.safetensors"
     other.write_bytes(lora.read_bytes())
-    finished.welcome([job(run.path, "finished", result={"lora": str(other)})])
-    finished.welcome([job(run.path, "finished", result={"lora": 7})])
+    finished.add_cards([job(run.path, "finished", result={"lora": str(other)})])
+    finished.add_cards([job(run.path, "finished", result={"lora": 7})])
     assert told == [] and not lora.with_suffix(".json").exists()
 
 
 def test_a_damaged_lora_costs_a_card_and_nothing_else(made):
     run, lora, told = made
     lora.write_bytes(b"nothing")
-    finished.welcome([run])
+    finished.add_cards([run])
     assert told == ["relist"] and not lora.with_suffix(".json").exists()
 
 
@@ -428,7 +427,9 @@ def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
     (cards / "colours.txt").write_text("# comment\nred\nblue\n")
     monkeypatch.setattr(folders, "style_prompts", lambda: styles)
     monkeypatch.setattr(folders, "extension_folders", lambda: [("dynamic", tmp_path / "dynamic")])
-    around = Surroundings(prompt_lists=prompt_lists.names, read_prompts=prompt_lists.read)
+    around = Surroundings(
+        prompt_lists=train_tab.prompt_lists, read_prompts=train_tab.read_prompt_list
+    )
     surroundings.use(around)
     named = [label for label, _ in sources.starters()][-2:]
     assert named == ["Your styles", "Wildcards: more/colours (dynamic)"]
@@ -438,12 +439,12 @@ def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
     answer = distill_hints.apply_starter({"starter": values[1], "evaluation_prompts": 0})
     assert answer["prompts"] == "red\nblue\n"
     with pytest.raises(PromptError):
-        prompt_lists.read("Wildcards: ../../secret (dynamic)")
+        train_tab.read_prompt_list("Wildcards: ../../secret (dynamic)")
 
 
 def test_an_empty_setting_means_the_hosts_own_folder(monkeypatch, models):
     chosen = {"dpdmd_lora_folder": " "}
-    monkeypatch.setattr(options, "option", lambda name, default: chosen.get(name, default))
+    monkeypatch.setattr(page, "option", lambda name, default: chosen.get(name, default))
     monkeypatch.setattr(folders, "lora_folder", lambda: models / "Lora")
     assert settings.lora_folder() == models / "Lora"
     chosen["dpdmd_lora_folder"] = str(models)
@@ -452,7 +453,7 @@ def test_an_empty_setting_means_the_hosts_own_folder(monkeypatch, models):
 
 def test_settings_have_names_of_their_own_and_a_help_text(monkeypatch):
     shown: list[dict] = []
-    monkeypatch.setattr(options, "add_setting", lambda section, setting: shown.append(setting))
+    monkeypatch.setattr(page, "add_setting", lambda section, setting: shown.append(setting))
     settings.add()
     names = [setting["name"] for setting in shown]
     assert len(set(names)) == 4 and all(name.startswith("dpdmd_") for name in names)
@@ -523,7 +524,7 @@ def test_the_tab_is_built_without_the_hosts_files_and_keeps_no_values(monkeypatc
     monkeypatch.setattr(folders, "extension_folders", list)
     monkeypatch.setattr(folders, "model_folders", lambda: 1 / 0)
     monkeypatch.setattr(folders, "lora_folder", lambda: models / "Lora")
-    monkeypatch.setattr(options, "option", lambda name, default: default)
+    monkeypatch.setattr(page, "option", lambda name, default: default)
     [(blocks, title, name)] = train_tab.tabs()
     assert (title, name) == ("DP-DMD", "dpdmd")
     assert all(block.do_not_save_to_config for block in blocks.blocks.values())
@@ -533,7 +534,7 @@ def test_the_tab_is_built_without_the_hosts_files_and_keeps_no_values(monkeypatc
 
 
 def test_labels_stand_for_values_where_gradio_knows_labels_alone():
-    labels = dropdown.Labels()
+    labels = wiring.Labels()
     choices = [("One", "a"), ("Two", "b"), ("Two", "c"), "plain"]
     shown = labels.shown({"choices": choices, "value": "c", "visible": True})
     assert shown == {

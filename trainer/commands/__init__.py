@@ -1,1 +1,1 @@
-"""The commands, each put together from the rooms below."""
+"""The commands, each put together from the rooms before this one."""

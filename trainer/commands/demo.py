@@ -15,15 +15,14 @@ from ...app.config.request import DistillRequest, ModelFiles
 from ...app.report.report import write_report
 from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
-from ..evaluation.comparison import measures_by_arm, measures_table
+from ..evaluation.comparison import Comparison, measured_report
 from ..evaluation.evaluate import evaluate
-from ..evaluation.run_evaluation import evaluation_set, run_arms, session_painter
-from ..evaluation.run_report import Heading, report_data
+from ..evaluation.run_evaluation import evaluation_set, run_arms, session_sampler
+from ..evaluation.run_report import SHOWN_PROMPTS, run_facts, run_history
 from ..toys.counts import measures_for
 from ..toys.shapes import caption_sample
 from ..training.loop import Progress
-from .distill import create_run, run_distillation
-from .run_result import Outcome
+from .distill import Outcome, create_run, run_distillation
 
 TEACHER = Path(__file__).parents[1] / "assets" / "shapes-sd3.safetensors"
 TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 40
@@ -38,26 +37,23 @@ log = logging.getLogger("dpdmd_studio.commands")
 class DemoResult:
     """What the demo made and measured."""
 
-    report: Path
+    comparison: Comparison
     lora: Path
     seconds: float
-    arms: dict[str, dict[str, float]]
-    labels: dict[str, tuple[str, str]]
-    units: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready facts."""
         return {
-            "report": str(self.report),
+            "report": str(self.comparison.report),
             "lora": str(self.lora),
             "seconds": self.seconds,
-            "arms": self.arms,
+            "arms": self.comparison.arms,
         }
 
     def to_text(self) -> str:
         """A table for the terminal."""
-        table = measures_table(self.arms, self.labels, self.units)
-        return f"{table}\nLoRA:   {self.lora}\nReport: {self.report}"
+        table, report = self.comparison.table(), self.comparison.report
+        return f"{table}\nLoRA:   {self.lora}\nReport: {report}"
 
 
 def run_demo(
@@ -79,7 +75,7 @@ def run_demo(
     config = DistillConfig.from_dict(config.to_dict() | ({"steps": steps} if steps else {}))
     _make_folder(output, overwrite)
     held_out = caption_sample(held_out=True, count=EVALUATION_PROMPTS, seed=0)
-    # matching has to reach every step where none is anchored
+    # the DMD gradient has to reach every step where none is anchored
     plain = replace(
         config, objective="dmd", gradient_steps="random", preview_every=0, evaluate_every=0
     )
@@ -102,22 +98,26 @@ def run_demo(
     session, measures = outcome.session, measures_for(outcome.session.checkpoint)
     material = evaluation_set(session, held_out, EVALUATION_SEEDS)
     arms = evaluate(
-        session_painter(session, others),
+        session_sampler(session, others),
         run_arms(session, {PLAIN: PLAIN_NOTE}),
         material,
         measures,
     )
     seconds = time.perf_counter() - started
-    heading = Heading(
+    data = measured_report(
+        arms,
+        material,
+        measures,
+        SHOWN_PROMPTS,
         title="DP-DMD Studio: the demo's result",
         subtitle="The embedded teacher, distilled from prompts alone into a 4-step LoRA.",
-        lora=outcome.lora,
-        facts={"Whole demo": f"{seconds / 60:.1f} minutes, plain DMD included"},
+        facts=run_facts(session, material)
+        | {"Whole demo": f"{seconds / 60:.1f} minutes, plain DMD included"},
+        lora=outcome.lora.name,
+        **run_history(session.run),
     )
-    page = write_report(output, report_data(session, arms, material, measures, heading))
-    return DemoResult(
-        page, outcome.lora, seconds, measures_by_arm(arms), measures.labels, measures.units
-    )
+    page = write_report(output, data)
+    return DemoResult(Comparison.of(page, arms, measures), outcome.lora, seconds)
 
 
 def _make_folder(output: Path, overwrite: bool) -> None:

@@ -16,7 +16,8 @@ from ...app.environment.launched import place
 from ...app.library.home import home
 from ...app.runs.directory import RunDirectory
 from ...app.runs.exit_note import queued_run
-from ...app.runs.lock import Owner, live_owner, owned
+from ...app.runs.lock import live_owner, owned
+from ...app.runs.process_identity import NotedProcess
 from ...core.errors import RunError
 from ...core.files import atomic_write
 from ..device import NUMBERED, choose_device
@@ -65,7 +66,7 @@ def device_held(run: RunDirectory, interrupt: Interrupt) -> Iterator[None]:
     with atomic_write.explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def refusal(owner: Owner) -> str:
+    def refusal(owner: NotedProcess) -> str:
         what = owner.about or "another program"
         return (
             f"{device} is in use: {what} (process {owner.pid}) runs on it, and one run at a time "

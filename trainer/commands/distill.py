@@ -6,20 +6,29 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...app.config.new_run import check_request
 from ...app.config.request import DistillRequest
-from ...app.prompts.expansion import set_aside
-from ...app.runs.directory import FollowedRun, RunDirectory
+from ...app.prompts.expansion import hold_out
+from ...app.runs.directory import (
+    EVALUATION_PROMPTS,
+    GIVEN_PROMPTS,
+    PROMPTS,
+    UNPREPARED,
+    FollowedRun,
+    RunDirectory,
+)
 from ...app.runs.exit_note import queued_run
 from ...core.errors import CheckpointError, RunError
-from ..device import choose_device, is_out_of_memory
+from ...core.files import atomic_write
+from ..device import choose_device, memory_explained
 from ..distributed import joined
 from ..evaluation.monitor import Monitor
 from ..evaluation.previews import Previews
 from ..evaluation.run_report import write_run_report
-from ..loading.model_files import text_encoder_files
+from ..loading.checkpoint import text_encoder_files
 from ..loading.teacher_loras import check_teacher_loras
 from ..toys import encoder
 from ..toys.counts import measures_for
@@ -28,12 +37,30 @@ from ..training.optimizers import check_optimizer
 from ..training.session import Session
 from .device_lock import device_held
 from .open_session import open_session
-from .preparation import prepare
-from .run_result import Outcome, write_result
 from .run_status import Interrupt, Status
 
 KEPT_CHECKPOINTS = 5
 log = logging.getLogger("dpdmd_studio.commands")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        lora: the file it wrote.
+        step: finished student updates.
+        finished: whether all were done.
+        kept_step: the update after which the written student was taken.
+        report: report.html, where one was made.
+    """
+
+    lora: Path
+    step: int
+    finished: bool
+    session: Session
+    kept_step: int
+    report: Path | None = None
 
 
 def run_distillation(
@@ -44,7 +71,7 @@ def run_distillation(
 ) -> Outcome:
     """Train until done or stopped, and write the LoRA; resumes where a saved state is found.
 
-    A finished run that has prompts to measure on ends in a report, if `with_report` is set.
+    A finished run that has an evaluation set ends in a report, if `with_report` is set.
 
     A stop (Ctrl-C once, or a `stop` file in the run) ends after the update at hand, saves the state
     and writes what there is. A second Ctrl-C stops at once and leaves the last saved state.
@@ -61,28 +88,23 @@ def run_distillation(
     with ranks.together(), run.lock(), Interrupt() as interrupt, device_held(run, interrupt):
         if not queued_run(run.path):  # the queue has forgotten them, before it began to listen
             run.clear_requests()
-        with Status(run) as status:
+        advice = (
+            f"States saved so far are kept in {run.path}. Start a new run with --preset for your "
+            "card, --gradient-checkpointing, a smaller --batch-size or --resolution."
+        )
+        with Status(run) as status, memory_explained(RunError, advice):
             status.write("loading", force=True)
-            try:
-                with ranks.main_first():
-                    prepare(run)
-                session = open_session(run)
-                if session.trainer.resume(run):
-                    log.info("Resuming after update %d", session.trainer.step)
-                if not ranks.is_main:
-                    return _follow(run, session, interrupt)
-                outcome = _train(run, session, status, interrupt, on_progress)
-                if with_report and outcome.finished:
-                    outcome = _with_report(outcome, status, interrupt)
-                return outcome
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise RunError(
-                    f"The device ran out of memory ({str(error).splitlines()[0]}). States saved "
-                    f"so far are kept in {run.path}. Start a new run with --preset for your "
-                    "card, --gradient-checkpointing, a smaller --batch-size or --resolution."
-                ) from error
+            with ranks.main_first():
+                prepare(run)
+            session = open_session(run)
+            if session.trainer.resume(run):
+                log.info("Resuming after update %d", session.trainer.step)
+            if not ranks.is_main:
+                return _follow(run, session, interrupt)
+            outcome = _train(run, session, status, interrupt, on_progress)
+            if with_report and outcome.finished:
+                outcome = _with_report(outcome, status, interrupt)
+            return outcome
 
 
 def _follow(run: RunDirectory, session: Session, interrupt: Interrupt) -> Outcome:
@@ -111,8 +133,8 @@ def _train(
     monitor = Monitor(run, session, interrupt.should_stop(run))
     if config.evaluation_prompts and config.evaluate_every and not monitor.usable:
         log.info(
-            "Too few prompts to set some aside: the student is not measured. The `compare` "
-            "command does that afterwards, with prompts of its own."
+            "Too few prompts to hold some out for evaluation: the student is not measured. The "
+            "`compare` command does that afterwards, with other prompts."
         )
     monitor.catch_up(session.trainer.step)
 
@@ -138,7 +160,46 @@ def _train(
         should_stop=interrupt.should_stop(run),
         on_save=after_save,
     )
-    return write_result(run, session, monitor, status, finished)
+    return _write_result(run, session, monitor, status, finished)
+
+
+def _write_result(
+    run: RunDirectory, session: Session, monitor: Monitor, status: Status, finished: bool
+) -> Outcome:
+    """Write the last student, or a better one if the run is done, and say so in result.json."""
+    output = _output(run, session.request)
+    step, weights = session.trainer.step, session.trainer.student_weights()
+    best = monitor.best() if finished and session.config.keep == "best" else None
+    if best is not None:
+        log.info(
+            "The student after update %d is clearly nearer to the teacher than the last "
+            "one; it is written. The last one is kept in %s.",
+            best.step,
+            run.checkpoints,
+        )
+        step, weights = best.step, best.weights
+    session.write_lora(output, overwrite=True, weights=weights, step=step)
+    facts = {"lora": str(output), "step": session.trainer.step, "kept_step": step}
+    run.write_json("result.json", facts)
+    run.clear_requests()
+    session.load_student(weights)  # what was saved is what is shown
+    status.write("finished" if finished else "stopped", force=True)
+    return Outcome(output, session.trainer.step, finished, session, step)
+
+
+def _output(run: RunDirectory, request: DistillRequest) -> Path:
+    """Where the LoRA goes: where it was asked for, or beside what has appeared there meanwhile."""
+    written = None
+    if (run.path / "result.json").exists():  # by this very run, when it was stopped before
+        written = run.read_json("result.json").get("lora")
+    asked, count = Path(request.output), 1
+    output = asked
+    while output.exists() and not request.overwrite and str(output) != written:
+        count += 1
+        output = asked.with_name(f"{asked.stem}-{count}{asked.suffix}")
+    if output != asked:
+        log.info("%s was made by someone else meanwhile; the LoRA goes to %s.", asked, output)
+    return output
 
 
 def _with_report(outcome: Outcome, status: Status, interrupt: Interrupt) -> Outcome:
@@ -174,8 +235,7 @@ def create_run(
     What can be found out early is found out before an earlier run makes room.
 
     Args:
-        evaluation_prompts: what the student is measured on; by default some of `prompts` are set
-            aside for that.
+        evaluation_prompts: the evaluation set; by default some of `prompts` are held out for it.
 
     Raises:
         CheckpointError: a model file is missing or no supported model.
@@ -189,7 +249,7 @@ def create_run(
         if not ranks.is_main:
             return RunDirectory.open(Path(ranks.of_main("")))
         request = check_request(folder, request, overwrite=overwrite)
-        ranks.own_rows(request.config.batch_size)  # a picture for each
+        ranks.own_rows(request.config.batch_size)  # an image for each
         run = _make_run(folder, request, prompts, evaluation_prompts, overwrite=overwrite)
         ranks.of_main(str(run.path.resolve()))
         return run
@@ -207,7 +267,7 @@ def _make_run(
     check_optimizer(config.optimizer, choose_device(config.device))
     request = check_teacher_loras(request, text_encoder_files(request.model))
     if evaluation_prompts is None:
-        prompts, evaluation_prompts = set_aside(prompts, config.evaluation_prompts, config.seed)
+        prompts, evaluation_prompts = hold_out(prompts, config.evaluation_prompts, config.seed)
     return RunDirectory.create(
         folder,
         request.to_dict(),
@@ -215,6 +275,33 @@ def _make_run(
         evaluation_prompts=evaluation_prompts,
         overwrite=overwrite,
     )
+
+
+def prepare(run: RunDirectory) -> None:
+    """Check the teacher LoRAs and hold prompts out, unless that was done; safe to be cut short.
+
+    Raises:
+        LoraError: a LoRA cannot be merged into this model, or not be included.
+        PromptError: alternatives in a prompt cannot be read.
+    """
+    if not (run.path / UNPREPARED).exists():
+        return
+    settings = run.settings()
+    request = DistillRequest.from_dict(settings)
+    # hashes of an earlier run, which this one is a copy of, bind this one to nothing
+    loras = tuple(dataclasses.replace(lora, sha256="") for lora in request.teacher_loras)
+    request = dataclasses.replace(request, teacher_loras=loras)
+    request = check_teacher_loras(request, text_encoder_files(request.model))
+    if (run.path / GIVEN_PROMPTS).exists():
+        config = request.config
+        given = run.given_prompts()
+        training, measured = hold_out(given, config.evaluation_prompts, config.seed)
+        for name, texts in ((EVALUATION_PROMPTS, measured), (PROMPTS, training)):
+            if texts:
+                atomic_write.write_text(run.path / name, "\n".join(texts) + "\n")
+    run.write_json("settings.json", settings | request.to_dict())
+    (run.path / GIVEN_PROMPTS).unlink(missing_ok=True)
+    (run.path / UNPREPARED).unlink(missing_ok=True)
 
 
 def move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:

@@ -12,8 +12,8 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from ...app.config.distill_config import DistillConfig
+from ...app.config.new_run import choose_resolutions
 from ...app.config.request import DistillRequest
-from ...app.config.resolutions import choose_resolutions
 from ...app.library.home import prompt_cache
 from ...app.prompts.expansion import PromptSource
 from ...app.runs.directory import RunDirectory
@@ -22,22 +22,19 @@ from ...core.recipe.recipe import MergedLora
 from ..attention import noted_kernels, use_attention
 from ..device import choose_device, choose_dtype, describe_device
 from ..distributed import joined
-from ..loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint
+from ..loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint, model_name
 from ..loading.lora_merge import MergingLora
-from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
 from ..loading.prediction_check import check_prediction_type
 from ..loading.teacher_loras import included_loras, merged_records, open_teacher_loras
-from ..memory.fit import begin_with_fallbacks, find_room, needed_memory
+from ..memory.fit import begin_with_fallbacks, find_free_memory, needed_memory
 from ..memory.packed_base import store_base
 from ..model.conditioning import Conditioning
-from ..model.role_network import RoleNetwork
-from ..model.roles import AdapterRoles
+from ..model.roles import AdapterRoles, RoleNetwork
 from ..text.cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
 from ..training.batches import BatchSource, prompts_per_step
-from ..training.identity import checkpoint_identity, run_fingerprint
 from ..training.in_force import SettingsInForce
-from ..training.session import Session
-from ..training.student_file import TeacherFacts
+from ..training.session import Session, TeacherFacts
+from ..training.state import checkpoint_identity, run_fingerprint
 from ..training.trainer import Trainer
 
 log = logging.getLogger("dpdmd_studio.commands")
@@ -61,8 +58,8 @@ def open_session(run: RunDirectory) -> Session:
     dtype = choose_dtype(as_set.dtype, device)
     log.info("Device: %s, %s", describe_device(device), str(dtype).removeprefix("torch."))
     needs = needed_memory(Path(request.model.checkpoint), dtype, ranks.size)
-    room = find_room(device, ranks)
-    config, since = begin_with_fallbacks(run, as_set, needs, room)
+    memory = find_free_memory(device, ranks)
+    config, since = begin_with_fallbacks(run, as_set, needs, memory)
     request = replace(request, config=config)
     loras = open_teacher_loras(request)
     checkpoint = _load(request, loras, dtype, device)
@@ -109,13 +106,7 @@ def _load(
 ) -> LoadedCheckpoint:
     files, config = request.model, request.config
     stored = config.base_weights != "keep" or config.offload_base
-    overrides = Overrides(
-        prediction=None if config.prediction == "auto" else config.prediction,
-        zero_terminal_snr=ZERO_SNR[config.zero_terminal_snr],
-        text_encoders=text_encoder_files(files),
-        vae=Path(files.vae) if files.vae else None,
-        loras=loras,
-    )
+    overrides = Overrides.of(files, config.prediction, config.zero_terminal_snr, loras)
     checkpoint = load_checkpoint(
         Path(files.checkpoint),
         dtype=dtype,

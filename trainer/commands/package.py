@@ -1,4 +1,4 @@
-"""The `package` command: draws the pictures of a package and puts everything in its place."""
+"""The `package` command: draws the images of a package and puts everything in its place."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from typing import Any
 from PIL import Image
 
 from ...app.prompts.expansion import expand
-from ...app.share.facts import CheckpointFacts, PackageFacts, PictureFacts
+from ...app.share.facts import CheckpointFacts, ImageFacts, PackageFacts
 from ...app.share.folder import (
-    PICTURES,
+    IMAGES,
     building,
+    image_file,
     package_files,
     package_texts,
-    picture_file,
     zip_of,
 )
 from ...app.share.labels import chosen_label
 from ...app.share.measurements import read_measurements
 from ...app.share.names import one_line, safe_name, words
-from ...app.share.request import PackageRequest, picture_pairs
-from ...app.share.source import PackageSource, find_source
+from ...app.share.source import PackageRequest, PackageSource, find_source, image_pairs
 from ...core.errors import SettingsError
 from ...core.files.atomic_write import explained, replace, write_text
 from ...core.files.hashes import file_hashes, file_sha256
 from ...core.lora.header import copy_with_metadata
-from ..device import is_out_of_memory
-from ..loading.model_files import model_name
+from ..device import memory_explained
+from ..loading.checkpoint import model_name
 from ..toys.shapes import caption_sample
 from .markdown import markdown_to_html
-from .sample import SampleRequest, draw_pictures
+from .sample import SampleRequest, draw_images
 
 log = logging.getLogger("dpdmd_studio.commands")
 
@@ -48,7 +47,7 @@ class Package:
     zip: Path
     lora: Path
     cover: Path
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     label: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,21 +57,21 @@ class Package:
             "zip": str(self.zip),
             "lora": str(self.lora),
             "cover": str(self.cover),
-            "pictures": [str(path) for path in self.pictures],
+            "pictures": [str(path) for path in self.images],
             "base_model": self.label,
         }
 
     def to_text(self) -> str:
         """Where everything lies, for the terminal."""
         return (
-            f"{len(self.pictures)} pictures, base model {self.label}\n"
+            f"{len(self.images)} images, base model {self.label}\n"
             f"Folder: {self.folder}\nZip:    {self.zip}\n"
             f"Upload: {self.folder / 'CIVITAI.txt'} says how; README.md is for Hugging Face."
         )
 
 
 def package(request: PackageRequest) -> Package:
-    """Draw the pictures, write the texts, and move folder and zip to their place.
+    """Draw the images, write the texts, and move folder and zip to their place.
 
     Raises:
         DPDMDError: whatever is wrong with the request, its files, or the place.
@@ -84,7 +83,7 @@ def package(request: PackageRequest) -> Package:
     measured = read_measurements(source.report) if source.report else None
     trigger_words = words(request.trigger_words)
     prompts = _prompts(request, source)
-    pairs = picture_pairs(len(prompts), request.seeds, request.count)
+    pairs = image_pairs(len(prompts), request.seeds, request.count)
     for note in source.notes:
         log.info("%s", note)
     name = safe_name(request.name or source.lora.stem)
@@ -93,7 +92,7 @@ def package(request: PackageRequest) -> Package:
     with building(output, name, files, request.overwrite) as folder:
         lora = folder / f"{name}.safetensors"
         metadata = copy_with_metadata(source.lora, lora, _metadata(request, name, trigger_words))
-        pictures = _pictures(request, source, lora, prompts, pairs)
+        images = _images(request, source, lora, prompts, pairs)
         log.info("Writing the texts")
         facts = PackageFacts(
             name=name,
@@ -108,7 +107,7 @@ def package(request: PackageRequest) -> Package:
             label=label,
             trigger_words=trigger_words,
             with_loras=tuple((Path(path).name, s) for path, s in source.with_loras),
-            pictures=tuple(pictures),
+            images=tuple(images),
             measured=measured,
             metadata=metadata,
         )
@@ -121,13 +120,13 @@ def package(request: PackageRequest) -> Package:
         zip=zip_of(output),
         lora=output / facts.file,
         cover=output / "cover.png",
-        pictures=tuple(output / picture.file for picture in pictures),
+        images=tuple(output / image.file for image in images),
         label=label,
     )
 
 
 def _prompts(request: PackageRequest, source: PackageSource) -> list[str]:
-    """What the pictures show, one choice made of every alternative."""
+    """What the images show, one choice made of every alternative."""
     if not source.prompts:
         return list(caption_sample(held_out=True, count=request.count, seed=0))
     chosen = [expand(text, Random(n)) for n, text in enumerate(source.prompts)]
@@ -147,14 +146,14 @@ def _metadata(
     }
 
 
-def _pictures(
+def _images(
     request: PackageRequest,
     source: PackageSource,
     lora: Path,
     prompts: Sequence[str],
     pairs: Sequence[tuple[int, int]],
-) -> list[PictureFacts]:
-    """Draw every picture with the packaged file, and give it its place."""
+) -> list[ImageFacts]:
+    """Draw every image with the packaged file, and give it its place."""
     drawn = lora.parent / "drawn"
     asked = SampleRequest(
         model=source.model,
@@ -168,25 +167,19 @@ def _pictures(
         device=request.device,
         dtype=request.dtype,
     )
-    try:
-        paths = draw_pictures(asked)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise SettingsError(
-            f"The device ran out of memory ({str(error).splitlines()[0]}). Lower --batch-size, or "
-            "close what else uses the device. Nothing was written."
-        ) from error
+    advice = "Lower --batch-size, or close what else uses the device. Nothing was written."
+    with memory_explained(SettingsError, advice):
+        paths = draw_images(asked)
     found = []
     with explained(drawn):
-        (lora.parent / PICTURES).mkdir()
+        (lora.parent / IMAGES).mkdir()
         for number, ((prompt, seed), path) in enumerate(zip(pairs, paths, strict=True), 1):
-            with Image.open(path) as picture:
-                width, height = picture.size
-            replace(path, lora.parent / picture_file(number))
+            with Image.open(path) as image:
+                width, height = image.size
+            replace(path, lora.parent / image_file(number))
             found.append(
-                PictureFacts(
-                    file=picture_file(number),
+                ImageFacts(
+                    file=image_file(number),
                     prompt=prompts[prompt],
                     seed=seed,
                     width=width,
@@ -212,7 +205,7 @@ def _checkpoint(source: PackageSource) -> CheckpointFacts:
 
 
 def _cover(folder: Path, name: str, number: int) -> None:
-    """One of the pictures, with its settings, as cover and as the hosts' preview."""
+    """One of the images, with its settings, as cover and as the hosts' preview."""
     for file in ("cover.png", f"{name}.preview.png"):
         with explained(folder / file):
-            shutil.copyfile(folder / picture_file(number), folder / file)
+            shutil.copyfile(folder / image_file(number), folder / file)

@@ -1,36 +1,44 @@
-"""Pictures of a checkpoint, with or without a LoRA: the `sample` command."""
+"""Images of a checkpoint, with or without a LoRA: the `sample` command."""
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, tensor
 
 from ... import __version__
 from ...app.config.distill_config import DistillConfig
+from ...app.config.new_run import choose_resolutions
 from ...app.config.request import ModelFiles
-from ...app.config.resolutions import choose_resolutions
 from ...app.library.home import prompt_cache
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import few_step_positions
 from ...core.errors import OutputError, SettingsError
 from ...core.families import family, identify
 from ...core.files.hashes import file_hashes, file_sha256
-from ...core.files.png_info import PictureInfo, UsedLora, save_png
+from ...core.files.png_info import ImageInfo, UsedLora, save_png
 from ...core.lora.file import LoraFile, check_family, read_lora
 from ...core.recipe.merged_loras import merged_lora_notes
 from ...core.recipe.recipe import Recipe
-from ..device import choose_device, choose_dtype, is_out_of_memory
+from ..device import choose_device, choose_dtype, memory_explained
 from ..evaluation.sampling import Trajectory, sample_latents
-from ..loading.checkpoint import LoadedCheckpoint, Overrides, apply_lora, load_checkpoint
+from ..loading.checkpoint import (
+    LoadedCheckpoint,
+    Overrides,
+    apply_lora,
+    load_checkpoint,
+    model_name,
+)
 from ..loading.decoding import decode
-from ..loading.lora_merge import WITH_LORA, open_merging
-from ..loading.model_files import ZERO_SNR, model_name, text_encoder_files
+from ..loading.lora_merge import WITH_LORA, MergingLora, open_merging
 from ..model.conditioning import Conditioning, PromptPair
 from ..text.cache import EncodedPrompts, encode_prompts
 from ..toys import encoder
@@ -39,46 +47,64 @@ from .open_session import default_guidance
 TEACHER_STEPS = 28
 log = logging.getLogger("dpdmd_studio.commands")
 Job = tuple[tuple[int, int], Path]
-"""(prompt number, seed) and where the picture goes."""
+"""(prompt number, seed) and where the image goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleRequest:
-    """What to draw. None takes what the LoRA's recipe says, else the family's default."""
+class ImageRequest:
+    """What commands that draw images are asked. None takes what a LoRA's recipe or the family says.
+
+    Attributes:
+        with_loras: (file, strength) of LoRAs that are merged into the checkpoint.
+    """
+
+    BOUNDS: ClassVar[dict[str, tuple[int, int]]]
 
     model: ModelFiles
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     output: Path
-    lora: tuple[str, float] | None = None
     with_loras: tuple[tuple[str, float], ...] = ()
     negative: str = ""
     steps: int | None = None
     guidance_scale: float | None = None
-    guidance_rescale: float = 0.0
     resolution: str = ""
-    clip_skip: int | None = None
     prediction: str = "auto"
     zero_terminal_snr: str = "auto"
     batch_size: int = 4
     device: str = "auto"
     dtype: str = "auto"
     overwrite: bool = False
-    pairs: tuple[tuple[int, int], ...] = ()
-    """(prompt number from 0, seed) of each picture; empty: every prompt with every seed."""
 
     def check(self) -> None:
         """Raise SettingsError for numbers outside their range."""
-        bounds = (
-            ("batch size", self.batch_size, 1, 1024),
-            ("steps", self.steps, 1, 1000),
-            ("guidance scale", self.guidance_scale, 0, 50),
-            ("guidance rescale", self.guidance_rescale, 0, 1),
-            ("clip skip", self.clip_skip, 1, 12),
-        )
-        for name, value, low, high in bounds:
+        for name, (low, high) in self.BOUNDS.items():
+            value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise SettingsError(f"{name} is {value:g}; expected {low} to {high}.")
+                words = name.replace("_", " ")
+                raise SettingsError(f"{words} is {value:g}; expected {low} to {high}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest(ImageRequest):
+    """What to draw.
+
+    Attributes:
+        pairs: (prompt number from 0, seed) of each image; empty: every prompt with every seed.
+    """
+
+    BOUNDS: ClassVar = {
+        "batch_size": (1, 1024),
+        "steps": (1, 1000),
+        "guidance_scale": (0, 50),
+        "guidance_rescale": (0, 1),
+        "clip_skip": (1, 12),
+    }
+
+    lora: tuple[str, float] | None = None
+    guidance_rescale: float = 0.0
+    clip_skip: int | None = None
+    pairs: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +119,7 @@ class _Setup:
     loras: tuple[UsedLora, ...] = ()
 
 
-def sample_pictures(request: SampleRequest) -> list[Path]:
+def sample_images(request: SampleRequest) -> list[Path]:
     """Draw every prompt with every seed and save PNGs that carry their settings; their paths.
 
     Names are prompt number and seed, such as 001-00000042.png. Nothing is overwritten unasked.
@@ -101,19 +127,13 @@ def sample_pictures(request: SampleRequest) -> list[Path]:
     Raises:
         DPDMDError: whatever is wrong with the files or the settings.
     """
-    try:
-        return draw_pictures(request)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise SettingsError(
-            f"The device ran out of memory ({str(error).splitlines()[0]}). Lower --batch-size or "
-            "--resolution; pictures drawn so far are kept."
-        ) from error
+    advice = "Lower --batch-size or --resolution; images drawn so far are kept."
+    with memory_explained(SettingsError, advice):
+        return draw_images(request)
 
 
-def draw_pictures(request: SampleRequest) -> list[Path]:
-    """As `sample_pictures`, but a lack of memory stays the RuntimeError that it is."""
+def draw_images(request: SampleRequest) -> list[Path]:
+    """As `sample_images`, but a lack of memory stays the RuntimeError that it is."""
     request.check()
     encoder.register()
     paths = _paths(request)
@@ -127,13 +147,13 @@ def draw_pictures(request: SampleRequest) -> list[Path]:
     done = 0
     while done < len(jobs):
         part = _batch_of(jobs[done : done + request.batch_size], request, encoded)
-        pictures = _draw(request, setup, encoded, [key for key, _ in part])
-        for ((number, seed), path), picture in zip(part, pictures, strict=True):
+        images = _draw(request, setup, encoded, [key for key, _ in part])
+        for ((number, seed), path), image in zip(part, images, strict=True):
             info = _info(request, setup, request.prompts[number], seed, model_hash)
-            save_png(path, Image.fromarray(picture), info, overwrite=request.overwrite)
+            save_png(path, Image.fromarray(image), info, overwrite=request.overwrite)
         done += len(part)
         left = (time.perf_counter() - started) / done * (len(jobs) - done)
-        log.info("%d of %d pictures, %.0f s left", done, len(jobs), left)
+        log.info("%d of %d images, %.0f s left", done, len(jobs), left)
     return list(paths.values())
 
 
@@ -169,30 +189,12 @@ def _prepare(request: SampleRequest) -> _Setup:
     """Load the model, merge the LoRA, and settle what was left open."""
     lora = read_lora(Path(request.lora[0])) if request.lora else None
     recipe = lora.recipe if lora else None
-    others = [open_merging(Path(path), strength) for path, strength in request.with_loras]
-    kind = family(identify(Path(request.model.checkpoint)).family)
-    for file in [*([lora] if lora else []), *(other.file for other in others)]:
-        check_family(file, kind)  # before gigabytes are loaded
-    for note in merged_lora_notes(recipe, [o.present() for o in others], how=WITH_LORA):
-        log.info("%s", note)
-    device = choose_device(request.device)
-    asked = None if request.prediction == "auto" else request.prediction
-    overrides = Overrides(
-        prediction=asked or (recipe.prediction if recipe else None),
-        zero_terminal_snr=_zero_snr(request, recipe),
-        text_encoders=text_encoder_files(request.model),
-        vae=Path(request.model.vae) if request.model.vae else None,
-        loras=others,
-    )
-    checkpoint = load_checkpoint(
-        Path(request.model.checkpoint),
-        dtype=choose_dtype(request.dtype, device),
-        device=device,
-        overrides=overrides,
-    )
-    used = _apply(request, checkpoint, lora)
-    used += [other.used() for other in others]
-    sizes = DistillConfig(resolution=request.resolution)
+    styles = open_styles(request, [lora] if lora else [])
+    checkpoint = load_for_images(request, recipe, styles, choose_device(request.device))
+    used = []
+    if lora is not None and request.lora is not None:
+        used.append(_apply(checkpoint, lora, request.lora[1]))
+    used += [style.used() for style in styles]
     guidance = request.guidance_scale
     if guidance is None:
         guidance = recipe.guidance_scale if recipe else default_guidance(checkpoint)
@@ -201,50 +203,78 @@ def _prepare(request: SampleRequest) -> _Setup:
         _sigmas(request, recipe, checkpoint),
         guidance,
         request.clip_skip or (recipe.clip_skip if recipe else None) or 1,
-        _size(sizes, recipe, checkpoint),
+        image_size(request, recipe, checkpoint),
         tuple(used),
     )
 
 
-def _apply(
-    request: SampleRequest, checkpoint: LoadedCheckpoint, lora: LoraFile | None
-) -> list[UsedLora]:
-    if lora is None or request.lora is None:
-        return []
-    apply_lora(checkpoint, lora, request.lora[1])
+def open_styles(request: ImageRequest, loras: Sequence[LoraFile]) -> list[MergingLora]:
+    """The LoRAs that are merged beside few-step `loras`; the log says what does not go together.
+
+    Raises:
+        LoraError: one of them all cannot be read, or is of another family than the checkpoint.
+    """
+    styles = [open_merging(Path(path), strength) for path, strength in request.with_loras]
+    kind = family(identify(Path(request.model.checkpoint)).family)
+    for file in [*loras, *(style.file for style in styles)]:
+        check_family(file, kind)  # before gigabytes are loaded
+    for lora in loras:
+        for note in merged_lora_notes(lora.recipe, [s.present() for s in styles], how=WITH_LORA):
+            log.info("%s: %s", lora.path.name, note)
+    return styles
+
+
+def load_for_images(
+    request: ImageRequest, recipe: Recipe | None, styles: list[MergingLora], device: torch.device
+) -> LoadedCheckpoint:
+    """The checkpoint; what the request leaves open is as the recipe has it, else as the file."""
+    overrides = Overrides.of(request.model, request.prediction, request.zero_terminal_snr, styles)
+    if recipe is not None and overrides.prediction in (None, recipe.prediction):
+        overrides = replace(overrides, prediction=recipe.prediction)
+        if recipe.prediction == "v" and overrides.zero_terminal_snr is None:
+            overrides = replace(overrides, zero_terminal_snr=recipe.zero_terminal_snr)
+    return load_checkpoint(
+        Path(request.model.checkpoint),
+        dtype=choose_dtype(request.dtype, device),
+        device=device,
+        overrides=overrides,
+    )
+
+
+def _apply(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> UsedLora:
+    apply_lora(checkpoint, lora, strength)
     if lora.text_encoder_keys:
         count = len(lora.text_encoder_keys)
         log.info("%d text-encoder tensors of %s are not applied.", count, lora.path.name)
     autov3 = file_hashes(lora.path).autov3
-    return [UsedLora(name=lora.path.stem, strength=request.lora[1], autov3=autov3)]
-
-
-def _zero_snr(request: SampleRequest, recipe: Recipe | None) -> bool | None:
-    """The setting's, else the recipe's where its prediction is used; None: what the file says."""
-    if request.zero_terminal_snr != "auto" or recipe is None or recipe.prediction != "v":
-        return ZERO_SNR[request.zero_terminal_snr]
-    return recipe.zero_terminal_snr if request.prediction in ("auto", "v") else None
+    return UsedLora(name=lora.path.stem, strength=strength, autov3=autov3)
 
 
 def _sigmas(request: SampleRequest, recipe: Recipe | None, checkpoint: LoadedCheckpoint) -> Tensor:
-    """The recipe's exact grid at the recipe's steps, else the family's even grid."""
-    if recipe is not None and request.steps in (None, recipe.num_steps):
-        return tensor(recipe.sigmas)
-    if recipe is not None:
+    if recipe is not None and request.steps not in (None, recipe.num_steps):
         log.info("This LoRA was trained for %d steps, not %d.", recipe.num_steps, request.steps)
-    elif request.lora is not None and request.steps is None:
+    elif recipe is None and request.lora is not None and request.steps is None:
         log.info(
             "This LoRA holds no recipe; 4 steps without guidance are usual for few-step LoRAs."
         )
-    steps = request.steps or TEACHER_STEPS
+    usual = recipe.num_steps if recipe else TEACHER_STEPS
+    return few_step_sigmas(request.steps or usual, recipe, checkpoint)
+
+
+def few_step_sigmas(steps: int, recipe: Recipe | None, checkpoint: LoadedCheckpoint) -> Tensor:
+    """The recipe's exact grid at the recipe's steps, else the family's even grid, (steps + 1,)."""
+    if recipe is not None and recipe.num_steps == steps:
+        return tensor(recipe.sigmas)
     return checkpoint.schedule.sigma_at(few_step_positions(steps))
 
 
-def _size(
-    asked: DistillConfig, recipe: Recipe | None, checkpoint: LoadedCheckpoint
+def image_size(
+    request: ImageRequest, recipe: Recipe | None, checkpoint: LoadedCheckpoint
 ) -> tuple[int, int]:
-    if not asked.resolution and recipe is not None and recipe.resolutions:
+    """(width, height): what was asked for, else the recipe's, else the checkpoint's own."""
+    if not request.resolution and recipe is not None and recipe.resolutions:
         return recipe.resolutions[0]
+    asked = DistillConfig(resolution=request.resolution)
     return choose_resolutions(asked, checkpoint.detection)[0]
 
 
@@ -278,8 +308,8 @@ def _draw(
 
 def _info(
     request: SampleRequest, setup: _Setup, prompt: str, seed: int, model_hash: str
-) -> PictureInfo:
-    return PictureInfo(
+) -> ImageInfo:
+    return ImageInfo(
         prompt=prompt,
         seed=seed,
         width=setup.size[0],
@@ -293,6 +323,6 @@ def _info(
         model_hash=model_hash,
         clip_skip=setup.clip_skip if setup.checkpoint.family.text.clip_skip else None,
         loras=setup.loras,
-        extra={"RNG": "CPU"},  # as A1111 names where the start noise comes from
+        extra={"RNG": "CPU"},  # as A1111 names where the initial noise comes from
         version=f"DP-DMD Studio {__version__}",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from datetime import timedelta
 from typing import TextIO
 
 from tqdm import tqdm
@@ -53,8 +54,9 @@ class ProgressLine(contextlib.AbstractContextManager["ProgressLine"]):
         now = time.monotonic()
         if progress.step == progress.steps or now - self._last >= PLAIN_INTERVAL_SECONDS:
             self._last = now
+            left = timedelta(seconds=int(progress.seconds_left))
             self.message(
-                f"update {progress.step}/{progress.steps}, {_clock(progress.seconds_left)} left, "
+                f"update {progress.step}/{progress.steps}, {left} left, "
                 f"{progress.seconds_per_step:.2f} s each, {_losses(progress)}"
             )
 
@@ -68,9 +70,3 @@ def _losses(progress: Progress) -> str:
     parts = [f"{short} {metrics[name]:.3f}" for name, short in SHOWN.items() if name in metrics]
     memory = metrics.get("memory_bytes")
     return " ".join(parts + ([f"mem {memory / 2**30:.1f} GB"] if memory else []))
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -16,9 +16,8 @@ from ...app.config.request import DistillRequest, ModelFiles
 from ...app.runs.directory import RunDirectory
 from ..device import choose_device, choose_dtype, free_memory
 from .device_lock import device_held
-from .distill import create_run
+from .distill import create_run, prepare
 from .open_session import open_session
-from .preparation import prepare
 from .run_status import Interrupt
 
 UPDATES = 5

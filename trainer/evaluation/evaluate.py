@@ -1,10 +1,10 @@
-"""Arms of a comparison: pictures of teacher and students on the same prompts and seeds."""
+"""Arms of a comparison: images of teacher and students on the same prompts and seeds."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..loading.decoding import decode
 from ..model.conditioning import Conditioning, PromptPair
 from ..model.network import NetworkCall
 from .measures import MeasureSet
-from .sampling import Trajectory, integrate, start_latents
+from .sampling import Trajectory, initial_latents, integrate
 
 log = logging.getLogger("dpdmd_studio.evaluation")
 BATCH = 32
@@ -28,12 +28,12 @@ Watch = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leg:
+class Stage:
     """A part of a trajectory that one set of weights draws.
 
     Attributes:
-        weights: "teacher" or the name of a student, as the painter's `use` knows it.
-        sigmas: decreasing noise levels, shape (n + 1,); the next leg starts where this one ends.
+        weights: "teacher" or the name of a student, as the sampler's `use` knows it.
+        sigmas: decreasing, shape (n + 1,); the next stage starts where this one ends.
         guidance_scale: 1.0 is off.
     """
 
@@ -49,16 +49,16 @@ class Leg:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSetting:
-    """One way of making pictures."""
+    """One way of making images."""
 
     name: str
     note: str
-    legs: tuple[Leg, ...]
+    stages: tuple[Stage, ...]
 
     @property
     def evaluations(self) -> int:
-        """Network evaluations a picture costs."""
-        return sum(leg.evaluations for leg in self.legs)
+        """Network evaluations an image costs."""
+        return sum(stage.evaluations for stage in self.stages)
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ class EvaluationSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Painter:
-    """What draws the pictures of all arms.
+class ImageSampler:
+    """What draws the images of all arms.
 
     Attributes:
-        checkpoint: its decoder makes the pictures.
+        checkpoint: its decoder makes the images.
         call: the network.
         use: puts the named weights in force.
         negative: conditioning of the negative prompt, batch size 1.
-        latent_shape: (C, h, w) of every picture.
-        batch_size: pictures drawn at a time.
+        latent_shape: (C, h, w) of every image.
+        batch_size: images drawn at a time.
         should_stop: asked now and then while an arm is drawn and timed.
     """
 
@@ -96,86 +96,74 @@ class Painter:
     def draw(
         self, setting: ArmSetting, material: EvaluationSet, watch: Watch = lambda done, total: None
     ) -> list[list[np.ndarray]]:
-        """Pictures of one arm, by [prompt][seed]; `watch` is told what part of the work is done."""
+        """Images of one arm, by [prompt][seed]; `watch` is told what part of the work is done."""
         jobs = [(p, seed) for p in range(len(material.prompts)) for seed in material.seeds]
-        latents = start_latents(
+        latents = initial_latents(
             self.call.schedule,
             [seed for _, seed in jobs],
             self.latent_shape,
-            float(setting.legs[0].sigmas[0]),
+            float(setting.stages[0].sigmas[0]),
         )
-        conditioning, before = [material.conditioning[p] for p, _ in jobs], 0
-        for leg in setting.legs:
-            self.use(leg.weights)
-            latents = self._through(
-                leg,
-                latents,
-                conditioning,
-                lambda n, cost=leg.evaluations, before=before: watch(
-                    before + n * cost, len(jobs) * setting.evaluations
-                ),
-            )
-            before += len(jobs) * leg.evaluations
+        prompts, before = [material.conditioning[p] for p, _ in jobs], 0
+        for stage in setting.stages:
+            self.use(stage.weights)
+            guidance = Guidance(stage.guidance_scale, self.guidance_rescale)
+            trajectory, parts = Trajectory(stage.sigmas, guidance), []
+            for rows in _batches(prompts, self.batch_size):
+                pair = PromptPair.of(Conditioning.cat(prompts[rows]), self.negative)
+                parts.append(integrate(self.call, latents[rows], pair, trajectory))
+                watch(before + rows.stop * stage.evaluations, len(jobs) * setting.evaluations)
+            latents = torch.cat(parts)
+            before += len(jobs) * stage.evaluations
         flat = list(decode(self.checkpoint, latents))
         count = len(material.seeds)
         return [flat[i : i + count] for i in range(0, len(flat), count)]
 
-    def _through(
-        self,
-        leg: Leg,
-        latents: Tensor,
-        prompts: list[Conditioning],
-        finished: Callable[[int], None],
-    ) -> Tensor:
-        parts, first = [], 0
-        guidance = Guidance(leg.guidance_scale, self.guidance_rescale)
-        trajectory = Trajectory(leg.sigmas, guidance)
-        while first < len(prompts):
-            last = first + 1
-            while last < min(len(prompts), first + self.batch_size) and prompts[
-                first
-            ].batches_exactly_with(prompts[last]):
-                last += 1
-            pair = PromptPair.of(Conditioning.cat(prompts[first:last]), self.negative)
-            parts.append(integrate(self.call, latents[first:last], pair, trajectory))
+
+def _batches(prompts: Sequence[Conditioning], size: int) -> Iterator[slice]:
+    """The prompts in batches of at most `size` that draw each just as it would be drawn alone."""
+    first = 0
+    for last in range(1, len(prompts) + 1):
+        full = last in (len(prompts), first + size)
+        if full or not prompts[first].batches_exactly_with(prompts[last]):
+            yield slice(first, last)
             first = last
-            finished(first)
-        return torch.cat(parts)
 
 
 class EvaluationStoppedError(Exception):
-    """Somebody asked to stop while pictures were drawn."""
+    """Somebody asked to stop while images were drawn."""
 
 
-class Watcher:
-    """Says how far the drawing is, now and then, and ends it when a stop is asked for."""
+def progress_watch(name: str, should_stop: Callable[[], bool]) -> Watch:
+    """A watch that says how far the drawing is, now and then, and ends it when that is asked for.
 
-    def __init__(self, name: str, should_stop: Callable[[], bool]) -> None:
-        self._name, self._should_stop = name, should_stop
-        self._started = self._told = time.monotonic()
+    What it returns raises EvaluationStoppedError.
+    """
+    started = told = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
-        """Take note of `done` of `total` network evaluations; EvaluationStoppedError on request."""
-        if self._should_stop():
+    def watch(done: int, total: int) -> None:
+        nonlocal told
+        if should_stop():
             raise EvaluationStoppedError
         now = time.monotonic()
-        if now - self._told >= TELL_SECONDS and done < total:
-            self._told = now
-            left = (now - self._started) * (total - done) / done
-            share, minutes = f"{done / total:.0%}", left / 60
-            log.info("%s: %s drawn, about %.1f min left", self._name, share, minutes)
+        if now - told >= TELL_SECONDS and done < total:
+            told = now
+            minutes = (now - started) * (total - done) / done / 60
+            log.info("%s: %.0f%% drawn, about %.1f min left", name, 100 * done / total, minutes)
+
+    return watch
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures by [prompt][seed], and the seconds that each took, decoding included."""
+    """Images by [prompt][seed], and the seconds that each took, decoding included."""
 
-    pictures: list[list[np.ndarray]]
+    images: list[list[np.ndarray]]
     seconds_per_picture: float
 
 
 def evaluate(
-    painter: Painter,
+    sampler: ImageSampler,
     settings: Sequence[ArmSetting],
     material: EvaluationSet,
     measures: MeasureSet,
@@ -190,64 +178,64 @@ def evaluate(
         known: what has been drawn before, by arm.
 
     Raises:
-        EvaluationStoppedError: the painter's `should_stop` said so.
+        EvaluationStoppedError: the sampler's `should_stop` said so.
     """
     arms: list[Arm] = []
     for number, setting in enumerate(settings, 1):
         drawn = (known or {}).get(setting.name)
         if drawn is None:
             log.info("[%d/%d] Drawing: %s", number, len(settings), setting.name)
-            drawn = draw_timed(painter, setting, material)
-        teacher = arms[0].pictures if arms else drawn.pictures
+            drawn = draw_timed(sampler, setting, material)
+        teacher = arms[0].images if arms else drawn.images
         arms.append(
             Arm(
                 name=setting.name,
                 note=setting.note,
                 evaluations=setting.evaluations,
-                seconds_per_picture=drawn.seconds_per_picture,
-                pictures=drawn.pictures,
-                measures=measures(material.prompts, drawn.pictures, teacher),
+                seconds_per_image=drawn.seconds_per_picture,
+                images=drawn.images,
+                measures=measures(material.prompts, drawn.images, teacher),
             )
         )
     return arms
 
 
 def draw_timed(
-    painter: Painter,
+    sampler: ImageSampler,
     setting: ArmSetting,
     material: EvaluationSet,
 ) -> Drawn:
-    """The pictures of one arm and how long they took; EvaluationStoppedError on request."""
+    """The images of one arm and how long they took; EvaluationStoppedError on request."""
     started = time.perf_counter()
-    watcher = Watcher(setting.name, painter.should_stop)
-    pictures = painter.draw(setting, material, watcher)
+    watch = progress_watch(setting.name, sampler.should_stop)
+    images = sampler.draw(setting, material, watch)
     seconds = time.perf_counter() - started
-    return Drawn(pictures, seconds / (len(material.prompts) * len(material.seeds)))
+    return Drawn(images, seconds / (len(material.prompts) * len(material.seeds)))
 
 
 def teacher_arms(own: Tensor, few: Tensor, guidance_scale: float) -> tuple[ArmSetting, ArmSetting]:
-    """The teacher at its own guided steps, and bare on a student's grid.
+    """The teacher at its own guided steps, and without guidance on a student's grid.
 
     Args:
-        own: the teacher's noise levels, shape (steps + 1,).
+        own: the teacher's sigmas, shape (steps + 1,).
         few: the student's, shape (N + 1,).
     """
     guided = ArmSetting(
         name=f"Teacher, {len(own) - 1} steps, guidance {guidance_scale:g}",
         note="The checkpoint as it is meant to be used.",
-        legs=(Leg(weights="teacher", sigmas=own, guidance_scale=guidance_scale),),
+        stages=(Stage(weights="teacher", sigmas=own, guidance_scale=guidance_scale),),
     )
-    bare = ArmSetting(
-        name=f"Bare teacher, {len(few) - 1} steps",
+    few_step = ArmSetting(
+        name=f"Teacher without guidance, {len(few) - 1} steps",
         note="The same checkpoint on the student's grid, without guidance: what few steps look "
         "like without distillation.",
-        legs=(Leg(weights="teacher", sigmas=few),),
+        stages=(Stage(weights="teacher", sigmas=few),),
     )
-    return guided, bare
+    return guided, few_step
 
 
-def rival_arm(weights: str, few: Tensor, name: str) -> ArmSetting:
-    """The rival that needs no training of ours: `weights` off at the first step, on afterwards."""
-    legs = (Leg(weights="teacher", sigmas=few[:2]), Leg(weights=weights, sigmas=few[1:]))
+def training_free_arm(weights: str, few: Tensor, name: str) -> ArmSetting:
+    """The training-free baseline: `weights` off at the first step, on afterwards."""
+    stages = (Stage(weights="teacher", sigmas=few[:2]), Stage(weights=weights, sigmas=few[1:]))
     note = "The checkpoint draws the first step, the LoRA the others: costs no training."
-    return ArmSetting(name=name, note=note, legs=legs)
+    return ArmSetting(name=name, note=note, stages=stages)

@@ -1,4 +1,4 @@
-"""What pictures look like, as unit vectors: the features that diversity is measured in.
+"""What images look like, as unit vectors: the features that diversity is measured in.
 
 Two sources: a local DINO or CLIP folder that the user names, or the built-in layout feature, which
 needs no network and no download.
@@ -24,30 +24,30 @@ from ...core.images.diversity import LAYOUT_TITLE, layout_vectors
 BATCH = 16
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
-Pictures = Sequence[np.ndarray]
+Images = Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
-class PictureFeatures:
-    """A way to turn pictures into vectors.
+class ImageFeatures:
+    """A way to turn images into vectors.
 
     Attributes:
         title: what to call it in a report.
-        of: uint8 pictures (H, W, 3) to unit vectors, float32, shape (N, D).
-        prompt_score: mean cosine of a CLIP between pictures and one prompt, where there is a CLIP.
+        of: uint8 images (H, W, 3) to unit vectors, float32, shape (N, D).
+        prompt_score: mean cosine of a CLIP between images and one prompt, where there is a CLIP.
     """
 
     title: str
-    of: Callable[[Pictures], Tensor]
-    prompt_score: Callable[[str, Pictures], float] | None = None
+    of: Callable[[Images], Tensor]
+    prompt_score: Callable[[str, Images], float] | None = None
 
 
-def layout_features() -> PictureFeatures:
+def layout_features() -> ImageFeatures:
     """The built-in feature: where which colours and edges are (`layout_vectors`)."""
-    return PictureFeatures(LAYOUT_TITLE, layout_vectors)
+    return ImageFeatures(LAYOUT_TITLE, layout_vectors)
 
 
-def folder_features(folder: Path, device: torch.device) -> PictureFeatures:
+def folder_features(folder: Path, device: torch.device) -> ImageFeatures:
     """The features of a DINO (v1 to v3) or CLIP model in a local diffusers-style folder.
 
     CLIP: the last hidden state's first token, without projection; DINO: the pooled output, else the
@@ -74,17 +74,17 @@ def folder_features(folder: Path, device: torch.device) -> PictureFeatures:
     scores = _ClipScore(folder, model, prepare) if hasattr(model, "text_model") else None
 
     @torch.no_grad()
-    def of(pictures: Pictures) -> Tensor:
-        batches = [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
+    def of(images: Images) -> Tensor:
+        batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
         found = [_pooled(kind, vision(pixel_values=prepare(batch))) for batch in batches]
         return functional.normalize(torch.cat(found).float(), dim=-1).cpu()
 
-    return PictureFeatures(f"{kind} in {folder.name}", of, scores)
+    return ImageFeatures(f"{kind} in {folder.name}", of, scores)
 
 
 def _no_model(folder: Path, why: str) -> SettingsError:
     return SettingsError(
-        f"{folder} is no folder of picture features: {why}. Expected a DINO, DINOv2, DINOv3 or "
+        f"{folder} is no folder of image features: {why}. Expected a DINO, DINOv2, DINOv3 or "
         "CLIP model as a folder with config.json and model.safetensors."
     )
 
@@ -101,7 +101,7 @@ def _pooled(kind: str, output: Any) -> Tensor:
 
 
 class _Preparation:
-    """Pictures as a vision model expects them: the shorter side resized, the middle cut out."""
+    """Images as a vision model expects them: the shorter side resized, the middle cut out."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         path = folder / "preprocessor_config.json"
@@ -116,22 +116,22 @@ class _Preparation:
         self.mean = torch.tensor(facts.get("image_mean") or IMAGENET["image_mean"]).view(shape)
         self.std = torch.tensor(facts.get("image_std") or IMAGENET["image_std"]).view(shape)
 
-    def __call__(self, pictures: Pictures) -> Tensor:
-        return torch.stack([self._one(picture) for picture in pictures]).to(self.device)
+    def __call__(self, images: Images) -> Tensor:
+        return torch.stack([self._one(image) for image in images]).to(self.device)
 
-    def _one(self, picture: np.ndarray) -> Tensor:
-        image = Image.fromarray(picture)
+    def _one(self, pixels: np.ndarray) -> Tensor:
+        image = Image.fromarray(pixels)
         scale = self.side / min(image.size)
         width, height = (max(self.side, round(length * scale)) for length in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - self.side) // 2, (height - self.side) // 2
         image = image.crop((left, top, left + self.side, top + self.side))
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-        return (pixels - self.mean) / self.std
+        values = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        return (values - self.mean) / self.std
 
 
 class _ClipScore:
-    """Mean cosine between a prompt and pictures in a CLIP's shared space."""
+    """Mean cosine between a prompt and images in a CLIP's shared space."""
 
     def __init__(self, folder: Path, model: Any, prepare: _Preparation) -> None:
         from transformers import AutoTokenizer
@@ -144,11 +144,11 @@ class _ClipScore:
             raise _no_model(folder, why) from error
 
     @torch.no_grad()
-    def __call__(self, prompt: str, pictures: Pictures) -> float:
+    def __call__(self, prompt: str, images: Images) -> float:
         tokens = self.tokenizer([prompt], truncation=True, max_length=77, return_tensors="pt")
         tokens = tokens.to(self.prepare.device)
         text = self.model.text_projection(self.model.text_model(**tokens).pooler_output)
-        batches = [pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)]
+        batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
         seen = [
             self.model.vision_model(pixel_values=self.prepare(b)).pooler_output for b in batches
         ]

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...core.errors import LoraError
-from ...core.lora.file import LoraFile, LoraPair, lora_deltas, weight_shapes
+from ...core.lora.file import LoraFile, LoraPair
 from ...core.lora.math import delta
-from ..loading.checkpoint import LoadedCheckpoint
+from ..loading.checkpoint import LoadedCheckpoint, fitting_deltas
 
 TEACHER = "teacher"
 
@@ -31,15 +30,9 @@ class LoraSwitch:
             LoraError: one is of another family, or fits no layer.
         """
         self._network = checkpoint.network
-        shapes = weight_shapes(self._network)
         self._pairs: dict[str, list[Mapping[str, LoraPair]]] = {TEACHER: []}
         for name, files in loras.items():
-            self._pairs[name] = []
-            for lora, strength in files:
-                pairs = lora_deltas(lora, checkpoint.family, checkpoint.config, shapes, strength)
-                if not pairs:
-                    raise LoraError(f"{lora.path.name} changes no layer of {checkpoint.path.name}.")
-                self._pairs[name].append(pairs)
+            self._pairs[name] = [fitting_deltas(checkpoint, *file) for file in files]
         self._plain: dict[str, Tensor] = {}
         self._now = TEACHER
 

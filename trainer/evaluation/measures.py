@@ -1,4 +1,4 @@
-"""What a set of pictures is worth: diversity, distance from the teacher."""
+"""What a set of images is worth: diversity, distance from the teacher."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ...core.images.diversity import sample_diversity
-from .features import PictureFeatures
+from .features import ImageFeatures
 
 Rows = Sequence[Sequence[np.ndarray]]
-"""Pictures by [prompt][seed], uint8 (H, W, 3)."""
+"""Images by [prompt][seed], uint8 (H, W, 3)."""
 Measure = Callable[[Sequence[str], Rows, Rows], dict[str, float]]
-"""(prompts, pictures, the teacher's pictures of the same prompts and seeds) -> numbers by name."""
+"""(prompts, images, the teacher's images of the same prompts and seeds) -> numbers by name."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def energy_distance(ours: Tensor, theirs: Tensor) -> float:
     """How far two samples of R unit vectors each, shape (R, D), are apart as distributions.
 
     2 E|x - y| - E|x - x'| - E|y - y'| (Szekely and Rizzo 2013), 0 in the mean where both come from
-    one distribution. Picture i of either side has the same start noise, so pairs (i, i) are left
+    one distribution. Image i of either side has the same initial noise, so pairs (i, i) are left
     out of all three means.
     """
 
@@ -60,7 +60,7 @@ def energy_distance(ours: Tensor, theirs: Tensor) -> float:
     return float(2 * mean_apart(ours, theirs) - mean_apart(ours, ours) - mean_apart(theirs, theirs))
 
 
-def feature_measures(features: PictureFeatures) -> MeasureSet:
+def feature_measures(features: ImageFeatures) -> MeasureSet:
     """Diversity and distance from the teacher in these features, and a CLIP score where it has one.
 
     All are means over prompts.
@@ -83,17 +83,17 @@ def feature_measures(features: PictureFeatures) -> MeasureSet:
     labels = {
         "sample_diversity": (
             "Seeds differ",
-            "How much pictures of one prompt differ from seed to seed: 1 - mean cosine of all "
+            "How much images of one prompt differ from seed to seed: 1 - mean cosine of all "
             f"pairs (the paper's Eq. 9). Feature: {features.title}.",
         ),
         "teacher_distance": (
             "Distance from teacher",
-            "Energy distance between these pictures and the teacher's of the same prompts, in the "
+            "Energy distance between these images and the teacher's of the same prompts, in the "
             "same feature; 0 where they cannot be told apart.",
         ),
     }
     if features.prompt_score is not None:
-        labels["clip_score"] = ("CLIP score", "Mean cosine between pictures and their prompt.")
+        labels["clip_score"] = ("CLIP score", "Mean cosine between images and their prompt.")
     units = {"sample_diversity": "", "teacher_distance": "", "clip_score": ""}
     return MeasureSet((measured,), labels, units)
 

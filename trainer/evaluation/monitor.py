@@ -1,7 +1,7 @@
 """Measures the student on fixed prompts and seeds while it learns, and keeps the best one.
 
-Prompts and seeds are never trained on. The measures are the diversity of each prompt's pictures
-(arXiv:2602.03139, Eq. 9) and their energy distance from the teacher's pictures of the same prompts,
+Prompts and seeds are never trained on. The measures are the diversity of each prompt's images
+(arXiv:2602.03139, Eq. 9) and their energy distance from the teacher's images of the same prompts,
 which grows with lost quality and with lost diversity alike: by it the best student is chosen.
 """
 
@@ -25,10 +25,10 @@ from ...core.errors import RunError
 from ...core.files import atomic_write
 from ...core.images.diversity import sample_diversity
 from ..device import is_out_of_memory, release_memory
-from .evaluate import Drawn, EvaluationSet, EvaluationStoppedError, Painter, draw_timed
+from .evaluate import Drawn, EvaluationSet, EvaluationStoppedError, ImageSampler, draw_timed
 from .features import layout_features
 from .measures import energy_distance
-from .run_evaluation import evaluation_set, run_arms, session_painter
+from .run_evaluation import evaluation_set, run_arms, session_sampler, student_kept
 
 if TYPE_CHECKING:
     from ..training.session import Session
@@ -55,7 +55,7 @@ class Monitor:
     ) -> None:
         self._run, self._session, self.should_stop = run, session, should_stop
         self._features = layout_features()
-        # alternatives of a training prompt may come out as one that was set aside
+        # alternatives of a training prompt may come out as one that was held out
         fresh = [text for text in run.evaluation_prompts() if text not in session.encoded]
         self._prompts = fresh[:MEASURED_PROMPTS]
         self._material: EvaluationSet | None = None
@@ -65,7 +65,7 @@ class Monitor:
 
     @property
     def usable(self) -> bool:
-        """Whether the run has prompts to measure on and asks for measurements."""
+        """Whether the run has an evaluation set and asks for measurements."""
         return self._usable
 
     def due(self, step: int) -> bool:
@@ -99,22 +99,19 @@ class Monitor:
             "--evaluate-every 0 asks for no measurements."
         )
 
-    def _painter(self) -> Painter:
-        """What draws; one picture at a time once memory has run out."""
-        painter = replace(session_painter(self._session), should_stop=self.should_stop)
-        return replace(painter, batch_size=1) if self._one_by_one else painter
+    def _sampler(self) -> ImageSampler:
+        """What draws; one image at a time once memory has run out."""
+        sampler = replace(session_sampler(self._session), should_stop=self.should_stop)
+        return replace(sampler, batch_size=1) if self._one_by_one else sampler
 
     def _measure(self, step: int) -> None:
         session = self._session
         if not self._teacher:
-            self._teacher = [self._features.of(row) for row in self.teacher().pictures]
-        kept = session.roles.state("student")
-        try:
-            setting = run_arms(session)[-1]
-            pictures = self._painter().draw(setting, self.material(), self._watch)
-        finally:
-            session.load_student(kept)
-        found = [self._features.of(row) for row in pictures]
+            self._teacher = [self._features.of(row) for row in self.teacher().images]
+        setting = run_arms(session)[-1]
+        with student_kept(session):
+            images = self._sampler().draw(setting, self.material(), self._watch)
+        found = [self._features.of(row) for row in images]
         line = _numbers(step, found, self._teacher)
         earlier = self._run.metrics(EVALUATIONS)
         self._run.append_metrics(line, EVALUATIONS)
@@ -138,14 +135,14 @@ class Monitor:
         return self._material
 
     def teacher(self) -> Drawn:
-        """The teacher's pictures; drawn once per run and kept in its folder."""
+        """The teacher's images; drawn once per run and kept in its folder."""
         kept = _load_drawn(self._run, self._prompts)
         if kept is not None:
             return kept
         setting = run_arms(self._session)[0]
         count = len(self._prompts) * len(EVALUATION_SEEDS)
-        log.info("Drawing the teacher's %d pictures to measure against, once", count)
-        drawn = draw_timed(self._painter(), setting, self.material())
+        log.info("Drawing the teacher's %d images to measure against, once", count)
+        drawn = draw_timed(self._sampler(), setting, self.material())
         _save_drawn(self._run, self._prompts, drawn)
         return drawn
 
@@ -191,21 +188,21 @@ def _load_drawn(run: RunDirectory, prompts: Sequence[str]) -> Drawn | None:
         facts = run.read_json("evaluation/teacher.json")
         if facts["prompts"] != list(prompts) or facts["seeds"] != list(EVALUATION_SEEDS):
             return None
-        pictures = [
-            [np.array(Image.open(_picture(run, p, seed))) for seed in EVALUATION_SEEDS]
+        images = [
+            [np.array(Image.open(_image(run, p, seed))) for seed in EVALUATION_SEEDS]
             for p in range(len(prompts))
         ]
-        return Drawn(pictures, float(facts["seconds_per_picture"]))
+        return Drawn(images, float(facts["seconds_per_picture"]))
     except (RunError, OSError, KeyError, TypeError, ValueError):
         return None  # drawn again
 
 
 def _save_drawn(run: RunDirectory, prompts: Sequence[str], drawn: Drawn) -> None:
     run.evaluation.mkdir(exist_ok=True)
-    for p, row in enumerate(drawn.pictures):
-        for seed, picture in zip(EVALUATION_SEEDS, row, strict=True):
-            with atomic_write.atomic_path(_picture(run, p, seed)) as temporary:
-                Image.fromarray(picture).save(temporary, format="PNG")
+    for p, row in enumerate(drawn.images):
+        for seed, image in zip(EVALUATION_SEEDS, row, strict=True):
+            with atomic_write.atomic_path(_image(run, p, seed)) as temporary:
+                Image.fromarray(image).save(temporary, format="PNG")
     facts = {
         "prompts": list(prompts),
         "seeds": list(EVALUATION_SEEDS),
@@ -214,5 +211,5 @@ def _save_drawn(run: RunDirectory, prompts: Sequence[str], drawn: Drawn) -> None
     run.write_json("evaluation/teacher.json", facts)
 
 
-def _picture(run: RunDirectory, prompt: int, seed: int) -> Path:
+def _image(run: RunDirectory, prompt: int, seed: int) -> Path:
     return run.evaluation / f"teacher-{prompt + 1:02d}-{seed}.png"

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ...app.report.grid import picture_grid
+from ...app.report.images import image_grid
 from ...app.runs.directory import RunDirectory
-from ...core.diffusion.guidance import Guidance
-from ...core.diffusion.schedule import Levels
 from ...core.files import atomic_write
 from ..device import is_out_of_memory, release_memory
-from ..loading.decoding import decode
-from ..model.conditioning import Conditioning, PromptPair
-from .sampling import Trajectory, sample_latents
+from .evaluate import ArmSetting, EvaluationSet, Stage
+from .run_evaluation import STUDENT, TEACHER, session_sampler, student_kept
 
 if TYPE_CHECKING:
     from ..training.session import Session
@@ -42,36 +37,28 @@ class Previews:
 
     def teacher(self) -> None:
         """The teacher at its own guided steps; drawn once per run."""
-        path = self._run.previews / "teacher.png"
-        if not self.wanted or path.exists():
+        if not self.wanted or (self._run.previews / "teacher.png").exists():
             return
         log.info("Drawing the teacher's preview")
         session = self._session
-        levels = session.trainer.grids.teacher
-        self._draw("teacher", levels, session.teacher.guidance_scale, path.name)
+        sigmas, guidance = session.trainer.grids.teacher.sigmas, session.teacher.guidance_scale
+        stage = Stage(weights=TEACHER, sigmas=sigmas, guidance_scale=guidance)
+        self._draw(stage, "teacher.png")
 
     def student(self, step: int) -> None:
         """The student as it would be saved after update `step`."""
-        session = self._session
-        levels, name = session.trainer.grids.student, f"step-{step:08d}.png"
-        if session.trainer.average is None:
-            self._draw("student", levels, 1.0, name)
-            return
-        kept = session.roles.state("student")
-        try:
-            session.load_student(session.trainer.average)
-            self._draw("student", levels, 1.0, name)
-        finally:
-            session.load_student(kept)
+        stage = Stage(weights=STUDENT, sigmas=self._session.trainer.grids.student.sigmas)
+        with student_kept(self._session):
+            self._draw(stage, f"step-{step:08d}.png")
 
-    def _draw(self, role: str, levels: Levels, guidance_scale: float, name: str) -> None:
+    def _draw(self, stage: Stage, name: str) -> None:
         """Draw one sheet; a device too small for it costs the sheet, not the run.
 
-        What failed is done again with memory given back, one picture at a time.
+        What failed is done again with memory given back, one image at a time.
         """
         for size in (self._session.config.batch_size, 1):
             try:
-                self._draw_sheet(role, levels, guidance_scale, name, size)
+                self._draw_sheet(stage, name, size)
                 return
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -83,34 +70,12 @@ class Previews:
             name,
         )
 
-    def _draw_sheet(
-        self, role: str, levels: Levels, guidance_scale: float, name: str, size: int
-    ) -> None:
-        self._session.roles.use(role)
+    def _draw_sheet(self, stage: Stage, name: str, size: int) -> None:
+        sampler = replace(session_sampler(self._session), batch_size=size)
+        setting = ArmSetting(name=name, note="", stages=(stage,))
         rows = []
         for text in self._prompts:
-            latents = self._latents(self._session.encoded[text], levels, guidance_scale, size)
-            pictures = list(decode(self._session.checkpoint, latents))
-            rows.append((text[:100], pictures))
+            material = EvaluationSet((text,), (self._session.encoded[text],), PREVIEW_SEEDS)
+            rows.append((text[:100], sampler.draw(setting, material)[0]))
         with atomic_write.atomic_path(self._run.previews / name) as temporary:
-            picture_grid(rows).save(temporary, format="PNG")
-
-    def _latents(
-        self, prompt: Conditioning, levels: Levels, guidance_scale: float, size: int
-    ) -> Tensor:
-        """One latent per seed, `size` at a time."""
-        session = self._session
-        guidance = Guidance(guidance_scale, session.config.guidance_rescale)
-        trajectory = Trajectory(levels.sigmas, guidance)
-        parts = [PREVIEW_SEEDS[i : i + size] for i in range(0, len(PREVIEW_SEEDS), size)]
-        latents = [
-            sample_latents(
-                session.call,
-                PromptPair.of(prompt.repeat(len(seeds)), session.negative),
-                seeds,
-                session.latent_shapes[0],
-                trajectory,
-            )
-            for seeds in parts
-        ]
-        return torch.cat(latents)
+            image_grid(rows).save(temporary, format="PNG")

@@ -1,8 +1,9 @@
-"""A run's student beside its teacher: the arms and the painter of an evaluation."""
+"""A run's student beside its teacher: the arms and the sampler of an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -11,13 +12,20 @@ from ...core.diffusion.schedule import Levels, trailing_positions
 from ...core.families import stated_settings
 from ..text.cache import encode_prompts
 from ..training.session import Session
-from .evaluate import ArmSetting, EvaluationSet, Leg, Painter, rival_arm, teacher_arms
+from .evaluate import (
+    ArmSetting,
+    EvaluationSet,
+    ImageSampler,
+    Stage,
+    teacher_arms,
+    training_free_arm,
+)
 
 STUDENT, TEACHER = "student", "teacher"
 
 
 def teacher_levels(session: Session) -> Tensor:
-    """The teacher's own noise levels: by the steps its file states, else the run's grid."""
+    """The teacher's own sigmas: by the steps its file states, else the run's grid."""
     steps = stated_settings(session.checkpoint.path).get("steps")
     if steps is None:
         return session.trainer.grids.teacher.sigmas.cpu()
@@ -25,27 +33,27 @@ def teacher_levels(session: Session) -> Tensor:
 
 
 def run_arms(session: Session, others: Mapping[str, str] | None = None) -> list[ArmSetting]:
-    """Teacher, bare teacher, zero-training rival, other students (name: note), then the student."""
+    """Teacher, teacher without guidance, training-free baseline, `others`, then the student."""
     few = session.trainer.grids.student.sigmas.cpu()
     count = session.config.num_steps
     guidance = session.teacher.guidance_scale
     arms = [
         *teacher_arms(teacher_levels(session), few, guidance),
-        rival_arm(STUDENT, few, "Student, off at step 1"),
+        training_free_arm(STUDENT, few, "Student, off at step 1"),
     ]
     for name, note in (others or {}).items():
-        arms.append(ArmSetting(name=name, note=note, legs=(Leg(weights=name, sigmas=few),)))
+        arms.append(ArmSetting(name=name, note=note, stages=(Stage(weights=name, sigmas=few),)))
     student = ArmSetting(
         name=f"DP-DMD student, {count} steps",
         note="The checkpoint with the LoRA that this run made.",
-        legs=(Leg(weights=STUDENT, sigmas=few),),
+        stages=(Stage(weights=STUDENT, sigmas=few),),
     )
     return [*arms, student]
 
 
-def session_painter(
+def session_sampler(
     session: Session, others: Mapping[str, Mapping[str, Tensor]] | None = None
-) -> Painter:
+) -> ImageSampler:
     """What draws with this session's network; `others` are further students' adapters by name."""
     own = session.trainer.student_weights()
     adapters = {STUDENT: own, **(others or {})}
@@ -57,7 +65,7 @@ def session_painter(
             session.load_student(dict(adapters[weights]))
             session.roles.use("student")
 
-    return Painter(
+    return ImageSampler(
         checkpoint=session.checkpoint,
         call=session.call,
         use=use,
@@ -65,6 +73,16 @@ def session_painter(
         latent_shape=session.latent_shapes[0],
         guidance_rescale=session.config.guidance_rescale,
     )
+
+
+@contextlib.contextmanager
+def student_kept(session: Session) -> Iterator[None]:
+    """Puts the student that is being trained back after the block, which may load others."""
+    kept = session.roles.state("student")
+    try:
+        yield
+    finally:
+        session.load_student(kept)
 
 
 def evaluation_set(session: Session, prompts: Sequence[str], seeds: Sequence[int]) -> EvaluationSet:

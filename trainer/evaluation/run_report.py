@@ -1,10 +1,9 @@
-"""The report that a run ends in: what its student kept of its teacher, on prompts set aside."""
+"""The report that a run ends in: what its student kept of its teacher, on held-out prompts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +11,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...app.report.data import Arm, ReportData
 from ...app.report.report import write_report
 from ...app.runs.directory import EVALUATIONS, RunDirectory
 from ..device import is_out_of_memory
 from ..training.session import Session
+from .comparison import measured_report
 from .evaluate import EvaluationSet, EvaluationStoppedError, evaluate
 from .measures import MeasureSet
 from .monitor import Monitor
-from .run_evaluation import run_arms, session_painter
+from .run_evaluation import run_arms, session_sampler
 
 log = logging.getLogger("dpdmd_studio.evaluation")
 SHOWN_PROMPTS = 6
 NOTES = (
     "Prompts and seeds of this page were never used in training.",
-    "Diversity must be read beside the others: a broken picture can be diverse, too.",
+    "Diversity must be read beside the others: a broken image can be diverse, too.",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Heading:
-    """What stands at the head of a run's report.
-
-    Attributes:
-        lora: the file that the run has written.
-        facts: what to say besides `run_facts`.
-    """
-
-    title: str
-    subtitle: str
-    lora: Path
-    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_run_report(
@@ -54,7 +38,7 @@ def write_run_report(
         teacher = monitor.teacher()
         settings = run_arms(session)
         arms = evaluate(
-            replace(session_painter(session), should_stop=monitor.should_stop),
+            replace(session_sampler(session), should_stop=monitor.should_stop),
             settings,
             monitor.material(),
             measures,
@@ -66,41 +50,20 @@ def write_run_report(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        log.info("There is no report: the device has too little memory to draw its pictures.")
+        log.info("There is no report: the device has too little memory to draw its images.")
         return None
-    heading = Heading(
+    data = measured_report(
+        arms,
+        monitor.material(),
+        measures,
+        SHOWN_PROMPTS,
         title=f"{lora.stem}: what it kept of its teacher",
         subtitle=f"{session.teacher.name}, distilled into a {session.config.num_steps}-step LoRA.",
-        lora=lora,
+        facts=run_facts(session, monitor.material()),
+        lora=lora.name,
+        **run_history(session.run),
     )
-    return write_report(
-        run.report, report_data(session, arms, monitor.material(), measures, heading)
-    )
-
-
-def report_data(
-    session: Session,
-    arms: Sequence[Arm],
-    material: EvaluationSet,
-    measures: MeasureSet,
-    heading: Heading,
-) -> ReportData:
-    """Everything that the report of a run shows; pictures of the first prompts only."""
-    shown = [Arm(**{**vars(arm), "pictures": arm.pictures[:SHOWN_PROMPTS]}) for arm in arms]
-    return ReportData(
-        title=heading.title,
-        subtitle=heading.subtitle,
-        facts=run_facts(session, material) | dict(heading.facts),
-        prompts=list(material.prompts[:SHOWN_PROMPTS]),
-        seeds=list(material.seeds),
-        arms=shown,
-        metrics=run_metrics(session.run),
-        measure_labels=measures.labels,
-        measure_units=measures.units,
-        previews=saved_previews(session.run),
-        notes=NOTES,
-        lora=heading.lora.name,
-    )
+    return write_report(run.report, data)
 
 
 def run_facts(session: Session, material: EvaluationSet) -> dict[str, str]:
@@ -108,30 +71,25 @@ def run_facts(session: Session, material: EvaluationSet) -> dict[str, str]:
     config = session.config
     return {
         "Checkpoint": f"{session.teacher.name} ({session.teacher.detection.title})",
-        "Training": f"{session.trainer.step} student updates of {config.batch_size} pictures, "
+        "Training": f"{session.trainer.step} student updates of {config.batch_size} images, "
         f"{config.fake_updates} fake-score updates each",
         "Anchor": f"{config.effective_anchor_step} of {config.effective_teacher_steps} guided "
         f"teacher steps, weight {config.diversity_weight:g}",
         "LoRA rank": str(config.student_rank),
         "Sample it with": session.recipe().plain_host,
-        "Evaluation": f"{len(material.prompts)} prompts set aside, "
-        f"{len(material.seeds)} seeds each",
+        "Evaluation": f"{len(material.prompts)} held-out prompts, {len(material.seeds)} seeds each",
         "Machine": f"{session.call.device.type}, {torch.get_num_threads()} CPU threads",
     }
 
 
-def run_metrics(run: RunDirectory) -> list[dict[str, Any]]:
-    """Every update's metrics, and the measurements along the way."""
-    lines = run.metrics()
+def run_history(run: RunDirectory) -> dict[str, Any]:
+    """How the student learned: metrics with measurements, previews and notes of `ReportData`."""
+    metrics = run.metrics()
     for line in run.metrics(EVALUATIONS):
-        lines.append({key: line[key] for key in ("step", "diversity_kept", "teacher_distance")})
-    return lines
-
-
-def saved_previews(run: RunDirectory) -> list[tuple[int, np.ndarray]]:
-    """(step, sheet) of the run's previews."""
-    found = []
+        metrics.append({key: line[key] for key in ("step", "diversity_kept", "teacher_distance")})
+    previews = []
     for path in sorted(run.previews.glob("step-*.png")):
         with Image.open(path) as image:
-            found.append((int(path.stem.removeprefix("step-")), np.array(image.convert("RGB"))))
-    return found
+            step = int(path.stem.removeprefix("step-"))
+            previews.append((step, np.array(image.convert("RGB"))))
+    return {"metrics": metrics, "previews": previews, "notes": NOTES}

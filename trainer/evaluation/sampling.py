@@ -13,17 +13,16 @@ from ...core.diffusion.prediction import to_x0
 from ...core.diffusion.sampler import sample_few_step
 from ...core.diffusion.schedule import FlowSchedule, Levels, Schedule
 from ..model.conditioning import PromptPair
-from ..model.guided import guided
-from ..model.network import NetworkCall
-from ..training.batches import start_noise
+from ..model.network import NetworkCall, guided
+from ..training.batches import initial_noise
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Which noise levels sampling goes through, and how strongly it is guided.
+    """Which sigmas sampling goes through, and how strongly it is guided.
 
     Attributes:
-        sigmas: decreasing levels, shape (N + 1,); the schedule's own or a recipe's.
+        sigmas: decreasing, shape (N + 1,); the schedule's own or a recipe's.
     """
 
     sigmas: Tensor
@@ -51,14 +50,14 @@ def host_denoiser(
     return model
 
 
-def start_latents(
+def initial_latents(
     schedule: Schedule, seeds: Sequence[int], latent_shape: tuple[int, int, int], sigma: float
 ) -> Tensor:
-    """The noise that pictures of these seeds start from at `sigma`, on the CPU, (B, C, h, w).
+    """The initial noise of these seeds at `sigma`, on the CPU, (B, C, h, w).
 
     A seed alone decides its noise, whatever stands beside it in the batch.
     """
-    noise = torch.stack([start_noise(seed, latent_shape) for seed in seeds])
+    noise = torch.stack([initial_noise(seed, latent_shape) for seed in seeds])
     return noise if isinstance(schedule, FlowSchedule) else noise * (1 + sigma**2) ** 0.5
 
 
@@ -88,8 +87,8 @@ def sample_latents(
 
     Args:
         prompts: batch size B = len(seeds).
-        seeds: seed of each picture's start noise; it alone decides the noise.
+        seeds: seed of each image's initial noise; it alone decides the noise.
         trajectory: down to sigma 0.
     """
-    start = start_latents(call.schedule, seeds, latent_shape, float(trajectory.sigmas[0]))
+    start = initial_latents(call.schedule, seeds, latent_shape, float(trajectory.sigmas[0]))
     return integrate(call, start, prompts, trajectory)

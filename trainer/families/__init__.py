@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ...core.families import Family
+from ..model.family import TorchFamily
 from . import sd1, sd3, sdxl
-from .base import TorchFamily
 
 HALVES: dict[str, TorchFamily] = {}
 """By the name of their facts."""

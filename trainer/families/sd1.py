@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...core.families import Config, sd1
 from ..model.conditioning import Conditioning, Encoded
-from .base import TorchFamily
+from ..model.family import TorchFamily
 
 
 def call(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...core.families import Config, sd3
 from ..model.conditioning import Conditioning, Encoded
-from .base import TorchFamily, side_by_side, widen, width_of
+from ..model.family import TorchFamily, side_by_side, widen, width_of
 
 
 def call(

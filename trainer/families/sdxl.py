@@ -1,4 +1,4 @@
-"""SDXL: a UNet that reads two CLIPs side by side, a pooled vector, and the picture's size."""
+"""SDXL: a UNet that reads two CLIPs side by side, a pooled vector, and the image's size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...core.families import Config, sdxl
 from ..model.conditioning import PIXELS_PER_LATENT, Conditioning, Encoded
-from .base import TorchFamily, side_by_side
+from ..model.family import TorchFamily, side_by_side
 
 
 def call(

@@ -12,6 +12,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of huggingface_hub
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,21 +20,33 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ...app.config.request import ModelFiles
 from ...core.diffusion.schedule import Schedule
 from ...core.errors import CheckpointError, LoraError, SettingsError
 from ...core.families import Config, Detection, Family, family, stated_encoder
-from ...core.lora.file import LoraFile, lora_deltas, merge_lora, weight_shapes
-from ...core.recipe.schedules import family_schedule
+from ...core.lora.file import LoraFile, LoraPair, lora_deltas, merge_lora, weight_shapes
+from ...core.recipe.few_step import family_schedule
 from ..families import TorchFamily, half_of
 from ..model.network import NetworkCall
 from .encoders import encoder_file, encoder_title
-from .leftovers import describe_leftovers
 from .lora_merge import MergingLora, plan_merge
 from .parts import Parts, folder_parts, single_file_parts
 from .vae import LatentDecoder, decoder_file, find_decoder
 from .weights import Component
 
 logger = logging.getLogger("dpdmd_studio.loading")
+# What a checkpoint file may hold beside the tensors in use
+KNOWN_EXTRAS = re.compile(
+    r"^model_ema\."
+    r"|(^|\.)(position_ids|logit_scale|spiece_model|tokenizer_json)$"
+    r"|^(betas|logvar|lvlb_weights|alphas_cumprod(_prev)?|posterior_\w+|log_one_minus_\w+|sqrt_\w+)$"
+    r"|^denoiser\.(sigmas|log_sigmas)$|^model_sampling\.\w+$"
+    r"|^(v_pred|ztsnr|dpdmd_text_encoder\.token_ids)$"
+    r"|^first_stage_model\."  # previews need a part of it only
+    r"|^(cond_stage_model|conditioner\.embedders\.\d|text_encoders\.\w+)\..*"
+    r"(text_projection(\.weight)?|embed_tokens\.weight)$"
+)
+NAMES_SHOWN = 5
 OPTIONS = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
 
 
@@ -54,6 +67,34 @@ class Overrides:
     text_encoders: Mapping[str, Path] = field(default_factory=dict)
     vae: Path | None = None
     loras: Sequence[MergingLora] = ()
+
+    @classmethod
+    def of(
+        cls,
+        files: ModelFiles,
+        prediction: str,
+        zero_terminal_snr: str,
+        loras: Sequence[MergingLora],
+    ) -> Overrides:
+        """Those of a request, whose settings may be "auto"."""
+        return cls(
+            prediction=None if prediction == "auto" else prediction,
+            zero_terminal_snr={"auto": None, "yes": True, "no": False}[zero_terminal_snr],
+            text_encoders=text_encoder_files(files),
+            vae=Path(files.vae) if files.vae else None,
+            loras=loras,
+        )
+
+
+def text_encoder_files(files: ModelFiles) -> dict[str, Path]:
+    """The text-encoder files that were named, by encoder."""
+    named = {"clip_l": files.clip_l, "clip_g": files.clip_g, "t5xxl": files.t5}
+    return {name: Path(file) for name, file in named.items() if file}
+
+
+def model_name(path: Path) -> str:
+    """A file's name without its ending, a folder's whole name (which may hold a version)."""
+    return path.name if path.is_dir() else path.stem
 
 
 AS_STORED = Overrides()
@@ -135,7 +176,7 @@ def load_checkpoint(
     for component in encoders.values():
         component.check()
     _check_widths(facts, parts.config, encoders)
-    notes += describe_leftovers(parts, encoders)
+    notes += _describe_leftovers(parts, encoders)
     decoder = _decoder(parts, overrides.vae, notes)
     notes += plan_merge(overrides.loras, parts.denoiser, encoders, facts)
     network = parts.denoiser.load(dtype, device)
@@ -263,8 +304,37 @@ def _decoder(parts: Parts, path: Path | None, notes: list[str]) -> LatentDecoder
     return decoder
 
 
-def apply_lora(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> None:
-    """Merge a LoRA into the checkpoint's network.
+def _describe_leftovers(parts: Parts, encoders: Mapping[str, Component]) -> list[str]:
+    """One line about unknown tensors in a single file, or none."""
+    if parts.file is None:
+        return []
+    used = parts.denoiser.used()
+    for component in encoders.values():
+        used |= component.used()
+    unused_prefixes = tuple(
+        prefix
+        for kind, prefixes in family(parts.detection.family).text.prefixes.items()
+        if kind not in encoders
+        for prefix in prefixes
+    )
+    unknown = [
+        name
+        for name in parts.file.tensors
+        if name not in used
+        and not KNOWN_EXTRAS.search(name)
+        and not name.startswith(unused_prefixes or ("\0",))
+    ]
+    if not unknown:
+        return []
+    shown = ", ".join(unknown[:NAMES_SHOWN])
+    more = f" and {len(unknown) - NAMES_SHOWN} more" if len(unknown) > NAMES_SHOWN else ""
+    return [f"{len(unknown)} unknown tensors in the file are ignored: {shown}{more}."]
+
+
+def fitting_deltas(
+    checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float
+) -> Mapping[str, LoraPair]:
+    """What a LoRA adds to the layers of the checkpoint's network, by module.
 
     Raises:
         LoraError: it is of another family, or fits no layer.
@@ -273,4 +343,9 @@ def apply_lora(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) ->
     deltas = lora_deltas(lora, checkpoint.family, checkpoint.config, shapes, strength)
     if not deltas:
         raise LoraError(f"{lora.path.name} changes no layer of {checkpoint.path.name}.")
-    merge_lora(checkpoint.network, deltas)
+    return deltas
+
+
+def apply_lora(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> None:
+    """Merge a LoRA into the checkpoint's network; errors as `fitting_deltas`."""
+    merge_lora(checkpoint.network, fitting_deltas(checkpoint, lora, strength))

@@ -17,18 +17,18 @@ logger = logging.getLogger("dpdmd_studio.loading")
 
 @torch.no_grad()
 def decode(checkpoint: LoadedCheckpoint, latents: Tensor) -> np.ndarray:
-    """Pictures, uint8, shape (B, H, W, 3), of the network's latents (B, C, h, w).
+    """Images, uint8, shape (B, H, W, 3), of the network's latents (B, C, h, w).
 
-    One picture at a time, in fp32 on the CPU and bf16 on GPUs: never fp16, in which SDXL's VAE
+    One image at a time, in fp32 on the CPU and bf16 on GPUs: never fp16, in which SDXL's VAE
     overflows. The decoder is loaded for this call and dropped after it.
     """
     decoder = checkpoint.decoder
     if decoder is not None:
         try:
-            return _pictures(_decode_each(checkpoint, decoder, latents))
+            return _images(_decode_each(checkpoint, decoder, latents))
         except NonFiniteError as error:
-            logger.warning("%s Pictures are shown through a linear map instead.", error)
-    return _pictures([linear_preview(checkpoint, item[None]) for item in latents])
+            logger.warning("%s Images are shown through a linear map instead.", error)
+    return _images([linear_preview(checkpoint, item[None]) for item in latents])
 
 
 def _decode_each(
@@ -54,12 +54,12 @@ def vae_latents(checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: T
 
 
 def linear_preview(checkpoint: LoadedCheckpoint, latents: Tensor) -> Tensor:
-    """A rough picture by one linear map per latent pixel, RGB in [-1, 1], (B, 3, 8h, 8w)."""
+    """A rough image by one linear map per latent pixel, RGB in [-1, 1], (B, 3, 8h, 8w)."""
     factors = torch.tensor(checkpoint.family.vae.rgb_factors)
     rgb = torch.einsum("bchw,cr->brhw", latents.float().cpu(), factors)
     return torch.nn.functional.interpolate(rgb, scale_factor=LATENT_TO_PIXELS, mode="nearest")
 
 
-def _pictures(images: list[Tensor]) -> np.ndarray:
+def _images(images: list[Tensor]) -> np.ndarray:
     rgb = torch.cat(images).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return rgb.permute(0, 2, 3, 1).contiguous().numpy()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -19,14 +18,26 @@ from transformers import (
 from ...core.errors import CheckpointError
 from ...core.families import TensorSource
 from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
-from .names import Source, clip_source, openclip_source
-from .weights import Component, Weights
+from .weights import Component, Source, Weights
 
 T5_TITLE = "T5 text encoder"
 HEAD_WIDTH = 64
 BOS, EOS = 49406, 49407
 CLIP_EMBEDDINGS = ("embeddings.token_embedding.weight", "token_embedding.weight")
 T5_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
+OPENCLIP_TOP = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+}
+OPENCLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
 
 
 @dataclass(frozen=True)
@@ -139,7 +150,7 @@ def clip_component(
         extra: full names of further tensors that belong to it.
     """
     openclip = "positional_embedding" in weights.infos
-    source = openclip_source if openclip else clip_source(weights.infos)
+    source = _openclip_source if openclip else _clip_source(weights.infos)
     clip = _clip_config(facts, weights, source, config)
     cls = CLIPTextModelWithProjection if facts.projected else CLIPTextModel
     return Component(facts.title, lambda: cls(clip), weights, source, extra=extra)
@@ -176,6 +187,38 @@ def _projection_width(weights: Weights, source: Source) -> int:
     return shape[-1] if item.change == "transpose" else shape[0]
 
 
+def _clip_source(infos: Mapping[str, TensorInfo]) -> Source:
+    """For CLIP encoders stored under transformers' names.
+
+    transformers 5.6 dropped `text_model.` from CLIPTextModel's own names, and a few old files lack
+    it too, so the prefix is taken from the file.
+    """
+    prefix = "text_model." if any(key.startswith("text_model.") for key in infos) else ""
+
+    def source(name: str) -> TensorSource:
+        if name.startswith("text_projection."):
+            return TensorSource(name)
+        return TensorSource(prefix + name.removeprefix("text_model."))
+
+    return source
+
+
+def _openclip_source(name: str) -> TensorSource:
+    """For CLIP-G as SDXL files hold it: OpenCLIP's names, fused q/k/v, transposed projection."""
+    if name == "text_projection.weight":
+        return TensorSource("text_projection", change="transpose")
+    name = name if name.startswith("text_model.") else f"text_model.{name}"
+    if name in OPENCLIP_TOP:
+        return TensorSource(OPENCLIP_TOP[name])
+    _, _, _, index, inner = name.split(".", 4)
+    module, _, leaf = inner.rpartition(".")
+    block = f"transformer.resblocks.{index}"
+    if module in OPENCLIP_LAYER:
+        return TensorSource(f"{block}.{OPENCLIP_LAYER[module]}.{leaf}")
+    part = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(module)
+    return TensorSource(f"{block}.attn.in_proj_{leaf}", part)
+
+
 def _number(config: Mapping[str, object], key: str, default: int) -> int:
     value = config.get(key)
     return value if isinstance(value, int) else max(1, default)
@@ -204,11 +247,7 @@ def _t5_component(weights: Weights, config: Mapping[str, object]) -> Component:
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",
     )
-    return Component(T5_TITLE, lambda: _t5_encoder(t5), weights, source)
-
-
-def _t5_encoder(config: T5Config) -> nn.Module:
-    return T5EncoderModel(config)
+    return Component(T5_TITLE, lambda: T5EncoderModel(t5), weights, source)
 
 
 KINDS = {

@@ -39,7 +39,7 @@ class MergingLora:
         return PresentLora(self.name, self.strength, self.sha256, self.autov3)
 
     def used(self) -> UsedLora:
-        """The LoRA as a picture's text names it."""
+        """The LoRA as an image's text names it."""
         return UsedLora(name=self.file.path.stem, strength=self.strength, autov3=self.autov3)
 
 

@@ -14,6 +14,7 @@ from ...core.families import (
     Config,
     Detection,
     Family,
+    TensorSource,
     denoiser_tensors,
     detect,
     detect_folder,
@@ -27,7 +28,6 @@ from ...core.families import (
 from ...core.files.tensor_file import TensorFile, read_header
 from ..families import half_of
 from .encoders import encoder_component
-from .names import identity
 from .weights import Component, Weights
 
 PRIVATE = "_"
@@ -102,7 +102,7 @@ def folder_parts(path: Path) -> Parts:
             facts.layout.denoiser_title,
             _factory(facts, config),
             Weights(denoiser.files),
-            identity,
+            TensorSource,  # each parameter under its own name
         ),
         encoders=encoders,
         file=None,

@@ -5,7 +5,7 @@ At the highest timestep the input is noise: x_t = alpha * x0 + std * eps with al
 - An eps network returns that noise: the correlation r of output and input is about
   1 - alpha^2 var(x0) / 2, above 0.99 for anything trained.
 - A v network returns alpha * eps - std * x0_hat: r is about alpha / sqrt(alpha^2 + std(x0_hat)^2),
-  0.07 to 0.2. What is left, x0_hat, is the mean of all pictures a prompt can mean, hence smooth:
+  0.07 to 0.2. What is left, x0_hat, is the mean of all images a prompt can mean, hence smooth:
   neighbouring latent pixels are nearly equal.
 
 So r > 0.9 contradicts v. A low r alone contradicts nothing, for an untrained or toy network has it
@@ -29,7 +29,7 @@ SMOOTHNESS = 0.8
 HIGHEST_TIMESTEP = 999.0
 MAX_LATENT_SIZE = 64
 MIN_LATENT_SIZE = 16
-"""Below this a picture is too small to call smooth."""
+"""Below this an image is too small to call smooth."""
 SEED = 0
 
 

@@ -1,4 +1,4 @@
-"""Latents to pictures, for previews: by a KL VAE, a tiny VAE (TAESD), or a linear map to RGB."""
+"""Latents to images, for previews: by a KL VAE, a tiny VAE (TAESD), or a linear map to RGB."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ...core.errors import CheckpointError
 from ...core.families import TensorSource
 from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
-from .names import Source, identity, vae_source
-from .weights import Component, Weights
+from .weights import Component, Source, Weights
 
 PREFIXES = ("first_stage_model.", "vae.", "")
 TINY_BLOCKS = (3, 3, 3, 1)
@@ -22,6 +21,21 @@ TINY_LAYOUTS = (("taesd_decoder.", 1), ("decoder.layers.", 0), ("", 1))
 """Prefix of a tiny decoder's layers, and how many its file counts before diffusers' first."""
 SCALE_KEY, SHIFT_KEY = "vae_scale", "vae_shift"
 LATENT_TO_PIXELS = 8
+VAE_TOP = {
+    "conv_in": "conv_in",
+    "conv_out": "conv_out",
+    "conv_norm_out": "norm_out",
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "mid_block.attentions.0": "mid.attn_1",
+}
+VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ def _kl_component(weights: Weights) -> Component:
     ours = "decoder.up_blocks.0.resnets.0.conv1.weight" in infos
     pattern = r"decoder\.up_blocks\.(\d+)\." if ours else r"decoder\.up\.(\d+)\."
     levels = 1 + max((int(m[1]) for key in infos if (m := re.match(pattern, key))), default=0)
-    source: Source = identity if ours else vae_source(levels)
+    source: Source = TensorSource if ours else _vae_source(levels)
     if "decoder.mid_block.attentions.0.query.weight" in infos:
         source = _older_names
 
@@ -112,6 +126,36 @@ def _kl_component(weights: Weights) -> Component:
         weights,
         source,
     )
+
+
+def _vae_source(num_levels: int) -> Source:
+    """For the decoder of a KL VAE under LDM names, which count the levels from the other end."""
+
+    def source(name: str) -> TensorSource:
+        module, _, leaf = name.rpartition(".")
+        if module == "post_quant_conv":
+            return TensorSource(name)
+        inner = module.removeprefix("decoder.")
+        attention = inner.removeprefix("mid_block.attentions.0.")
+        if attention != inner:
+            change = "squeeze" if attention != "group_norm" and leaf == "weight" else "none"
+            return TensorSource(
+                f"decoder.mid.attn_1.{VAE_ATTENTION[attention]}.{leaf}", None, change
+            )
+        return TensorSource(f"decoder.{_vae_module(inner, num_levels)}.{leaf}")
+
+    return source
+
+
+def _vae_module(inner: str, num_levels: int) -> str:
+    for ours, ldm in VAE_TOP.items():
+        if inner == ours or inner.startswith(ours + "."):
+            return (ldm + inner[len(ours) :]).replace("conv_shortcut", "nin_shortcut")
+    _, level, kind, index, rest = inner.split(".", 4)
+    side = f"up.{num_levels - 1 - int(level)}"
+    if kind == "upsamplers":
+        return f"{side}.upsample.{rest}"
+    return f"{side}.block.{index}.{rest}".replace("conv_shortcut", "nin_shortcut")
 
 
 def _older_names(name: str) -> TensorSource:

@@ -16,8 +16,10 @@ from ...core.errors import CheckpointError, NonFiniteError, UnsupportedModelErro
 from ...core.families import TensorSource, refuse_quantised
 from ...core.files.tensor_file import TensorFile, TensorInfo
 from ...core.lora.file import weight_shapes
-from .weight_updates import Updates
+from ...core.lora.math import LoraPair, delta
 
+Source = Callable[[str], TensorSource]
+"""From a parameter's name in the module to the tensor of the file that holds its value."""
 FLOAT_DTYPES = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
 NAMES_SHOWN = 5
 PIECE = 1 << 18
@@ -80,6 +82,37 @@ class Weights:
 
 
 @dataclass
+class Updates:
+    """What is added to stored weights, in fp32, before they are rounded to the network's dtype.
+
+    Attributes:
+        deltas: low-rank updates by module name, of each LoRA, added in their order.
+        origin: [SHA256 of the LoRA file, strength] of each LoRA they come from, in that order.
+    """
+
+    deltas: list[Mapping[str, LoraPair]] = field(default_factory=list)
+    origin: list[tuple[str, float]] = field(default_factory=list)
+
+    def add(self, deltas: Mapping[str, LoraPair], sha256: str, strength: float) -> None:
+        """Take in what one more LoRA adds."""
+        self.deltas.append(deltas)
+        self.origin.append((sha256, strength))
+
+    def added(self, parameter: str, stored: Tensor) -> Tensor:
+        """The stored value with the updates of that parameter, in fp32."""
+        value, module = stored.float(), parameter.removesuffix(".weight")
+        for deltas in self.deltas:
+            if module in deltas:
+                value = value + delta(deltas[module].to(value.device), value.shape)
+        return value
+
+    def change(self, parameter: str) -> bool:
+        """Whether anything is added to that parameter."""
+        module = parameter.removesuffix(".weight")
+        return module != parameter and any(module in deltas for deltas in self.deltas)
+
+
+@dataclass
 class Component:
     """A network that lies in a checkpoint: checked when it is made, loaded when it is needed.
 
@@ -96,7 +129,7 @@ class Component:
     what: str
     factory: Callable[[], nn.Module]
     weights: Weights
-    source: Callable[[str], TensorSource]
+    source: Source
     updates: Updates = field(default_factory=Updates)
     extra: tuple[str, ...] = ()
 

@@ -21,42 +21,21 @@ from .offload import HostWeight, OffloadRing
 from .weight_formats import Parts, WeightFormat
 
 
-class _Linear(torch.autograd.Function):
+class _Product(torch.autograd.Function):
+    """A layer's output, whose backward unpacks the weight once more."""
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, layer: FrozenLinear) -> Tensor:
-        ctx.layer = layer
+    def forward(ctx: Any, input: Tensor, layer: FrozenLayer) -> Tensor:
+        ctx.layer, ctx.shape = layer, input.shape
+        bias = None if layer.bias is None else layer.bias.to(input.dtype)
         with layer.unpacked(input.dtype) as weight:
-            bias = layer.bias
-            return F.linear(input, weight, None if bias is None else bias.to(input.dtype))
+            return layer.product(input, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         with ctx.layer.unpacked(gradient.dtype) as weight:
-            return gradient @ weight, None
-
-
-class _Conv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, layer: FrozenConv2d) -> Tensor:
-        ctx.layer, ctx.shape = layer, input.shape
-        with layer.unpacked(input.dtype) as weight:
-            bias = layer.bias
-            return F.conv2d(
-                input, weight, None if bias is None else bias.to(input.dtype),
-                layer.stride, layer.padding, layer.dilation, layer.groups,
-            )  # fmt: skip
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        layer = ctx.layer
-        with layer.unpacked(gradient.dtype) as weight:
-            found = conv2d_input(
-                ctx.shape, weight, gradient, layer.stride, layer.padding, layer.dilation,
-                layer.groups,
-            )  # fmt: skip
-        return found, None
+            return ctx.layer.input_gradient(ctx.shape, gradient, weight), None
 
 
 class FrozenLayer(nn.Module):
@@ -117,20 +96,32 @@ class FrozenLayer(nn.Module):
     def _parts(self) -> Parts:
         return tuple(self.get_buffer(name) for name in self.names)
 
-    def _as_computed(self, input: Tensor) -> Tensor:
-        """The input in autocast's number format where that is on, as the plain layer has it."""
+    def forward(self, input: Tensor) -> Tensor:
+        """As the plain layer's; autocast gives it the input in its number format, too."""
         kind = input.device.type
-        if not torch.is_autocast_enabled(kind):
-            return input
-        return input.to(torch.get_autocast_dtype(kind))
+        if torch.is_autocast_enabled(kind):
+            input = input.to(torch.get_autocast_dtype(kind))
+        return _Product.apply(input, self)  # type: ignore[return-value]
+
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The plain layer's output with that weight and bias."""
+        raise NotImplementedError
+
+    def input_gradient(self, shape: torch.Size, gradient: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of an input of that shape, from the output's."""
+        raise NotImplementedError
 
 
 class FrozenLinear(FrozenLayer, nn.Linear):  # type: ignore[override]
     """A linear layer with a stored weight."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Linear.forward`."""
-        return _Linear.apply(self._as_computed(input), self)  # type: ignore[return-value]
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As `FrozenLayer.product`."""
+        return F.linear(input, weight, bias)
+
+    def input_gradient(self, shape: torch.Size, gradient: Tensor, weight: Tensor) -> Tensor:
+        """As `FrozenLayer.input_gradient`."""
+        return gradient @ weight
 
 
 class FrozenConv2d(FrozenLayer, nn.Conv2d):  # type: ignore[override]
@@ -140,9 +131,14 @@ class FrozenConv2d(FrozenLayer, nn.Conv2d):  # type: ignore[override]
         """PEFT makes a LoRA's convolutions by calling its base layer's class: those are plain."""
         return nn.Conv2d(*sizes, **named) if sizes or named else super().__new__(cls)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Conv2d.forward`."""
-        return _Conv2d.apply(self._as_computed(input), self)  # type: ignore[return-value]
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """As `FrozenLayer.product`."""
+        return self._conv_forward(input, weight, bias)
+
+    def input_gradient(self, shape: torch.Size, gradient: Tensor, weight: Tensor) -> Tensor:
+        """As `FrozenLayer.input_gradient`."""
+        numbers: Any = (self.stride, self.padding, self.dilation, self.groups)
+        return conv2d_input(shape, weight, gradient, *numbers)
 
 
 KINDS: dict[type[nn.Module], type[FrozenLayer]] = {

@@ -16,7 +16,7 @@ from torch import nn
 from ..model.network import frozen_dtype
 from .frozen_layers import FrozenLayer, can_be_frozen, freeze
 from .offload import OffloadRing
-from .weight_formats import Keep, WeightFormat, weight_format
+from .weight_formats import KEEP, WeightFormat, weight_format
 
 ON_THE_PATH = (".conv_shortcut", ".downsamplers.", ".upsamplers.")
 RING = "offload_ring"
@@ -61,7 +61,7 @@ def offload_base(network: nn.Module) -> None:
     ring = _ring(network, device)
     for _, layer in _inner_layers(network):
         if not isinstance(layer, FrozenLayer):
-            freeze(layer, Keep(), device)
+            freeze(layer, KEEP, device)
         if isinstance(layer, FrozenLayer) and layer.host is None:
             layer.to_host(ring)
 
@@ -71,12 +71,12 @@ def store_layers(
 ) -> None:
     """Store each inner layer in the format, on the CPU where there is a ring; in place."""
     for name, layer in _inner_layers(network):
-        wanted = Keep() if any(part in name for part in ON_THE_PATH) else found
+        wanted = KEEP if any(part in name for part in ON_THE_PATH) else found
         if not isinstance(layer, FrozenLayer):
-            if isinstance(wanted, Keep) and ring is None:
+            if wanted == KEEP and ring is None:
                 continue
             freeze(layer, wanted, device)
-        elif type(layer.format) is not type(wanted):
+        elif layer.format != wanted:
             layer.repack(wanted)
         if ring is not None and isinstance(layer, FrozenLayer) and layer.host is None:
             layer.to_host(ring)
@@ -87,7 +87,7 @@ def describe_base(network: nn.Module, kind: str) -> str:
     layers = [layer for layer in network.modules() if isinstance(layer, FrozenLayer)]
     size = sum(layer.stored_bytes for layer in layers) / 2**20
     dtype = str(frozen_dtype(network)).removeprefix("torch.")
-    packed = sum(not isinstance(layer.format, Keep) for layer in layers)
+    packed = sum(layer.format != KEEP for layer in layers)
     what = f"{packed} packed as {kind}" if packed else f"as {dtype}"
     text = f"{len(layers)} layers stored, {what}, {size:.1f} MiB"
     ring = getattr(network, RING, None)

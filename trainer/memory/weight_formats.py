@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,67 +19,55 @@ from torch import Tensor
 from ...core.errors import SettingsError
 
 Parts = tuple[Tensor, ...]
-INT8_MAX = 127
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
 BITSANDBYTES = "bitsandbytes.functional"
 NF4_BLOCK = 64  # weights that share a scale
 
 
-class WeightFormat(Protocol):
-    """Packs a weight into the tensors that are stored, and unpacks them again."""
+@dataclass(frozen=True)
+class WeightFormat:
+    """Packs a weight into the tensors that are stored, and unpacks them; this one as it is."""
 
     def pack(self, weight: Tensor) -> Parts:
         """The tensors to store for a weight (O, I) or (O, I, h, w)."""
-        ...
-
-    def unpack(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """The weight of that shape and dtype; may share memory with `parts`."""
-        ...
-
-
-class Keep:
-    """The weight itself."""
-
-    def pack(self, weight: Tensor) -> Parts:
-        """As `WeightFormat.pack`."""
         return (weight,)
 
     def unpack(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """As `WeightFormat.unpack`."""
+        """The weight of that shape and dtype; may share memory with `parts`."""
         return parts[0].to(dtype)
 
 
-class Int8:
-    """Signed bytes, symmetric, one fp32 scale per output channel."""
+@dataclass(frozen=True)
+class Scaled(WeightFormat):
+    """Numbers of 8 bit, symmetric, with one fp32 scale per output channel.
+
+    Attributes:
+        dtype: signed bytes or 8-bit floats.
+        largest: the largest of these numbers that is used.
+    """
+
+    dtype: torch.dtype
+    largest: float
 
     def pack(self, weight: Tensor) -> Parts:
         """As `WeightFormat.pack`."""
-        scale = _channel_scale(weight, INT8_MAX)
-        return (weight / scale).round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8), scale
+        around = tuple(range(1, weight.dim()))
+        scale = weight.abs().amax(dim=around, keepdim=True).float() / self.largest
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # channels of zeros
+        numbers = weight / scale
+        if not self.dtype.is_floating_point:
+            numbers = numbers.round_()
+        return numbers.clamp_(-self.largest, self.largest).to(self.dtype), scale
 
     def unpack(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """As `WeightFormat.unpack`; rounded once: bytes are exact in every dtype used."""
+        """As `WeightFormat.unpack`; rounded once: the stored numbers are exact in every dtype."""
         return parts[0].to(dtype).mul_(parts[1])
 
 
-class Fp8:
-    """8-bit floats (e4m3), one fp32 scale per output channel."""
-
-    def pack(self, weight: Tensor) -> Parts:
-        """As `WeightFormat.pack`."""
-        scale = _channel_scale(weight, FP8_MAX)
-        return (weight / scale).clamp_(-FP8_MAX, FP8_MAX).to(FP8), scale
-
-    def unpack(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """As `WeightFormat.unpack`; rounded once, as for int8."""
-        return parts[0].to(dtype).mul_(parts[1])
-
-
-class Nf4:
+@dataclass(frozen=True)
+class Nf4(WeightFormat):
     """4-bit normal floats in blocks of 64 with fp32 scales (arXiv:2305.14314), by bitsandbytes."""
 
-    def __init__(self) -> None:
+    def __post_init__(self) -> None:
         """Raises:
         SettingsError: bitsandbytes is not installed, or does not work here.
         """
@@ -113,7 +104,13 @@ class Nf4:
         return self._library.dequantize_4bit(parts[0], state).view(shape)
 
 
-FORMATS: dict[str, type[WeightFormat]] = {"keep": Keep, "int8": Int8, "fp8": Fp8, "nf4": Nf4}
+KEEP = WeightFormat()
+FORMATS: dict[str, Callable[[], WeightFormat]] = {
+    "keep": WeightFormat,
+    "int8": partial(Scaled, torch.int8, 127.0),
+    "fp8": partial(Scaled, torch.float8_e4m3fn, 448.0),
+    "nf4": Nf4,
+}
 
 
 def weight_format(name: str, device: torch.device, dtype: torch.dtype) -> WeightFormat:
@@ -137,10 +134,3 @@ def weight_format(name: str, device: torch.device, dtype: torch.dtype) -> Weight
             f"{str(dtype).removeprefix('torch.')} ({reason}). Choose --base-weights int8 or keep."
         )
     return found
-
-
-def _channel_scale(weight: Tensor, largest: float) -> Tensor:
-    """fp32 scale per output channel, shape (O, 1, ...); 1 for channels of zeros."""
-    around = tuple(range(1, weight.dim()))
-    scale = weight.abs().amax(dim=around, keepdim=True).float() / largest
-    return torch.where(scale > 0, scale, torch.ones_like(scale))

@@ -78,7 +78,7 @@ def diversity_loss(x0: Tensor, x0_target: Tensor, std: Tensor) -> Tensor:
 
     Args:
         x0: the student's prediction, (B, C, H, W).
-        x0_target: the x0 of the chord to the anchor, (B, C, H, W).
+        x0_target: the x0 that leads to the anchor, of `chord_x0`, (B, C, H, W).
         std: noise scale of the step's level, (1 or B, 1, 1, 1).
     """
     return ((x0 - x0_target.detach()) / std).square().mean()

@@ -1,4 +1,4 @@
-"""What is optimised and at which noise levels: the method's settings as values."""
+"""What is optimised and at which sigmas or timesteps: the method's settings as values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network is told besides the latent: encoded prompts, and for SDXL the picture's size."""
+"""What a network is told besides the latent: encoded prompts, and for SDXL the image's size."""
 
 from __future__ import annotations
 

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import Schedule
 from ...core.families import Family
-from .conditioning import Conditioning
-
-
-class NetworkHalf(Protocol):
-    """What is needed here of a family's torch half (trainer/families)."""
-
-    @property
-    def facts(self) -> Family:
-        """The family's facts."""
-        ...
-
-    @property
-    def call(
-        self,
-    ) -> Callable[[nn.Module, Tensor, Tensor, Conditioning, torch.dtype], Tensor]:
-        """The one call of its network."""
-        ...
+from .conditioning import Conditioning, PromptPair
+from .family import TorchFamily
 
 
 @dataclass(eq=False)
@@ -43,7 +27,7 @@ class NetworkCall:
     """
 
     network: nn.Module
-    half: NetworkHalf
+    half: TorchFamily
     prediction: str
     schedule: Schedule
     device: torch.device
@@ -69,6 +53,34 @@ class NetworkCall:
         low = dtype != torch.float32
         with torch.autocast(x_t.device.type, dtype, enabled=low, cache_enabled=False):
             return self.half.call(self.network, x_t.to(dtype), steps, told, dtype).float()
+
+
+def guided(
+    network: NetworkCall, x_t: Tensor, timesteps: Tensor, prompts: PromptPair, guidance: Guidance
+) -> Tensor:
+    """The raw guided prediction, shape (B, C, H, W); without guidance one evaluation a sample.
+
+    Args:
+        x_t: states, (B, C, H, W).
+        timesteps: what the network is fed, (B,).
+        prompts: of batch size B.
+    """
+    if guidance.is_off:
+        return network(x_t, timesteps, prompts.conditional)
+    return guidance.combine(*_both(network, x_t, timesteps, prompts))
+
+
+def _both(
+    network: NetworkCall, x_t: Tensor, timesteps: Tensor, prompts: PromptPair
+) -> tuple[Tensor, Tensor]:
+    """Both predictions in one call; in two where joint attention would see foreign padding."""
+    positive, negative = prompts.conditional, prompts.unconditional
+    if not positive.batches_exactly_with(negative):
+        return network(x_t, timesteps, positive), network(x_t, timesteps, negative)
+    both = positive.cat([positive, negative])
+    output = network(torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), both)
+    conditional, unconditional = output.chunk(2)
+    return conditional, unconditional
 
 
 def frozen_dtype(network: nn.Module) -> torch.dtype:

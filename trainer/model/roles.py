@@ -4,21 +4,26 @@ PEFT's own switches (`set_adapter`, `disable_adapters`) also flip `requires_grad
 reads at backward time: switching between a forward and its backward silently gives zero gradients.
 `AdapterRoles` therefore sets only which adapter is active and leaves every adapter trainable; the
 losses are backpropagated with the same role active as in their forward, as gradient checkpointing
-needs.
+needs. Bound to prompts, it is the network that the method sees.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from ...core.diffusion.guidance import NO_GUIDANCE, Guidance
+from ...core.diffusion.schedule import Levels
 from ...core.errors import LoraError
+from .conditioning import PromptPair
 from .lora_layers import LAYERS
+from .network import NetworkCall, guided
 
 
 class AdapterRoles:
@@ -110,3 +115,52 @@ class AdapterRoles:
             )
         for name, parameter in own.items():
             parameter.copy_(state[name])
+
+
+@dataclass(frozen=True)
+class RoleNetwork:
+    """A denoiser and its roles.
+
+    Attributes:
+        loss_scale: multiplies every loss before its backward, so that float16 gradients do not
+            vanish; who applies the gradients divides it out.
+    """
+
+    call: NetworkCall
+    roles: AdapterRoles
+    loss_scale: float = 1.0
+
+    def bound(self, prompts: PromptPair, rows: int, of: int) -> BoundNetwork:
+        """The network for `rows` images of a batch `of` so many: their losses count by share."""
+        return BoundNetwork(self.call, self.roles, prompts, self.loss_scale * rows / of)
+
+
+@dataclass(frozen=True)
+class BoundNetwork:
+    """A denoiser in three roles for the prompts of some rows; see `method.dp_dmd.Network`."""
+
+    call: NetworkCall
+    roles: AdapterRoles
+    prompts: PromptPair
+    loss_weight: float = 1.0
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts."""
+        return self.call.prediction
+
+    def __call__(
+        self, role: str, x_t: Tensor, level: Levels, guidance: Guidance = NO_GUIDANCE
+    ) -> Tensor:
+        """The prediction of a role at x_t (B, C, H, W), float32."""
+        self.roles.use(role)
+        timesteps = level.timesteps.expand(len(x_t))
+        return guided(self.call, x_t, timesteps, self.prompts, guidance)
+
+    def backward(self, role: str, loss: Tensor, weight: float = 1.0) -> None:
+        """Add the gradients of weight * loss, with the role active as in the forward.
+
+        Gradient checkpointing runs the forward again, and PEFT's layers look at the active adapter.
+        """
+        self.roles.use(role)
+        (self.loss_weight * weight * loss).backward()

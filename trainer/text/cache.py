@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ...core.errors import OutputError, RunError
 from ...core.families.base import TextFacts
-from ..families.base import width_of
 from ..loading.checkpoint import LoadedCheckpoint
 from ..loading.weights import Component
 from ..model.conditioning import Conditioning, Encoded
+from ..model.family import width_of
 from .encoders import EncoderPlan, combine, encoder_dtype, plan, read_layer
 
 log = logging.getLogger("dpdmd_studio.text")

@@ -1,49 +1,63 @@
-"""What pictures of shapes are worth, by exact counts, as measures of an evaluation."""
+"""What images of shapes are worth, by exact counts, as measures of an evaluation."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 
 from ...core.families import stated_settings
-from ..evaluation.features import PictureFeatures, layout_features
+from ..evaluation.features import ImageFeatures, layout_features
 from ..evaluation.measures import MeasureSet, Rows, feature_measures
 from ..loading.checkpoint import LoadedCheckpoint
 from .measures import Measurement, adherence, measure, unsaid_entropy
-from .shapes import ATTRIBUTES, parse_caption
+from .shapes import ATTRIBUTES, RESOLUTION, parse_caption
+
+log = logging.getLogger("dpdmd_studio.evaluation")
 
 
-def measures_for(
-    checkpoint: LoadedCheckpoint, features: PictureFeatures | None = None
-) -> MeasureSet:
+def measures_for(checkpoint: LoadedCheckpoint, features: ImageFeatures | None = None) -> MeasureSet:
     """Diversity and distance in the features (default: built in); on shapes exact counts first."""
     found = feature_measures(features or layout_features())
     return shapes_measures() + found if stated_settings(checkpoint.path) else found
 
 
 def shapes_measures() -> MeasureSet:
-    """Exact counts for the embedded teachers: clean pictures, prompt adherence, diversity."""
+    """Exact counts for the embedded teachers: valid samples, prompt adherence, diversity."""
     labels = {
-        "valid": ("Clean pictures", "Share of pictures with one clean shape on its background."),
+        "valid": ("Valid samples", "Share of samples with one clean shape on its background."),
         "adherence": (
             "Follows prompt",
-            "Share that are clean and show everything the prompt says.",
+            "Share that are valid and show everything the prompt says.",
         ),
         "diversity": (
             "Diversity",
             "How often two seeds of one prompt differ in what it leaves open: mean over the unsaid "
-            "attributes, clean pictures only; 100% is what even draws give.",
+            "attributes, valid samples only; 100% is what even draws give.",
         ),
     }
     return MeasureSet((count_shapes,), labels, {})
 
 
 def count_shapes(prompts: Sequence[str], rows: Rows, teacher: Rows) -> dict[str, float]:
-    """Shares of clean and of said pictures, and how much each unsaid attribute varies.
+    """Shares of valid and of adherent samples, and how much each unsaid attribute varies.
 
     "diversity_<attribute>" is within one prompt (`seeds_apart`), "entropy_<attribute>" over all.
+    Shapes are read from images of one size; of others nothing is counted, and the log says so.
     """
-    found = [[measure(picture) for picture in row] for row in rows]
+    height, width, _ = rows[0][0].shape
+    if (height, width) != (RESOLUTION, RESOLUTION):
+        if rows is teacher:  # once, for the first arm
+            log.info(
+                "Shapes are counted in images of %d x %d alone, and these are %d x %d: the report "
+                "has neither valid samples nor prompt adherence.",
+                RESOLUTION,
+                RESOLUTION,
+                width,
+                height,
+            )
+        return {}
+    found = [[measure(image) for image in row] for row in rows]
     pairs = [(p, seen) for p, row in zip(prompts, found, strict=True) for seen in row]
     named = {f"diversity_{name}": value for name, value in seeds_apart(prompts, found).items()}
     entropies = {f"entropy_{name}": value for name, value in unsaid_entropy(pairs).items()}
@@ -57,7 +71,7 @@ def count_shapes(prompts: Sequence[str], rows: Rows, teacher: Rows) -> dict[str,
 
 
 def seeds_apart(prompts: Sequence[str], found: Sequence[Sequence[Measurement]]) -> dict[str, float]:
-    """By attribute: how often two clean pictures of one prompt that leaves it open differ in it.
+    """By attribute: how often two valid samples of one prompt that leaves it open differ in it.
 
     As a share of how often even draws differ, 1 - 1 / classes (Gini and Simpson); unbiased for any
     number of seeds, and blind to what other prompts show. Mean over pairs of all prompts.

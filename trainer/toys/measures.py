@@ -1,8 +1,8 @@
-"""Reads the attributes of a shapes picture off its pixels, and says when there is no clean shape.
+"""Reads the attributes of a shapes image off its pixels, and says when there is no clean shape.
 
 No network and nothing learnt: the border gives the background, the pixels far from it give the
 colour, every pixel is then a mixture of the two, and the mixture's area and centroid fix the one
-circle, square, triangle or cross that could be meant. The picture is valid when one of these four,
+circle, square, triangle or cross that could be meant. The image is valid when one of these four,
 drawn there, covers the same pixels. Mild blur and noise move neither area nor centroid.
 """
 
@@ -33,7 +33,7 @@ Array = NDArray[np.float64]
 BORDER_SHARE = 0.85
 """Share of the outermost pixels that must have the background's colour."""
 COLOUR_TOLERANCE = 45.0
-"""Largest distance in RGB of a clean pixel from what it should be."""
+"""Largest distance in RGB of a pixel from what it should be."""
 STRAY_SHARE, STRAY_PIXELS = 0.04, 4.0
 """Pixels of a third colour that are forgiven: a share of the shape's area and a fixed number."""
 MINIMUM_AREA = 30.0
@@ -52,7 +52,7 @@ AREA_OF_UNIT = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one picture shows. The names are empty where nothing could be read."""
+    """What one image shows. The names are empty where nothing could be read."""
 
     valid: bool
     shape: str = ""
@@ -61,14 +61,14 @@ class Measurement:
     position: str = ""
     background: str = ""
     reason: str = ""
-    """Why the picture is not valid; empty when it is."""
+    """Why the image is not valid; empty when it is."""
 
 
-def measure(picture: NDArray[np.uint8]) -> Measurement:
-    """The attributes of one picture, uint8 RGB of shape (64, 64, 3)."""
-    if picture.shape != (RESOLUTION, RESOLUTION, 3) or picture.dtype != np.uint8:
-        raise ValueError(f"expected uint8 (64, 64, 3), found {picture.dtype} {picture.shape}")
-    pixels = picture.astype(np.float64)
+def measure(image: NDArray[np.uint8]) -> Measurement:
+    """The attributes of one image, uint8 RGB of shape (64, 64, 3)."""
+    if image.shape != (RESOLUTION, RESOLUTION, 3) or image.dtype != np.uint8:
+        raise ValueError(f"expected uint8 (64, 64, 3), found {image.dtype} {image.shape}")
+    pixels = image.astype(np.float64)
     behind, share = _border_colour(pixels)
     background = _nearest(behind, BACKGROUNDS)
     found = Measurement(False, background=background)
@@ -84,12 +84,12 @@ def measure(picture: NDArray[np.uint8]) -> Measurement:
     mask, stray = _mixture(pixels, behind, front)
     area = float(mask.sum())
     if stray > STRAY_PIXELS + STRAY_SHARE * area:
-        return replace(found, reason="a third colour is in the picture")
+        return replace(found, reason="a third colour is in the image")
     return _read_shape(mask, area, found)
 
 
 def adherence(caption: str, measurement: Measurement) -> bool:
-    """Whether the picture is valid and shows everything that the caption says."""
+    """Whether the image is valid and shows everything that the caption says."""
     said = parse_caption(caption)
     return measurement.valid and all(getattr(measurement, k) == v for k, v in said.items())
 
@@ -104,10 +104,10 @@ def entropy(values: Iterable[str], attribute: str) -> float:
 
 
 def unsaid_entropy(pairs: Iterable[tuple[str, Measurement]]) -> dict[str, float]:
-    """Normalised entropy of each attribute over the valid pictures whose captions leave it open.
+    """Normalised entropy of each attribute over the valid images whose captions leave it open.
 
     Args:
-        pairs: captions with the measurements of pictures made for them.
+        pairs: captions with the measurements of images made for them.
     """
     values: dict[str, list[str]] = {name: [] for name in ATTRIBUTES}
     for caption, measurement in pairs:
@@ -187,7 +187,7 @@ def _class_of(value: float, limits: Mapping[str, tuple[float, float]]) -> str:
 
 
 def _position(right: float, down: float) -> str:
-    """Name of the place, from the offset of the shape's middle from the picture's."""
+    """Name of the place, from the offset of the shape's middle from the image's."""
     major, minor = max(abs(right), abs(down)), min(abs(right), abs(down))
     if major <= CENTRE_LIMIT:
         return "centre"

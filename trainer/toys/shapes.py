@@ -1,6 +1,6 @@
-"""Pictures of one plain shape, and captions that tell a part of what is in them.
+"""Images of one plain shape, and captions that tell a part of what is in them.
 
-This is the whole world of the embedded teacher. A picture is decided by five named attributes and
+This is the whole world of the embedded teacher. An image is decided by five named attributes and
 by continuous jitter inside each of them (exact place, exact extent, tone of both colours); the
 ranges of neighbouring classes are far apart, so that `shapes_measure` can read the classes back
 without doubt. A caption says some of the attributes; what it leaves unsaid is free, and that is
@@ -61,7 +61,7 @@ PLACE_WORDS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in one picture: the five attributes by name."""
+    """What is in one image: the five attributes by name."""
 
     shape: str
     colour: str
@@ -84,7 +84,7 @@ def coverage(
         centre_x: middle of the bounding box, in pixels from the left edge, shape (N,).
         centre_y: the same from the upper edge, shape (N,).
         half: half of the longer side of the bounding box, shape (N,).
-        resolution: height and width of the picture.
+        resolution: height and width of the image.
     """
     axis = np.arange(resolution) + 0.5
     x = np.abs(axis[None, None, :] - centre_x[:, None, None])
@@ -111,7 +111,7 @@ def caption(scene: Scene, said: Sequence[str], wording: int = 0) -> str:
     """A caption of the scene that tells the attributes in `said` and no other.
 
     Args:
-        scene: what is in the picture.
+        scene: what is in the image.
         said: names out of `ATTRIBUTES`.
         wording: 0 ends in ", white background", 1 in "on a white background".
     """

@@ -1,4 +1,4 @@
-"""Inputs of updates as pure functions of seed and step: prompts, start noise, random draws."""
+"""Inputs of updates as pure functions of seed and step: prompts, initial noise, random draws."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def stream_generator(seed: int, stream: str, step: int, index: int = 0) -> torch
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def start_noise(seed: int, shape: tuple[int, int, int]) -> torch.Tensor:
-    """The start noise of one picture: fp32 randn(C, h, w) from a CPU generator seeded `seed`."""
+def initial_noise(seed: int, shape: tuple[int, int, int]) -> torch.Tensor:
+    """The initial noise of one image: fp32 randn(C, h, w) from a CPU generator seeded `seed`."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -64,7 +64,7 @@ class BatchSource:
         return stream_generator(self._config.seed, stream, step, index)
 
     def batch(self, stream: str, step: int, index: int = 0) -> Batch:
-        """Prompts and start noise of one update."""
+        """Prompts and initial noise of one update."""
         generator = self.generator(f"{stream}-batch", step, index)
         size = self._config.batch_size
         shape = self._shapes[int(torch.randint(len(self._shapes), (), generator=generator))]

@@ -13,7 +13,7 @@ from ..device import to_device
 from ..distributed import Ranks
 from ..method.dp_dmd import Metrics, Network, fake_update, student_samples, student_update
 from ..method.objective import Draws, draw, draw_for_fake, draw_supervised_step
-from ..model.role_network import RoleNetwork
+from ..model.roles import RoleNetwork
 from .batches import Batch
 from .in_force import SettingsInForce
 

@@ -13,7 +13,7 @@ from ...app.config.memory_fallback import Fallback
 from ...app.runs.directory import RunDirectory
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import Schedule
-from ..memory.fallback import CHANGING, write_fallbacks
+from ..memory.fit import CHANGING, write_fallbacks
 from ..memory.packed_base import offload_base, quantise_base
 from ..method.objective import Grids, Objective
 from .optimizers import AdapterOptimizer

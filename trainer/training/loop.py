@@ -50,7 +50,7 @@ def train(
 
     if trainer.step == 0 and not trainer.head_start(stop_wanted):
         return False
-    speed = _Speed()
+    average = 0.0  # of the seconds of an update; the slow first one is forgotten quickly
     while trainer.step < config.steps:
         started = time.perf_counter()
         metrics = trainer.update()
@@ -61,7 +61,8 @@ def train(
         if trainer.ranks.size > 1:
             line["processes"] = trainer.ranks.size
         run.append_metrics(line)
-        progress = Progress(trainer.step, config.steps, metrics, speed.after(seconds))
+        average = 0.9 * (average or seconds) + 0.1 * seconds
+        progress = Progress(trainer.step, config.steps, metrics, average)
         done = trainer.step == config.steps
         saved = done or trainer.step % config.save_every == 0
         if saved:  # before anything is drawn or shown, which might fail
@@ -82,15 +83,3 @@ def _memory(device: torch.device) -> dict[str, float]:
     found = {"memory_bytes": memory_in_use(device), "device_memory_bytes": device_memory(device)}
     found["free_memory_bytes"] = free_memory(device)
     return {name: float(value) for name, value in found.items() if value is not None}
-
-
-class _Speed:
-    """Seconds per update: a moving average that forgets the slow first update quickly."""
-
-    def __init__(self) -> None:
-        self._average: float | None = None
-
-    def after(self, seconds: float) -> float:
-        before = self._average if self._average is not None else seconds
-        self._average = 0.9 * before + 0.1 * seconds
-        return self._average

@@ -40,7 +40,7 @@ class AdapterOptimizer:
         self.kind, self._parameters = kind, list(parameters)
         self._device = self._parameters[0].device
         self._adam = _adamw(self._parameters) if kind == ADAMW else _adamw8bit(self._parameters)
-        self._homes: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self._offloaded: dict[nn.Parameter, dict[str, Tensor]] = {}
         self._allocate(offload)
 
     @property
@@ -65,7 +65,7 @@ class AdapterOptimizer:
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
             if offload:  # one after the other: they need not fit the device together
-                self._send_home(parameter)
+                self._move_to_cpu(parameter)
 
     @property
     def _step_device(self) -> torch.device:
@@ -75,7 +75,7 @@ class AdapterOptimizer:
     def offload(self) -> None:
         """From here on keep the moments in CPU memory between steps."""
         for parameter in self._parameters:
-            self._send_home(parameter)
+            self._move_to_cpu(parameter)
 
     def prepare(self) -> None:
         """Bring the moments to the device, if they wait elsewhere; the adapter stays as it is.
@@ -84,14 +84,14 @@ class AdapterOptimizer:
             RuntimeError: the device has too little memory; the moments are as they were.
         """
         try:
-            for parameter, home in self._homes.items():
-                # `copy`: where the device is the CPU itself, a step must not write into the home
+            for parameter, offloaded in self._offloaded.items():
+                # `copy`: where the device is the CPU itself, a step must not write into that
                 self.state[parameter] |= {
                     name: value.to(self._device, non_blocking=True, copy=True)
-                    for name, value in home.items()
+                    for name, value in offloaded.items()
                 }
         except RuntimeError:
-            self._leave()
+            self._drop_device_copies()
             raise
 
     def step(self, learning_rate: float, finite: Tensor) -> None:
@@ -107,25 +107,27 @@ class AdapterOptimizer:
             self._adam.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self._adam.step()
         self.zero_grad()
-        for parameter, home in self._homes.items():
-            for name, value in home.items():
+        for parameter, offloaded in self._offloaded.items():
+            for name, value in offloaded.items():
                 value.copy_(self.state[parameter][name], non_blocking=True)
-        self._leave()
+        self._drop_device_copies()
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
         self._adam.zero_grad(set_to_none=True)
 
-    def _leave(self) -> None:
+    def _drop_device_copies(self) -> None:
         """Forget the copies on the device."""
-        for parameter, home in self._homes.items():
-            self.state[parameter] |= home
+        for parameter, offloaded in self._offloaded.items():
+            self.state[parameter] |= offloaded
 
-    def _send_home(self, parameter: nn.Parameter) -> None:
+    def _move_to_cpu(self, parameter: nn.Parameter) -> None:
         state = self.state[parameter]
         moments = {n: v for n, v in state.items() if _is_moment(n, v)}
-        self._homes[parameter] = {n: _in_cpu_memory(v, self._device) for n, v in moments.items()}
-        state |= self._homes[parameter]
+        self._offloaded[parameter] = {
+            n: _in_cpu_memory(v, self._device) for n, v in moments.items()
+        }
+        state |= self._offloaded[parameter]
 
     # Saving
 
@@ -161,15 +163,15 @@ class AdapterOptimizer:
                     continue
                 state[part] = _like(value, saved[f"{name}/{part}"])
                 left.discard(f"{name}/{part}")
-            for part, home in self._homes.get(parameter, {}).items():
-                state[part] = home.copy_(state[part])
+            for part, offloaded in self._offloaded.get(parameter, {}).items():
+                state[part] = offloaded.copy_(state[part])
         if left:
             raise ValueError(f"{sorted(left)[0]} belongs to another optimizer")
 
     def _wait(self) -> None:
         """Until copies to CPU memory that are under way have arrived."""
         module = getattr(torch, self._device.type, None)
-        if self._homes and self._device.type != "cpu" and hasattr(module, "synchronize"):
+        if self._offloaded and self._device.type != "cpu" and hasattr(module, "synchronize"):
             module.synchronize()  # type: ignore[union-attr]
 
 

@@ -18,7 +18,7 @@ from ..device import is_out_of_memory, release_memory
 from ..distributed import Ranks
 from ..method.dp_dmd import Metrics
 from ..method.objective import Grids
-from ..model.role_network import RoleNetwork
+from ..model.roles import RoleNetwork
 from .batches import BatchSource
 from .gradients import Gradients, Samples
 from .in_force import SettingsInForce, apply

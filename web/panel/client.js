@@ -17,7 +17,7 @@ export class Refused extends Error {
 export class Client {
   /**
    * @param {(path: string, options: object) => Promise<Response>} send the host's own fetch
-   * @param {(path: string) => string} address the address of a path, for pictures
+   * @param {(path: string) => string} address the address of a path, for images
    */
   constructor(send, address) {
     this.send = send;
@@ -42,7 +42,7 @@ export class Client {
   }
 
   /** The address of a preview; `version` keeps a browser from showing an older file of that name. */
-  picture(id, name, version) {
+  image(id, name, version) {
     const path = `/runs/${encodeURIComponent(id)}/previews/${encodeURIComponent(name)}`;
     return this.address(`${PREFIX}${path}?v=${encodeURIComponent(version ?? "")}`);
   }

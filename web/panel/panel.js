@@ -37,9 +37,9 @@ export class Panel {
     this.message = make("p", { class: "dpdmd-message", role: "status" });
     this.setup = new SetupCard(() => this.setUp());
     this.list = new RunList((id) => this.open(id));
-    const picture = (job, name) => this.client.picture(job.id, name, job.created_at);
+    const image = (job, name) => this.client.image(job.id, name, job.created_at);
     const act = (id, action, body) => this.act(id, action, body);
-    this.view = new RunView({ back: () => this.close(), act, picture });
+    this.view = new RunView({ back: () => this.close(), act, image });
     this.nothing = this.emptyState();
     this.all = make("div", { class: "dpdmd-all" }, this.setup.element, this.nothing, this.list.element);
     this.body = make("div", { class: "dpdmd-body" }, this.all, this.view.element);
@@ -83,7 +83,7 @@ export class Panel {
     this.turn++;
     document.removeEventListener("visibilitychange", this.onVisible);
     this.sight.disconnect();
-    this.view.pictures.close();
+    this.view.images.close();
     this.element.remove();
   }
 
@@ -239,7 +239,7 @@ export class Panel {
 
 const SAID = {
   start: "It is in the queue.",
-  stop: "It stops after the update at hand and keeps what there is.",
+  stop: "It stops after the current update and keeps what there is.",
   duplicate: "The copy is not started yet.",
   rename: "Renamed.",
   delete: "It is in the trash.",

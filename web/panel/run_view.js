@@ -3,7 +3,7 @@
 import { Actions } from "./actions.js";
 import { Chart } from "./chart.js";
 import { arrange, button, icon, make, mark, setIcon, show, write } from "./dom.js";
-import { Pictures } from "./pictures.js";
+import { Images } from "./images.js";
 import { fileName, howFar, isLive, kindOf, share, stateOf } from "./words.js";
 
 const FINDING_ICONS = { problem: "failed", warning: "warning", info: "info" };
@@ -16,7 +16,7 @@ const PROGRESS_LINE = /^update \d+\/\d+,|^---/;
 export class RunView {
   /**
    * @param {{back: () => void, act: (id: string, action: string, body?: object) => Promise<void>,
-   *   picture: (job: object, name: string) => string}} does
+   *   image: (job: object, name: string) => string}} does
    */
   constructor(does) {
     this.does = does;
@@ -25,7 +25,7 @@ export class RunView {
     this.back = button("All runs", does.back, { class: "dpdmd-button dpdmd-back" });
     this.back.prepend(icon("back"));
     this.actions = new Actions((action, body) => does.act(this.job.id, action, body));
-    this.pictures = new Pictures((name) => does.picture(this.job, name));
+    this.images = new Images((name) => does.image(this.job, name));
     this.element = make("article", { class: "dpdmd-view", "aria-label": "Run" });
     this.element.append(this.back, ...this.head(), this.actions.element, ...this.parts());
   }
@@ -58,7 +58,7 @@ export class RunView {
     this.logBox = folded("Log", this.log);
     this.logBox.addEventListener("toggle", () => this.follow());
     const boxes = [this.settingsBox, this.logBox];
-    return [this.made, this.findings, this.pictures.element, this.curves, ...boxes];
+    return [this.made, this.findings, this.images.element, this.curves, ...boxes];
   }
 
   /** What the list knows of the run already. */
@@ -109,7 +109,7 @@ export class RunView {
     const said = this.job?.message; // it stands above already
     this.find((run.findings ?? []).filter((finding) => finding.text !== said));
     this.plot([...(run.diversity ?? []), ...(run.loss ?? [])]);
-    this.pictures.update(run.previews ?? []);
+    this.images.update(run.previews ?? []);
     this.set(run.settings ?? {});
     this.tell(run.log ?? "");
   }

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from .models import skips_negative_itself
+from .models import is_forge
+from .page import option_at
 
 LORA_BESIDE = "lora_functional"
 
@@ -89,7 +90,7 @@ def loras_off(names: Collection[str]) -> Iterator[None]:
     """
     from modules import shared
 
-    if skips_negative_itself():
+    if is_forge():
         objects = shared.sd_model.forge_objects
         paths = {str(lora.path) for lora in active_loras() if lora.name in names}
         unet, without = objects.unet, objects.unet.clone()
@@ -114,21 +115,6 @@ def loras_off(names: Collection[str]) -> Iterator[None]:
             net.unet_multiplier, net.modules = strength, layers
 
 
-@contextlib.contextmanager
-def lora_beside_layers() -> Iterator[None]:
+def lora_beside_layers() -> contextlib.AbstractContextManager[None]:
     """A1111: compute LoRAs beside the layers instead of writing them into the weights."""
-    from modules import shared
-
-    data = shared.opts.data
-    if skips_negative_itself() or LORA_BESIDE not in getattr(shared.opts, "data_labels", {}):
-        yield
-        return
-    had, before = LORA_BESIDE in data, data.get(LORA_BESIDE)
-    data[LORA_BESIDE] = True
-    try:
-        yield
-    finally:
-        if had:
-            data[LORA_BESIDE] = before
-        else:
-            data.pop(LORA_BESIDE, None)
+    return contextlib.nullcontext() if is_forge() else option_at(LORA_BESIDE, True)

@@ -14,14 +14,14 @@ from ...core.recipe.resolve import ModelFacts
 
 FORGE_PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "const": "flow"}
 ZERO_SNR_SIGMA = 1000.0
-"""A VP model whose highest level is above this has zero terminal SNR; usual ones end at 14.6."""
+"""A VP model whose highest sigma is above this has zero terminal SNR; usual ones end at 14.6."""
 
 
 def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
     """Facts of the loaded checkpoint; None while none is loaded.
 
     Args:
-        sigmas: the levels of the denoiser in use, increasing; without them it is not known
+        sigmas: those of the denoiser in use, increasing; without them it is not known
             whether the terminal SNR is zero.
     """
     from modules import shared
@@ -32,19 +32,15 @@ def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
         return None
     family = next((name for name, flag in flags.items() if flag), "")
     predictor = _predictor(model)
+    if family == "sd3":
+        shift = float(getattr(predictor, "shift", None) or 3.0)
+        return ModelFacts(family, "flow", shift, zero_terminal_snr=False)
     if predictor is not None:
         prediction = FORGE_PREDICTIONS.get(str(getattr(predictor, "prediction_type", "")), "")
-        shift = getattr(predictor, "shift", None)
     else:
         prediction = "v" if getattr(model, "parameterization", "eps") == "v" else "eps"
-        shift = None
-    if family == "sd3":
-        prediction, shift = "flow", float(shift or 3.0)
-    else:
-        shift = None
     zero = None if sigmas is None else float(sigmas[-1]) > ZERO_SNR_SIGMA
-    zero = False if prediction == "flow" else zero
-    return ModelFacts(family, prediction, shift, zero)
+    return ModelFacts(family, prediction, None, False if prediction == "flow" else zero)
 
 
 def _awaits_model() -> bool:
@@ -62,8 +58,8 @@ def _predictor(model: Any) -> Any:
     return getattr(getattr(unet, "model", None), "predictor", None)
 
 
-def skips_negative_itself() -> bool:
-    """Whether the host leaves the negative prompt out at CFG 1 of its own accord."""
+def is_forge() -> bool:
+    """Whether the host is Forge or a relative; those skip the negative prompt at CFG 1."""
     from modules import shared
 
     return hasattr(shared.sd_model, "forge_objects")
@@ -101,7 +97,7 @@ def reload_model() -> None:
     """Bring back what `unload_model` took, where the host does not do so itself."""
     from modules import sd_models, shared
 
-    if hasattr(shared.sd_model, "forge_objects"):
+    if is_forge():
         return
     back = getattr(sd_models, "load_model_to_device", None)  # reForge
     if back is not None:

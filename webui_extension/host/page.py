@@ -1,25 +1,66 @@
-"""The host's page and server: tabs, requests, who may ask."""
+"""The host's page and server: its events, options and requests, and who may ask."""
 
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
-def on_tabs(function: Callable[[], list[tuple[Any, str, str]]]) -> None:
-    """Call the function when the host collects tabs: (gradio blocks, title, id) each."""
+def on(event: str, function: Callable[..., Any]) -> None:
+    """Call the function at an event of the host, named as in its callbacks: "ui_tabs".
+
+    A host that has no such event never calls it.
+    """
     from modules import script_callbacks
 
-    script_callbacks.on_ui_tabs(function)
+    register = getattr(script_callbacks, f"on_{event}", None)
+    if register is not None:
+        register(function)
 
 
-def on_started(function: Callable[[Any], None]) -> None:
-    """Call the function with the web application once it is there, after each UI reload again."""
-    from modules import script_callbacks
+def option(name: str, default: Any) -> Any:
+    """The value of an option."""
+    from modules import shared
 
-    script_callbacks.on_app_started(lambda _, app: function(app))
+    return getattr(shared.opts, name, default)
+
+
+@contextlib.contextmanager
+def option_at(name: str, value: Any) -> Iterator[None]:
+    """Have an option of the host at a value while the block runs; nothing where it has none."""
+    from modules import shared
+
+    data = shared.opts.data
+    if name not in getattr(shared.opts, "data_labels", {}):
+        yield
+        return
+    before = {name: data[name]} if name in data else {}
+    data[name] = value
+    try:
+        yield
+    finally:
+        data.pop(name, None)
+        data |= before
+
+
+def add_setting(section: tuple[str, str], setting: Mapping[str, Any]) -> None:
+    """Put a setting of ours on the host's page.
+
+    Args:
+        setting: name, default, label and info; "private" keeps it from the host's own API,
+            "infotext" is its name in images, from which it can be pasted.
+    """
+    import gradio as gr
+    from modules import shared
+
+    kind = gr.Checkbox if isinstance(setting["default"], bool) else gr.Textbox
+    info = shared.OptionInfo(setting["default"], setting["label"], kind, section=section)
+    info.restrict_api = bool(setting.get("private"))
+    info.infotext = setting.get("infotext")
+    shared.opts.add_option(setting["name"], info.info(setting["info"]))
 
 
 def serve(app: Any, prefix: str, limit: int, answer: Callable[..., Any]) -> None:

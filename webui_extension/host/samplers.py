@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .models import skips_negative_itself
+from .models import is_forge
+from .page import option_at
 from .scripts import Processing
 
 SKIP_NEGATIVE, SKIP_NEGATIVE_TEXT = "skip_early_cond", "Skip Early CFG"
@@ -21,12 +22,7 @@ def register_sampler(name: str, make: Callable[[Any], Any], options: dict[str, A
     from modules import sd_samplers, sd_samplers_common
 
     data = sd_samplers_common.SamplerData(name, make, [name.lower()], options)
-    known = sd_samplers.all_samplers
-    places = [place for place, item in enumerate(known) if item.name == name]
-    if places:
-        known[places[0]] = data
-    else:
-        known.append(data)
+    _put(sd_samplers.all_samplers, data)
     sd_samplers.all_samplers_map[name] = data
     sd_samplers.set_samplers()
 
@@ -36,13 +32,16 @@ def register_scheduler(name: str, label: str, function: Callable[..., Tensor]) -
     from modules import sd_schedulers
 
     entry = sd_schedulers.Scheduler(name, label, function, need_inner_model=True)
-    known = sd_schedulers.schedulers
-    places = [place for place, item in enumerate(known) if item.name == name]
-    if places:
-        known[places[0]] = entry
-    else:
-        known.append(entry)
+    _put(sd_schedulers.schedulers, entry)
     sd_schedulers.schedulers_map.update({name: entry, label: entry})
+
+
+def _put(known: list[Any], entry: Any) -> None:
+    for place, item in enumerate(known):
+        if item.name == entry.name:
+            known[place] = entry
+            return
+    known.append(entry)
 
 
 def sampler_base() -> type:
@@ -52,16 +51,16 @@ def sampler_base() -> type:
     return KDiffusionSampler
 
 
-def skipped_levels(p: Processing, steps: int | None) -> int:
-    """How many levels the host cuts off the front of a grid for image to image."""
+def skipped_steps(p: Processing, steps: int | None) -> int:
+    """How many sigmas the host cuts off the front of a grid for image to image."""
     from modules import sd_samplers_common
 
     total, encoded = sd_samplers_common.setup_img2img_steps(p, steps)
     return max(0, total - encoded - 1)
 
 
-def start_factor(sigma: Tensor, flow: bool) -> Tensor:
-    """What start noise has to be multiplied by so that a flow has it as it is, VP at unit variance.
+def initial_noise_factor(sigma: Tensor, flow: bool) -> Tensor:
+    """The factor on the host's initial noise: a flow starts from it as it is, VP at unit variance.
 
     A1111 starts at noise * sigma, or noise * sqrt(1 + sigma^2) with "SGM noise multiplier".
     """
@@ -71,12 +70,12 @@ def start_factor(sigma: Tensor, flow: bool) -> Tensor:
     with_signal = (1 + sigma**2).sqrt()
     multiplied = bool(getattr(shared.opts, "sgm_noise_multiplier", False))
     if flow:
-        return one if skips_negative_itself() or not multiplied else sigma / with_signal
+        return one if is_forge() or not multiplied else sigma / with_signal
     return one if multiplied else with_signal / sigma
 
 
 def noise_sampler(x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Unit noise from the host's seeded stream, one for each picture of a batch."""
+    """Unit noise from the host's seeded stream, one for each image of a batch."""
     import k_diffusion.sampling
 
     return lambda *_: k_diffusion.sampling.torch.randn_like(x)
@@ -96,33 +95,21 @@ def without_negative(denoiser: Any, guidance_scale: float, conditioning: Any) ->
 
     A1111 evaluates it at CFG 1, too. Its own switch for leaving it out is turned on meanwhile.
     """
-    from modules import shared
-
-    data = shared.opts.data
-    known = SKIP_NEGATIVE in getattr(shared.opts, "data_labels", {})
-    if guidance_scale != 1.0 or not known or skips_negative_itself() or not _plain(conditioning):
+    if guidance_scale != 1.0 or is_forge() or not _plain(conditioning):
         yield
         return
     said = denoiser.p.extra_generation_params
-    was_said, had, before = (
-        SKIP_NEGATIVE_TEXT in said,
-        SKIP_NEGATIVE in data,
-        data.get(SKIP_NEGATIVE),
-    )
-    data[SKIP_NEGATIVE] = 1.0
+    was_said = SKIP_NEGATIVE_TEXT in said
     try:
-        yield
+        with option_at(SKIP_NEGATIVE, 1.0):
+            yield
     finally:
-        if had:
-            data[SKIP_NEGATIVE] = before
-        else:
-            data.pop(SKIP_NEGATIVE, None)
         if not was_said:
             said.pop(SKIP_NEGATIVE_TEXT, None)
 
 
 def _plain(conditioning: Any) -> bool:
-    """Whether every picture has one prompt of weight 1; "AND" needs the negative prompt."""
+    """Whether every image has one prompt of weight 1; "AND" needs the negative prompt."""
     batch = getattr(conditioning, "batch", None)
     if batch is None:
         return False

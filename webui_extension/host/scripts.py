@@ -4,38 +4,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from .page import on
 
 Processing = Any
 """The host's StableDiffusionProcessing: one generation."""
 
 
 def script_base() -> type:
-    """The host's class of scripts."""
+    """The host's kind of script, there in every generation."""
     from modules import scripts
 
-    return scripts.Script
+    class Script(scripts.Script):
+        """As the host's, always visible."""
+
+        def show(self, is_img2img: bool) -> Any:
+            """In both tabs, always."""
+            return scripts.AlwaysVisible
+
+    return Script
 
 
-def always_visible() -> Any:
-    """The host's word for a script that is there in every generation."""
-    from modules import scripts
-
-    return scripts.AlwaysVisible
-
-
-def add_script(make: Callable[[], type]) -> None:
+def add_script(kind: type) -> None:
     """Give the host a script; an earlier one of its name goes."""
     from modules import scripts
 
-    kind = make()
     path = str(Path(__file__).resolve().parents[2] / "scripts" / "dpdmd_studio.py")
     base = str(Path(__file__).resolve().parents[2])
     known = scripts.scripts_data
     known[:] = [data for data in known if data.script_class.__name__ != kind.__name__]
     known.append(scripts.ScriptClassData(kind, path, base, kind.__module__))
+
+
+def comment(p: Processing, text: str) -> None:
+    """Show a note below the image, in the hosts that have a place for notes."""
+    if hasattr(p, "comment"):
+        p.comment(text)
 
 
 def prompt_box(tab: str) -> Any:
@@ -48,14 +55,13 @@ _components: dict[str, Any] = {}
 
 def watch_components() -> None:
     """Note the prompt boxes while the host builds its page."""
-    from modules import script_callbacks
 
     def note(component: Any, **options: Any) -> None:
         name = options.get("elem_id") or ""
         if name in ("txt2img_prompt", "img2img_prompt"):
             _components[name] = component
 
-    script_callbacks.on_after_component(note)
+    on("after_component", note)
 
 
 def prompts_of(p: Processing) -> list[str]:
@@ -67,13 +73,6 @@ def prompts_of(p: Processing) -> list[str]:
     given = p.prompt if isinstance(p.prompt, list) else [p.prompt]
     styles = getattr(p, "styles", None) or []
     return [shared.prompt_styles.apply_styles_to_prompt(text or "", styles) for text in given]
-
-
-def on_pasted(function: Callable[[str, dict[str, Any]], None]) -> None:
-    """Call the function with an infotext and its parts, which it may add to, when one is pasted."""
-    from modules import script_callbacks
-
-    script_callbacks.on_infotext_pasted(function)
 
 
 def plotted_axes(p: Processing) -> set[str]:
@@ -113,9 +112,3 @@ def set_settings(
         p.hr_second_pass_steps = 0  # those of the first pass
     if hasattr(p, "hr_cfg"):  # Forge
         p.hr_cfg = guidance_scale
-
-
-def comment(p: Processing, text: str) -> None:
-    """Show a note below the picture."""
-    if hasattr(p, "comment"):
-        p.comment(text)

@@ -10,11 +10,10 @@ import gradio as gr
 from ...app.gui.widgets.html import piece
 from ...core.recipe.anchored import MAX_ANCHOR_STEPS, AskedAnchor
 from ...core.recipe.known_students import KNOWN_STUDENTS
-from ..host import loras, models, options, scripts
+from ..host import loras, models, page, scripts
 from . import attention, infotext
-from .auto_setup import ANCHORS, FROM_FILE, OFF, Setup, Wishes, look
-from .generation import Anchor, tell
-from .recipes import lora_in
+from .auto_setup import ANCHORS, FROM_FILE, OFF, Choices, Setup, look
+from .generation import Anchor, Told, lora_in, tell
 from .sampler import NAME
 
 TITLE = "DP-DMD few-step LoRAs"
@@ -26,8 +25,9 @@ NO_ANCHOR = (
     "Forge can."
 )
 ANCHOR_HELP = (
-    "Anchored: the base model walks the first part without the LoRA, which brings back variety; 0 "
-    "is as in training. Taking the LoRA off and on again adds about a tenth to the time of 4 steps."
+    "Anchored: the base model samples the first part of the trajectory without the LoRA, which "
+    "restores diversity; 0 is as in training. Taking the LoRA off and on again adds about a tenth "
+    "to the time of 4 steps."
 )
 NOTHING = "No few-step LoRA in the prompt."
 UNTOUCHED = "Sampler, steps and CFG stay as you set them."
@@ -35,8 +35,8 @@ UNTOUCHED = "Sampler, steps and CFG stay as you set them."
 
 def register() -> None:
     """Give the host the script; the host makes it anew on every UI reload."""
-    scripts.add_script(make_script)
-    scripts.on_pasted(infotext.paste)
+    scripts.add_script(make_script())
+    page.on("infotext_pasted", infotext.paste)
 
 
 def make_script() -> type:
@@ -49,10 +49,6 @@ def make_script() -> type:
         def title(self) -> str:
             """The name by which the API calls it."""
             return TITLE
-
-        def show(self, is_img2img: bool) -> Any:
-            """In both tabs, always."""
-            return scripts.always_visible()
 
         def ui(self, is_img2img: bool) -> list[Any]:
             """The controls, whose values come back to `process`."""
@@ -69,14 +65,14 @@ def make_script() -> type:
 
         def process(self, p: scripts.Processing, *values: Any) -> None:
             """Set up one generation: here its checkpoint is loaded, and its own options hold."""
-            set_up(p, wishes_of(values))
+            set_up(p, choices_of(values))
 
     return FewStepScript
 
 
 def build(tab: str) -> tuple[list[Any], Any]:
     """(controls, where the findings are said)."""
-    enabled = bool(options.option(AUTO_SETUP, True))
+    enabled = bool(page.option(AUTO_SETUP, True))
     with gr.Accordion(TITLE, open=False, elem_id=f"dpdmd_{tab}_accordion"):
         said = gr.HTML(paragraph(f"{NOTHING} {UNTOUCHED}"), elem_id=f"dpdmd_{tab}_said")
         on = gr.Checkbox(enabled, label="Set sampler, steps and CFG from the LoRA in the prompt")
@@ -100,11 +96,11 @@ def build(tab: str) -> tuple[list[Any], Any]:
     return [on, kind, lora, anchor, steps, scale, kernel], said
 
 
-def wishes_of(values: tuple[Any, ...]) -> Wishes:
+def choices_of(values: tuple[Any, ...]) -> Choices:
     """The accordion's values; what the API leaves out keeps its default."""
-    defaults = (bool(options.option(AUTO_SETUP, True)), FROM_FILE, "", OFF, 0, 0.0, attention.HOST)
+    defaults = (bool(page.option(AUTO_SETUP, True)), FROM_FILE, "", OFF, 0, 0.0, attention.HOST)
     on, kind, lora, anchor, steps, scale, kernel = (*values, *defaults[len(values) :])[:7]
-    return Wishes(
+    return Choices(
         enabled=bool(on),
         kind=str(kind) if kind in KNOWN_STUDENTS else "",
         lora=str(lora or "").strip(),
@@ -115,22 +111,22 @@ def wishes_of(values: tuple[Any, ...]) -> Wishes:
     )
 
 
-def found_in(prompts: list[str], wishes: Wishes, *, fresh: bool = False) -> Setup:
+def found_in(prompts: list[str], choices: Choices, *, fresh: bool = False) -> Setup:
     """What some prompts ask for; `fresh` finds LoRAs that came after the host's start, too."""
     find = partial(loras.lora_path, fresh=fresh)
-    return look(prompts, models.model_facts(), wishes, read=lora_in, find=find)
+    return look(prompts, models.model_facts(), choices, read=lora_in, find=find)
 
 
-def set_up(p: scripts.Processing, wishes: Wishes) -> None:
+def set_up(p: scripts.Processing, choices: Choices) -> None:
     """Set sampler, steps and guidance of a generation, and say so."""
-    tell(p, None, None, wishes.attention)
-    said = attention.note(wishes.attention)
+    tell(p, Told(attention=choices.attention))
+    said = attention.note(choices.attention)
     if said:
         scripts.comment(p, f"DP-DMD: {said}")
-    setup = found_in(scripts.prompts_of(p), wishes, fresh=True)
-    if not wishes.enabled:
+    setup = found_in(scripts.prompts_of(p), choices, fresh=True)
+    if not choices.enabled:
         unused = infotext.SWITCHED_OFF if setup.recipe is not None else ""
-        p.extra_generation_params.update(infotext.written(wishes, unused, ""))
+        p.extra_generation_params.update(infotext.written(choices, unused, ""))
         return
     for note in setup.notes:
         scripts.comment(p, f"DP-DMD: {note}")
@@ -138,41 +134,41 @@ def set_up(p: scripts.Processing, wishes: Wishes) -> None:
         return
     plotted = scripts.plotted_axes(p)
     scripts.set_settings(p, NAME, setup.recipe.num_steps, setup.recipe.guidance_scale, plotted)
-    anchor = anchor_for(setup, wishes, float(p.cfg_scale) if GUIDANCE in plotted else 0.0)
+    anchor = anchor_for(setup, choices, float(p.cfg_scale) if GUIDANCE in plotted else 0.0)
     if anchor is not None and not loras.can_take_loras_off():
         scripts.comment(p, f"DP-DMD: {NO_ANCHOR}")
         anchor = None
-    tell(p, setup.recipe, anchor, wishes.attention, wishes.kind)
+    tell(p, Told(setup.recipe, anchor, choices.attention, choices.kind))
     if anchor is not None:
         p.cfg_scale = anchor.guidance  # else Forge would prepare no negative prompt
     anchored = anchor.describe() if anchor is not None else ""
-    p.extra_generation_params.update(infotext.written(wishes, setup.describe(), anchored))
+    p.extra_generation_params.update(infotext.written(choices, setup.describe(), anchored))
 
 
-def anchor_for(setup: Setup, wishes: Wishes, plotted: float = 0.0) -> Anchor | None:
-    """The base model's part, None where the LoRA walks all the way.
+def anchor_for(setup: Setup, choices: Choices, plotted: float = 0.0) -> Anchor | None:
+    """The base model's part, None where the LoRA samples the whole trajectory.
 
     Args:
         plotted: guidance that an X/Y/Z plot sets; 0 for none.
     """
-    if wishes.anchor == OFF or setup.recipe is None:
+    if choices.anchor == OFF or setup.recipe is None:
         return None
-    guidance = plotted or wishes.base_guidance or None
-    asked = AskedAnchor(wishes.anchor, wishes.anchor_steps, guidance)
+    guidance = plotted or choices.base_guidance or None
+    asked = AskedAnchor(choices.anchor, choices.anchor_steps, guidance)
     return Anchor(setup.loras, asked.count, asked.guidance_for(setup.recipe))
 
 
 def say(prompt: str, *values: Any) -> str:
     """The findings as the accordion shows them."""
-    wishes = wishes_of(values)
-    if not wishes.enabled:
+    choices = choices_of(values)
+    if not choices.enabled:
         return paragraph("Switched off: everything stays as you set it.")
-    setup = found_in([prompt], wishes)
+    setup = found_in([prompt], choices)
     if setup.recipe is not None:
         first = f"Will be set for {setup.names()}: sampler {NAME}, {setup.settings()}."
     else:
         first = UNTOUCHED if setup.notes else f"{NOTHING} {UNTOUCHED}"
-    lines = [first, *setup.notes, attention.note(wishes.attention)]
+    lines = [first, *setup.notes, attention.note(choices.attention)]
     return "".join(paragraph(line, warning=number > 0) for number, line in enumerate(lines) if line)
 
 

@@ -8,14 +8,13 @@ start and have no list: there nothing is changed, and the accordion says so.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core import attention as kernels
-from ..host import attention_classes, models, options
+from ..host import attention_classes, models, page
 
 HOST, XFORMERS = "the host's", "xformers"
 CHOICES = (HOST, XFORMERS)
@@ -43,12 +42,12 @@ class Optimizer:
 
     def undo(self) -> None:
         """Put the host's plain attention back."""
-        attention_classes.restore_attention()
+        attention_classes.replace_attention(attention_classes.plain_attention())
 
 
 def register() -> None:
     """Give the host the entry, where it has a list."""
-    attention_classes.add_optimizer(Optimizer())
+    page.on("list_optimizers", lambda listed: listed.append(Optimizer()))
 
 
 def in_force() -> kernels.Backend:
@@ -60,23 +59,17 @@ def note(choice: str) -> str:
     """What to tell the user of a choice; "" where it is in force as asked."""
     if choice != XFORMERS:
         return ""
-    if not attention_classes.has_attention_classes():
+    if not attention_classes.attention_classes():
         return "This web UI chooses its attention when it starts; it was left as it is."
     found = in_force()
     return "" if found.function is not None else f"The host's attention is used: {found.reason}."
 
 
-@contextlib.contextmanager
-def during(choice: str) -> Iterator[None]:
-    """Use the chosen attention while the block runs."""
+def during(choice: str) -> contextlib.AbstractContextManager[None]:
+    """The chosen attention is used while the block runs."""
     if choice != XFORMERS or note(choice):
-        yield
-        return
-    before = attention_classes.replace_attention(forward)
-    try:
-        yield
-    finally:
-        attention_classes.restore_attention(before)
+        return contextlib.nullcontext()
+    return attention_classes.replaced_attention(forward)
 
 
 def forward(
@@ -92,7 +85,7 @@ def forward(
     for_k, for_v = attention_classes.hypernetwork_contexts(given)
     q, k, v = (_split(t, self.heads) for t in (self.to_q(x), self.to_k(for_k), self.to_v(for_v)))
     dtype = q.dtype
-    if options.option("upcast_attn", False):
+    if page.option("upcast_attn", False):
         q, k, v = q.float(), k.float(), v.float()
     wide = None if mask is None else mask.reshape(mask.shape[0], 1, 1, -1).to(torch.bool)
     output = kernels.attention(q, k, v, mask=wide).to(dtype)

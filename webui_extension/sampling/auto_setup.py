@@ -1,4 +1,4 @@
-"""What a prompt's few-step LoRAs ask for: the settings they are made for, and what is amiss."""
+"""What a prompt's few-step LoRAs ask for: the settings they are made for, and what is wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...core.errors import DPDMDError
 from ...core.recipe.anchored import GUIDED, ONE_PLAIN
 from ...core.recipe.recipe import Recipe
 from ...core.recipe.resolve import Asked, LoraFacts, ModelFacts, kind_note, resolve
-from .recipes import WORDS
+from .generation import WORDS
 
 TAG = re.compile(r"<lora:([^:>]+)((?::[^>]*)?)>", re.IGNORECASE)
 FROM_FILE = "what the LoRA says"
@@ -22,22 +22,14 @@ Finder = Callable[[str], Path | None]
 
 
 @dataclass(frozen=True)
-class Tag:
-    """A `<lora:name:strength>` of a prompt; the strength is that of the denoiser."""
-
-    name: str
-    strength: float = 1.0
-
-
-@dataclass(frozen=True)
-class Wishes:
+class Choices:
     """What the accordion says.
 
     Attributes:
         enabled: whether settings are taken from the LoRA.
         kind: one of the known few-step LoRAs of other makers, or "" for a recipe in the file.
         lora: the name of that other maker's LoRA; may stay empty if the prompt has only one.
-        anchor: who walks the first part of the trajectory: "off" is the LoRA as usual.
+        anchor: who samples the first part of the trajectory: "off" is the LoRA as usual.
         anchor_steps: guided steps of the base model; 0 as in training.
         base_guidance: guidance of the base model; 0 the teacher's.
         attention: one of `attention.CHOICES`.
@@ -82,11 +74,11 @@ class Setup:
         return f"{self.names()}: {self.settings()}" if self.recipe is not None else ""
 
 
-def tags(prompt: str) -> list[Tag]:
-    """The LoRAs of a prompt in their order, each once."""
-    found: dict[str, Tag] = {}
+def tags(prompt: str) -> list[LoraFacts]:
+    """The LoRAs of a prompt in their order, each once: names, and strengths for the denoiser."""
+    found: dict[str, LoraFacts] = {}
     for name, rest in TAG.findall(prompt):
-        found.setdefault(name, Tag(name, _strength(rest)))
+        found.setdefault(name, LoraFacts(name, strength=_strength(rest)))
     return list(found.values())
 
 
@@ -106,7 +98,7 @@ def _strength(rest: str) -> float:
 def look(
     prompts: Sequence[str],
     facts: ModelFacts | None,
-    wishes: Wishes,
+    choices: Choices,
     *,
     read: Reader,
     find: Finder,
@@ -119,31 +111,31 @@ def look(
         find: the file of a name.
     """
     every = tags("\n".join(prompts))
-    if wishes.kind:
-        named = [tag for tag in every if tag.name == wishes.lora] if wishes.lora else every
+    if choices.kind:
+        named = [tag for tag in every if tag.name == choices.lora] if choices.lora else every
         if len(named) != 1:
             there = ", ".join(tag.name for tag in every) or "none"
             return Setup(
                 notes=(
-                    f"Which LoRA of the prompt is the {wishes.kind} one? Write its name into the "
+                    f"Which LoRA of the prompt is the {choices.kind} one? Write its name into the "
                     f"box; found: {there}.",
                 )
             )
-        found, notes = [LoraFacts(named[0].name, strength=named[0].strength)], []
+        found, notes = named, []
     else:
         found, notes = _read(every, read, find)
         if all(lora.recipe is None for lora in found):
             return Setup(notes=(*notes, *(kind_note(lora, WORDS) for lora in found)))
     names = tuple(lora.name for lora in found)
     try:
-        resolved = resolve(facts, found, Asked(wishes.kind), WORDS)
+        resolved = resolve(facts, found, Asked(choices.kind), WORDS)
     except DPDMDError as error:
         return Setup(None, names[:1], (*notes, str(error)))
     return Setup(resolved.recipe, names, (*notes, *resolved.notes))
 
 
-def _read(every: list[Tag], read: Reader, find: Finder) -> tuple[list[LoraFacts], list[str]]:
-    """(the few-step LoRAs among those of a prompt, what is amiss with the files of others)."""
+def _read(every: list[LoraFacts], read: Reader, find: Finder) -> tuple[list[LoraFacts], list[str]]:
+    """(the few-step LoRAs among those of a prompt, what is wrong with the files of others)."""
     found, notes = [], []
     for tag in every:
         path = find(tag.name)

@@ -1,18 +1,36 @@
-"""What the set-up script tells the sampler of one generation, on the host's processing object."""
+"""What a generation is sampled by: what the set-up script told, or what the active LoRAs say."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 from torch import Tensor
 
+from ...core.errors import DPDMDError
+from ...core.files.tensor_file import read_header
 from ...core.recipe.recipe import Recipe
-from ...core.recipe.resolve import AS_TRAINED, Asked, LoraFacts, Resolved, resolve
-from ..host import models, scripts
-from .recipes import WORDS, in_force
+from ...core.recipe.resolve import (
+    AS_TRAINED,
+    Asked,
+    LoraFacts,
+    ModelFacts,
+    Resolved,
+    Words,
+    resolve,
+)
+from ..host import loras, models, scripts
 
-RECIPE, KIND = "dpdmd_recipe", "dpdmd_kind"
-ANCHOR, ATTENTION = "dpdmd_anchor", "dpdmd_attention"
+WORDS = Words(
+    model="checkpoint",
+    kinds="Kind of few-step LoRA",
+    other_family="Choose another sampler for it.",
+    other_sampling="Choose another sampler for it.",
+)
+TOLD = "dpdmd_told"
+"""Where on the host's processing object it is told."""
 
 
 @dataclass(frozen=True)
@@ -29,49 +47,90 @@ class Anchor:
         return f"{steps} at CFG {self.guidance:g}"
 
 
-def tell(
-    p: scripts.Processing,
-    recipe: Recipe | None,
-    anchor: Anchor | None,
-    attention: str = "",
-    kind: str = "",
-) -> None:
-    """Note what this generation samples by: a recipe, and the kind of LoRA it is that of."""
-    setattr(p, RECIPE, recipe)
-    setattr(p, KIND, kind)
-    setattr(p, ANCHOR, anchor)
-    setattr(p, ATTENTION, attention)
+@dataclass(frozen=True)
+class Told:
+    """What the set-up script found for one generation.
+
+    Attributes:
+        recipe: what to sample by; None leaves it to the active LoRAs or the family.
+        anchor: the base model's part; the guidance that is set is its own then.
+        attention: as chosen in the accordion, "" for the host's.
+        kind: the kind of LoRA that the recipe is of, "" for one of the file's own.
+    """
+
+    recipe: Recipe | None = None
+    anchor: Anchor | None = None
+    attention: str = ""
+    kind: str = ""
 
 
-def attention_of(p: scripts.Processing) -> str:
-    """The attention chosen for this generation, "" for none."""
-    return str(getattr(p, ATTENTION, ""))
+def tell(p: scripts.Processing, told: Told) -> None:
+    """Note what this generation is sampled by."""
+    setattr(p, TOLD, told)
 
 
-def has_own_recipe(p: scripts.Processing) -> bool:
-    """Whether the script has found what to sample by."""
-    return getattr(p, RECIPE, None) is not None
+def told(p: scripts.Processing) -> Told:
+    """What was noted for this generation."""
+    return getattr(p, TOLD, Told())
+
+
+def anchor_of(p: scripts.Processing) -> Anchor | None:
+    """The base model's part; none in the second pass of hires fix, where the layout is settled."""
+    return None if getattr(p, "is_hr_pass", False) else told(p).anchor
 
 
 def resolved(p: scripts.Processing, sigmas: Tensor, asked: Asked = AS_TRAINED) -> Resolved:
     """What the script has found, or what the active LoRAs or the family say.
 
     Args:
-        sigmas: levels of the denoiser in use, increasing.
+        sigmas: those of the denoiser in use, increasing.
     """
-    told, kind = getattr(p, RECIPE, None), getattr(p, KIND, "")
-    if kind:
-        return resolve(models.model_facts(sigmas), (), replace(asked, kind=kind), WORDS)
-    if told is not None:  # and looked at already
-        return resolve(None, [LoraFacts(recipe=told)], asked, WORDS)
+    found = told(p)
+    if found.kind:
+        return resolve(models.model_facts(sigmas), (), replace(asked, kind=found.kind), WORDS)
+    if found.recipe is not None:  # and looked at already
+        return resolve(None, [LoraFacts(recipe=found.recipe)], asked, WORDS)
     return in_force(models.model_facts(sigmas), asked)
 
 
-def is_anchored(p: scripts.Processing) -> bool:
-    """Whether the base model walks first, so that the guidance set is its own."""
-    return getattr(p, ANCHOR, None) is not None
+def in_force(facts: ModelFacts | None, asked: Asked) -> Resolved:
+    """What the running generation is sampled by: its LoRA's recipe, or its family's usual grid.
+
+    Args:
+        facts: of the checkpoint, None while none is loaded.
+
+    Raises:
+        DPDMDError: as `core.recipe.resolve.resolve`.
+    """
+    return resolve(facts, active_loras(), asked, WORDS)
 
 
-def anchor_of(p: scripts.Processing) -> Anchor | None:
-    """The base model's part; none in the second pass of hires fix, where the layout is settled."""
-    return None if getattr(p, "is_hr_pass", False) else getattr(p, ANCHOR, None)
+def active_loras() -> list[LoraFacts]:
+    """The few-step LoRAs of the running generation that can be read."""
+    found = []
+    for lora in loras.active_loras():
+        with contextlib.suppress(DPDMDError):  # said by the set-up script
+            found.append(replace(lora_in(lora.path), name=lora.name, strength=lora.strength))
+    return found
+
+
+def lora_in(path: Path) -> LoraFacts:
+    """What a LoRA file says of itself; nothing if there is no such file.
+
+    Raises:
+        RecipeError: its recipe is broken or of a newer version.
+    """
+    try:
+        state = path.stat()
+    except OSError:
+        return LoraFacts()
+    return _read(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, size: int, changed: int) -> LoraFacts:
+    try:
+        metadata = read_header(path).metadata
+    except DPDMDError:
+        return LoraFacts()  # a pickle, or damaged: the host says so itself
+    return LoraFacts.of(metadata, path.stem).read()

@@ -1,4 +1,4 @@
-"""The accordion's values in a picture's infotext: written by a generation, read when it is pasted.
+"""The accordion's values in an image's infotext: written by a generation, read when it is pasted.
 
 One word of our own is a control's name for the host, so that "Send to img2img" carries it, too.
 """
@@ -11,35 +11,35 @@ from typing import Any
 
 from ...core.recipe.anchored import GUIDED, ONE_PLAIN
 from ...core.recipe.known_students import KNOWN_STUDENTS
-from .auto_setup import FROM_FILE, OFF, Wishes
+from .auto_setup import FROM_FILE, OFF, Choices
 
 FOUND, KIND, LORA, ANCHORED = "DP-DMD", "DP-DMD kind", "DP-DMD LoRA", "DP-DMD anchored"
 SWITCHED_OFF = "off"
 CONTROLS = (
     "DP-DMD automatic", KIND, LORA, "DP-DMD anchor", "DP-DMD anchor steps", "DP-DMD anchor CFG",
 )  # fmt: skip
-"""Names of the accordion's controls that shape a picture, in their order."""
+"""Names of the accordion's controls that shape an image, in their order."""
 ANCHOR = re.compile(r"(trained|\d+) steps? at CFG ([\d.]+)")
 
 
-def written(wishes: Wishes, found: str, anchored: str) -> dict[str, str]:
+def written(choices: Choices, found: str, anchored: str) -> dict[str, str]:
     """What a generation's infotext says.
 
     Args:
         found: what was set for which LoRA; "" where nothing was.
-        anchored: how the base model walked; "" where it did not.
+        anchored: how the base model sampled the first part; "" where it did not.
     """
     named = {
         FOUND: found,
-        KIND: wishes.kind if found else "",
-        LORA: wishes.lora if found and wishes.kind else "",
+        KIND: choices.kind if found else "",
+        LORA: choices.lora if found and choices.kind else "",
         ANCHORED: anchored,
     }
     return {key: value for key, value in named.items() if value}
 
 
 def read(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The controls' values by name; empty where the picture says nothing of ours.
+    """The controls' values by name; empty where the image says nothing of ours.
 
     Args:
         parameters: an infotext as the host takes it apart.
@@ -55,7 +55,7 @@ def read(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def anchor_in(text: str) -> tuple[str, int, float]:
-    """(who walks the first part, guided steps, guidance) from the words of `Anchor.describe`."""
+    """(who samples the first part, guided steps, guidance) from the words of `Anchor.describe`."""
     matched = ANCHOR.fullmatch(text)
     if matched is None:
         return OFF, 0, 0.0

@@ -15,17 +15,9 @@ from ...core.recipe.anchored import AskedAnchor, anchored_plan
 from ...core.recipe.few_step import Plan
 from ...core.recipe.recipe import Recipe
 from ...core.recipe.resolve import Asked
-from ..host import loras, models, options, samplers, scripts
+from ..host import loras, models, page, samplers, scripts
 from . import attention
-from .generation import (
-    Anchor,
-    anchor_of,
-    attention_of,
-    has_own_recipe,
-    is_anchored,
-    resolved,
-)
-from .recipes import in_force
+from .generation import Anchor, anchor_of, in_force, resolved, told
 
 NAME = "DP-DMD"
 SCHEDULER = "dp_dmd"
@@ -46,7 +38,7 @@ def _make(model: Any) -> Any:
 def schedule(
     n: int, sigma_min: float, sigma_max: float, inner_model: Any, device: Any = "cpu"
 ) -> Tensor:
-    """Levels of n steps, shape (n + 1,): the active LoRA's own, or the family's usual ones.
+    """Sigmas of n steps, shape (n + 1,): the active LoRA's own, or the family's usual ones.
 
     Raises:
         DPDMDError: the checkpoint is none of ours, or the LoRA is for another kind.
@@ -66,12 +58,12 @@ def few_step(
     recipe = resolved(model.p, model.inner_model.sigmas).recipe
     call = Call(model, recipe, dict(extra_args or {}), callback)
     if getattr(getattr(model, "sampler", None), "dpdmd_from_noise", False):
-        x = x * samplers.start_factor(sigmas[0], recipe.prediction == "flow").to(x)
+        x = x * samplers.initial_noise_factor(sigmas[0], recipe.prediction == "flow").to(x)
     anchor = anchor_of(model.p)
-    with attention.during(attention_of(model.p)):
+    with attention.during(told(model.p).attention):
         if anchor is not None and len(sigmas) > 2:
             return anchored(call, x, sigmas, anchor)
-        if is_anchored(model.p):  # nothing left to it here
+        if told(model.p).anchor is not None:  # nothing left to it here
             call = call.guided(recipe.guidance_scale)
         samplers.set_total_steps(model, len(sigmas) - 1)
         return _student_part(call, x, sigmas)
@@ -133,23 +125,23 @@ def sampler_class() -> type:
     base: Any = samplers.sampler_base()
 
     class FewStepSampler(base):
-        """Starts from unit variance, and image to image at levels the LoRA was trained at."""
+        """Starts from unit variance, and image to image at sigmas the LoRA was trained at."""
 
         dpdmd_from_noise = False
-        dpdmd_levels: Tensor | None = None
+        dpdmd_sigmas: Tensor | None = None
 
         def get_sigmas(self, p: scripts.Processing, steps: int) -> Tensor:
-            """The host's levels, or those of `sample_img2img`."""
-            if self.dpdmd_levels is not None:
-                return self.dpdmd_levels
-            if has_own_recipe(p) and uses_own_schedule(p):
+            """The host's sigmas, or those of `sample_img2img`."""
+            if self.dpdmd_sigmas is not None:
+                return self.dpdmd_sigmas
+            if told(p).recipe is not None and uses_own_schedule(p):
                 p.extra_generation_params["Schedule type"] = NAME
                 return resolved(p, self.model_wrap.sigmas, Asked(steps=steps)).plan.sigmas
             return super().get_sigmas(p, steps)
 
         def sample(self, p: scripts.Processing, *inputs: Any, **options: Any) -> Any:
             """Text to image."""
-            self.dpdmd_from_noise, self.dpdmd_levels = True, None
+            self.dpdmd_from_noise, self.dpdmd_sigmas = True, None
             return super().sample(p, *inputs, **options)
 
         def sample_img2img(
@@ -163,20 +155,20 @@ def sampler_class() -> type:
             image_conditioning: Any = None,
         ) -> Any:
             """Image to image, and the second pass of hires fix."""
-            self.dpdmd_from_noise, self.dpdmd_levels = False, None
+            self.dpdmd_from_noise, self.dpdmd_sigmas = False, None
             whole = super().get_sigmas(p, steps or p.steps)
             if uses_own_schedule(p):
                 part = partial_plan(p, self.model_wrap.sigmas, steps or p.steps)
                 # the host cuts the grid by a rule of its own: what it cuts off stands in front
-                filler = whole[:1].repeat(samplers.skipped_levels(p, steps))
-                self.dpdmd_levels = torch.cat([filler, part.sigmas.to(whole)])
+                filler = whole[:1].repeat(samplers.skipped_steps(p, steps))
+                self.dpdmd_sigmas = torch.cat([filler, part.sigmas.to(whole)])
             try:
                 return super().sample_img2img(
                     p, x, noise, conditioning, unconditional_conditioning,
                     steps=steps, image_conditioning=image_conditioning,
                 )  # fmt: skip
             finally:
-                self.dpdmd_levels = None
+                self.dpdmd_sigmas = None
 
     return FewStepSampler
 
@@ -189,8 +181,8 @@ def uses_own_schedule(p: scripts.Processing) -> bool:
 
 
 def partial_plan(p: scripts.Processing, sigmas: Tensor, steps: int) -> Plan:
-    """The levels of an image to image pass, said in the infotext."""
-    exact = bool(options.option(EXACT_STRENGTH, False))
+    """The sigmas of an image to image pass, said in the infotext."""
+    exact = bool(page.option(EXACT_STRENGTH, False))
     strength = min(1.0, max(float(p.denoising_strength), 1 / steps if not exact else 1e-3))
     part = resolved(p, sigmas, Asked(steps=steps, denoise=strength, exact=exact)).plan
     if exact:

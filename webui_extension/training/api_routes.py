@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import functools
 import hmac
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...app.api import MAX_BODY_BYTES, PREFIX, Response
-from ...app.api.exchange import error_response
-from ...app.api.guard import LOCAL_NAMES, host_name
+from ...app.api.exchange import LOCAL_NAMES, error_response, host_name
 from ..host import folders, page
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ OTHER_NAME = (
 
 def register() -> None:
     """Answer requests once the host's server is there, after each UI reload again."""
-    page.on_started(lambda app: page.serve(app, PREFIX, MAX_BODY_BYTES, answer))
+    page.on("app_started", lambda _, app: page.serve(app, PREFIX, MAX_BODY_BYTES, answer))
 
 
 def answer(
@@ -64,8 +64,8 @@ def refusal(
         if _is_known(headers.get("authorization", ""), credentials):
             return None
         found = error_response(401, UNKNOWN)
-        more = {**found.headers, "WWW-Authenticate": 'Basic realm="DP-DMD"'}
-        return Response(found.status, found.content_type, found.body, more)
+        more = {"WWW-Authenticate": 'Basic realm="DP-DMD"'}
+        return dataclasses.replace(found, headers={**found.headers, **more})
     if not public and host_name(headers.get("host", "")) not in LOCAL_NAMES:
         return error_response(403, OTHER_NAME)
     return None

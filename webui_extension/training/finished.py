@@ -1,4 +1,4 @@
-"""New LoRAs in the host's folder: a preview picture and a card beside each, and they are listed."""
+"""New LoRAs in the host's folder: a preview image and a card beside each, and they are listed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..host import folders, loras, models
 
 ENDED = ("finished", "stopped")
 MARK = "webui-card"
-PICTURE_SIDE = 768
-PICTURES = (".png", ".preview.png", ".jpg", ".jpeg", ".webp", ".gif")
+IMAGE_SIDE = 768
+IMAGES = (".png", ".preview.png", ".jpg", ".jpeg", ".webp", ".gif")
 
 
-def welcome(every: Iterable[Job]) -> None:
-    """Look after each LoRA that a run has written since this was last called."""
+def add_cards(every: Iterable[Job]) -> None:
+    """Add a card to each LoRA that a run has written since this was last called."""
     new = [(job, path) for job in every if (path := _new_lora(job)) is not None]
     for job, path in new:
         with contextlib.suppress(DPDMDError, OSError):  # a card is not worth an error
-            dress(path, job.path)
+            write_card(path, job.path)
             atomic_write.write_text(job.path / MARK, _version(path))
     if new:
         with models.generating():
@@ -57,17 +57,17 @@ def _version(path: Path) -> str:
     return f"{path.stat().st_mtime_ns}\n"
 
 
-def dress(lora: Path, run: Path) -> None:
-    """Write the picture and the card that the host shows, each only where there is none.
+def write_card(lora: Path, run: Path) -> None:
+    """Write the image and the card that the host shows, each only where there is none.
 
     Raises:
         DPDMDError: the LoRA cannot be read, or its folder not be written.
-        OSError: the picture cannot be read or written.
+        OSError: the image cannot be read or written.
     """
     sheets = student_previews(run)
     own = MARK + "-picture"
     mine = (run / own).exists()
-    if sheets and (mine or not any(lora.with_suffix(end).exists() for end in PICTURES)):
+    if sheets and (mine or not any(lora.with_suffix(end).exists() for end in IMAGES)):
         with Image.open(sheets[-1].path) as sheet:
             cover(sheet).save(lora.with_suffix(".png"))
         atomic_write.write_text(run / own, "")
@@ -85,7 +85,7 @@ def cover(sheet: Image.Image) -> Image.Image:
     else:
         height = round(width * 3 / 2)
     part = sheet.convert("RGB").crop((0, 0, width, height))
-    part.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    part.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     return part
 
 

@@ -15,11 +15,11 @@ from typing import Any
 from ...app import jobs
 from ...app.jobs import LIVE, Job
 from ...app.jobs.queue import waiting
-from ..host import models, options, page, scripts
+from ..host import models, page, scripts
 from .settings import FREE_MEMORY
 
 PAUSE, BUSY_PAUSE = 3.0, 1.0
-PROMISE_SECONDS = 20.0
+RESERVE_SECONDS = 20.0
 """How long memory is kept free for a run that is about to be queued."""
 WAIT_SECONDS = 10.0
 log = logging.getLogger("dpdmd_studio.memory")
@@ -34,8 +34,8 @@ class Keeper:
 
     def __init__(self, after: Callable[[list[Job]], None] = lambda every: None) -> None:
         self._after = after
-        self._lent = False
-        self._promised_until = 0.0
+        self._unloaded = False
+        self._reserved_until = 0.0
         self._wake, self._free = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._seen: dict[str, str] | None = None
@@ -53,15 +53,12 @@ class Keeper:
                 busy = self.look()
                 self._complained = ""
             except Exception as error:  # the thread must outlive a full disk or a host's mistake
-                self._complain(error)
                 busy = True
+                if str(error) != self._complained:
+                    self._complained = str(error)
+                    log.warning("The model could not be moved: %s", error)
             self._wake.wait(BUSY_PAUSE if busy else PAUSE)
             self._wake.clear()
-
-    def _complain(self, error: Exception) -> None:
-        if str(error) != self._complained:
-            self._complained = str(error)
-            log.warning("The model could not be moved: %s", error)
 
     def look(self) -> bool:
         """Look at the runs once and act; whether one waits or runs."""
@@ -72,8 +69,8 @@ class Keeper:
             if states != self._seen:
                 self._after(every)
                 self._seen = states
-        promised = time.monotonic() < self._promised_until
-        self._adjust(bool(options.option(FREE_MEMORY, True)) and (busy or promised))
+        reserved = time.monotonic() < self._reserved_until
+        self._adjust(bool(page.option(FREE_MEMORY, True)) and (busy or reserved))
         return busy
 
     def _may_have_changed(self) -> bool:
@@ -83,41 +80,41 @@ class Keeper:
         return going or jobs.worker_lives() or bool(waiting())
 
     def _adjust(self, wanted: bool) -> None:
-        if wanted and not self._lent and models.has_model():
+        if wanted and not self._unloaded and models.has_model():
             with models.generating():
-                self._lent = True  # before, so that it comes back if this fails half-way
+                self._unloaded = True  # before, so that it comes back if this fails half-way
                 models.unload_model()
-        elif self._lent and not wanted:
+        elif self._unloaded and not wanted:
             with models.generating():
-                if self._lent:  # a generation may have been first
+                if self._unloaded:  # a generation may have been first
                     models.reload_model()
-                    self._lent = False
+                    self._unloaded = False
         if wanted:
             self._free.set()
 
     def before_start(self) -> None:
         """Free the memory for a run that is about to be queued; waits a moment until it is."""
         self._free.clear()
-        self._promised_until = time.monotonic() + PROMISE_SECONDS
-        if self._thread is not None and options.option(FREE_MEMORY, True):
+        self._reserved_until = time.monotonic() + RESERVE_SECONDS
+        if self._thread is not None and page.option(FREE_MEMORY, True):
             self._wake.set()
             self._free.wait(WAIT_SECONDS)
 
     def before_generation(self) -> None:
         """Bring the model back for a generation, which holds the host's lock."""
-        if self._lent:
+        if self._unloaded:
             models.reload_model()
-            self._lent = False
+            self._unloaded = False
 
 
 def _needs_memory(job: Job) -> bool:
-    return job.kind != "setup" and (job.state == "queued" or job.state in LIVE)
+    return job.kind != "setup" and (job.state == "queued" or job.live)
 
 
 def _after(every: list[Job]) -> None:
-    from .finished import welcome
+    from .finished import add_cards
 
-    welcome(every)
+    add_cards(every)
 
 
 keeper = Keeper(_after)
@@ -125,8 +122,8 @@ keeper = Keeper(_after)
 
 def register() -> None:
     """Look after the memory from the host's start on, and before each generation."""
-    scripts.add_script(make_script)
-    page.on_started(lambda app: keeper.start())
+    scripts.add_script(make_script())
+    page.on("app_started", lambda *_: keeper.start())
 
 
 def make_script() -> type:
@@ -139,10 +136,6 @@ def make_script() -> type:
         def title(self) -> str:
             """The name by which the API calls it."""
             return "DP-DMD memory"
-
-        def show(self, is_img2img: bool) -> Any:
-            """In both tabs, always."""
-            return scripts.always_visible()
 
         def before_process(self, p: scripts.Processing, *values: Any) -> None:
             """Called by the host before a generation."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..host import folders, options
+from ..host import folders, page
 from ..sampling.accordion import AUTO_SETUP
 from ..sampling.sampler import EXACT_STRENGTH, EXACT_STRENGTH_TEXT
 
@@ -21,7 +21,7 @@ SETTINGS = (
         "name": EXACT_STRENGTH,
         "default": False,
         "label": "Image to image starts exactly at the asked denoising strength",
-        "info": "otherwise at the trained noise level nearest to it, where pictures are best",
+        "info": "otherwise at the trained noise level nearest to it, which gives the best images",
         "infotext": EXACT_STRENGTH_TEXT,
     },
     {
@@ -42,16 +42,16 @@ SETTINGS = (
 
 def register() -> None:
     """Have the host show our settings."""
-    options.on_settings(add)
+    page.on("ui_settings", add)
 
 
 def add() -> None:
     """Put our settings on the page."""
     for setting in SETTINGS:
-        options.add_setting(SECTION, setting)
+        page.add_setting(SECTION, setting)
 
 
 def lora_folder() -> Path:
     """Where new LoRAs go."""
-    chosen = str(options.option(LORA_FOLDER, "") or "").strip()
+    chosen = str(page.option(LORA_FOLDER, "") or "").strip()
     return Path(chosen).expanduser() if chosen else folders.lora_folder()

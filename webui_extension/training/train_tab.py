@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,16 +11,21 @@ from ...app.gui import studio
 from ...app.gui.widgets.html import piece
 from ...app.library import surroundings
 from ...app.library.surroundings import Surroundings
+from ...app.prompts.reading import read_prompts
+from ...core.errors import PromptError
 from ..host import folders, page
-from . import prompt_lists, settings
+from . import settings
 from .memory import keeper
 
 TITLE, ID = "DP-DMD", "dpdmd"
+STYLES = "Your styles"
+MOST = 200
+"""Wildcard files that are listed; collections of thousands would fill the whole page."""
 
 
 def register() -> None:
     """Give the host the tab."""
-    page.on_tabs(tabs)
+    page.on("ui_tabs", tabs)
 
 
 def around(*, listed: bool = True) -> Surroundings:
@@ -30,8 +36,8 @@ def around(*, listed: bool = True) -> Surroundings:
         checkpoints=folders.checkpoints,
         lora_folder=settings.lora_folder,
         checkpoint=folders.chosen_checkpoint,
-        prompt_lists=prompt_lists.names,
-        read_prompts=prompt_lists.read,
+        prompt_lists=prompt_lists,
+        read_prompts=read_prompt_list,
         before_start=keeper.before_start,
     )
 
@@ -53,3 +59,39 @@ def tabs() -> list[tuple[Any, str, str]]:
     for block in blocks.blocks.values():
         block.do_not_save_to_config = True  # type: ignore[attr-defined]  # else the host would freeze our values
     return [(blocks, TITLE, ID)]
+
+
+def prompt_lists() -> list[str]:
+    """The lists of prompts that hold anything: the user's styles, wildcard files of extensions."""
+    return ([STYLES] if _styles() else []) + list(_wildcards())
+
+
+def read_prompt_list(name: str) -> str:
+    """The prompts of a list, one a line.
+
+    Raises:
+        PromptError: there is no such list, or it cannot be read.
+    """
+    if name == STYLES:
+        return "\n".join(_styles()) + "\n"
+    path = _wildcards().get(name)
+    if path is None:
+        raise PromptError(f"There is no list of prompts named {name}. Reload the page.")
+    return "\n".join(read_prompts(path).prompts) + "\n"
+
+
+def _styles() -> list[str]:
+    """Each style once, without the place where a prompt is put into it."""
+    texts = (" ".join(text.replace("{prompt}", "").split()) for text in folders.style_prompts())
+    cleaned = (text.strip(" ,") for text in texts)
+    return list(dict.fromkeys(text for text in cleaned if text))
+
+
+def _wildcards() -> dict[str, Path]:
+    """Name -> file; sd-dynamic-prompts and its relatives keep them in a folder of that name."""
+    found = {}
+    for extension, folder in folders.extension_folders():
+        place = folder / "wildcards"
+        for path in sorted(place.rglob("*.txt"))[:MOST] if place.is_dir() else []:
+            found[f"Wildcards: {path.relative_to(place).with_suffix('')} ({extension})"] = path
+    return dict(list(found.items())[:MOST])

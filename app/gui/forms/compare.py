@@ -7,81 +7,71 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ....core.errors import DPDMDError, LoraError, OutputError, PromptError, SettingsError
+from ....core.errors import DPDMDError, LoraError, SettingsError
 from ....core.families import identify
-from ....core.files import atomic_write
 from ... import jobs
 from ...config.knobs import parse_resolutions
 from ...config.request import parse_seeds
+from ...jobs import Job
 from ...library import choices as sources
 from ...library.home import home
-from ...prompts.reading import parse_prompts
-from ..widgets.html import empty, frame, note
-from ..widgets.run_pieces import STATES, report_of
-from ..widgets.runs_view import Address
-from .changes import Change, Values, errors
-from .distill import strengths_of
-from .trainer import TrainerMissingError, before_start
+from ..widgets.html import empty, frame
+from ..widgets.run_pieces import STATES, Address, report_of
+from .changes import (
+    Change,
+    FormError,
+    Values,
+    belongs_to,
+    failed,
+    started,
+    text_of,
+    write_prompts,
+)
+from .distill import chosen_loras, prompts_of
+from .trainer import before_start
 
 NOTES = ("models", "prompts", "settings", "start")
-FORM = (
-    "checkpoint",
-    "loras",
-    "strengths",
-    "styles",
-    "style_strengths",
-    "prompts",
-    "seeds",
-    "teacher_steps",
-    "guidance_scale",
-    "resolution",
-    "rival",
-    "title",
-)
+FORM: Values = {
+    "checkpoint": "",
+    "loras": [],
+    "strengths": "",
+    "styles": [],
+    "style_strengths": "",
+    "prompts": "",
+    "seeds": "0-8",
+    "teacher_steps": "",
+    "guidance_scale": "",
+    "resolution": "",
+    "baseline": True,
+    "title": "",
+}
+"""The controls of the form and what they begin with."""
 MAX_LORAS = 8
 
 
 def initial() -> Values:
     """The values to begin with."""
-    values: Values = dict.fromkeys(FORM, "") | {"loras": [], "styles": [], "rival": True}
-    known = sources.checkpoints()
-    return values | {"seeds": "0-8", "checkpoint": known[0][1]}
+    return FORM | {"checkpoint": sources.checkpoints()[0][1]}
 
 
 def submit(values: Mapping[str, Any]) -> Values:
     """Queue the comparison that the form describes; `selected` is the new job's id."""
     try:
-        title = str(values.get("title") or "").strip() or "Comparison"
-        models = _models(values)
-        settings = _settings(values)
-        folder = new_folder("comparisons")
+        models, settings = _models(values), _settings(values)
+        folder = new_folder(home() / "comparisons" / time.strftime("%Y%m%d-%H%M%S"))
         prompts = _prompts(values, folder)
         before_start()
         job = jobs.submit_task(
-            "compare", [*models, *settings, *prompts, "--output", str(folder), "--json"], title
+            "compare",
+            [*models, *settings, *prompts, "--output", str(folder), "--json"],
+            text_of(values, "title") or "Comparison",
         )
     except DPDMDError as error:
-        return errors(NOTES, {_part_of(error): error})
-    text = f"{job.title} is in the queue. Its progress is on the Runs page."
-    return errors(NOTES, {}) | {
-        "start_note": note(text, "done"),
-        "selected": job.id,
-        "tabs": Change(selected="runs"),
-    }
+        return failed(NOTES, error)
+    return started(NOTES, job)
 
 
-def _part_of(error: DPDMDError) -> str:
-    if isinstance(error, PromptError):
-        return "prompts"
-    if isinstance(error, _SettingError):
-        return "settings"
-    return "start" if isinstance(error, OutputError | TrainerMissingError) else "models"
-
-
-class _SettingError(SettingsError):
-    """One of the page's own settings is wrong."""
-
-
+@belongs_to("models")
 def _models(values: Mapping[str, Any]) -> list[str]:
     checkpoint = sources.model_path(values.get("checkpoint"))
     identify(checkpoint)
@@ -90,31 +80,25 @@ def _models(values: Mapping[str, Any]) -> list[str]:
         ("loras", "strengths", "--lora"),
         ("styles", "style_strengths", "--with-lora"),
     ):
-        paths = [sources.lora_path(item, jobs.made_loras()) for item in values.get(names) or []]
-        if len(paths) > MAX_LORAS:
-            raise LoraError(f"{len(paths)} LoRAs were chosen; up to {MAX_LORAS} are compared.")
-        found = strengths_of(values.get(strengths), len(paths))
-        for path, strength in zip(paths, found, strict=True):
-            arguments.append(f"{option}={path}:{strength:g}")
-    if not any(word.startswith("--lora=") for word in arguments):
-        raise LoraError("Choose at least one few-step LoRA to compare with its checkpoint.")
+        chosen = chosen_loras(values, names, strengths)
+        if len(chosen) > MAX_LORAS:
+            raise LoraError(f"{len(chosen)} LoRAs were chosen; up to {MAX_LORAS} are compared.")
+        if option == "--lora" and not chosen:
+            raise LoraError("Choose at least one few-step LoRA to compare with its checkpoint.")
+        arguments += [f"{option}={path}:{strength:g}" for path, strength in chosen]
     return arguments
 
 
+@belongs_to("settings")
 def _settings(values: Mapping[str, Any]) -> list[str]:
-    arguments = []
-    try:
-        seeds = str(values.get("seeds") or "0-8").strip()
-        parse_seeds(seeds)
-        arguments.append(f"--seeds={seeds}")
-        arguments += _numbers(values)
-        resolution = str(values.get("resolution") or "").strip()
-        if resolution:
-            parse_resolutions(resolution)
-            arguments.append(f"--resolution={resolution}")
-    except SettingsError as error:
-        raise _SettingError(str(error)) from error
-    return [*arguments, "--rival" if values.get("rival", True) else "--no-rival"]
+    seeds = text_of(values, "seeds") or "0-8"
+    parse_seeds(seeds)
+    arguments = [f"--seeds={seeds}", *_numbers(values)]
+    resolution = text_of(values, "resolution")
+    if resolution:
+        parse_resolutions(resolution)
+        arguments.append(f"--resolution={resolution}")
+    return [*arguments, "--rival" if values.get("baseline", True) else "--no-rival"]
 
 
 def _numbers(values: Mapping[str, Any]) -> list[str]:
@@ -124,7 +108,7 @@ def _numbers(values: Mapping[str, Any]) -> list[str]:
         ("teacher_steps", "Steps of the checkpoint", int),
         ("guidance_scale", "Guidance of the checkpoint", float),
     ):
-        text = str(values.get(name) or "").strip()
+        text = text_of(values, name)
         if not text:
             continue
         try:
@@ -138,54 +122,42 @@ def _numbers(values: Mapping[str, Any]) -> list[str]:
 
 
 def _prompts(values: Mapping[str, Any], folder: Path) -> list[str]:
-    text = str(values.get("prompts") or "")
-    if not text.strip():
-        if sources.is_embedded(sources.model_path(values.get("checkpoint"))):
-            return []
-        raise PromptError("Write a few prompts, one a line; best such as training never saw.")
-    found = parse_prompts(text, "The prompts field")
-    path = folder / "prompts.txt"
-    with atomic_write.explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    atomic_write.write_text(path, "\n".join(found.prompts) + "\n")
-    return [f"--prompts={path}"]
+    if text_of(values, "prompts"):
+        return [write_prompts(folder / "prompts.txt", prompts_of(values).prompts)]
+    if sources.is_embedded(sources.model_path(values.get("checkpoint"))):
+        return []
+    raise FormError("prompts", "Write a few prompts, one a line; best such as were not trained on.")
 
 
-def new_folder(kind: str) -> Path:
-    """A folder in the data folder that is not there yet; not made."""
-    stem = home() / kind / time.strftime("%Y%m%d-%H%M%S")
-    folder, count = stem, 1
-    while folder.exists():
+def new_folder(wanted: Path) -> Path:
+    """That folder, or with a number behind it the first that is not there, nor a zip of it."""
+    folder, count = wanted, 1
+    while folder.exists() or folder.with_name(f"{folder.name}.zip").exists():
         count += 1
-        folder = stem.with_name(f"{stem.name}-{count}")
+        folder = wanted.with_name(f"{wanted.name}-{count}")
     return folder
 
 
-def finished(kind: str = "compare") -> sources.Choices:
-    """Jobs of a kind, newest first, with their state where they are not done."""
-    found = []
-    for job in jobs.all_jobs():
-        if job.kind == kind:
-            state = "" if job.state == "finished" else f" ({STATES[job.state].lower()})"
-            found.append((f"{job.title}{state}, {_when(job.created_at)}", job.id))
-    return found
+def listing(kind: str = "compare") -> Change:
+    """Jobs of a kind to choose from, newest first: the newest finished one is chosen, if any."""
+    found = [job for job in jobs.all_jobs() if job.kind == kind]
+    newest = next((job for job in found if job.state == "finished"), found[0] if found else None)
+    choices = [(f"{job.title}{_state(job)}, {_when(job.created_at)}", job.id) for job in found]
+    return Change(choices=choices, value=newest.id if newest else None)
+
+
+def _state(job: Job) -> str:
+    return "" if job.state == "finished" else f" ({STATES[job.state].lower()})"
 
 
 def _when(seconds: float) -> str:
     return time.strftime("%d %b %H:%M", time.localtime(seconds)) if seconds else ""
 
 
-def listing(kind: str = "compare") -> Change:
-    """Jobs of a kind to choose from: the newest finished one is chosen, else the newest."""
-    choices = finished(kind)
-    done = [value for label, value in choices if jobs.get_job(value).state == "finished"]
-    return Change(choices=choices, value=(done or [value for _, value in choices] or [None])[0])
-
-
 def show(chosen: object, address: Address | None = None) -> Values:
     """The report of a comparison, or how far it is."""
     if not chosen:
-        text = "A comparison draws seed grids of the checkpoint and of each LoRA side by side."
+        text = "A comparison shows seed grids of the checkpoint and of each LoRA side by side."
         return {"report": empty("No comparison yet", text)}
     try:
         job = jobs.get_job(str(chosen))

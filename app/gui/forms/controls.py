@@ -33,8 +33,8 @@ LABELS = {
     "fake_rank": "LoRA rank of the fake score",
     "lora_layers": "Layers with LoRA",
     "steps": "Training updates",
-    "num_steps": "Steps per picture",
-    "batch_size": "Pictures per update",
+    "num_steps": "Steps per image",
+    "batch_size": "Images per update",
     "resolution": "Resolution (pixels)",
     "student_rank": "LoRA rank",
     "student_lr": "Learning rate of the student",
@@ -44,16 +44,15 @@ LABELS = {
     "zero_negative": "Zeros for the negative prompt",
     "zero_terminal_snr": "Zero terminal SNR",
     "clip_skip": "CLIP skip",
-    "diversity_weight": "Diversity weight",
-    "max_grad_norm": "Largest gradient norm",
+    "max_grad_norm": "Gradient norm limit",
     "ema_decay": "EMA decay",
-    "final_lr_fraction": "Learning rate at the end (share)",
-    "dtype": "Number format",
-    "evaluation_prompts": "Prompts set aside for measuring",
+    "final_lr_fraction": "Final learning rate (fraction)",
+    "dtype": "Data type",
+    "evaluation_prompts": "Held-out prompts for evaluation",
     "keep": "Which student to keep",
     "save_every": "Save every (updates)",
     "preview_every": "Preview every (updates)",
-    "evaluate_every": "Measure every (updates)",
+    "evaluate_every": "Evaluate every (updates)",
     "warmup_steps": "Warm-up (updates)",
 }
 INFO = {
@@ -79,14 +78,10 @@ class Control:
     choices: tuple[str, ...] = ()
 
 
-def controls() -> dict[str, Control]:
-    """Every setting by name, in the order of DistillConfig."""
-    return {item.name: item for item in _all()}
-
-
 @functools.cache
-def _all() -> tuple[Control, ...]:
-    return tuple(_control(spec) for spec in dataclasses.fields(DistillConfig))
+def controls() -> Mapping[str, Control]:
+    """Every setting by name, in the order of DistillConfig."""
+    return {spec.name: _control(spec) for spec in dataclasses.fields(DistillConfig)}
 
 
 def advanced() -> dict[str, list[Control]]:

@@ -23,14 +23,24 @@ from ....core.errors import (
 from ....core.families import Detection, identify
 from ....core.files import atomic_write
 from ... import jobs
+from ...config.distill_config import DistillConfig
 from ...config.presets import DEMO, PRESETS, preset
 from ...config.request import DistillRequest, ModelFiles, TeacherLora
 from ...library import choices as sources
 from ...library import preferences, surroundings
 from ...prompts.reading import PromptList, parse_prompts
 from ...runs.settings_file import config_text, read_settings
-from ..widgets.html import note
-from .changes import Change, Values, errors
+from ..widgets.html import error_note, note
+from .changes import (
+    Change,
+    FormError,
+    Values,
+    belongs_to,
+    failed,
+    noted_at,
+    started,
+    text_of,
+)
 from .controls import config_of, controls
 from .trainer import before_start
 
@@ -44,47 +54,37 @@ PLACES = {
     "output": "Where it goes",
 }
 OTHER_FILES = ("clip_l", "clip_g", "t5", "vae")
-FORM = (
-    "checkpoint",
-    *OTHER_FILES,
-    "prompts",
-    "memory",
-    "teacher_loras",
-    "strengths",
-    "include_teacher_loras",
-    "output_folder",
-    "name",
-    "file_format",
-)
-MODEL_KINDS: tuple[tuple[type[DPDMDError], str], ...] = (
-    (LoraError, "loras"),
-    (CheckpointError, "checkpoint"),
-    (PromptError, "prompts"),
-    (SettingsError, "settings"),
-    (OutputError, "output"),
-)
+FORM: Values = {
+    "checkpoint": "",
+    **dict.fromkeys(OTHER_FILES, ""),
+    "prompts": "",
+    "memory": KEEP,
+    "teacher_loras": [],
+    "strengths": "",
+    "include_teacher_loras": False,
+    "output_folder": "",
+    "name": "my-4step",
+    "file_format": "kohya",
+}
+"""The controls of the form beside the settings, and what they begin with."""
+PARTS: dict[type[DPDMDError], str] = {
+    LoraError: "loras",
+    CheckpointError: "checkpoint",
+    PromptError: "prompts",
+    SettingsError: "settings",
+    OutputError: "output",
+}
 MAX_REMEMBERED_PROMPTS = 200_000
-
-
-class FormError(DPDMDError):
-    """What is wrong, and which part of the form it belongs to."""
-
-    def __init__(self, part: str, error: DPDMDError | str) -> None:
-        super().__init__(str(error))
-        self.part = part
 
 
 def names() -> tuple[str, ...]:
     """Every value of the form."""
-    return FORM + tuple(controls())
+    return (*FORM, *controls())
 
 
 def initial() -> Values:
     """The values to begin with: what was last used, else the demo or defaults."""
-    values: Values = dict.fromkeys(FORM, "")
-    values |= {"memory": KEEP, "teacher_loras": [], "include_teacher_loras": False}
-    values |= {"file_format": "kohya", "name": "my-4step"}
-    values |= _defaults()
+    values = FORM | DistillConfig().to_dict()
     listed = surroundings.current.listed
     remembered = preferences.load().distill if listed else {}
     values |= {name: value for name, value in remembered.items() if name in values}
@@ -92,7 +92,7 @@ def initial() -> Values:
     try:
         config_of(values)
     except DPDMDError:  # of another version
-        values |= _defaults()
+        values |= DistillConfig().to_dict()
     loaded = surroundings.current.checkpoint() if listed else None
     if loaded is not None:
         values["checkpoint"] = str(loaded)
@@ -102,10 +102,6 @@ def initial() -> Values:
             values |= _demo()
     values["name"] = sources.free_output(values["output_folder"], str(values["name"]))
     return values
-
-
-def _defaults() -> Values:
-    return {item.name: item.default for item in controls().values()}
 
 
 def _demo() -> Values:
@@ -125,121 +121,92 @@ def memory_choices(detection: Detection | None, embedded: bool) -> sources.Choic
     return choices
 
 
+@noted_at("settings")
 def apply_preset(values: Mapping[str, Any]) -> Values:
     """The settings of the chosen preset; what no preset touches stays."""
     chosen = values.get("memory") or KEEP
     if chosen == KEEP:
         return {}
-    try:
-        if chosen == DEMO_PRESET:
-            return dict(DEMO) | {"settings_note": ""}
-        detection = identify(sources.model_path(values.get("checkpoint")))
-        touched = {name for sizes in PRESETS.values() for found in sizes.values() for name in found}
-        defaults = {name: controls()[name].default for name in touched}
-        return defaults | preset(detection.family, chosen) | {"settings_note": ""}
-    except DPDMDError as error:
-        return errors(("settings",), {"settings": error})
+    if chosen == DEMO_PRESET:
+        return dict(DEMO) | {"settings_note": ""}
+    detection = identify(sources.model_path(values.get("checkpoint")))
+    touched = {name for sizes in PRESETS.values() for found in sizes.values() for name in found}
+    defaults = {name: controls()[name].default for name in touched}
+    return defaults | preset(detection.family, chosen) | {"settings_note": ""}
 
 
+@noted_at("import")
 def apply_settings(values: Mapping[str, Any]) -> Values:
     """The settings of an uploaded file, or of a LoRA made here ("distil again like this")."""
     uploaded, lora = values.get("settings_upload"), values.get("settings_lora")
-    try:
-        if uploaded:
-            config = read_settings(Path(uploaded))
-        elif lora:
-            config = read_settings(sources.lora_path(lora, jobs.made_loras()))
-        else:
-            raise SettingsError("Choose a LoRA or a settings file first.")
-    except DPDMDError as error:
-        return errors(("import",), {"import": error})
+    if not uploaded and not lora:
+        raise SettingsError("Choose a LoRA or a settings file first.")
+    config = read_settings(
+        Path(uploaded) if uploaded else sources.lora_path(lora, jobs.made_loras())
+    )
     found: Values = config.to_dict() | {"memory": KEEP, "settings_note": ""}
     return found | {"import_note": note("These settings are now in the form.", "done")}
 
 
+@noted_at("import")
 def export(values: Mapping[str, Any]) -> Values:
     """A settings file to download, without paths and prompts."""
-    try:
-        text = config_text(config_of(values))
-    except DPDMDError as error:
-        return errors(("import",), {"import": error})
+    text = config_text(config_of(values))
     path = Path(tempfile.mkdtemp(prefix="dpdmd-")) / "dpdmd-settings.json"
     atomic_write.write_text(path, text)
-    return {"settings_download": Change(value=str(path), visible=True)} | errors(("import",), {})
+    return {"settings_download": Change(value=str(path), visible=True), "import_note": ""}
 
 
+@belongs_to("prompts")
 def prompts_of(values: Mapping[str, Any]) -> PromptList:
     """The prompts in the form, or FormError."""
-    try:
-        return parse_prompts(str(values.get("prompts") or ""), "The prompts field")
-    except DPDMDError as error:
-        raise FormError("prompts", error) from error
+    return parse_prompts(str(values.get("prompts") or ""), "The prompts field")
 
 
 def request_of(values: Mapping[str, Any]) -> DistillRequest:
     """The request that the form describes, or FormError for the part that is wrong."""
-    try:
+    with belongs_to("settings"):
         config = config_of(values)
-    except DPDMDError as error:
-        raise FormError("settings", error) from error
+    with belongs_to("checkpoint"):
+        others = {name: values[name] for name in OTHER_FILES if text_of(values, name)}
+        files = {"checkpoint": values.get("checkpoint"), **others}
+        model = ModelFiles(**{name: str(sources.model_path(path)) for name, path in files.items()})
+    with belongs_to("output"):
+        output = sources.chosen_output(values.get("output_folder"), values.get("name"))
+    with belongs_to("loras"):
+        loras = chosen_loras(values, "teacher_loras", "strengths")
     return DistillRequest(
-        model=_model_files(values),
+        model=model,
         config=config,
-        output=_output(values),
+        output=str(output),
         file_format="peft" if values.get("file_format") == "peft" else "kohya",
-        teacher_loras=_teacher_loras(values),
+        teacher_loras=tuple(TeacherLora(path=str(path), strength=size) for path, size in loras),
         include_teacher_loras=bool(values.get("include_teacher_loras")),
         created_at=time.time(),
     )
 
 
-def _model_files(values: Mapping[str, Any]) -> ModelFiles:
-    try:
-        found = {
-            name: str(sources.model_path(values[name]))
-            for name in OTHER_FILES
-            if str(values.get(name) or "").strip()
-        }
-        return ModelFiles(checkpoint=str(sources.model_path(values.get("checkpoint"))), **found)
-    except DPDMDError as error:
-        raise FormError("checkpoint", error) from error
+def chosen_loras(values: Mapping[str, Any], names: str, strengths: str) -> list[tuple[Path, float]]:
+    """(file, strength) of the LoRAs chosen in the control `names`; `strengths` holds "0.8, 1".
 
-
-def _output(values: Mapping[str, Any]) -> str:
-    try:
-        return str(sources.chosen_output(values.get("output_folder"), values.get("name")))
-    except DPDMDError as error:
-        raise FormError("output", error) from error
-
-
-def _teacher_loras(values: Mapping[str, Any]) -> tuple[TeacherLora, ...]:
-    try:
-        paths = [
-            sources.lora_path(item, jobs.made_loras()) for item in values.get("teacher_loras") or []
-        ]
-        strengths = strengths_of(values.get("strengths"), len(paths))
-    except DPDMDError as error:
-        raise FormError("loras", error) from error
-    pairs = zip(paths, strengths, strict=True)
-    return tuple(TeacherLora(path=str(path), strength=strength) for path, strength in pairs)
-
-
-def strengths_of(text: object, count: int) -> list[float]:
-    """As many strengths as LoRAs, from "0.8, 1": what is not named is 1.
+    Strengths that are not named are 1.
 
     Raises:
-        LoraError: no number, too many, or outside -10 to 10.
+        SettingsError: a LoRA is in none of the folders.
+        LoraError: a strength is no number, too many are named, or one is outside -10 to 10.
     """
-    parts = [part.strip() for part in str(text or "").split(",") if part.strip()]
+    paths = [sources.lora_path(item, jobs.made_loras()) for item in values.get(names) or []]
+    text = text_of(values, strengths)
     try:
-        found = [float(part) for part in parts]
+        found = [float(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise LoraError(f"Strengths are numbers such as 0.8, 1; found {text}.") from error
-    if len(found) > count or not all(-10 <= value <= 10 for value in found):
+    if len(found) > len(paths) or not all(-10 <= value <= 10 for value in found):
         raise LoraError(
-            f"{len(found)} strengths for {count} LoRAs; name at most one each, from -10 to 10."
+            f"{len(found)} strengths for {len(paths)} LoRAs; name at most one each, from -10 to 10."
         )
-    return found + [1.0] * (count - len(found))
+    found += [1.0] * (len(paths) - len(found))
+    return list(zip(paths, found, strict=True))
 
 
 def submit(values: Mapping[str, Any]) -> Values:
@@ -253,30 +220,25 @@ def submit(values: Mapping[str, Any]) -> Values:
         job = jobs.submit_distill(request, prompts.prompts, Path(request.output).stem, alone=True)
     except DPDMDError as error:
         return _failed(error)
-    text = f"{job.title} is in the queue. Its progress is on the Runs page."
     try:
         remember(values)
+        more = ""
     except DPDMDError as error:  # the run itself is safe
-        text += f" This form will not be remembered: {error}"
-    return errors(NOTES, {}) | {
-        "start_note": note(text, "done"),
-        "selected": job.id,
-        "tabs": Change(selected="runs"),
-        "name": sources.free_output(values.get("output_folder"), job.title),
-    }
+        more = f" This form will not be remembered: {error}"
+    free = sources.free_output(values.get("output_folder"), job.title)
+    return started(NOTES, job, more) | {"name": free}
 
 
 def _failed(error: DPDMDError) -> Values:
     """The notes after a failed start: the message at its place, a pointer at the button."""
-    part = error.part if isinstance(error, FormError) else _part_of(error)
-    failed: dict[str, DPDMDError | str] = {part: error}
-    if part in PLACES:
-        failed["start"] = f"Not started: see the note under {PLACES[part]}."
-    return errors(NOTES, failed)
-
-
-def _part_of(error: DPDMDError) -> str:
-    return next((part for kind, part in MODEL_KINDS if isinstance(error, kind)), "start")
+    if not isinstance(error, FormError):  # of the queue, which checks all of it again
+        kind = next((part for kind, part in PARTS.items() if isinstance(error, kind)), "start")
+        error = FormError(kind, error)
+    notes = failed(NOTES, error)
+    if error.part in PLACES:
+        pointer = f"Not started: see the note under {PLACES[error.part]}."
+        notes["start_note"] = error_note(pointer)
+    return notes
 
 
 def remember(values: Mapping[str, Any]) -> None:

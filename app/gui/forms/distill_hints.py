@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from ....core.errors import CheckpointError, DPDMDError
+from ....core.errors import DPDMDError
 from ....core.families import Detection, family, identify
 from ...estimate import Estimate, bytes_in_16_bit, estimate
 from ...jobs import made_loras
@@ -20,7 +20,7 @@ from ...prompts.reading import PromptList, read_prompts
 from ...runs.directory import RunDirectory
 from ..widgets.html import duration, error_note, facts, note, piece
 from . import distill as form
-from .changes import Change, Values, errors
+from .changes import Change, Values, noted_at, text_of
 from .controls import config_of
 from .distill import DEMO_PRESET, KEEP, memory_choices, prompts_of
 
@@ -32,15 +32,14 @@ ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "it
 def opening() -> Values:
     """Everything the page shows when it is opened; dropdowns with their choices."""
     values = form.initial()
-    checkpoints, loras = sources.checkpoints(), sources.loras(made_loras())
     found = values | describe_checkpoint(values)
     values["memory"] = found["memory"]["value"]
     found |= describe_prompts(values) | describe_cost(values) | lists()
-    known = {value for _, value in loras}
+    known = {value for _, value in found["teacher_loras"]["choices"]}
     chosen = [path for path in values["teacher_loras"] if path in known]
-    found["checkpoint"] = Change(choices=checkpoints, value=values["checkpoint"])
-    found["teacher_loras"] = Change(choices=loras, value=chosen)
-    found["settings_lora"] = Change(choices=loras, value=None)
+    found["checkpoint"]["value"] = values["checkpoint"]
+    found["teacher_loras"]["value"] = chosen
+    found["settings_lora"]["value"] = None
     demo = Path(values["checkpoint"]).parent == sources.ASSETS
     starters = sources.starters()
     proposed = sources.SHAPES if demo else starters[0][1]
@@ -60,12 +59,10 @@ def lists() -> Values:
     }
 
 
+@noted_at("folder")
 def add_folder(values: Mapping[str, Any]) -> Values:
     """Take a folder into the lists."""
-    try:
-        path = sources.add_folder(values.get("new_folder"))
-    except DPDMDError as error:
-        return errors(("folder",), {"folder": error})
+    path = sources.add_folder(values.get("new_folder"))
     count = len(sources.list_models([path], "checkpoint"))
     loras = len(sources.list_models([path], "lora"))
     text = f"Found {count} checkpoints and {loras} LoRAs there."
@@ -85,13 +82,16 @@ def describe_checkpoint(values: Mapping[str, Any]) -> Values:
         detection, embedded = identify(path), sources.is_embedded(path)
     except DPDMDError as error:
         presets = Change(choices=memory_choices(None, False), value=KEEP)
-        return {"detected": "", "memory": presets, **errors(("checkpoint",), {"checkpoint": error})}
+        return {"detected": "", "memory": presets, "checkpoint_note": error_note(error)}
     choices = memory_choices(detection, embedded)
     kept = values.get("memory")
     known = kept in {value for _, value in choices}
     value = kept if known else DEMO_PRESET if embedded else KEEP
-    found = {"detected": _detected(path, detection), "memory": Change(choices=choices, value=value)}
-    return found | errors(("checkpoint",), {})
+    return {
+        "detected": _detected(path, detection),
+        "memory": Change(choices=choices, value=value),
+        "checkpoint_note": "",
+    }
 
 
 def _detected(path: Path, detection: Detection) -> str:
@@ -120,7 +120,7 @@ def checkpoint_bytes(path: Path) -> int:
 
 def describe_prompts(values: Mapping[str, Any]) -> Values:
     """How many prompts there are, what was dropped, and a few as the model will read them."""
-    if not str(values.get("prompts") or "").strip():
+    if not text_of(values, "prompts"):
         return {"prompts_count": "No prompts yet.", "examples": "", "prompts_note": ""}
     try:
         found = prompts_of(values)
@@ -129,39 +129,35 @@ def describe_prompts(values: Mapping[str, Any]) -> Values:
         return {"prompts_count": "", "examples": "", "prompts_note": error_note(error)}
     count = len(found.prompts)
     text = "1 prompt" if count == 1 else f"{count:,} prompts"
-    aside = _set_aside(count, values.get("evaluation_prompts"))
+    held_out = _held_out(count, values.get("evaluation_prompts"))
     return {
-        "prompts_count": piece("prompt_count", text, aside),
+        "prompts_count": piece("prompt_count", text, held_out),
         "examples": piece("examples", found.notes, shown),
         "prompts_note": "",
     }
 
 
+@noted_at("prompts")
 def apply_starter(values: Mapping[str, Any]) -> Values:
     """The text of the chosen starter prompts, counted."""
-    try:
-        text = sources.starter(values.get("starter"))
-    except DPDMDError as error:
-        return errors(("prompts",), {"prompts": error})
+    text = sources.starter(values.get("starter"))
     return {"prompts": text} | describe_prompts({**values, "prompts": text})
 
 
+@noted_at("prompts")
 def read_prompt_source(values: Mapping[str, Any]) -> Values:
     """The prompts of an uploaded file, or of a path in the named folders, counted."""
-    try:
-        uploaded = values.get("prompts_upload")
-        path = Path(uploaded) if uploaded else sources.prompts_path(values.get("prompts_path"))
-        text = "\n".join(read_prompts(path).prompts) + "\n"
-    except DPDMDError as error:
-        return errors(("prompts",), {"prompts": error})
+    uploaded = values.get("prompts_upload")
+    path = Path(uploaded) if uploaded else sources.prompts_path(values.get("prompts_path"))
+    text = "\n".join(read_prompts(path).prompts) + "\n"
     return {"prompts": text} | describe_prompts({**values, "prompts": text})
 
 
-def _set_aside(count: int, wanted: object) -> str:
-    aside = min(wanted if isinstance(wanted, int) else 0, count // 5)
-    if aside < 2:
-        return "; none is set aside to measure the student on (that takes 10 prompts or more)"
-    return f"; {aside} of them are set aside to measure the student on"
+def _held_out(count: int, wanted: object) -> str:
+    held_out = min(wanted if isinstance(wanted, int) else 0, count // 5)
+    if held_out < 2:
+        return "; none is held out for evaluation (that takes 10 prompts or more)"
+    return f"; {held_out} of them are held out for evaluation"
 
 
 def examples(found: PromptList) -> list[str]:
@@ -173,34 +169,26 @@ def examples(found: PromptList) -> list[str]:
 def describe_cost(values: Mapping[str, Any]) -> Values:
     """What the run is expected to need; empty while the form cannot be read."""
     try:
-        path = sources.model_path(values.get("checkpoint"))
         config = config_of(values)
+    except DPDMDError as error:
+        return {"estimate": "", "settings_note": error_note(error)}
+    try:
+        path = sources.model_path(values.get("checkpoint"))
         size, half = checkpoint_bytes(path), bytes_in_16_bit(path)
         found = estimate(identify(path), config, size, earlier_runs(), half_bytes=half)
-    except CheckpointError:
-        return {"estimate": "", "settings_note": ""}
-    except DPDMDError as error:
-        try:
-            config_of(values)
-        except DPDMDError:
-            return {"estimate": "", "settings_note": error_note(error)}
+    except DPDMDError:  # the note under the checkpoint says so
         return {"estimate": "", "settings_note": ""}
     return {"estimate": _estimate_text(found), "settings_note": ""}
 
 
 def _estimate_text(found: Estimate) -> str:
-    memory = "not known"
-    if found.memory_bytes:
-        gib = found.memory_bytes / 2**30  # as cards are sold and as the text beside it counts
-        memory = f"{gib:.1f} GB" if gib >= 1 else "under 1 GB"
+    gib = (found.memory_bytes or 0) / 2**30  # as cards are sold and as the text beside it counts
+    memory = f"{gib:.1f} GB" if gib >= 1 else "under 1 GB" if gib else "not known"
     time = duration(found.seconds) or "not known yet"
     return piece("estimate", memory, time, found.text)
 
 
 def earlier_runs() -> Iterable[RunDirectory]:
     """The newest runs of this computer."""
-    folder = home() / "runs"
-    paths = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
-    return [
-        RunDirectory(path) for path in paths[:EARLIER_RUNS] if (path / "metrics.jsonl").exists()
-    ]
+    measured = sorted((home() / "runs").glob("*/metrics.jsonl"), reverse=True)
+    return [RunDirectory(path.parent) for path in measured[:EARLIER_RUNS]]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ....core.errors import DPDMDError, RunError
+from ....core.errors import RunError
 from ... import jobs
 from ...api.handler import set_up as submit_set_up
 from ...environment import readiness
-from ...jobs import LIVE, Job
+from ...jobs import Job
 from ...library import surroundings
 from ..widgets.html import copyable, error_note, heading, note
-from .changes import Change, Values, errors
+from .changes import Change, Values, noted_at
 
 MISSING = (
     "Training needs libraries of its own: about 1 GB more where this program's PyTorch can be "
@@ -44,19 +44,17 @@ def _said(job: Job | None) -> str:
     """How the last set-up stands."""
     if job is None:
         return ""
-    if job.state == "queued" or job.state in LIVE:
+    if job.state == "queued" or job.live:
         return note("It is being set up now; the Runs page shows how far it is.")
     if job.state == "failed":
         return error_note(f"The last set-up failed: {job.message}")
     return ""
 
 
+@noted_at("trainer")
 def set_up(values: Mapping[str, Any]) -> Values:
     """Queue the set-up, or show the one that goes on."""
-    try:
-        job = submit_set_up()
-    except DPDMDError as error:
-        return errors(("trainer",), {"trainer": error})
+    job = submit_set_up()
     return {"trainer_note": "", "selected": job.id, "tabs": Change(selected="runs")}
 
 

@@ -10,29 +10,24 @@ from ...jobs import made_loras
 from ...library import choices as sources
 from ..forms import compare as form
 from ..forms.changes import Change, Values
-from ..widgets.dropdown import dropdown
-from ..widgets.html import heading
-from ..widgets.runs_view import Address
-from ..widgets.wiring import Components, Page, markup, note, on, several
+from ..widgets.run_pieces import Address
+from ..widgets.wiring import Builder, Page, form_and_start, on, section, title
 
 AFTER_START = (*(f"{name}_note" for name in form.NOTES), "selected", "tabs")
+OPENED = ("checkpoint", "loras", "styles", "chosen", "report")
 
 
 def build(selected: Any, tabs: Any, address: Address | None) -> Page:
     """The page inside the caller's Blocks; arguments as the other pages'."""
-    parts: Components = {"selected": selected, "tabs": tabs}
     first = form.initial() | opening({}, address)
     first["styles"]["value"] = []
-    with gr.Row(elem_classes=["dp-columns"]):
-        with gr.Column(scale=7, min_width=320, elem_classes=["dp-form"]):
-            _models(parts, first)
-            _prompts(parts, first)
-        with gr.Column(scale=4, min_width=280, elem_classes=["dp-aside"]):
-            _start(parts, first)
+    made = Builder(first, selected=selected, tabs=tabs)
+    form_and_start(made, (_models, _prompts), _start)
     with gr.Column(elem_classes=["dp-section", "dp-wide"]):
-        markup(heading("Finished comparisons"))
-        parts["chosen"] = dropdown(**first["chosen"], label="Comparison", allow_custom_value=True)
-        parts["report"] = markup(first["report"])
+        title("Finished comparisons")
+        made.dropdown("chosen", "Comparison")
+        made.markup("report")
+    parts = made.parts
     on(
         parts["chosen"].input,
         lambda values: form.show(values["chosen"], address),
@@ -42,9 +37,6 @@ def build(selected: Any, tabs: Any, address: Address | None) -> Page:
     )
     done = on(parts["start"].click, form.submit, parts, form.FORM, AFTER_START)
     return Page(parts, lambda values: opening(values, address), OPENED, (done,))
-
-
-OPENED = ("checkpoint", "loras", "styles", "chosen", "report")
 
 
 def opening(values: Values, address: Address | None) -> Values:
@@ -64,72 +56,40 @@ def opening(values: Values, address: Address | None) -> Values:
     return found
 
 
-def _models(parts: Components, first: Values) -> None:
-    with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Models", "The checkpoint at full steps is what all are held against."))
-        parts["checkpoint"] = dropdown(
-            **first["checkpoint"], label="Checkpoint file", allow_custom_value=True
-        )
-        parts["loras"] = several(
-            first["loras"],
-            "Few-step LoRAs to compare",
-            "Any: yours, plain DMD ones, other people's.",
-        )
-        parts["strengths"] = _strengths()
-        with gr.Accordion("Styles that are on in every picture", open=False):
-            parts["styles"] = several(first["styles"], "Style LoRAs")
-            parts["style_strengths"] = _strengths()
-        parts["models_note"] = note()
+def _models(made: Builder) -> None:
+    strengths = ("Their strengths", "Such as 0.8, 1. Empty: 1 each.")
+    text = "Each LoRA is compared with the checkpoint at its full number of steps."
+    with section("Models", text):
+        made.dropdown("checkpoint", "Checkpoint file")
+        info = "Any kind: yours, plain DMD, or by other makers."
+        made.several("loras", "Few-step LoRAs to compare", info)
+        made.text("strengths", *strengths)
+        with gr.Accordion("Style LoRAs for every image", open=False):
+            made.several("styles", "Styles")
+            made.text("style_strengths", *strengths)
+        made.note("models_note")
 
 
-def _strengths() -> Any:
-    return gr.Textbox(
-        value="",
-        label="Their strengths",
-        max_lines=1,
-        info="Such as 0.8, 1. Empty: 1 each.",
-    )
-
-
-def _prompts(parts: Components, first: Values) -> None:
-    with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Prompts", "Best such as training never saw."))
-        parts["prompts"] = gr.Textbox(
-            value="",
-            label="Prompts to draw",
-            lines=5,
-            max_lines=12,
-            info="One a line. The shapes demo needs none: it brings its own.",
-        )
-        parts["prompts_note"] = note()
+def _prompts(made: Builder) -> None:
+    with section("Prompts", "Best held out: prompts that were not trained on."):
+        info = "One a line. The shapes demo needs none: it brings its own."
+        made.text("prompts", "Evaluation prompts", info, lines=5, max_lines=12)
+        made.note("prompts_note")
         with gr.Row():
-            parts["seeds"] = gr.Textbox(
-                value=first["seeds"], label="Seeds", max_lines=1, info="Such as 0-8, or 1,5,9."
-            )
-            parts["resolution"] = gr.Textbox(
-                value="",
-                label="Resolution (pixels)",
-                max_lines=1,
-                info="Such as 1024x1024. Empty: the model's own.",
-            )
+            made.text("seeds", "Seeds", "Such as 0-8, or 1,5,9.")
+            info = "Such as 1024x1024. Empty: the model's own."
+            made.text("resolution", "Resolution (pixels)", info)
         with gr.Row():
-            parts["teacher_steps"] = gr.Textbox(
-                value="", label="Steps of the checkpoint", max_lines=1, info="Empty: as trained."
-            )
-            parts["guidance_scale"] = gr.Textbox(
-                value="", label="Guidance of the checkpoint", max_lines=1, info="Empty: as trained."
-            )
-        parts["settings_note"] = note()
+            made.text("teacher_steps", "Steps of the checkpoint", "Empty: as trained.")
+            made.text("guidance_scale", "Guidance of the checkpoint", "Empty: as trained.")
+        made.note("settings_note")
 
 
-def _start(parts: Components, first: Values) -> None:
-    with gr.Column(elem_classes=["dp-card"]):
-        markup(heading("Compare", "Diversity, distance from the checkpoint, speed, seed grids."))
-        parts["title"] = gr.Textbox(value="", label="Title", max_lines=1, placeholder="Comparison")
-        parts["rival"] = gr.Checkbox(
-            value=True,
-            label="Also without the LoRA at step 1",
-            info="A rival that needs no training: the LoRA is off for the first step.",
-        )
-        parts["start"] = gr.Button("Compare", variant="primary", elem_id="dpdmd-compare")
-        parts["start_note"] = note()
+def _start(made: Builder) -> None:
+    text = "Diversity, distance from the checkpoint, speed, seed grids."
+    with section("Compare", text, "dp-card"):
+        made.text("title", "Title", placeholder="Comparison")
+        info = "A training-free baseline: the LoRA is off for the first step."
+        made.checkbox("baseline", "Also without the LoRA at step 1", info)
+        made.button("start", "Compare", variant="primary", elem_id="dpdmd-compare")
+        made.note("start_note")

@@ -10,10 +10,17 @@ from ..forms import distill as form
 from ..forms import distill_hints as hints
 from ..forms import trainer as trainer_form
 from ..forms.changes import Values
-from ..forms.controls import PLAIN, advanced, controls
-from ..widgets.dropdown import dropdown
-from ..widgets.html import heading
-from ..widgets.wiring import Components, Page, component, markup, note, on, several
+from ..forms.controls import PLAIN, Control, advanced, controls
+from ..widgets.wiring import (
+    Builder,
+    Components,
+    Page,
+    form_and_start,
+    on,
+    section,
+    title,
+    with_button,
+)
 
 OTHER_FILES = {
     "clip_l": "CLIP-L text encoder",
@@ -36,17 +43,9 @@ def build(selected: Any, tabs: Any) -> Page:
         tabs: the pages' tabs; a start shows the Runs page.
     """
     first = opening()
-    parts: Components = {"selected": selected, "tabs": tabs}
-    with gr.Row(elem_classes=["dp-columns"]):
-        with gr.Column(scale=7, min_width=320, elem_classes=["dp-form"]):
-            _checkpoint(parts, first)
-            _prompts(parts, first)
-            _settings(parts, first)
-            _loras(parts, first)
-            _output(parts, first)
-        with gr.Column(scale=4, min_width=280, elem_classes=["dp-aside"]):
-            _start(parts, first)
-    return Page(parts, lambda values: opening(), tuple(first), _wire(parts))
+    made = Builder(first, selected=selected, tabs=tabs)
+    form_and_start(made, (_checkpoint, _prompts, _settings, _loras, _output), _start)
+    return Page(made.parts, lambda values: opening(), tuple(first), _wire(made.parts))
 
 
 def opening() -> Values:
@@ -59,168 +58,125 @@ def relist(event: Any, page: Page) -> Any:
     return on(event, lambda values: hints.lists() | trainer_form.look(), page.parts, (), LISTS)
 
 
-def _checkpoint(parts: Components, first: Values) -> None:
-    with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Checkpoint", "The model that is distilled. It is only read."))
-        parts["checkpoint"] = dropdown(
-            **first["checkpoint"],
-            label="Checkpoint file",
-            info="From your folders and those of a ComfyUI or WebUI beside this program.",
-            allow_custom_value=True,
-            elem_id="dpdmd-checkpoint",
-        )
-        parts["detected"] = markup(first["detected"])
-        parts["checkpoint_note"] = note()
+def _checkpoint(made: Builder) -> None:
+    with section("Checkpoint", "The model that is distilled. It is only read."):
+        info = "From your folders and those of a ComfyUI or WebUI beside this program."
+        made.dropdown("checkpoint", "Checkpoint file", info, elem_id="dpdmd-checkpoint")
+        made.markup("detected")
+        made.note("checkpoint_note")
         with gr.Accordion("Folders and other model files", open=False):
-            _folders(parts, first)
+            _folders(made)
 
 
-def _folders(parts: Components, first: Values) -> None:
-    with gr.Row(elem_classes=["dp-with-button"]):
-        parts["new_folder"] = gr.Textbox(
-            label="Add a folder with models",
-            max_lines=1,
-            scale=5,
-            placeholder="/home/me/ComfyUI/models/checkpoints",
-        )
-        parts["add_folder"] = gr.Button("Add folder", scale=1, min_width=110)
-    parts["folder_note"] = note()
-    with gr.Row(elem_classes=["dp-with-button"]):
-        parts["folder"] = dropdown(**first["folder"], label="Folders you named", scale=5)
-        parts["forget"] = gr.Button("Forget it", scale=1, min_width=110)
+def _folders(made: Builder) -> None:
+    with with_button():
+        example = "/home/me/ComfyUI/models/checkpoints"
+        made.text("new_folder", "Add a folder with models", scale=5, placeholder=example)
+        made.button_beside("add_folder", "Add folder")
+    made.note("folder_note")
+    with with_button():
+        made.dropdown("folder", "Folders you named", scale=5, allow_custom_value=False)
+        made.button_beside("forget", "Forget it")
     for name, label in OTHER_FILES.items():
-        parts[name] = gr.Textbox(
-            label=label,
-            value=first[name],
-            max_lines=1,
-            info="Path inside one of the folders. Empty: what the checkpoint holds.",
-        )
-    parts["rescan"] = gr.Button("Look for new files", min_width=120)
+        info = "Path inside one of the folders. Empty: what the checkpoint holds."
+        made.text(name, label, info)
+    made.button("rescan", "Look for new files", min_width=120)
 
 
-def _prompts(parts: Components, first: Values) -> None:
-    with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Prompts", "What you will draw with it. A few hundred are a good start."))
-        with gr.Row(elem_classes=["dp-with-button"]):
-            parts["starter"] = dropdown(**first["starter"], label="Starter prompts", scale=5)
-            parts["use_starter"] = gr.Button("Use these", scale=1, min_width=110)
-        parts["prompts"] = gr.Textbox(
-            value=first["prompts"],
-            label="Your prompts",
-            info="One a line. {red|blue} draws one of several, (word:1.2) weighs, # is a comment.",
+def _prompts(made: Builder) -> None:
+    with section("Prompts", "What you will generate with it. A few hundred are a good start."):
+        with with_button():
+            made.dropdown("starter", "Starter prompts", scale=5, allow_custom_value=False)
+            made.button_beside("use_starter", "Use these")
+        made.text(
+            "prompts",
+            "Your prompts",
+            "One a line. {red|blue} picks one of them, (word:1.2) sets a weight, # comments.",
             lines=8,
             max_lines=14,
             placeholder="portrait photo of {a woman|a man} by a window, soft light",
             elem_id="dpdmd-prompts",
         )
-        parts["prompts_count"] = markup(first["prompts_count"], classes=["dp-count"])
-        parts["prompts_note"] = note()
-        parts["examples"] = markup(first["examples"])
-        with gr.Accordion("From a file, or from pictures you made", open=False):
-            parts["prompts_upload"] = gr.File(label="A text file with prompts")
-            with gr.Row(elem_classes=["dp-with-button"]):
-                parts["prompts_path"] = gr.Textbox(
-                    label="A text file, or a folder of PNGs made in A1111 or ComfyUI",
-                    info="In one of the folders above. Only the pictures' prompts are read.",
-                    max_lines=1,
-                    scale=5,
-                )
-                parts["read_path"] = gr.Button("Read", scale=1, min_width=110)
+        made.markup("prompts_count", "dp-count")
+        made.note("prompts_note")
+        made.markup("examples")
+        with gr.Accordion("From a file, or from images you made", open=False):
+            made.parts["prompts_upload"] = gr.File(label="A text file with prompts")
+            with with_button():
+                label = "A text file, or a folder of PNGs made in A1111 or ComfyUI"
+                info = "In one of the folders above. Only the images' prompts are read."
+                made.text("prompts_path", label, info, scale=5)
+                made.button_beside("read_path", "Read")
 
 
-def _settings(parts: Components, first: Values) -> None:
+def _settings(made: Builder) -> None:
     known = controls()
-    with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Settings", "The defaults are a good start."))
-        parts["memory"] = dropdown(
-            **first["memory"],
-            label="Memory of your graphics card",
-            info="Fills in what fits. Chosen by arithmetic, not measured on every card.",
-            allow_custom_value=True,
-        )
-        for names in zip(PLAIN[::2], PLAIN[1::2], strict=True):
-            with gr.Row():
-                for name in names:
-                    parts[name] = component(known[name], first[name])
-        parts["settings_note"] = note()
+    with section("Settings", "The defaults are a good start."):
+        info = "Fills in what fits. Chosen by arithmetic, not measured on every card."
+        made.dropdown("memory", "Memory of your graphics card", info)
+        _in_pairs(made, [known[name] for name in PLAIN])
+        made.note("settings_note")
         with gr.Accordion("Advanced", open=False, elem_classes=["dp-advanced"]):
-            for title, items in advanced().items():
-                markup(heading(title, level=3))
-                for start in range(0, len(items), 2):
-                    with gr.Row():
-                        for item in items[start : start + 2]:
-                            parts[item.name] = component(item, first[item.name])
+            for text, items in advanced().items():
+                title(text, level=3)
+                _in_pairs(made, items)
         with gr.Accordion("Settings files, and distil again like this", open=False):
-            _settings_files(parts, first)
+            _settings_files(made)
 
 
-def _settings_files(parts: Components, first: Values) -> None:
-    parts["settings_lora"] = dropdown(
-        **first["settings_lora"],
-        label="Distil again like this LoRA",
-        info="Takes the settings that a LoRA carries, if DP-DMD Studio made it.",
-        allow_custom_value=True,
-    )
-    parts["settings_upload"] = gr.File(label="Or a settings file (.json)")
-    parts["import_note"] = note()
+def _in_pairs(made: Builder, items: list[Control]) -> None:
+    for start in range(0, len(items), 2):
+        with gr.Row():
+            for item in items[start : start + 2]:
+                made.setting(item)
+
+
+def _settings_files(made: Builder) -> None:
+    info = "Takes the settings that a LoRA carries, if DP-DMD Studio made it."
+    made.dropdown("settings_lora", "Distil again like this LoRA", info)
+    made.parts["settings_upload"] = gr.File(label="Or a settings file (.json)")
+    made.note("import_note")
     with gr.Row():
-        parts["use_settings"] = gr.Button("Take these settings", min_width=150)
-        parts["export"] = gr.Button("Save the form's settings as a file", min_width=150)
-    parts["settings_download"] = gr.File(
+        made.button("use_settings", "Take these settings", min_width=150)
+        made.button("export", "Save the form's settings as a file", min_width=150)
+    made.parts["settings_download"] = gr.File(
         label="Settings file, without paths and prompts", visible=False, interactive=False
     )
 
 
-def _loras(parts: Components, first: Values) -> None:
-    with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("LoRAs in the teacher", "Optional: styles that the student should learn."))
-        parts["teacher_loras"] = several(first["teacher_loras"], "LoRAs merged into the checkpoint")
+def _loras(made: Builder) -> None:
+    with section("LoRAs in the teacher", "Optional: styles that the student should learn."):
+        made.several("teacher_loras", "LoRAs merged into the checkpoint")
         with gr.Row():
-            parts["strengths"] = gr.Textbox(
-                value=first["strengths"],
-                label="Their strengths",
-                max_lines=1,
-                info="Such as 0.8, 1. Empty: 1 each.",
-            )
-            parts["include_teacher_loras"] = gr.Checkbox(
-                value=bool(first["include_teacher_loras"]),
-                label="The new LoRA holds them, too",
-                info="Otherwise load them beside it when you draw.",
-            )
-        parts["loras_note"] = note()
+            made.text("strengths", "Their strengths", "Such as 0.8, 1. Empty: 1 each.")
+            info = "Otherwise load them beside it when you generate."
+            made.checkbox("include_teacher_loras", "The new LoRA holds them, too", info)
+        made.note("loras_note")
 
 
-def _output(parts: Components, first: Values) -> None:
-    with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Where it goes"))
+def _output(made: Builder) -> None:
+    with section("Where it goes"):
         with gr.Row():
-            parts["name"] = gr.Textbox(
-                value=first["name"], label="Name of the LoRA", max_lines=1, elem_id="dpdmd-name"
+            made.text("name", "Name of the LoRA", elem_id="dpdmd-name")
+            formats = [("ComfyUI, A1111, Forge", "kohya"), ("diffusers (PEFT)", "peft")]
+            made.dropdown(
+                "file_format", "File format for", choices=formats, allow_custom_value=False
             )
-            parts["file_format"] = dropdown(
-                choices=[("ComfyUI, A1111, Forge", "kohya"), ("diffusers (PEFT)", "peft")],
-                value=first["file_format"],
-                label="File format for",
-            )
-        parts["output_folder"] = gr.Textbox(
-            value=first["output_folder"],
-            label="Folder",
-            info="Name your host's folder for LoRAs, and it is there at once.",
-            max_lines=1,
-        )
-        parts["output_note"] = note()
+        info = "Name your host's folder for LoRAs, and it is there at once."
+        made.text("output_folder", "Folder", info)
+        made.note("output_note")
 
 
-def _start(parts: Components, first: Values) -> None:
-    with gr.Column(elem_classes=["dp-card"], **first["trainer_box"]) as parts["trainer_box"]:
-        parts["trainer"] = markup(first["trainer"])
-        parts["set_up"] = gr.Button("Set up the trainer", variant="primary", elem_id="dpdmd-set-up")
-        parts["trainer_note"] = note()
-    with gr.Column(elem_classes=["dp-card"]):
-        markup(heading("Before you start"))
-        parts["estimate"] = markup(first["estimate"])
-        parts["start"] = gr.Button("Start distilling", variant="primary", elem_id="dpdmd-start")
-        parts["start_note"] = note()
+def _start(made: Builder) -> None:
+    box = made.first["trainer_box"]
+    with gr.Column(elem_classes=["dp-card"], **box) as made.parts["trainer_box"]:
+        made.markup("trainer")
+        made.button("set_up", "Set up the trainer", variant="primary", elem_id="dpdmd-set-up")
+        made.note("trainer_note")
+    with section("Before you start", kind="dp-card"):
+        made.markup("estimate")
+        made.button("start", "Start distilling", variant="primary", elem_id="dpdmd-start")
+        made.note("start_note")
 
 
 def _wire(parts: Components) -> Any:

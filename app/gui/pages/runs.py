@@ -8,9 +8,8 @@ import gradio as gr
 
 from ..forms.changes import Change, Values
 from ..widgets import runs_view as view
-from ..widgets.dropdown import dropdown
-from ..widgets.html import heading
-from ..widgets.wiring import Components, hidden_button, markup, note, on
+from ..widgets.run_pieces import Address
+from ..widgets.wiring import Builder, Components, on, title, with_button
 
 REFRESH = "dpdmd-refresh"
 SELECTED = "dpdmd-selected"
@@ -26,7 +25,7 @@ BOXES = tuple(f"{name}_box" for name in view.FOLDED)
 OUTPUTS = (*view.PIECES, *BOXES, *view.BUTTONS, "new_title", "message", "selected", "seen")
 
 
-def build(selected: Any, address: view.Address | None) -> Components:
+def build(selected: Any, address: Address | None) -> Components:
     """The page inside the caller's Blocks; its components by name.
 
     A script clicks the hidden button `dpdmd-refresh` while something goes on, and puts the id of a
@@ -36,17 +35,18 @@ def build(selected: Any, address: view.Address | None) -> Components:
         selected: that text field.
         address: where a browser finds a job's report; without it the report goes into the page.
     """
-    parts: Components = {"selected": selected, "seen": gr.State({})}
+    made = Builder({}, selected=selected, seen=gr.State({}))
     with gr.Row(elem_classes=["dp-columns"], elem_id="dpdmd-runs"):
         with gr.Column(scale=3, min_width=250, elem_classes=["dp-list"]):
-            markup(heading("Runs and queue", "One at a time. Closing this page stops nothing."))
-            parts["list"] = markup()
-            _trash(parts)
+            title("Runs and queue", "One at a time. Closing this page stops nothing.")
+            made.markup("list")
+            _trash(made)
         with gr.Column(scale=8, min_width=420, elem_classes=["dp-view"]):
-            parts["status"] = markup(classes=["dp-status"])
+            made.markup("status", "dp-status")
             with gr.Row(elem_classes=["dp-buttons"]):
                 for name, label in LABELS.items():
-                    parts[name] = gr.Button(
+                    made.button(
+                        name,
                         label,
                         variant="primary" if name == "start" else "secondary",
                         size="sm",
@@ -54,45 +54,39 @@ def build(selected: Any, address: view.Address | None) -> Components:
                         visible=False,
                         elem_id=f"dpdmd-run-{name}",
                     )
-            parts["message"] = note()
-            parts["findings"] = markup()
-            parts["pictures"] = markup()
-            parts["curves"] = markup()
-            _folded(parts, "more", "More curves")
-            parts["files"] = markup(classes=["dp-files"])
-            _more(parts)
-    parts["refresh"] = hidden_button(REFRESH)
-    _wire(parts, address)
-    return parts
+            made.note("message")
+            made.markup("findings")
+            made.markup("images")
+            made.markup("curves")
+            _folded(made, "more", "More curves")
+            made.markup("files", "dp-files")
+            _folded(made, "report", "Report")
+            _folded(made, "log", "Log")
+            with gr.Accordion("Rename", open=False), with_button():
+                info = "For your eyes; files keep their names."
+                made.text("new_title", "Title", info, scale=5)
+                made.button_beside("rename", "Rename")
+    # for the script: in the page, but neither seen nor reached by keyboard
+    made.button("refresh", "", elem_id=REFRESH, elem_classes=["dp-hidden"])
+    _wire(made.parts, address)
+    return made.parts
 
 
-def _trash(parts: Components) -> None:
+def _trash(made: Builder) -> None:
     with gr.Accordion("Trash", open=False):
-        parts["trash"] = dropdown(
-            choices=[], value=None, label="Deleted runs", allow_custom_value=True
-        )
+        made.dropdown("trash", "Deleted runs", choices=[], value=None)
         with gr.Row():
-            parts["look"] = gr.Button("Look again", size="sm", min_width=90)
-            parts["restore"] = gr.Button("Take back", size="sm", min_width=90)
+            made.button("look", "Look again", size="sm", min_width=90)
+            made.button("restore", "Take back", size="sm", min_width=90)
 
 
-def _folded(parts: Components, name: str, title: str) -> None:
-    with gr.Accordion(title, open=False, visible=False) as parts[f"{name}_box"]:
-        parts[name] = markup()
-
-
-def _more(parts: Components) -> None:
-    _folded(parts, "report", "Report")
-    _folded(parts, "log", "Log")
-    with gr.Accordion("Rename", open=False), gr.Row(elem_classes=["dp-with-button"]):
-        parts["new_title"] = gr.Textbox(
-            label="Title", info="For your eyes; files keep their names.", max_lines=1, scale=5
-        )
-        parts["rename"] = gr.Button("Rename", scale=1, min_width=110)
+def _folded(made: Builder, name: str, text: str) -> None:
+    with gr.Accordion(text, open=False, visible=False) as made.parts[f"{name}_box"]:
+        made.markup(name)
 
 
 def refresh_event(
-    event: Any, parts: Components, address: view.Address | None, *, keep_message: bool = False
+    event: Any, parts: Components, address: Address | None, *, keep_message: bool = False
 ) -> Any:
     """Have `event` bring the page up to date."""
 
@@ -103,19 +97,16 @@ def refresh_event(
     return on(event, handler, parts, ("selected", "seen"), OUTPUTS)
 
 
-def _wire(parts: Components, address: view.Address | None) -> None:
+def _wire(parts: Components, address: Address | None) -> None:
     refresh_event(parts["refresh"].click, parts, address)
     acted = ("message", "selected")
-    for name in view.BUTTONS:
-        event = on(parts[name].click, _action(name), parts, ("selected",), acted)
+    given = {"rename": ("selected", "new_title"), "restore": ("trash",)}
+    for name in (*view.BUTTONS, *given):
+        inputs = given.get(name, ("selected",))
+        event = on(parts[name].click, _action(name), parts, inputs, acted)
         event = refresh_event(event.then, parts, address, keep_message=True)
-        if name == "delete":
+        if name in ("delete", "restore"):
             on(event.then, _trashed, parts, (), ("trash",))
-    event = on(parts["rename"].click, _action("rename"), parts, ("selected", "new_title"), acted)
-    refresh_event(event.then, parts, address, keep_message=True)
-    event = on(parts["restore"].click, _action("restore"), parts, ("trash",), acted)
-    event = refresh_event(event.then, parts, address, keep_message=True)
-    on(event.then, _trashed, parts, (), ("trash",))
     on(parts["look"].click, _trashed, parts, (), ("trash",))
 
 

@@ -9,9 +9,7 @@ import gradio as gr
 from ...library import choices as sources
 from ..forms import share as form
 from ..forms.changes import Change, Values
-from ..widgets.dropdown import dropdown
-from ..widgets.html import heading
-from ..widgets.wiring import Components, Page, markup, note, on
+from ..widgets.wiring import Builder, Page, form_and_start, on, section, title
 
 AFTER_START = (*(f"{name}_note" for name in form.NOTES), "selected", "tabs")
 OPENED = (
@@ -31,17 +29,13 @@ SHOWN = ("package", "zip", "description")
 
 def build(selected: Any, tabs: Any) -> Page:
     """The page inside the caller's Blocks; arguments as the other pages'."""
-    parts: Components = {"selected": selected, "tabs": tabs}
-    first = _first()
-    with gr.Row(elem_classes=["dp-columns"]):
-        with gr.Column(scale=7, min_width=320, elem_classes=["dp-form"]):
-            _source(parts, first)
-            _words(parts, first)
-            _pictures(parts)
-        with gr.Column(scale=4, min_width=280, elem_classes=["dp-aside"]):
-            _start(parts)
+    blank: Values = {"label_note": "", "base_model": Change(choices=[], value=None)}
+    first = form.FORM | blank | opening({})
+    made = Builder(first, selected=selected, tabs=tabs)
+    form_and_start(made, (_source, _words, _previews), _start)
     with gr.Column(elem_classes=["dp-section", "dp-wide"]):
-        _packages(parts, first)
+        _packages(made)
+    parts = made.parts
     described = ("checkpoint", "name", "base_model", "label_note", "source_note")
     on(parts["source"].input, form.describe, parts, ("source", "checkpoint"), described)
     labelled = ("base_model", "label_note", "source_note")
@@ -53,7 +47,7 @@ def build(selected: Any, tabs: Any) -> Page:
 
 def opening(values: Values) -> Values:
     """What the page shows when it is opened: new files in the lists; what was chosen stays."""
-    found = form.listing(values)
+    found = form.choices(values)
     source = found["source"]["value"]
     if source and source != values.get("source"):
         found |= form.describe({"source": source})
@@ -65,78 +59,47 @@ def opening(values: Values) -> Values:
     return found | form.show(found["chosen"]["value"])
 
 
-def _first() -> Values:
-    blank: Values = {"label_note": "", "base_model": Change(choices=[], value=None)}
-    return form.initial() | blank | opening({})
+def _source(made: Builder) -> None:
+    with section("What to share", "A run, or a LoRA that was made here."):
+        made.dropdown("source", "Run or LoRA")
+        info = "Generates the previews. A run knows its own."
+        made.dropdown("checkpoint", "Its checkpoint", info)
+        made.note("source_note")
 
 
-def _source(parts: Components, first: Values) -> None:
-    with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("What to share", "A run, or a LoRA that was made here."))
-        parts["source"] = dropdown(**first["source"], label="Run or LoRA", allow_custom_value=True)
-        parts["checkpoint"] = dropdown(
-            **first["checkpoint"],
-            label="Its checkpoint",
-            info="Draws the previews. A run knows its own.",
-            allow_custom_value=True,
-        )
-        parts["source_note"] = note()
-
-
-def _words(parts: Components, first: Values) -> None:
-    with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("What it is called", "Written into the file and into its descriptions."))
+def _words(made: Builder) -> None:
+    with section("What it is called", "Written into the file and into its descriptions."):
         with gr.Row():
-            parts["name"] = gr.Textbox(value=first["name"], label="Name", max_lines=1)
-            parts["author"] = gr.Textbox(value="", label="Author", max_lines=1)
+            made.text("name", "Name")
+            made.text("author", "Author")
         with gr.Row():
-            parts["license"] = gr.Textbox(
-                value="",
-                label="Licence",
-                max_lines=1,
-                info="Empty: that of the base model, with a note.",
-            )
-            parts["trigger_words"] = gr.Textbox(
-                value="", label="Trigger words", max_lines=1, info="A few-step LoRA needs none."
-            )
-        parts["base_model"] = dropdown(
-            **first["base_model"], label="Base model on Civitai", allow_custom_value=True
+            made.text("license", "Licence", "Empty: that of the base model, with a note.")
+            made.text("trigger_words", "Trigger words", "A few-step LoRA needs none.")
+        made.dropdown("base_model", "Base model on Civitai")
+        made.note("label_note")
+        made.note("words_note")
+
+
+def _previews(made: Builder) -> None:
+    with section("Preview images"):
+        info = "One a line. Empty: the prompts that the run held out."
+        made.text("prompts", "Prompts for the previews", info, lines=3, max_lines=10)
+        made.parts["count"] = gr.Slider(
+            form.FEWEST, form.MOST, value=form.USUAL, step=1, label="Number of images"
         )
-        parts["label_note"] = gr.HTML(
-            value=first["label_note"],
-            visible=bool(first["label_note"]),
-            elem_classes=["dp", "dp-note"],
-        )
-        parts["words_note"] = note()
+        made.note("prompts_note")
 
 
-def _pictures(parts: Components) -> None:
-    with gr.Column(elem_classes=["dp-section"]):
-        markup(heading("Preview pictures"))
-        parts["prompts"] = gr.Textbox(
-            value="",
-            label="Prompts for the previews",
-            lines=3,
-            max_lines=10,
-            info="One a line. Empty: the prompts that the run set aside.",
-        )
-        parts["count"] = gr.Slider(
-            form.FEWEST, form.MOST, value=form.USUAL, step=1, label="Number of pictures"
-        )
-        parts["prompts_note"] = note()
+def _start(made: Builder) -> None:
+    text = "A folder and a zip for Civitai, Hugging Face, A1111 and ComfyUI."
+    with section("Make the package", text, "dp-card"):
+        made.button("start", "Make the package", variant="primary", elem_id="dpdmd-package")
+        made.note("start_note")
 
 
-def _start(parts: Components) -> None:
-    with gr.Column(elem_classes=["dp-card"]):
-        text = "A folder and a zip for Civitai, Hugging Face, A1111 and ComfyUI."
-        markup(heading("Make the package", text))
-        parts["start"] = gr.Button("Make the package", variant="primary", elem_id="dpdmd-package")
-        parts["start_note"] = note()
-
-
-def _packages(parts: Components, first: Values) -> None:
-    markup(heading("Finished packages"))
-    parts["chosen"] = dropdown(**first["chosen"], label="Package", allow_custom_value=True)
-    parts["package"] = markup(first["package"])
-    parts["zip"] = gr.File(**first["zip"], label="The whole package", interactive=False)
-    parts["description"] = gr.HTML(**first["description"], elem_classes=["dp"])
+def _packages(made: Builder) -> None:
+    title("Finished packages")
+    made.dropdown("chosen", "Package")
+    made.markup("package")
+    made.parts["zip"] = gr.File(**made.first["zip"], label="The whole package", interactive=False)
+    made.markup("description")

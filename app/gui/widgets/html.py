@@ -10,9 +10,9 @@ from pathlib import Path
 from ...findings.diagnosis import Finding
 from ...report.templating import html_templates
 
-MAX_PICTURE_BYTES = 24 << 20
+MAX_IMAGE_BYTES = 24 << 20
 LEVELS = {"problem": "Problem", "warning": "Look at this", "info": "Note"}
-"""Levels of findings, gravest first, in words."""
+"""Levels of findings in words."""
 DIVERSITY_SCALE = 1.25
 """Right end of the diversity meter as a share of the teacher's diversity."""
 TEMPLATES = html_templates(Path(__file__).parent / "templates")
@@ -60,18 +60,15 @@ def diversity_meter(kept: float, step: int) -> str:
 
 
 def findings(found: Sequence[Finding]) -> str:
-    """What the diagnosis says, gravest first."""
-    order = list(LEVELS)
-    known = [(item.level if item.level in order else "info", item) for item in found]
-    known.sort(key=lambda pair: order.index(pair[0]))
-    shown = [(LEVELS[level], level, item) for level, item in known]
+    """What the diagnosis says, in its order: gravest first."""
+    shown = [(LEVELS[item.level], item.level, item) for item in found]
     return piece("findings", shown) if shown else ""
 
 
-def encoded_picture(path: Path) -> str:
+def encoded_image(path: Path) -> str:
     """A PNG file in base64, to stand in a page; "" if it cannot be read or is far too large."""
     try:
-        if path.stat().st_size > MAX_PICTURE_BYTES:
+        if path.stat().st_size > MAX_IMAGE_BYTES:
             return ""
         return base64.b64encode(path.read_bytes()).decode("ascii")
     except OSError:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from ....core.errors import DPDMDError
@@ -49,30 +49,34 @@ LOG_LINES = 60
 PROGRESS_LINE = re.compile(r"update \d+/\d+,|---")  # the bar says it already
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a page that is drawn again only when its key is another one."""
-
-    key: str
-    render: Callable[[], str]
+Piece = tuple[str, Callable[[], str]]
+"""(key, how it is rendered) of a part of a page: it is sent again when its key is another one."""
+Address = Callable[[Job], str]
+"""Where a browser finds a job's report."""
 
 
-def pieces(job: Job) -> dict[str, Piece]:
-    """The parts of a job's view by name."""
+def piece_of(text: str) -> Piece:
+    """A part that is its own key."""
+    return text, lambda: text
+
+
+def pieces(job: Job, address: Address | None = None) -> dict[str, Piece]:
+    """The parts of a job's view by name.
+
+    Args:
+        address: without it the report goes into the page.
+    """
     measured = _marks(job, METRICS, EVALUATIONS)
     return {
-        "status": _piece(status(job)),
-        "findings": Piece(_marks(job, METRICS, EVALUATIONS, job.state), lambda: findings(job)),
-        "pictures": Piece(_pictures_key(job), lambda: pictures(job)),
-        "curves": Piece(measured, lambda: curves(job, first=True)),
-        "more": Piece(measured, lambda: curves(job, first=False)),
-        "files": Piece(_marks(job, "result.json", job.state), lambda: files(job)),
-        "log": Piece(_marks(job, "log.txt"), lambda: log(job)),
+        "status": piece_of(status(job)),
+        "findings": (_marks(job, METRICS, EVALUATIONS, job.state), lambda: findings(job)),
+        "images": (_images_key(job), lambda: images(job)),
+        "curves": (measured, lambda: curves(job, first=True)),
+        "more": (measured, lambda: curves(job, first=False)),
+        "files": (_marks(job, "result.json", job.state), lambda: files(job)),
+        "log": (_marks(job, "log.txt"), lambda: log(job)),
+        "report": (_marks(job, str(report_of(job))), lambda: report(job, address)),
     }
-
-
-def _piece(text: str) -> Piece:
-    return Piece(text, lambda: text)
 
 
 def _marks(job: Job, *names: str) -> str:
@@ -92,7 +96,7 @@ def status(job: Job) -> str:
     shown = html.render(
         "status.html",
         job=job,
-        state=STATES.get(job.state, job.state),
+        state=STATES[job.state],
         kind=KINDS.get(job.kind, job.kind),
         how_far=how_far(job),
     )
@@ -136,32 +140,22 @@ def findings(job: Job) -> str:
     return meter + html.findings(diagnose(run))
 
 
-def _pictures_key(job: Job) -> str:
+def _images_key(job: Job) -> str:
     teacher = (job.path / "previews" / TEACHER).exists()
     return f"{job.id}/{teacher}/{len(student_previews(job.path))}"
 
 
-def pictures(job: Job) -> str:
+def images(job: Job) -> str:
     """The teacher's and the newest student's sheet side by side, an early one before them."""
-    sheets = [
-        (
-            html.encoded_picture(job.path / "previews" / TEACHER),
-            "Pictures of the teacher on fixed prompts and seeds",
-            "Teacher, all its steps",
-        )
-    ]
+    text = "Images of the teacher for fixed prompts and seeds"
+    sheets = [(job.path / "previews" / TEACHER, text, "Teacher, all its steps")]
     students = student_previews(job.path)
-    chosen = [students[-1], students[0]] if len(students) > 1 else students
-    for sheet in chosen:
-        sheets.append(
-            (
-                html.encoded_picture(sheet.path),
-                f"The student's pictures after update {sheet.step}, same prompts and seeds",
-                f"Student after update {sheet.step:,}",
-            )
-        )
-    shown = [sheet for sheet in sheets if sheet[0]]
-    return html.render("pictures.html", sheets=shown) if shown else ""
+    for sheet in [students[-1], students[0]] if len(students) > 1 else students:
+        text = f"The student's images after update {sheet.step}, same prompts and seeds"
+        sheets.append((sheet.path, text, f"Student after update {sheet.step:,}"))
+    read = [(html.encoded_image(path), *words) for path, *words in sheets]
+    shown = [sheet for sheet in read if sheet[0]]
+    return html.render("images.html", sheets=shown) if shown else ""
 
 
 def curves(job: Job, *, first: bool) -> str:
@@ -182,7 +176,7 @@ def curves(job: Job, *, first: bool) -> str:
 
 
 def files(job: Job) -> str:
-    """Where the LoRA and the run are, and how to draw with the LoRA."""
+    """Where the LoRA and the run are, and how to sample with the LoRA."""
     rows = []
     lora = job.result.get("lora")
     if isinstance(lora, str):
@@ -196,13 +190,11 @@ def files(job: Job) -> str:
 
 
 def _usage(lora: Path) -> str:
-    try:
+    with contextlib.suppress(DPDMDError, OSError):
         recipe = read_recipe(read_header(lora).metadata)
-    except (DPDMDError, OSError):
-        return ""
-    if recipe is None:
-        return ""
-    return html.heading("Draw with it", usage_hint(recipe), level=3)
+        if recipe is not None:
+            return html.heading("Sample with it", usage_hint(recipe), level=3)
+    return ""
 
 
 def result_path(job: Job, name: str) -> Path | None:
@@ -221,6 +213,15 @@ def report_of(job: Job) -> Path | None:
     own = job.path / "report" / "report.html"
     found = named if named is not None and named.suffix == ".html" else own
     return found if found.is_file() else None
+
+
+def report(job: Job, address: Address | None) -> str:
+    """The report in a frame, "" while there is none."""
+    path = report_of(job)
+    if path is None:
+        return ""
+    place = address(job) if address else None
+    return html.frame(f"Report of {job.title}", address=place, path=path)
 
 
 def log(job: Job) -> str:

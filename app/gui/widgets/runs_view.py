@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ....core.errors import DPDMDError
 from ... import jobs
-from ...jobs import Job
-from ...library.home import home
+from ...jobs import Job, files
 from ..forms.changes import Change, Values
 from ..forms.trainer import before_start
 from . import html
-from .run_pieces import LIVE, STATES, pieces, report_of
+from .run_pieces import LIVE, STATES, Address, piece_of, pieces
 
-PIECES = ("list", "status", "findings", "pictures", "curves", "more", "files", "log", "report")
+PIECES = ("list", "status", "findings", "images", "curves", "more", "files", "log", "report")
 FOLDED = ("more", "report", "log")
 """Pieces inside a box of their own, `<name>_box`, that is there only when they are."""
 BUTTONS = ("start", "stop", "up", "down", "duplicate", "delete")
 Seen = dict[str, str]
 """Piece -> the key it had when it was last sent to this page."""
-Address = Callable[[Job], str]
 STARTABLE = ("new", "stopped", "interrupted", "failed")
 START_LABELS = {"new": "Start", "failed": "Try again"}
 
@@ -41,13 +39,7 @@ def refresh(
     before, now = dict(seen or {}), {}
     every = jobs.all_jobs()
     job = next((one for one in every if one.id == selected), every[0] if every else None)
-    parts: dict[str, tuple[str, Callable[[], str]]] = {}
-    listing = job_list(every, job)
-    parts["list"] = (listing, lambda: listing)
-    if job is not None:
-        parts |= {name: (piece.key, piece.render) for name, piece in pieces(job).items()}
-        chosen = job
-        parts["report"] = (_report_key(job), lambda: _report(chosen, address))
+    parts = {"list": piece_of(job_list(every, job))} | (pieces(job, address) if job else {})
     changed: Values = {}
     for name in PIECES:
         key, render = parts.get(name, ("none", lambda: ""))
@@ -69,8 +61,7 @@ def _buttons(job: Job | None, every: list[Job], before: Seen, now: Seen) -> Valu
     )
     if before.get("buttons") == now["buttons"]:
         return {}
-    state = job.state if job else ""
-    place = job.place if job else None
+    state, place = (job.state, job.place) if job else ("", None)
     last = sum(one.state == "queued" for one in every) - 1
     allowed = {
         "start": state in STARTABLE,
@@ -100,7 +91,7 @@ def job_list(every: list[Job], chosen: Job | None) -> str:
 
 
 def _how_it_stands(job: Job) -> str:
-    words = STATES.get(job.state, job.state)
+    words = STATES[job.state]
     if job.state in ("running", "stopping", "stopped", "interrupted") and job.steps:
         words += f" · {job.step / job.steps:.0%}"
     goes_on = job.state == "running" and job.step < job.steps
@@ -109,22 +100,6 @@ def _how_it_stands(job: Job) -> str:
     if job.place is not None:
         words += f" · place {job.place + 1}"
     return words
-
-
-def _report_key(job: Job) -> str:
-    path = report_of(job)
-    try:
-        return f"{job.id}/{path.stat().st_mtime_ns}" if path else f"{job.id}/none"
-    except OSError:
-        return f"{job.id}/none"
-
-
-def _report(job: Job, address: Address | None) -> str:
-    path = report_of(job)
-    if path is None:
-        return ""
-    place = address(job) if address else None
-    return html.frame(f"Report of {job.title}", address=place, path=path)
 
 
 def act(action: str, selected: object, text: object = "") -> Values:
@@ -143,20 +118,16 @@ def act(action: str, selected: object, text: object = "") -> Values:
 def _act(action: str, id: str, text: str) -> Values:
     if action == "restore":
         job = jobs.restore(text)
-        return {"message": html.note("It is back.", "done"), "selected": _id(job, text)}
+        return _said("It is back.") | {"selected": job.id}
     if action == "start":
         if jobs.get_job(id).kind != "setup":
             before_start()
         jobs.start(id)
         return _said("It is in the queue.")
     if action == "stop":
-        job = jobs.stop(id)
-        live = job.state in LIVE
-        return _said(
-            "It stops after the update at hand and keeps what there is."
-            if live
-            else "It is out of the queue."
-        )
+        if jobs.stop(id).live:
+            return _said("It stops after the update at hand and keeps what there is.")
+        return _said("It is out of the queue.")
     if action in ("up", "down"):
         place = jobs.get_job(id).place
         if place is None:
@@ -173,18 +144,11 @@ def _act(action: str, id: str, text: str) -> Values:
     return _said("It is in the trash below, from where it can be taken back.") | {"selected": ""}
 
 
-def _id(job: object, fallback: str) -> str:
-    return job.id if isinstance(job, Job) else fallback
-
-
 def _said(message: str) -> Values:
     return {"message": html.note(message, "done")}
 
 
 def trash() -> list[str]:
     """Names of deleted jobs, newest first."""
-    folder = home() / "trash"
-    if not folder.is_dir():
-        return []
-    names = [path.name for path in folder.iterdir() if path.is_dir()]
+    names = (path.name for path in files.trash().glob("*") if path.is_dir())
     return sorted((name for name in names if not name.startswith(".")), reverse=True)

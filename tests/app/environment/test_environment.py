@@ -63,7 +63,7 @@ def finished(environment: env.Environment) -> None:
     [("2.13.0+cu130", (2, 13)), ("2.6.0", (2, 6)), ("2.10.0a0+git", (2, 10)), ("odd", (0, 0))],
 )
 def test_versions_compare_as_numbers(version, expected):
-    assert torch_source.release(version) == expected
+    assert env.release(version) == expected
 
 
 def test_only_torch_and_what_it_imports_is_borrowed(tmp_path, environment):

@@ -76,7 +76,7 @@ def test_a_learning_rate_100_times_too_high_is_named_while_the_run_goes():
         first = diagnose_facts(real("lr100", updates))[0]
         assert (first.level, first.title) == ("problem", RATE)
         assert "0.01 in place of 0.1" in first.text
-    assert "Pictures vary more than the teacher's" in titles(real("lr100", 60), "problem")
+    assert "Images vary more than the teacher's" in titles(real("lr100", 60), "problem")
     assert LAG not in titles(real("lr100", 60))  # the cause is named, not what follows from it
 
 

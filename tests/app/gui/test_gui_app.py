@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from dpdmd_studio.app.api.guard import COOKIE, MAX_BODY_BYTES, Guard, host_name, is_local
+from dpdmd_studio.app.api.exchange import host_name
 from dpdmd_studio.app.gui.forms import distill as distill_form
+from dpdmd_studio.app.gui.guard import COOKIE, MAX_BODY_BYTES, Guard, is_local
 from dpdmd_studio.app.gui.widgets import html
 from dpdmd_studio.app.jobs import get_job, rename, spawn
 from dpdmd_studio.app.library import choices as sources
@@ -235,7 +236,7 @@ distill_hints.opening()
 job = distill_form.submit(form)["selected"]
 runs_view.refresh(job, {})
 compare_form.submit(compare_form.initial())
-share_form.submit(share_form.initial())
+share_form.submit(share_form.FORM)
 heavy = ("torch", "diffusers", "transformers", "peft", "accelerate", "tokenizers")
 status = open("/proc/self/status").read()
 most = 1024 * int(status.split("VmHWM:")[1].split()[0])
@@ -258,7 +259,7 @@ def test_the_process_loads_neither_torch_nor_the_engine_and_stays_small(home):
 def test_pictures_far_too_large_are_left_out(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     path.write_bytes(b"x" * 100)
-    assert html.encoded_picture(path).startswith("eHh4")
-    monkeypatch.setattr(html, "MAX_PICTURE_BYTES", 99)
-    assert html.encoded_picture(path) == ""
-    assert html.encoded_picture(tmp_path / "none.png") == ""
+    assert html.encoded_image(path).startswith("eHh4")
+    monkeypatch.setattr(html, "MAX_IMAGE_BYTES", 99)
+    assert html.encoded_image(path) == ""
+    assert html.encoded_image(tmp_path / "none.png") == ""

@@ -173,11 +173,11 @@ def test_what_was_detected_is_said_and_presets_suit_it(files):
 def test_prompts_are_counted_and_shown_as_the_model_reads_them():
     text = "\n".join(f"a {{red|blue}} cat {number} <lora:x:1>" for number in range(40))
     answer = distill_hints.describe_prompts({"prompts": text, "evaluation_prompts": 6})
-    assert "40 prompts; 6 of them are set aside" in text_of(answer["prompts_count"])
+    assert "40 prompts; 6 of them are held out" in text_of(answer["prompts_count"])
     assert re.findall(r"<li>a (?:red|blue) cat \d+</li>", answer["examples"])
     assert "LoRA tags were dropped" in answer["examples"] and "{" not in answer["examples"]
     few = distill_hints.describe_prompts({"prompts": "a\nb", "evaluation_prompts": 6})
-    assert "none is set aside" in text_of(few["prompts_count"])
+    assert "none is held out" in text_of(few["prompts_count"])
     bad = distill_hints.describe_prompts({"prompts": "a {0::x|0::y} cat", "evaluation_prompts": 6})
     assert 'role="alert"' in bad["prompts_note"]
 
@@ -191,7 +191,7 @@ def test_prompts_with_markup_are_shown_as_text():
 def test_starter_prompts_fill_the_form(name):
     answer = distill_hints.apply_starter({"starter": name, "evaluation_prompts": 6})
     assert len(answer["prompts"].splitlines()) >= 90
-    assert "6 of them are set aside" in text_of(answer["prompts_count"])
+    assert "6 of them are held out" in text_of(answer["prompts_count"])
 
 
 def test_prompts_come_from_uploads_and_from_named_folders_alone(tmp_path):
@@ -321,9 +321,9 @@ def test_only_what_changed_is_sent_again(run):
     assert set(again) == {"selected", "seen"}
     finish(run)
     changed = runs_view.refresh(run.id, again["seen"])
-    assert "status" in changed and "start" in changed and "pictures" not in changed
+    assert "status" in changed and "start" in changed and "images" not in changed
     (run.path / "previews" / "teacher.png").write_bytes(PNG)
-    assert "pictures" in runs_view.refresh(run.id, changed["seen"])
+    assert "images" in runs_view.refresh(run.id, changed["seen"])
 
 
 def test_a_run_shows_progress_pictures_curves_and_its_files(run):
@@ -338,7 +338,7 @@ def test_a_run_shows_progress_pictures_curves_and_its_files(run):
     answer = runs_view.refresh(run.id, {})
     assert 'aria-valuenow="27"' in answer["status"]["value"]
     assert "54 of 200 updates" in text_of(answer["status"]["value"])
-    shown = answer["pictures"]["value"]
+    shown = answer["images"]["value"]
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown)
     assert captions == ["Teacher, all its steps", "Student after update 50",
                         "Student after update 10"]  # fmt: skip
@@ -447,7 +447,7 @@ def test_a_comparison_becomes_the_command_that_a_terminal_would_run(run):
         "seeds": "0-2",
         "teacher_steps": "20",
         "guidance_scale": "2.5",
-        "rival": False,
+        "baseline": False,
         "prompts": "a cat\n# not this\na dog",
         "title": HOSTILE,
     }
@@ -490,7 +490,7 @@ def test_mistakes_of_a_comparison_are_named_at_their_control(run, changed, part,
 
 def test_a_package_becomes_the_command_that_a_terminal_would_run(run, home):
     finish(run)
-    values = share_form.initial() | share_form.describe({"source": f"run:{run.id}"})
+    values = share_form.FORM | share_form.describe({"source": f"run:{run.id}"})
     values |= {"source": f"run:{run.id}", "author": "-x --y", "count": 7.0, "base_model": "Other"}
     assert values["name"] == "shapes-4step" and values["checkpoint"] == SHAPES
     answer = share_form.submit(values)
@@ -517,7 +517,7 @@ def test_a_package_becomes_the_command_that_a_terminal_would_run(run, home):
 )
 def test_mistakes_of_a_package_are_named_at_their_control(run, changed, part, message):
     finish(run)
-    values = share_form.initial() | {"source": f"run:{run.id}", "name": "x"} | changed
+    values = share_form.FORM | {"source": f"run:{run.id}", "name": "x"} | changed
     answer = share_form.submit(values)
     assert 'role="alert"' in answer[f"{part}_note"] and message in text_of(answer[f"{part}_note"])
     assert "selected" not in answer
@@ -525,7 +525,7 @@ def test_mistakes_of_a_package_are_named_at_their_control(run, changed, part, me
 
 def test_a_finished_package_shows_its_folder_zip_cover_and_description(run, home):
     finish(run)
-    values = share_form.initial() | {"source": f"run:{run.id}", "name": "x"}
+    values = share_form.FORM | {"source": f"run:{run.id}", "name": "x"}
     job = jobs.get_job(share_form.submit(values)["selected"])
     folder = home / "packages" / "x"
     folder.mkdir(parents=True)
@@ -547,7 +547,7 @@ def test_a_finished_package_shows_its_folder_zip_cover_and_description(run, home
 def test_usage_is_read_off_the_lora_and_a_damaged_one_shows_none(run, files):
     lora = finish(run)
     lora.write_bytes(files["sd1"].read_bytes()[:100])
-    assert "Draw with it" not in run_pieces.files(jobs.get_job(run.id))
+    assert "Sample with it" not in run_pieces.files(jobs.get_job(run.id))
 
 
 def test_paths_that_are_none_raise_no_more_than_our_errors():

@@ -359,7 +359,7 @@ def test_a_finished_job_is_neither_started_nor_stopped(job):
 
 @pytest.mark.parametrize("prepared", [False, True])
 def test_a_duplicate_has_the_same_settings_and_prompts_and_another_output(job, prepared):
-    if prepared:  # as the engine leaves it: some prompts are set aside
+    if prepared:  # as the trainer leaves it: some prompts are held out
         (job.path / "given-prompts.txt").unlink()
         (job.path / "unprepared").unlink()
         (job.path / "evaluation-prompts.txt").write_text("a house\n")

@@ -17,7 +17,7 @@ from tiny_runs import TINY
 @pytest.mark.usefixtures("home")
 def test_kills_at_random_moments_lose_nothing(files, tmp_path):
     request = DistillRequest(
-        model=ModelFiles(checkpoint=str(files["sd1"])),
+        model=ModelFiles(checkpoint=str(files["sd3"])),
         config=DistillConfig.from_dict(TINY | {"steps": 3, "save_every": 1}),
         output=str(tmp_path / "student.safetensors"),
     )

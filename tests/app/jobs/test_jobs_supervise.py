@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from dpdmd_studio.app import jobs
-from dpdmd_studio.app.jobs import queue, spawn, supervise, worker
+from dpdmd_studio.app.jobs import queue, spawn, worker
 from dpdmd_studio.app.runs import exit_note
 from dpdmd_studio.app.runs.lock import owned
 from dpdmd_studio.app.runs.process_identity import identity_of, live_process
@@ -41,7 +41,7 @@ def job(monkeypatch) -> Callable[[str], jobs.Job]:
 
     def made(program: str, kind: str = "setup") -> jobs.Job:
         monkeypatch.setattr(
-            supervise, "_command", lambda folder, task: [sys.executable, "-u", "-c", program]
+            worker, "_command", lambda folder, task: [sys.executable, "-u", "-c", program]
         )
         return jobs.submit_task(kind, ["x"], "a task")
 
@@ -131,7 +131,7 @@ def test_a_killed_task_is_interrupted_and_can_start_again(job):
 
 def test_a_program_that_is_not_there_fails_its_job_alone(job, monkeypatch):
     task = job("")
-    monkeypatch.setattr(supervise, "_command", lambda folder, task: ["/no/such/program"])
+    monkeypatch.setattr(worker, "_command", lambda folder, task: ["/no/such/program"])
     with worked():
         pass
     found = jobs.get_job(task.id)
@@ -142,18 +142,18 @@ def test_a_program_that_is_not_there_fails_its_job_alone(job, monkeypatch):
     "content", ['{"kind": "setup", "arguments": 5}', '{"kind": "compare"}', "[]"]
 )
 def test_a_damaged_task_in_the_queue_does_not_end_the_worker(content, job, monkeypatch):
-    original = supervise._command
+    original = worker._command
     good = job("print('good')")
     bad = jobs.submit_task("setup", [], "bad")
     (bad.path / "task.json").write_text(content)
-    ours = supervise._command
+    ours = worker._command
 
     def command(folder, task):
         return ours(folder, task) if folder == good.path else original(folder, task)
 
-    monkeypatch.setattr(supervise, "_command", command)
+    monkeypatch.setattr(worker, "_command", command)
     monkeypatch.setattr(
-        supervise,
+        worker,
         "worker_command",
         lambda *words: [sys.executable, "-c", "import sys; sys.exit(2)"],
     )
@@ -235,5 +235,5 @@ def test_signals_of_a_terminal_do_not_reach_the_worker():
 def test_a_set_up_says_so_even_below_a_host(tmp_path):
     """Without the word, install.py in a host's folder only says how to go on."""
     task = {"kind": "setup", "arguments": ["--no-xformers"], "python": "py"}
-    command = supervise._command(tmp_path, task)
+    command = worker._command(tmp_path, task)
     assert command[0] == "py" and command[-2:] == ["setup", "--no-xformers"]

@@ -1,4 +1,4 @@
-"""The queue with its real worker process, and what the engine does for runs of the queue."""
+"""The queue with its real worker process, and what the trainer does for runs of the queue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import RunError
 from dpdmd_studio.core.lora.file import read_lora
 from dpdmd_studio.trainer.commands import distill as runner
-from dpdmd_studio.trainer.commands import preparation
 from dpdmd_studio.trainer.commands.device_lock import device_name
 from tiny_runs import TINY, distil, heard, new_run
 
@@ -40,7 +39,7 @@ def ended(*ids: str) -> bool:
 def request_for(files, tmp_path, home) -> Callable[..., DistillRequest]:
     def made(name: str, **settings) -> DistillRequest:
         return DistillRequest(
-            model=ModelFiles(checkpoint=str(files["sd1"])),
+            model=ModelFiles(checkpoint=str(files["sd3"])),
             config=DistillConfig.from_dict(TINY | settings),
             output=str(tmp_path / f"{name}.safetensors"),
             created_at=1.0,
@@ -91,8 +90,8 @@ def test_a_queued_run_is_prepared_as_one_made_in_a_terminal(request_for, tmp_pat
     here = RunDirectory.open(job.path)
     there = runner.create_run(tmp_path / "there", request, prompts, overwrite=False)
     assert here.prompts() == prompts and here.evaluation_prompts() == []
-    preparation.prepare(here)
-    preparation.prepare(here)  # nothing is set aside twice
+    runner.prepare(here)
+    runner.prepare(here)  # nothing is held out twice
     assert here.settings() == there.settings()
     assert here.prompts() == there.prompts() and len(here.prompts()) < len(prompts)
     assert here.evaluation_prompts() == there.evaluation_prompts() != []
@@ -121,15 +120,15 @@ def test_a_preparation_cut_short_is_done_again(request_for, tmp_path, monkeypatc
         original = getattr(owner, name)
         patch.setattr(owner, name, die)
         with pytest.raises(Killed):
-            preparation.prepare(run)
-    preparation.prepare(run)
+            runner.prepare(run)
+    runner.prepare(run)
     again = runner.create_run(tmp_path / "again", request_for("cut"), prompts, overwrite=False)
     assert run.prompts() == again.prompts()
     assert run.evaluation_prompts() == again.evaluation_prompts()
 
 
 def test_a_terminal_is_told_what_runs_and_how_to_queue(files, tmp_path, home, capsys):
-    run = new_run(tmp_path, files["sd1"])
+    run = new_run(tmp_path, files["sd3"])
     (home / "locks").mkdir(parents=True)
     with owned(home / "locks" / "cpu.json", about="/runs/another one"):
         assert main(["resume", str(run.path)]) == 2
@@ -140,7 +139,7 @@ def test_a_terminal_is_told_what_runs_and_how_to_queue(files, tmp_path, home, ca
 
 
 def test_a_run_of_the_queue_waits_for_its_device(files, tmp_path, home, monkeypatch):
-    run = new_run(tmp_path, files["sd1"], steps=1)
+    run = new_run(tmp_path, files["sd3"], steps=1)
     monkeypatch.setenv(exit_note.VARIABLE, str(run.path))
     (home / "locks").mkdir(parents=True)
     let_go = threading.Event()
@@ -163,7 +162,7 @@ def test_a_run_of_the_queue_waits_for_its_device(files, tmp_path, home, monkeypa
 
 
 def test_two_runs_on_one_device_exclude_each_other(files, tmp_path, home):
-    first, second = (new_run(tmp_path / name, files["sd1"], steps=1) for name in "ab")
+    first, second = (new_run(tmp_path / name, files["sd3"], steps=1) for name in "ab")
     refused = []
 
     def meanwhile(progress) -> None:

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from dpdmd_studio.app.report import table
 from dpdmd_studio.app.report.charts import (
     known_curves,
     line_chart,
@@ -30,7 +31,7 @@ from dpdmd_studio.core.errors import OutputError
 from PIL import Image
 
 HOSTILE = "<script>alert(\"x\")</script> & <img src=https://example.org/a.png> 'q'"
-LABELS = {"valid": ("Clean", "Share of clean pictures."), "diversity": ("Diversity", "Spread.")}
+LABELS = {"valid": ("Valid", "Share of valid samples."), "diversity": ("Diversity", "Spread.")}
 VOID = {"meta", "img", "br", "link"}
 
 
@@ -63,8 +64,8 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
-def pictures(prompts: int, seeds: int, side: int, start: int = 0) -> list[list[np.ndarray]]:
-    """Pictures that all differ: their own number is their colour."""
+def images(prompts: int, seeds: int, side: int, start: int = 0) -> list[list[np.ndarray]]:
+    """Images that all differ: their own number is their colour."""
     grid = []
     for p in range(prompts):
         numbers = [start + p * seeds + s for s in range(seeds)]
@@ -75,12 +76,12 @@ def pictures(prompts: int, seeds: int, side: int, start: int = 0) -> list[list[n
 def report_data(prompts: int = 2, seeds: int = 3, side: int = 16, **changes) -> ReportData:
     count = prompts * seeds
     arms = [
-        Arm(name="Teacher", note="As it is.", evaluations=60, seconds_per_picture=0.25,
-            pictures=pictures(prompts, seeds, side), measures={"valid": 0.985, "diversity": 0.93}),
-        Arm(name="Bare", note="", evaluations=4, seconds_per_picture=0.02,
-            pictures=pictures(prompts, seeds, side, count), measures={"valid": 0.2}),
-        Arm(name="Student", note="", evaluations=4, seconds_per_picture=0.021,
-            pictures=pictures(prompts, seeds, side, 2 * count),
+        Arm(name="Teacher", note="As it is.", evaluations=60, seconds_per_image=0.25,
+            images=images(prompts, seeds, side), measures={"valid": 0.985, "diversity": 0.93}),
+        Arm(name="Bare", note="", evaluations=4, seconds_per_image=0.02,
+            images=images(prompts, seeds, side, count), measures={"valid": 0.2}),
+        Arm(name="Student", note="", evaluations=4, seconds_per_image=0.021,
+            images=images(prompts, seeds, side, 2 * count),
             measures={"valid": 1 / 3, "diversity": math.nan, "extra": 0.5}),
     ]  # fmt: skip
     values = {
@@ -145,11 +146,11 @@ def test_every_picture_is_embedded_once_and_small_ones_exactly(tmp_path):
         assert image["alt"] and image["class"] == "crisp"
         content = base64.b64decode((image["src"] or "").removeprefix("data:image/png;base64,"))
         found[np.asarray(Image.open(io.BytesIO(content))).tobytes()] += 1
-    expected = Counter(p.tobytes() for arm in data.arms for row in arm.pictures for p in row)
+    expected = Counter(p.tobytes() for arm in data.arms for row in arm.images for p in row)
     assert found == expected
 
 
-def test_large_pictures_shrink_and_the_page_stays_small(tmp_path):
+def test_large_images_shrink_and_the_page_stays_small(tmp_path):
     page = Elements(written(tmp_path, report_data(prompts=1, side=1024)))
     for image in page.all("img"):
         assert (image["width"], image["height"]) == ("256", "256")
@@ -186,8 +187,8 @@ def test_a_sheet_of_each_arm_lies_beside_the_page(tmp_path):
 
 
 def test_numbers_that_are_not_finite_never_reach_page_or_json(tmp_path):
-    arms = [Arm(name="Only", note="", evaluations=4, seconds_per_picture=math.inf,
-                pictures=pictures(1, 1, 8), measures={"valid": math.nan})]  # fmt: skip
+    arms = [Arm(name="Only", note="", evaluations=4, seconds_per_image=math.inf,
+                images=images(1, 1, 8), measures={"valid": math.nan})]  # fmt: skip
     metrics = [{"step": 1, "fake_loss": math.nan}, {"step": 2, "fake_loss": math.inf}]
     text = written(tmp_path, report_data(1, 1, arms=arms, metrics=metrics))
     assert re.search(r"\b(nan|inf)\b", text, re.IGNORECASE) is None
@@ -205,9 +206,9 @@ def test_light_dark_headers_and_landmarks_are_there(tmp_path):
 
 
 @pytest.mark.parametrize(("prompts", "seeds"), [(1, 1), (1, 3), (12, 16)])
-def test_few_and_many_pictures_make_a_page(tmp_path, prompts, seeds):
-    arms = [Arm(name=f"Arm {i}", note="", evaluations=4, seconds_per_picture=1.0,
-                pictures=[[np.zeros((8, 8, 3), np.uint8)] * seeds] * prompts)
+def test_few_and_many_images_make_a_page(tmp_path, prompts, seeds):
+    arms = [Arm(name=f"Arm {i}", note="", evaluations=4, seconds_per_image=1.0,
+                images=[[np.zeros((8, 8, 3), np.uint8)] * seeds] * prompts)
             for i in range(5 if seeds > 3 else 1)]  # fmt: skip
     data = report_data(prompts, seeds, arms=arms, metrics=[], measure_labels={}, facts={}, lora="")
     text = written(tmp_path, data)
@@ -224,7 +225,7 @@ def test_the_verdict_names_the_measure_furthest_below():
     assert "largest loss against the teacher: 3.0 points, in diversity" in text
 
 
-def test_pictures_that_do_not_fit_the_prompts_are_refused():
+def test_images_that_do_not_fit_the_prompts_are_refused():
     with pytest.raises(ValueError, match="1 prompts x 3 seeds"):
         report_data(prompts=1, arms=report_data(prompts=2).arms)
 
@@ -292,3 +293,18 @@ def test_ticks_are_round_few_and_inside(low, high):
 )  # fmt: skip
 def test_numbers_are_readable(value, text):
     assert readable_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "unit", "shown"),
+    [
+        (-0.0123, "", "\N{MINUS SIGN}0.0123"),
+        (0.0123, "nats", "+0.0123 nats"),
+        (-0.0006, "share", "\N{MINUS SIGN}0.1 points"),
+        (-0.0004, "share", "0.0 points"),
+        (0.0004, "share", "0.0 points"),
+        (math.nan, "share", ""),
+    ],
+)
+def test_small_differences_keep_their_sign(change, unit, shown):
+    assert table._difference(change, unit) == shown

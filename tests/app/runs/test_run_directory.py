@@ -42,6 +42,15 @@ def test_a_state_counts_only_when_whole(run):
     assert not list(run.states.glob(".*"))
 
 
+def test_a_run_whose_empty_folders_were_lost_has_them_again_when_it_is_owned(run):
+    """As after an archive or git, which keep none."""
+    lost = (run.states, run.previews, run.checkpoints)
+    for folder in lost:
+        folder.rmdir()
+    with RunDirectory.open(run.path).lock():
+        assert all(folder.is_dir() for folder in lost)
+
+
 def test_only_the_newest_states_are_kept(run):
     for step in range(1, 6):
         with run.new_state(step):

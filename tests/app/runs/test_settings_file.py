@@ -200,7 +200,7 @@ def test_metadata_that_is_no_text_is_a_damaged_file(tmp_path, metadata):
 def test_settings_are_read_from_file_lora_and_run(tmp_path):
     run = RunDirectory.create(tmp_path / "run", request().to_dict(), ["a cat"])
     (tmp_path / "s.json").write_text(config_text(OTHER))
-    packed = lora(tmp_path / "a.safetensors", {SETTINGS_KEY: OTHER.to_json()})
+    packed = lora(tmp_path / "a.safetensors", {SETTINGS_KEY: json.dumps(OTHER.to_dict())})
     assert read_settings(run.path) == read_settings(tmp_path / "s.json") == OTHER
     assert read_settings(packed) == OTHER
     with pytest.raises(RunError, match="not a run"):

@@ -90,7 +90,7 @@ def test_only_the_header_of_the_lora_changed_and_its_hashes_are_true(packaged, l
     assert tensors.keys() == entries.keys()
 
 
-def test_pictures_state_what_they_were_drawn_with(packaged, files):
+def test_images_state_what_they_were_sampled_with(packaged, files):
     lora = readers.file_hashes(packaged / f"{STEM}.safetensors")
     model = readers.file_hashes(files["sd1"])
     drawn = []
@@ -103,7 +103,7 @@ def test_pictures_state_what_they_were_drawn_with(packaged, files):
             {"type": "lora", "name": STEM, "weight": 1.0, "hash": lora["AutoV3"]}
         ]
         assert (found["Model"], found["Model hash"]) == ("sd1", model["AutoV2"])
-        assert found["Size"] == "32x32"  # the tiny VAE's own pictures are smaller
+        assert found["Size"] == "32x32"  # the tiny VAE's own images are smaller
         stated = [found[key] for key in ("steps", "sampler", "Schedule type", "cfgScale")]
         assert stated == ["4", "Euler", "Simple", "1"]
         assert (found["clipSkip"], found["negative"], found["RNG"]) == ("2", "", "CPU")
@@ -187,7 +187,7 @@ def test_the_model_card_has_front_matter(packaged):
         (("{lora}", "{sd3}"), "is a LoRA for SD 1.x, but sd3.safetensors is SD3"),
         (("{lora}",), "name it behind the LoRA"),
         (("{lora}", "{sd1}", "--count", "5"), "6 to 200"),
-        (("{lora}", "{sd1}", "--cover", "9"), "pictures 1 to 8"),
+        (("{lora}", "{sd1}", "--cover", "9"), "images 1 to 8"),
         (("{lora}", "{sd1}", "--seeds", "3"), "3 prompts and 1 seeds make 3"),
         (("{lora}", "{sd1}", "--base-model", "Flux"), "SD 1.5, SD 1.4"),
         (("{lora}", "{sd1}", "--report", "{lora}"), "is not a report of this program"),

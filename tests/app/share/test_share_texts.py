@@ -15,14 +15,12 @@ from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
 from dpdmd_studio.app.runs.directory import RunDirectory
-from dpdmd_studio.app.share.describe import model_card
-from dpdmd_studio.app.share.hosts import diffusers_program
+from dpdmd_studio.app.share.describe import diffusers_program, model_card
 from dpdmd_studio.app.share.labels import base_model_choices, base_model_note, chosen_label
 from dpdmd_studio.app.share.markdown import markdown_templates
 from dpdmd_studio.app.share.measurements import Measurements
 from dpdmd_studio.app.share.names import safe_name, words
-from dpdmd_studio.app.share.request import PackageRequest, picture_pairs
-from dpdmd_studio.app.share.source import find_source
+from dpdmd_studio.app.share.source import PackageRequest, find_source, image_pairs
 from dpdmd_studio.core.errors import LoraError, RunError, SettingsError
 from dpdmd_studio.core.lora.header import copy_with_metadata
 from dpdmd_studio.core.recipe.recipe import MergedLora
@@ -200,8 +198,8 @@ def test_labels_are_those_of_the_upload_form():
 @pytest.mark.parametrize(
     ("prompts", "seeds", "count"), [(1, 8, 8), (3, 3, 8), (20, 1, 8), (5, 0, 9)]
 )
-def test_no_two_pictures_are_alike(prompts, seeds, count):
-    pairs = picture_pairs(prompts, range(10, 10 + seeds), count)
+def test_no_two_images_are_alike(prompts, seeds, count):
+    pairs = image_pairs(prompts, range(10, 10 + seeds), count)
     assert len(set(pairs)) == len(pairs) == count
     assert {number for number, _ in pairs} == set(range(min(prompts, count)))
 

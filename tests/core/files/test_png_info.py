@@ -4,11 +4,11 @@ import json
 
 import pytest
 from dpdmd_studio.core.errors import OutputError
-from dpdmd_studio.core.files.png_info import PictureInfo, UsedLora, parameters_text, save_png
+from dpdmd_studio.core.files.png_info import ImageInfo, UsedLora, parameters_text, save_png
 from dpdmd_studio.core.files.png_text import read_png_text
 from PIL import Image
 
-INFO = PictureInfo(
+INFO = ImageInfo(
     prompt="a cat, été 日本\nsecond line",
     negative="blurry: yes",
     seed=42,
@@ -42,7 +42,7 @@ def test_a_saved_picture_gives_back_its_settings_and_pixels(tmp_path):
     assert texts["parameters"] == parameters_text(INFO)
     facts = json.loads(texts["dpdmd"])
     facts["loras"] = tuple(UsedLora(**lora) for lora in facts["loras"])
-    assert PictureInfo(**facts) == INFO
+    assert ImageInfo(**facts) == INFO
     with Image.open(path) as read:
         assert read.tobytes() == PICTURE.tobytes()
     assert list(tmp_path.iterdir()) == [path]

@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from dpdmd_studio.core.errors import LoraError, NonFiniteError, OutputError
 from dpdmd_studio.core.files import hashes
-from dpdmd_studio.core.lora import serialize as lora_serialize
+from dpdmd_studio.core.lora import file as lora_file
 from dpdmd_studio.core.lora.file import (
     NewLora,
     lora_deltas,
@@ -200,7 +200,7 @@ def test_hashes_in_the_file_are_those_of_the_file(trained, tmp_path):
 def test_the_legacy_hash_covers_the_bytes_behind_the_first_mebibyte():
     tensors = {f"t{i}": torch.randn(300_000) for i in range(3)}
     metadata = {"ss_é": 'a "quoted"\nline', "other": "x" * 99}
-    content = b"".join(lora_serialize.serialize(tensors, metadata))
+    content = b"".join(lora_file.serialize(tensors, metadata))
     found = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])["__metadata__"]
     alone = save(tensors, {"ss_é": metadata["ss_é"]})
     assert found["sshs_legacy_hash"] == hashlib.sha256(alone[0x100000:0x110000]).hexdigest()[:8]

@@ -6,9 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from dpdmd_studio.core.errors import LoraError, SettingsError
+from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.recipe.few_step import (
-    check_fit,
     default_recipe,
     plan,
     respaced,
@@ -159,20 +158,6 @@ def test_the_first_level_is_the_hosts_own_number():
     host = torch.tensor([0.80000001, 0.4, 0], dtype=torch.float64)
     found = trained_levels(SD3, host)
     assert found.dtype == torch.float64 and float(found[0]) == float(host[0].float())
-
-
-# Whom a recipe fits
-
-
-def test_a_recipe_for_another_model_is_refused_with_names():
-    check_fit(SD1, "sd1", "eps")
-    with pytest.raises(LoraError, match=r"x\.safetensors was made for SD3, but the model is SD 1"):
-        check_fit(SD3, "sd1", "eps", "x.safetensors")
-    with pytest.raises(LoraError, match="made for SD3, but the model is of another family"):
-        check_fit(SD3, "", "flow")
-    named = dataclasses.replace(SDXL_V, teacher_name="noob")
-    with pytest.raises(LoraError, match=r"v-prediction, .* predicts eps.*made for \(noob\)"):
-        check_fit(named, "sdxl", "eps")
 
 
 def test_a_plan_reads_what_a_file_can_hold():

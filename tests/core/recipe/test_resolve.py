@@ -34,7 +34,6 @@ from dpdmd_studio.core.recipe.resolve import (
 )
 from dpdmd_studio.webui_extension.host import models as webui_models
 from dpdmd_studio.webui_extension.sampling import generation
-from dpdmd_studio.webui_extension.sampling import recipes as webui_recipes
 
 WORDS = Words(
     model="model",
@@ -257,6 +256,16 @@ def test_what_cannot_be_is_refused(facts, loras, asked, error, message):
         asked_of(facts, *loras, **asked)
 
 
+def test_a_recipe_for_another_model_is_refused_with_names():
+    with pytest.raises(LoraError, match=r"x\.safetensors was made for SD3, but the model is SD 1"):
+        check_model(SD3_RECIPE, SD1, WORDS, "x.safetensors")
+    with pytest.raises(LoraError, match="made for SD3, but the model is of another family"):
+        check_model(SD3_RECIPE, ModelFacts("", "flow"), WORDS)
+    named = dataclasses.replace(SDXL_V_RECIPE, teacher_name="noob")
+    with pytest.raises(LoraError, match=r"v-prediction, .* predicts eps.*made for \(noob\)"):
+        check_model(named, ModelFacts("sdxl", "eps"), WORDS)
+
+
 def test_a_recipe_is_held_against_a_model_before_the_lora_is_loaded():
     check_model(SD1_RECIPE, SD1, WORDS)
     with pytest.raises(LoraError, match=r"^few\.safetensors was made for SD 1\.x"):
@@ -319,12 +328,12 @@ def by_comfyui(recipe: Recipe | None, asked: Asked, strength: float, model: Reci
 def by_webui(recipe: Recipe | None, asked: Asked, strength: float, model: Recipe) -> Resolved:
     """A generation of the web UI, with the LoRA in its prompt or the kind in its accordion."""
     p, kind = SimpleNamespace(), asked.kind
-    generation.tell(p, None, None, "", kind)
+    generation.tell(p, generation.Told(kind=kind))
     facts = ModelFacts(model.family, model.prediction, model.shift, model.zero_terminal_snr)
     loras = [] if recipe is None else [LoraFacts("The LoRA", recipe, strength)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(webui_models, "model_facts", lambda sigmas=None: facts)
-        patch.setattr(webui_recipes, "active_loras", lambda: loras)
+        patch.setattr(generation, "active_loras", lambda: loras)
         return generation.resolved(p, torch.ones(1), dataclasses.replace(asked, kind=""))
 
 
@@ -357,7 +366,7 @@ def test_both_hosts_give_the_same_plan_and_notes_for_the_same_facts(
 
 
 def test_every_host_has_a_word_for_everything():
-    for words in (comfy_recipes.WORDS, ANCHORED_WORDS, webui_recipes.WORDS):
+    for words in (comfy_recipes.WORDS, ANCHORED_WORDS, generation.WORDS):
         for text in (words.model, words.kinds, words.other_family, words.other_sampling):
             assert text
         assert words.no_recipe.format(steps=4, family="SDXL", advice="Choose.") is not None

@@ -20,16 +20,42 @@ from pretended.device import NAME, missing_tool
 HERE = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The process that has the device, and the file with what it says besides its findings."""
+    folder = tmp_path_factory.mktemp("accelerator")
+    command = [sys.executable, str(HERE / "accelerator_program.py"), str(folder)]
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    with (
+        (folder / "said").open("w") as said,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+            text=True, env=environment, cwd=HERE,
+        ) as process,
+    ):  # fmt: skip
+        yield process, folder / "said"
+        process.stdin.close()
+
+
+def findings(program, case: str) -> dict:
+    """What the program found in a case; it fails here where the case failed there."""
+    process, said = program
+    process.stdin.write(f"{case}\n")
+    process.stdin.flush()
+    for line in process.stdout:  # a command of the case prints, too
+        if line.startswith('{"case": '):
+            found = json.loads(line)
+            assert found["case"] == case and "error" not in found, found.get("error")
+            return found
+    raise AssertionError(said.read_text()[-3000:])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(missing_tool() is not None, reason=f"cannot be built: {missing_tool()}")
 @pytest.mark.parametrize("case", RUNS)
-def test_a_run_on_an_accelerator_is_the_run_on_the_cpu(case, tmp_path):
+def test_a_run_on_an_accelerator_is_the_run_on_the_cpu(case, program):
     """Trained, stopped, resumed, previewed, written, and drawn with."""
-    command = [sys.executable, str(HERE / "accelerator_program.py"), str(tmp_path), case]
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = findings(program, case)
     there, here = found[NAME], found["cpu"]
     assert there["devices"] == [NAME] and here["devices"] == ["cpu"]
     assert there["sample"] == here["sample"] == 0

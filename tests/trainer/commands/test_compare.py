@@ -54,7 +54,7 @@ def test_two_loras_with_teacher_rivals_and_report(files, loras, prompts, tmp_pat
     steps = lora_networks.RECIPES["sd1"].num_steps
     assert list(arms) == [
         "Teacher, 2 steps, guidance 7.5",
-        f"Bare teacher, {steps} steps",
+        f"Teacher without guidance, {steps} steps",
         f"one, {steps} steps, off at step 1",
         f"one, {steps} steps",
         f"two, {steps} steps, off at step 1",
@@ -102,7 +102,7 @@ def test_prompts_of_training_are_said_and_left_out(files, loras, prompts, tmp_pa
     ("options", "message"),
     [
         (("--seeds", "5"), "Found 1 seed; diversity needs at least 2"),
-        (("--features", "nothing-here"), "no folder of picture features"),
+        (("--features", "nothing-here"), "no folder of image features"),
         (("--lora", "sd3"), "LoRA for sd3, but the model is"),
         (("--lora", "one", "--lora", "sd3"), "LoRA for sd3, but the model is"),
         (("--with-lora", "sd3"), "LoRA for sd3, but the model is"),

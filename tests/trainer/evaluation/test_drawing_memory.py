@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dpdmd_studio.trainer.commands.open_session import open_session
-from dpdmd_studio.trainer.evaluation import previews as preview
+from dpdmd_studio.trainer.evaluation import evaluate
 from dpdmd_studio.trainer.evaluation.previews import Previews
 from tiny_runs import heard, new_run
 
@@ -13,15 +13,15 @@ from tiny_runs import heard, new_run
 @pytest.mark.parametrize("largest", [1, 0])
 def test_a_preview_is_drawn_one_by_one_or_left_out(largest, files, tmp_path, monkeypatch):
     drawn: list[int] = []
-    original = preview.sample_latents
+    original = evaluate.integrate
 
-    def sample_latents(call, prompts, seeds, *arguments):
-        drawn.append(len(seeds))
-        if len(seeds) > largest:
+    def integrate(call, latents, *arguments):
+        drawn.append(len(latents))
+        if len(latents) > largest:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(call, prompts, seeds, *arguments)
+        return original(call, latents, *arguments)
 
-    monkeypatch.setattr(preview, "sample_latents", sample_latents)
+    monkeypatch.setattr(evaluate, "integrate", integrate)
     run = new_run(tmp_path, files["sd1"], preview_every=1)
     session = open_session(run)
     with heard() as said:

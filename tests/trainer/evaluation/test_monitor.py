@@ -8,7 +8,7 @@ import pytest
 import torch
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
-from dpdmd_studio.app.prompts.expansion import set_aside
+from dpdmd_studio.app.prompts.expansion import hold_out
 from dpdmd_studio.app.runs.directory import EVALUATIONS, RunDirectory
 from dpdmd_studio.core.lora.file import read_lora
 from dpdmd_studio.trainer.commands import distill as runner
@@ -43,21 +43,21 @@ def distances(run: RunDirectory) -> dict[int, float]:
 
 
 def test_prompts_set_aside_are_not_trained_on_and_at_most_a_fifth():
-    training, measured = set_aside(PROMPTS, 6, seed=3)
+    training, measured = hold_out(PROMPTS, 6, seed=3)
     assert len(measured) == 2 and sorted(training + measured) == sorted(PROMPTS)
-    assert set_aside(PROMPTS, 6, seed=3) == (training, measured)
-    assert set_aside(PROMPTS, 0, seed=3) == (PROMPTS, [])
-    assert set_aside(PROMPTS[:9], 6, seed=3) == (PROMPTS[:9], [])
+    assert hold_out(PROMPTS, 6, seed=3) == (training, measured)
+    assert hold_out(PROMPTS, 0, seed=3) == (PROMPTS, [])
+    assert hold_out(PROMPTS[:9], 6, seed=3) == (PROMPTS[:9], [])
 
 
 def test_alternatives_of_a_prompt_set_aside_are_chosen_once():
     prompts = [f"a {{red|blue}} thing {number}" for number in range(10)]
-    _, measured = set_aside(prompts, 2, seed=0)
+    _, measured = hold_out(prompts, 2, seed=0)
     assert len(measured) == 2 and all("{" not in text for text in measured)
 
 
 def test_a_prompt_that_training_expands_to_is_not_measured_on(files, tmp_path):
-    run = measured_run(tmp_path, files["sd1"], prompts=["{a|a} cat"] * 9 + ["a cat"])
+    run = measured_run(tmp_path, files["sd3"], prompts=["{a|a} cat"] * 9 + ["a cat"])
     assert run.evaluation_prompts() == ["a cat"]
     assert distil(run).report is None and run.metrics(EVALUATIONS) == []
 
@@ -72,7 +72,7 @@ def test_a_run_is_measured_as_asked_and_ends_in_a_report(files, tmp_path):
     assert not set(numbers["prompts"]) & set(run.prompts())
     names = [arm["name"] for arm in numbers["arms"]]
     assert names[1:] == [
-        "Bare teacher, 4 steps",
+        "Teacher without guidance, 4 steps",
         "Student, off at step 1",
         "DP-DMD student, 4 steps",
     ]
@@ -88,7 +88,7 @@ def test_a_run_is_measured_as_asked_and_ends_in_a_report(files, tmp_path):
 def test_measuring_changes_nothing_that_is_computed(files, tmp_path):
     states = []
     for every in (0, 1):
-        run = measured_run(tmp_path / str(every), files["sd1"], evaluate_every=every)
+        run = measured_run(tmp_path / str(every), files["sd3"], evaluate_every=every)
         distil(run)
         states.append(final_state(run))
     assert states[0].keys() == states[1].keys()
@@ -96,9 +96,9 @@ def test_measuring_changes_nothing_that_is_computed(files, tmp_path):
 
 
 def test_a_resumed_run_has_the_measurements_of_an_undisturbed_one(files, tmp_path):
-    whole = measured_run(tmp_path / "whole", files["sd1"])
+    whole = measured_run(tmp_path / "whole", files["sd3"])
     distil(whole)
-    parts = measured_run(tmp_path / "parts", files["sd1"])
+    parts = measured_run(tmp_path / "parts", files["sd3"])
 
     def stop_after_first(progress):
         if progress.step == 1:
@@ -131,7 +131,7 @@ def fixed_distances(monkeypatch, by_step: dict[int, float]) -> None:
 
 def test_a_clearly_better_earlier_student_is_written(files, tmp_path, monkeypatch):
     fixed_distances(monkeypatch, {1: 0.5, 2: 0.1, 3: 0.3, 4: 0.4})
-    run = measured_run(tmp_path, files["sd1"], save_every=1)
+    run = measured_run(tmp_path, files["sd3"], save_every=1)
     outcome = distil(run)
     assert (outcome.step, outcome.kept_step) == (4, 2)
     written, second = (
@@ -152,7 +152,7 @@ def test_a_clearly_better_earlier_student_is_written(files, tmp_path, monkeypatc
 )
 def test_else_the_last_student_is_written(files, tmp_path, monkeypatch, by_step, settings):
     fixed_distances(monkeypatch, by_step)
-    run = measured_run(tmp_path, files["sd1"], **settings)
+    run = measured_run(tmp_path, files["sd3"], **settings)
     outcome = distil(run)
     assert outcome.kept_step == 4
     written, last = (
@@ -169,7 +169,7 @@ def test_chance_does_not_make_an_earlier_student_better():
 
 
 def test_too_few_prompts_are_said(files, tmp_path):
-    run = measured_run(tmp_path, files["sd1"], prompts=PROMPTS[:4])
+    run = measured_run(tmp_path, files["sd3"], prompts=PROMPTS[:4])
     with heard() as said:
         outcome = distil(run)
     assert any("Too few prompts" in text and "`compare`" in text for text in said)
@@ -183,7 +183,7 @@ def test_a_device_too_small_to_draw_costs_the_measurements_not_the_run(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(monitor_module, "draw_timed", too_small)
-    run = measured_run(tmp_path, files["sd1"])
+    run = measured_run(tmp_path, files["sd3"])
     with heard() as said:
         outcome = distil(run)
     assert outcome.finished and outcome.lora.is_file() and outcome.report is None
@@ -191,10 +191,10 @@ def test_a_device_too_small_to_draw_costs_the_measurements_not_the_run(
 
 
 def test_a_stop_while_the_report_is_made_keeps_the_lora(files, tmp_path, monkeypatch):
-    run = measured_run(tmp_path, files["sd1"])
+    run = measured_run(tmp_path, files["sd3"])
 
     def stopping(text: str) -> None:
-        if "Drawing: Bare" in text:
+        if "Drawing: Teacher without" in text:
             request_stop(run)
 
     with heard(stopping) as said:

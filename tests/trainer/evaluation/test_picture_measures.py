@@ -9,7 +9,7 @@ from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.images.diversity import sample_diversity
 from dpdmd_studio.trainer.evaluation.features import folder_features, layout_features
 from dpdmd_studio.trainer.evaluation.measures import energy_distance, feature_measures
-from dpdmd_studio.trainer.toys.counts import count_shapes, seeds_apart
+from dpdmd_studio.trainer.toys.counts import count_shapes, seeds_apart, shapes_measures
 from dpdmd_studio.trainer.toys.measures import Measurement
 from dpdmd_studio.trainer.toys.shapes import SHAPES, Scene
 from shapes_scenes import draw
@@ -112,6 +112,17 @@ def test_counts_are_those_of_the_pictures():
     assert (said_wrong["valid"], said_wrong["adherence"]) == (0.75, 0.0)
 
 
+def test_shapes_of_another_size_are_not_counted_and_the_log_says_so_once(caplog):
+    small = [[np.zeros((32, 48, 3), np.uint8)] * 2]
+    measures = shapes_measures() + feature_measures(layout_features())
+    with caplog.at_level("INFO"):
+        found = measures([CAPTION], small, small)
+        assert measures([CAPTION], [list(row) for row in small], small) == found
+    assert set(found) == {"sample_diversity", "teacher_distance"}
+    (line,) = [text for text in caplog.messages if "valid samples" in text]
+    assert "64 x 64" in line and "48 x 32" in line
+
+
 def test_feature_measures_are_means_over_prompts():
     measures = feature_measures(layout_features())
     rows = [pictures(4, seed) for seed in (1, 2)]
@@ -201,5 +212,5 @@ def test_a_features_folder_that_is_no_model_is_refused(tmp_path, clip_folder, na
         (folder / "config.json").write_text((clip_folder / "config.json").read_text())
     if name == "damaged":
         (folder / "config.json").write_text("{")
-    with pytest.raises(SettingsError, match=r"no folder of picture features.*Expected a DINO"):
+    with pytest.raises(SettingsError, match=r"no folder of image features.*Expected a DINO"):
         folder_features(folder, torch.device("cpu"))

@@ -37,7 +37,8 @@ def distilled(files, tmp_path_factory):
 
 def sample(files, output, *options) -> int:
     command = ["sample", str(files["sd1"]), "--prompt", "a cat", "--seeds", "0"]
-    return main([*command, "--output", str(output), *map(str, options)])
+    command += ["--resolution", "32x32", "--output", str(output)]
+    return main([*command, *map(str, options)])
 
 
 def test_sampling_without_the_style_says_what_is_missing(files, distilled, tmp_path, capsys):
@@ -112,6 +113,7 @@ def test_compare_says_what_is_missing_and_styles_every_arm(files, distilled, tmp
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")
     command = ["compare", str(files["sd1"]), "--prompts", str(prompts), "--seeds", "0-1"]
+    command += ["--resolution", "32x32"]
     command += ["--no-rival", "--teacher-steps", "2", "--lora", str(distilled["apart"])]
     assert main([*command, "--output", str(tmp_path / "a")]) == 0
     assert "student.safetensors: This LoRA was made for a checkpoint with my style" in (

@@ -13,7 +13,7 @@ from dpdmd_studio.core.families import identify
 from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory import fit as memory_fit
-from dpdmd_studio.trainer.memory.fit import Room, fit_memory, needed_memory
+from dpdmd_studio.trainer.memory.fit import FreeMemory, fit_memory, needed_memory
 from live_bytes import LiveBytes
 from tiny_runs import distil, heard, metrics_of, new_run
 
@@ -35,7 +35,7 @@ def sdxl_needs(config: DistillConfig) -> float:
 
 def test_what_fits_is_left_as_it_is():
     config = DistillConfig(batch_size=2)
-    fit = fit_memory(config, lambda settings: 5 * GIB, Room(6 * GIB, 8 * GIB))
+    fit = fit_memory(config, lambda settings: 5 * GIB, FreeMemory(6 * GIB, 8 * GIB))
     assert (fit.config, fit.fallbacks, fit.fits) == (config, (), True)
     assert fit.text == (
         "Memory: 8.0 GB on the device, 6.0 GB free; an update needs about 5.0 GB as set."
@@ -51,7 +51,7 @@ def test_what_fits_is_left_as_it_is():
     ],
 )
 def test_sdxl_goes_down_only_as_far_as_the_card_asks(free, taken):
-    fit = fit_memory(DistillConfig(), sdxl_needs, Room(free * GIB, free * GIB))
+    fit = fit_memory(DistillConfig(), sdxl_needs, FreeMemory(free * GIB, free * GIB))
     assert [fallback.name for fallback in fit.fallbacks] == taken and fit.fits
     assert sdxl_needs(fit.config) <= free * GIB
     if taken:
@@ -69,14 +69,14 @@ def test_half_of_a_batch_is_half_of_a_processs_share():
     )
     half = fallbacks_left(config, processes=2)[0]
     assert (half.name, half.value) == ("micro_batch_size", 2)
-    assert half.words.startswith("2 of 3 pictures at a time")
+    assert half.words.startswith("2 of 3 images at a time")
 
 
 def test_halves_of_a_batch_are_told_as_one():
     def needs(config: DistillConfig) -> float:
         return (config.micro_batch_size or config.batch_size) * GIB
 
-    fit = fit_memory(DistillConfig(batch_size=8), needs, Room(2 * GIB, None))
+    fit = fit_memory(DistillConfig(batch_size=8), needs, FreeMemory(2 * GIB, None))
     assert [(fallback.name, fallback.value) for fallback in fit.fallbacks] == [
         ("gradient_checkpointing", True),
         ("micro_batch_size", 2),
@@ -86,14 +86,14 @@ def test_halves_of_a_batch_are_told_as_one():
 
 def test_where_nothing_fits_the_run_is_warned_and_begins_with_all_fallbacks():
     config = DistillConfig(batch_size=2, gradient_steps="all")
-    fit = fit_memory(config, sdxl_needs, Room(GIB, 2 * GIB))
+    fit = fit_memory(config, sdxl_needs, FreeMemory(GIB, 2 * GIB))
     assert not fit.fits and fit.config == lowest(config)
     assert "no fallback is left" in fit.text and "--resolution" in fit.text
 
 
 def test_settings_only_change_towards_less_memory():
     config = DistillConfig(batch_size=4, micro_batch_size=1, gradient_checkpointing=True)
-    fit = fit_memory(config, sdxl_needs, Room(GIB, None))
+    fit = fit_memory(config, sdxl_needs, FreeMemory(GIB, None))
     assert fit.config.micro_batch_size == 1 and fit.config.gradient_checkpointing
     assert {fallback.name for fallback in fit.fallbacks}.isdisjoint({"micro_batch_size"})
 
@@ -154,6 +154,7 @@ class Card(LiveBytes):
 
 def test_a_whole_run_finishes_under_a_cap_that_its_settings_do_not_fit(files, tmp_path, home):
     settings = {"batch_size": 4, "resolution": "64x64", "steps": 2, "fake_updates": 1}
+    settings |= {"num_steps": 2, "teacher_steps": 2}
     plain = new_run(tmp_path / "a", files["sd1"], **settings)
     distil(plain)
     run = new_run(tmp_path / "b", files["sd1"], **settings)

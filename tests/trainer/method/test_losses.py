@@ -78,9 +78,20 @@ def test_the_flow_normaliser_cancels_sigma(generator):
     level = grid(s.FlowSchedule(), [600])
     _, std = level.broadcast_scales
     x_t, v_real, v_fake = (randn(generator, 2, 4, 3, 3) for _ in range(3))
-    gradient = losses.dmd_gradient(x_t - std * v_real, x_t - std * v_fake, std * v_real)
+    x0_real, x0_fake = x_t - std * v_real, x_t - std * v_fake
+    residual = s.FlowSchedule().dmd_residual(x_t, randn(generator, 2, 4, 3, 3), x0_real)
+    gradient = losses.dmd_gradient(x0_real, x0_fake, residual)
     expected = (v_real - v_fake) / v_real.abs().mean(dim=(1, 2, 3), keepdim=True)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_vp_normalises_by_the_distance_from_the_students_own_image(generator):
+    # as DMD2: mean|x0 - x0_real|, whatever x_t is
+    x0, x_t, x0_real, x0_fake = (randn(generator, 2, 4, 3, 3) for _ in range(4))
+    residual = s.VPSchedule().dmd_residual(x_t, x0, x0_real)
+    gradient = losses.dmd_gradient(x0_real, x0_fake, residual)
+    expected = (x0_fake - x0_real) / (x0 - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_score_cosine_is_one_for_equal_and_minus_one_for_opposite_scores(generator):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from dpdmd_studio.core.diffusion.guidance import Guidance
 from dpdmd_studio.trainer.model.conditioning import PromptPair
-from dpdmd_studio.trainer.model.role_network import RoleNetwork
+from dpdmd_studio.trainer.model.roles import RoleNetwork
 
 
 class Prompt:

@@ -181,10 +181,11 @@ def test_a_run_with_it_is_refused_before_anything_happens(files, tmp_path, monke
 
 @pytest.mark.skipif(not has_8bit, reason="no bitsandbytes")
 def test_a_run_in_8_bit_resumes_exactly_and_not_under_the_other(files, tmp_path, home):
-    settings = {"optimizer": "adamw8bit", "student_rank": 32, "fake_rank": 32, "save_every": 1}
-    whole = new_run(tmp_path / "a", files["sd1"], **settings)
+    settings = {"optimizer": "adamw8bit", "student_rank": 32, "fake_rank": 32}
+    settings |= {"save_every": 1, "steps": 3}
+    whole = new_run(tmp_path / "a", files["sd3"], **settings)
     distil(whole)
-    parts = new_run(tmp_path / "b", files["sd1"], **settings)
+    parts = new_run(tmp_path / "b", files["sd3"], **settings)
 
     def stop(progress) -> None:
         if progress.step == 2:

@@ -11,10 +11,10 @@ import zlib
 
 import pytest
 from dpdmd_studio.app.prompts.expansion import expand
-from dpdmd_studio.app.prompts.images import graph_prompt, infotext_prompts, picture_prompt
+from dpdmd_studio.app.prompts.images import graph_prompt, image_prompt, infotext_prompts
 from dpdmd_studio.app.prompts.reading import read_prompts
 from dpdmd_studio.cli import main
-from dpdmd_studio.core.errors import PictureError, PromptError
+from dpdmd_studio.core.errors import ImageError, PromptError
 from dpdmd_studio.core.files.png_text import SIGNATURE, read_png_text
 from PIL import Image, PngImagePlugin
 
@@ -28,7 +28,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(*chunks: bytes, pixels: int = 10) -> bytes:
-    """Text chunks before the picture data, which is noise of that many bytes."""
+    """Text chunks before the image data, which is noise of that many bytes."""
     return b"".join([SIGNATURE, chunk(b"IHDR", bytes(13)), *chunks,
                      chunk(b"IDAT", bytes(pixels)), chunk(b"IEND", b"")])  # fmt: skip
 
@@ -91,7 +91,7 @@ def test_what_pillow_writes_as_a1111_does_is_read(tmp_path):
 def test_damaged_and_hostile_files_are_refused(tmp_path, content, message):
     path = tmp_path / "a.png"
     path.write_bytes(content)
-    with pytest.raises(PictureError, match=message):
+    with pytest.raises(ImageError, match=message):
         read_png_text(path)
 
 
@@ -110,10 +110,10 @@ def test_infotext_gives_prompt_and_negative_on_one_line_each():
 
 
 def test_braces_of_a_drawn_prompt_stay_and_those_of_a_graph_are_alternatives():
-    drawn, _ = picture_prompt({"parameters": "a {red|blue} cat | dog"})
+    drawn, _ = image_prompt({"parameters": "a {red|blue} cat | dog"})
     assert expand(drawn, random.Random(0)) == "a {red|blue} cat | dog"
     graph = json.dumps(simple_graph("a {red|red} cat"))
-    assert expand(picture_prompt({"prompt": graph})[0], random.Random(0)) == "a red cat"
+    assert expand(image_prompt({"prompt": graph})[0], random.Random(0)) == "a red cat"
 
 
 def simple_graph(prompt: object) -> dict:
@@ -196,7 +196,7 @@ def test_a_folder_is_read_in_order_with_notes(album):
     assert listed.prompts == ("a cat, (tall:1.2)", "a dog, (tall:1.2)", "a bird")
     said = "\n".join(listed.notes)
     for part in (
-        "6 pictures read, 4 with a prompt; 1 without one (plain.png); 1 damaged (broken.png)",
+        "6 images read, 4 with a prompt; 1 without one (plain.png); 1 damaged (broken.png)",
         "negative prompt 'blurry'",
         "style (1x)",
         "1 repeated prompts",
@@ -208,7 +208,7 @@ def test_a_folder_is_read_in_order_with_notes(album):
     ("files", "message"),
     [
         ({}, "it holds no PNG. Expected PNGs as A1111"),
-        ({"a.jpg": b"", "b.webp": b""}, r"2 pictures of other kinds; only PNGs are read"),
+        ({"a.jpg": b"", "b.webp": b""}, r"2 images of other kinds; only PNGs are read"),
         ({"a.png": png(), "b.png": b"x"}, r"none of its 2 PNGs holds a prompt \(1 are damaged\)"),
     ],
 )

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
 from ...core.families import Config, Family
-from ..model.conditioning import Conditioning, Encoded
+from .conditioning import Conditioning, Encoded
 
 
 @dataclass(frozen=True)

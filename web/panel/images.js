@@ -12,7 +12,7 @@ function caption(preview) {
 
 const isTeacher = (preview) => preview.name.startsWith(TEACHER);
 
-export class Pictures {
+export class Images {
   /** @param {(name: string) => string} address the address of a preview by its name */
   constructor(address) {
     this.address = address;
@@ -52,15 +52,15 @@ export class Pictures {
 
 class Sheet {
   constructor(enlarge) {
-    this.picture = make("img", { class: "dpdmd-sheet", alt: "" });
+    this.image = make("img", { class: "dpdmd-sheet", alt: "" });
     this.words = make("figcaption");
     this.button = make("button", { type: "button", class: "dpdmd-sheet-button", onclick: enlarge });
-    this.button.append(this.picture);
+    this.button.append(this.image);
     this.element = make("figure", { class: "dpdmd-figure" }, this.button, this.words);
     this.preview = null;
   }
 
-  /** The old picture stays until the new one can be drawn, so that nothing flickers. */
+  /** The old image stays until the new one can be drawn, so that nothing flickers. */
   async update(preview, address) {
     show(this.element, Boolean(preview));
     if (!preview || this.preview?.name === preview.name) return;
@@ -74,9 +74,9 @@ class Sheet {
       return;
     }
     if (this.preview !== preview) return;
-    this.picture.src = next.src;
-    this.picture.width = next.naturalWidth;
-    this.picture.height = next.naturalHeight;
+    this.image.src = next.src;
+    this.image.width = next.naturalWidth;
+    this.image.height = next.naturalHeight;
     mark(this.button, "aria-label", `Enlarge: ${caption(preview)}`);
     write(this.words, caption(preview));
   }
@@ -88,14 +88,14 @@ class Large {
     this.address = address;
     this.previews = [];
     this.name = "";
-    this.picture = make("img", { alt: "" });
+    this.image = make("img", { alt: "" });
     this.words = make("p", { class: "dpdmd-large-words", role: "status" });
     this.before = button("‹", () => this.go(-1), { "aria-label": "The preview before" });
     this.after = button("›", () => this.go(1), { "aria-label": "The next preview" });
     const close = button("Close", () => this.dialog.close());
     const row = make("div", { class: "dpdmd-large-row" }, this.before, this.words, this.after, close);
     const attributes = { class: "dpdmd dpdmd-large", "aria-label": "Preview" };
-    this.dialog = make("dialog", attributes, this.picture, row);
+    this.dialog = make("dialog", attributes, this.image, row);
     this.dialog.addEventListener("keydown", (event) => this.key(event));
     this.dialog.addEventListener("click", (event) => {
       if (event.target === this.dialog) this.dialog.close();
@@ -131,8 +131,8 @@ class Large {
     const place = this.place();
     const preview = this.previews[place];
     if (!preview) return;
-    mark(this.picture, "src", this.address(preview.name));
-    mark(this.picture, "alt", caption(preview));
+    mark(this.image, "src", this.address(preview.name));
+    mark(this.image, "alt", caption(preview));
     write(this.words, `${caption(preview)} (${place + 1} of ${this.previews.length})`);
     this.before.disabled = place === 0;
     this.after.disabled = place === this.previews.length - 1;

@@ -1,23 +1,72 @@
-"""Makes the embedded emoji teachers and their judge from pinned packages, for maintainers.
+"""Makes the emoji teacher and its judge from pinned packages, for maintainers.
 
     python tools/make_emoji_teacher.py STAGE --cache CACHE --folder FOLDER
 
-Needs `resvg-py` and npm for the first stage. Stages, each resumable where it was stopped:
-    world         the pictures rendered, trainer/assets/emoji-world.json written
-    autoencoder   TAESD's structure, hours on two cores
+Needs npm and `resvg-py` to render. Stages, in this order; each goes on where it was stopped:
+    world         the pictures rendered, tools/emoji/world.json written; minutes
+    autoencoder   TAESD's structure; an hour or two on two cores
+    judge         fitted on real pictures, then checked: its own figures are in judge.json
+    bank          latents of many scenes; minutes
+    flow          the MMDiT in SD3's layout and its text model; hours
+    export        the file in FOLDER, in fp16, read back by diffusers
+    measure       what it draws, counted by the judge: measure.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import LOG, ROOT
+from shapes_teacher_common import LOG
 
-ASSETS = ROOT / "trainer" / "assets"
-STAGES = ("world", "autoencoder")
+STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure")
+
+
+def run(options: argparse.Namespace) -> dict | None:
+    """Do one stage; what it has to say, if anything."""
+    from emoji import (
+        autoencoder,
+        bank,
+        drawing,
+        export,
+        flow,
+        judge,
+        judging,
+        measure,
+        pictures,
+        spoilt,
+        world,
+    )
+
+    stage, folder = options.stage, options.folder
+    if stage == "world":
+        return world.write(options.cache, world.TARGET)
+    if stage == "flow":
+        flow.train(folder, bank.Bank(folder / "bank.pt"))
+        return None
+    if stage == "export":
+        size = export.write(folder, folder / "emoji-sd3.safetensors", options.guidance, 28)
+        return {"bytes": size, "guidance_scale": options.guidance}
+    drawer = drawing.Drawer(pictures.render(options.cache, world.selection(options.cache)), 64)
+    if stage == "autoencoder":
+        autoencoder.train(folder, drawer)
+        return None
+    codec = autoencoder.load(folder).requires_grad_(False)
+    if stage == "bank":
+        bank.write(folder / "bank.pt", drawer, codec.encode)
+        return None
+    if stage == "measure":
+        teacher = flow.load(folder)
+        return measure.table(measure.drawing_with(teacher, codec, options.guidance))
+    others = drawing.Drawer(pictures.render(options.cache, world.strangers(options.cache)), 64)
+    spoiler = spoilt.Spoiler(drawer, others, codec.encode, codec.decode)
+    judge.train(folder, spoiler)
+    found = judge.check(folder, spoiler)
+    judge.write(folder, judging.FILE, options.threshold)
+    return found
 
 
 def main() -> None:
@@ -26,20 +75,17 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--cache", type=Path, required=True, help="packages and pictures")
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints and reports")
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--threshold", type=float, default=0.7, help="of the judge")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     options.folder.mkdir(parents=True, exist_ok=True)
-
-    from emoji import autoencoder, drawing, pictures, world
-
-    if options.stage == "world":
-        LOG.info("%s", world.write(options.cache, ASSETS / "emoji-world.json"))
-        return
-    drawer = drawing.Drawer(pictures.render(options.cache, world.selection(options.cache)), 64)
-    if options.stage == "autoencoder":
-        autoencoder.train(options.folder, drawer)
+    found = run(options)
+    if found is not None:
+        LOG.info("%s: %s", options.stage, found)
+        (options.folder / f"{options.stage}.json").write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

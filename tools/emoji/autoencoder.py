@@ -17,6 +17,7 @@ from shapes_teacher_vae import Block, Clamp, _conv
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import captions
 from .drawing import Drawer
 
 LATENT_CHANNELS = 16
@@ -65,17 +66,15 @@ class Taesd(nn.Module):
 
 def train(folder: Path, drawer: Drawer, seed: int = 0, until: int | None = None) -> Training:
     """Train the autoencoder, or go on with the training found in the folder."""
-    from dpdmd_studio.trainer.toys import emoji
-
     torch.manual_seed(seed)
     place = device()
     network = Taesd().to(place, memory_format=torch.channels_last)
     training = Training(network, folder / "autoencoder", CYCLES, PEAK, DECAY)
-    backgrounds = emoji.world().backgrounds
+    backgrounds = captions.world().backgrounds
 
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"{seed}-autoencoder-{update}")
-        scenes = [emoji.random_scene(source) for _ in range(BATCH)]
+        scenes = [captions.random_scene(source) for _ in range(BATCH)]
         images = drawer.draw(scenes, source, backgrounds).to(place)
         images = images.contiguous(memory_format=torch.channels_last)
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)

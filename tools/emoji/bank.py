@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from . import captions
 from .drawing import Drawer
 
 PLACEMENTS, AT_A_TIME = 96, 232
@@ -19,28 +21,22 @@ class Bank:
     """Latents (N, C, h, w) in half precision, with the scene that each of them shows."""
 
     def __init__(self, path: Path) -> None:
-        from dpdmd_studio.trainer.toys import emoji
-
         kept = torch.load(path, weights_only=True)
         self.latents: Tensor = kept["latents"]
-        self.scenes = [emoji.Scene(*facts) for facts in kept["scenes"]]
+        self.scenes = [captions.Scene(*facts) for facts in kept["scenes"]]
 
 
 @torch.inference_mode()
 def write(path: Path, drawer: Drawer, encode: Callable[[Tensor], Tensor], seed: int = 0) -> None:
     """Every picture that the teacher may see in `PLACEMENTS` scenes, encoded; nothing if there."""
-    from dpdmd_studio.trainer.toys import emoji
-
     if path.exists():
         return
-    here, source = emoji.world(), random.Random(f"bank-{seed}")
+    here, source = captions.world(), random.Random(f"bank-{seed}")
     pairs = [pair for pair in drawer.index if pair not in here.unseen_pairs]
     scenes = []
     for name, style in pairs * PLACEMENTS:
-        free = emoji.random_scene(source)
-        scenes.append(
-            emoji.Scene(name, style, free.background, free.scale, free.right, free.down)
-        )
+        free = captions.random_scene(source)
+        scenes.append(replace(free, name=name, style=style))
     parts = []
     for start in range(0, len(scenes), AT_A_TIME):
         images = drawer.draw(scenes[start : start + AT_A_TIME], source, here.backgrounds)

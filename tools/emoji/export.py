@@ -1,4 +1,4 @@
-"""Stage `export`: a trained flow teacher as one fp16 file in the layout of a single-file SD3 model."""
+"""Stage `export`: a trained flow teacher as one fp16 file, laid out as a single-file SD3 model."""
 
 from __future__ import annotations
 
@@ -58,11 +58,9 @@ def write(folder: Path, target: Path, guidance_scale: float, steps: int) -> int:
         "modelspec.license": "CC-BY-4.0",
         "modelspec.author": "DP-DMD Studio; pictures: Noto (Apache-2.0, Google), Twemoji (CC BY "
         "4.0, Twitter and contributors), Fluent Emoji (MIT, Microsoft)",
-        "dpdmd.teacher": json.dumps(facts),
+        "dpdmd.shapes": json.dumps(facts),
     }
     save_file(tensors, target, metadata)
     if (size := target.stat().st_size) > SIZE_LIMIT:
         raise RuntimeError(f"{target} has {size} bytes; at most {SIZE_LIMIT} are allowed")
     return size
-
-

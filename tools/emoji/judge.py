@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from shapes_teacher_common import LOG, Training, device, part
 from torch import Tensor
 from torch.nn import functional
 
+from . import captions
 from .spoilt import KINDS, Spoiler
 
 BATCH, CYCLES, PEAK, DECAY = 96, (9000,), 1.5e-3, 0.998
@@ -27,10 +29,9 @@ CHECKED, CHECKED_EACH = 2784, 400
 
 def network():
     """The judge's network, not fitted yet, for the world as it is written."""
-    from dpdmd_studio.trainer.toys import emoji
-    from dpdmd_studio.trainer.toys.judge import JudgeNetwork
+    from .judging import JudgeNetwork
 
-    here = emoji.world()
+    here = captions.world()
     return JudgeNetwork(len(here.names), len(here.styles))
 
 
@@ -61,20 +62,14 @@ def train(folder: Path, spoiler: Spoiler, seed: int = 0) -> Training:
     return training
 
 
-def labelled(
-    spoiler: Spoiler, count: int, source: random.Random
-) -> tuple[Tensor, Tensor, Tensor]:
+def labelled(spoiler: Spoiler, count: int, source: random.Random) -> tuple[Tensor, Tensor, Tensor]:
     """Real pictures (N, 3, R, R), of unseen pairs too, with the numbers of names and styles."""
-    from dpdmd_studio.trainer.toys import emoji
-
-    here = emoji.world()
+    here = captions.world()
     scenes = []
     for _ in range(count):
-        free = emoji.random_scene(source)
+        free = captions.random_scene(source)
         name, style = source.choice(here.names), source.choice(here.styles)
-        scenes.append(
-            emoji.Scene(name, style, free.background, free.scale, free.right, free.down)
-        )
+        scenes.append(replace(free, name=name, style=style))
     images = spoiler.drawer.draw(scenes, source, here.backgrounds)
     names = torch.tensor([here.names.index(s.name) for s in scenes])
     return images, names, torch.tensor([here.styles.index(s.style) for s in scenes])
@@ -138,19 +133,16 @@ def _share(hits: Tensor) -> float:
 def _confusions(wanted: Tensor, found: Tensor) -> list[str]:
     from collections import Counter
 
-    from dpdmd_studio.trainer.toys import emoji
-
-    names = (*emoji.world().names, "none")
+    names = (*captions.world().names, "none")
     pairs = Counter((names[a], names[b]) for a, b in zip(wanted, found, strict=True))
     return [f"{a} as {b}: {n}" for (a, b), n in pairs.most_common(12)]
 
 
 def write(folder: Path, target: Path, threshold: float) -> None:
     """The averaged network in half precision, with its names and its threshold."""
-    from dpdmd_studio.trainer.toys import emoji
     from safetensors.torch import load_file, save_file
 
-    here = emoji.world()
+    here = captions.world()
     tensors = part(load_file(folder / "judge" / "state.safetensors"), "average.")
     facts = {"names": here.names, "styles": here.styles, "threshold": threshold}
     save_file(

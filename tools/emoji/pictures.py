@@ -173,7 +173,7 @@ def _svg_of(folder: Path):
     icon_set, aliases = icons["icons"], icons.get("aliases", {})
 
     def image_of(_: Path, emoji: Emoji) -> Image.Image | None:
-        slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"['’]", "", emoji.name)).strip("-")
+        slug = re.sub(r"[^a-z0-9]+", "-", re.sub("['\u2019]", "", emoji.name)).strip("-")
         while slug in aliases and slug not in icon_set:
             slug = aliases[slug]["parent"]
         if slug not in icon_set:

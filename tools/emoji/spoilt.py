@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from . import captions
 from .drawing import Drawer, colours
 
 
@@ -30,16 +31,12 @@ class Spoiler:
         return getattr(self, f"_{kind}")(count, source).clamp(0, 1)
 
     def _drawn(self, scenes, source: random.Random) -> Tensor:
-        from dpdmd_studio.trainer.toys import emoji
-
-        return self.drawer.draw(scenes, source, emoji.world().backgrounds)
+        return self.drawer.draw(scenes, source, captions.world().backgrounds)
 
     def _pairs(self, count: int, source: random.Random) -> tuple[Tensor, Tensor]:
-        from dpdmd_studio.trainer.toys import emoji
-
         first, second = [], []
         while len(first) < count:
-            one, other = emoji.random_scene(source), emoji.random_scene(source)
+            one, other = captions.random_scene(source), captions.random_scene(source)
             if one.name.split()[-1] != other.name.split()[-1]:
                 first.append(one)
                 second.append(other)
@@ -63,18 +60,12 @@ class Spoiler:
         return mixed
 
     def _blur(self, count: int, source: random.Random) -> Tensor:
-        from dpdmd_studio.trainer.toys import emoji
-
-        images = self._drawn([emoji.random_scene(source) for _ in range(count)], source)
+        images = self._drawn([captions.random_scene(source) for _ in range(count)], source)
         share = 64 / images.shape[-1]
-        return torch.cat(
-            [blurred(image[None], source.uniform(4.5, 8) / share) for image in images]
-        )
+        return torch.cat([blurred(image[None], source.uniform(4.5, 8) / share) for image in images])
 
     def _noise(self, count: int, source: random.Random) -> Tensor:
-        from dpdmd_studio.trainer.toys import emoji
-
-        images = self._drawn([emoji.random_scene(source) for _ in range(count)], source)
+        images = self._drawn([captions.random_scene(source) for _ in range(count)], source)
         strength = torch.tensor([source.uniform(0.45, 0.9) for _ in range(count)])
         grain = torch.randn(images.shape, generator=_generator(source))
         return images + strength[:, None, None, None] * grain
@@ -100,11 +91,9 @@ class Spoiler:
         return self.decode(torch.stack(made))
 
     def _empty(self, count: int, source: random.Random) -> Tensor:
-        from dpdmd_studio.trainer.toys import emoji
-
-        scenes = [emoji.random_scene(source) for _ in range(count)]
+        scenes = [captions.random_scene(source) for _ in range(count)]
         side = self.drawer.resolution
-        flat = colours(scenes, source, emoji.world().backgrounds)[:, :, None, None]
+        flat = colours(scenes, source, captions.world().backgrounds)[:, :, None, None]
         slope = torch.linspace(-0.5, 0.5, side)[None, None, :, None]
         steepness = torch.tensor([source.uniform(-0.3, 0.3) for _ in range(count)])
         blob = torch.randn(count, 3, 4, 4, generator=_generator(source))
@@ -114,11 +103,9 @@ class Spoiler:
         return flat + steepness[spread] * slope + strength[spread] * blob
 
     def _stranger(self, count: int, source: random.Random) -> Tensor:
-        from dpdmd_studio.trainer.toys import emoji
-
-        scenes = [emoji.random_scene(source) for _ in range(count)]
+        scenes = [captions.random_scene(source) for _ in range(count)]
         chosen = [source.randrange(len(self.strangers.rgba)) for _ in range(count)]
-        behind = colours(scenes, source, emoji.world().backgrounds)
+        behind = colours(scenes, source, captions.world().backgrounds)
         return self.strangers.compose(self.strangers.rgba[chosen].float(), scenes, behind)
 
 

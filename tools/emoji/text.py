@@ -7,6 +7,8 @@ import random
 import torch
 from torch import Tensor, nn
 
+from . import captions
+
 UNKNOWN, BEGIN, END = 0, 1, 2
 BEGIN_ID, END_ID = 49406, 49407
 WIDTH, LAYERS, LENGTH = 128, 2, 16
@@ -15,11 +17,10 @@ WIDTH, LAYERS, LENGTH = 128, 2, 16
 def token_ids() -> list[int]:
     """CLIP's ids of every token that a caption can have, sorted; rows 0 to 2 stand before them."""
     from dpdmd_studio.trainer.text.tokenizers import clip_ids
-    from dpdmd_studio.trainer.toys import emoji
 
-    here, found = emoji.world(), set(clip_ids(","))
-    texts = [*here.nouns, *here.styles, *here.backgrounds, *emoji.SIZES, *emoji.PLACES.values()]
-    for text in [*texts, "on", "background"]:
+    here, found = captions.world(), set(clip_ids(","))
+    texts = [*here.nouns, *here.styles, *here.backgrounds, *captions.SIZES]
+    for text in [*texts, *captions.PLACES.values(), "on", "background"]:
         found |= set(clip_ids(text))
     return sorted(found)
 
@@ -68,11 +69,9 @@ def encode(text_model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def training_captions(scenes, source: random.Random, dropout: float = 0.1) -> list[str]:
     """A caption for each scene, now and then the empty one."""
-    from dpdmd_studio.trainer.toys import emoji
-
     return [
         ""
         if source.random() < dropout
-        else emoji.random_said(scene, source).caption(source.randrange(3))
+        else captions.random_said(scene, source).caption(source.randrange(3))
         for scene in scenes
     ]

@@ -101,12 +101,16 @@ BACKGROUNDS = {
     "brown": (130, 92, 66),
 }
 TAGS = frozenset(
-    "angel apple bee berry bike blueberry bunny cake car cat chick chocolate citrus cow cowboy "
-    "dessert dog donut farm grape heart insect kiss kitten kiwi ladybird ladybug laugh love "
-    "monkey mouse ocean pet pig plant police puppy rabbit scooter shell smile sunglasses train "
-    "tropical truck whale wink".split()
-)
+    {
+        "angel", "apple", "bee", "berry", "bike", "blueberry", "bunny", "cake", "car", "cat",
+        "chick", "chocolate", "citrus", "cow", "cowboy", "dessert", "dog", "donut", "farm",
+        "grape", "heart", "insect", "kiss", "kitten", "kiwi", "ladybird", "ladybug", "laugh",
+        "love", "monkey", "mouse", "ocean", "pet", "pig", "plant", "police", "puppy", "rabbit",
+        "scooter", "shell", "smile", "sunglasses", "train", "tropical", "truck", "whale", "wink",
+    }
+)  # fmt: skip
 """Emojibase's tags that name what a picture shows; the others ("ostentatious") do not."""
+TARGET = Path(__file__).with_name("world.json")
 UNSEEN_PAIRS, HELD_OUT_SHARE = 20, 0.15
 
 

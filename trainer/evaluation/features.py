@@ -1,7 +1,8 @@
 """What images look like, as unit vectors: the features that diversity is measured in.
 
-Two sources: a local DINO or CLIP folder that the user names, or the built-in layout feature, which
-needs no network and no download.
+Three sources: the built-in layout feature, which needs no network; EfficientNet-Lite0, which knows
+photographs and comes with the worker's environment; or a local DINO or CLIP folder that the user
+names.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from torch.nn import functional
 
 from ...core.errors import SettingsError
 from ...core.images.diversity import LAYOUT_TITLE, layout_vectors
+from . import efficientnet
 
 BATCH = 16
+SEEN_TITLE = "EfficientNet-Lite0 (ImageNet)"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 Images = Sequence[np.ndarray]
@@ -45,6 +48,33 @@ class ImageFeatures:
 def layout_features() -> ImageFeatures:
     """The built-in feature: where which colours and edges are (`layout_vectors`)."""
     return ImageFeatures(LAYOUT_TITLE, layout_vectors)
+
+
+def seen_features(device: torch.device) -> ImageFeatures:
+    """EfficientNet-Lite0's last features before its classes: what is shown, sharpness and texture.
+
+    Raises:
+        SettingsError: the worker's environment lacks the network.
+    """
+    network = efficientnet.load().to(device)
+    side = efficientnet.SIDE
+    mean, deviation = (
+        torch.tensor(numbers).view(3, 1, 1)
+        for numbers in (IMAGENET["image_mean"], IMAGENET["image_std"])
+    )
+
+    def prepared(image: np.ndarray) -> Tensor:
+        resized = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+        return (pixels - mean) / deviation
+
+    @torch.no_grad()
+    def of(images: Images) -> Tensor:
+        batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+        found = [network.features(torch.stack([*map(prepared, b)]).to(device)) for b in batches]
+        return functional.normalize(torch.cat(found).float(), dim=-1).cpu()
+
+    return ImageFeatures(SEEN_TITLE, of)
 
 
 def folder_features(folder: Path, device: torch.device) -> ImageFeatures:

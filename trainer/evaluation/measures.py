@@ -45,6 +45,19 @@ class MeasureSet:
         )
 
 
+@dataclass(frozen=True)
+class FeatureNames:
+    """Under which names the numbers in one feature are kept, and how their labels end."""
+
+    diversity: str
+    distance: str
+    ending: str = ""
+
+
+LAYOUT_NAMES = FeatureNames("sample_diversity", "teacher_distance")
+SEEN_NAMES = FeatureNames("seen_diversity", "seen_distance", ", as seen")
+
+
 def energy_distance(ours: Tensor, theirs: Tensor) -> float:
     """How far two samples of R unit vectors each, shape (R, D), are apart as distributions.
 
@@ -60,18 +73,22 @@ def energy_distance(ours: Tensor, theirs: Tensor) -> float:
     return float(2 * mean_apart(ours, theirs) - mean_apart(ours, ours) - mean_apart(theirs, theirs))
 
 
-def feature_measures(features: ImageFeatures) -> MeasureSet:
+def feature_measures(features: ImageFeatures, names: FeatureNames = LAYOUT_NAMES) -> MeasureSet:
     """Diversity and distance from the teacher in these features, and a CLIP score where it has one.
 
     All are means over prompts.
+
+    Args:
+        features: how images become vectors.
+        names: what the two numbers are called.
     """
 
     def measured(prompts: Sequence[str], rows: Rows, teacher: Rows) -> dict[str, float]:
         found = [features.of(row) for row in rows]
         wanted = found if rows is teacher else [features.of(row) for row in teacher]
         numbers = {
-            "sample_diversity": _mean(map(sample_diversity, found)),
-            "teacher_distance": _mean(
+            names.diversity: _mean(map(sample_diversity, found)),
+            names.distance: _mean(
                 energy_distance(a, b) for a, b in zip(found, wanted, strict=True)
             ),
         }
@@ -81,20 +98,20 @@ def feature_measures(features: ImageFeatures) -> MeasureSet:
         return numbers
 
     labels = {
-        "sample_diversity": (
-            "Seeds differ",
+        names.diversity: (
+            f"Seeds differ{names.ending}",
             "How much images of one prompt differ from seed to seed: 1 - mean cosine of all "
             f"pairs (the paper's Eq. 9). Feature: {features.title}.",
         ),
-        "teacher_distance": (
-            "Distance from teacher",
+        names.distance: (
+            f"Distance from teacher{names.ending}",
             "Energy distance between these images and the teacher's of the same prompts, in the "
             "same feature; 0 where they cannot be told apart.",
         ),
     }
     if features.prompt_score is not None:
         labels["clip_score"] = ("CLIP score", "Mean cosine between images and their prompt.")
-    units = {"sample_diversity": "", "teacher_distance": "", "clip_score": ""}
+    units = {names.diversity: "", names.distance: "", "clip_score": ""}
     return MeasureSet((measured,), labels, units)
 
 

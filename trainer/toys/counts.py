@@ -6,9 +6,12 @@ import itertools
 import logging
 from collections.abc import Sequence
 
+import torch
+
+from ...core.errors import SettingsError
 from ...core.families import stated_settings
-from ..evaluation.features import ImageFeatures, layout_features
-from ..evaluation.measures import MeasureSet, Rows, feature_measures
+from ..evaluation.features import ImageFeatures, layout_features, seen_features
+from ..evaluation.measures import SEEN_NAMES, MeasureSet, Rows, feature_measures
 from ..loading.checkpoint import LoadedCheckpoint
 from .measures import Measurement, adherence, measure, unsaid_entropy
 from .shapes import ATTRIBUTES, RESOLUTION, parse_caption
@@ -17,9 +20,19 @@ log = logging.getLogger("dpdmd_studio.evaluation")
 
 
 def measures_for(checkpoint: LoadedCheckpoint, features: ImageFeatures | None = None) -> MeasureSet:
-    """Diversity and distance in the features (default: built in); on shapes exact counts first."""
-    found = feature_measures(features or layout_features())
+    """Diversity and distance in layout and as seen, or in `features`; for shapes counts first."""
+    found = feature_measures(features) if features else image_measures()
     return shapes_measures() + found if stated_settings(checkpoint.path) else found
+
+
+def image_measures() -> MeasureSet:
+    """Diversity and distance in the layout feature and, where installed, as a network sees."""
+    found = feature_measures(layout_features())
+    try:
+        return found + feature_measures(seen_features(torch.device("cpu")), SEEN_NAMES)
+    except SettingsError as error:
+        log.info("Measured in the layout of colours and edges alone. %s", error)
+        return found
 
 
 def shapes_measures() -> MeasureSet:

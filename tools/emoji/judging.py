@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
-FILE = Path(__file__).parents[1] / "assets" / "emoji-judge.safetensors"
+FILE = Path(__file__).with_name("judge.safetensors")
 RESOLUTION = 64
 WIDTHS = (48, 96, 144)
 AT_A_TIME = 256
@@ -48,6 +48,7 @@ class Block(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1, stride) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images or features to features, halved in side where the stride is 2."""
         y = self.conv1(functional.relu(self.norm1(x)))
         return self.skip(x) + self.conv2(functional.relu(self.norm2(y)))
 
@@ -72,6 +73,7 @@ class JudgeNetwork(nn.Module):
         return functional.adaptive_avg_pool2d(x, 2).flatten(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the names, *none* last, and of the styles."""
         found = self.features(images)
         return self.name(found), self.style(found)
 

@@ -18,9 +18,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-FACTS = Path(__file__).parents[1] / "assets" / "emoji-world.json"
+FACTS = Path(__file__).with_name("world.json")
 SIZES = {"small": (0.66, 0.78), "large": (0.94, 1.04)}
-"""Share of the frame's side that a picture takes when the caption says so; else anything between."""
+"""Share of the frame's side that a picture takes when the caption says so; else any between."""
 PLACES = {
     "left": "on the left",
     "right": "on the right",
@@ -184,7 +184,7 @@ def world() -> World:
 
 
 def random_said(scene: Scene, source: random.Random) -> Said:
-    """What a training caption says of a scene: now the name, now a class or a tag, now nothing else.
+    """What a training caption says of a scene: the name, or a class or a tag; and some of the rest.
 
     Half of the captions name the thing; style and background are said by half of all, size and
     place by a quarter of those that could.

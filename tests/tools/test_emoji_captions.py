@@ -1,0 +1,95 @@
+"""The emoji world: captions that leave things open, and what is kept from whom."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from dpdmd_studio.trainer.text.tokenizers import clip_ids
+from emoji.captions import Said, Scene, random_said, random_scene, world
+from emoji.counts import distinct
+from emoji.judging import Verdict
+
+
+def test_the_world_is_as_wide_as_its_card_says():
+    here = world()
+    assert 100 <= len(here.names) <= 250 and len(here.styles) == 4
+    assert min(map(len, here.classes.values())) >= 10
+    share = len(here.held_out_names) / len(here.names)
+    assert share == pytest.approx(0.15, abs=0.01)
+    pairs = len(here.names) * len(here.styles)
+    assert len(here.held_out_pairs) / pairs == pytest.approx(0.15, abs=0.01)
+    assert not here.unseen_pairs & here.held_out_pairs
+    assert not {name for name, _ in here.unseen_pairs | here.held_out_pairs} & here.held_out_names
+
+
+def test_every_caption_is_read_back_as_it_was_meant():
+    source = random.Random(0)
+    for _ in range(3000):
+        said = random_said(random_scene(source), source)
+        caption = said.caption(source.randrange(3))
+        assert world().parse(caption) == said, caption
+        assert not world().unknown_words(caption), caption
+        assert len(clip_ids(caption)) <= 14, caption  # begin and end stand beside them
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("owl 3d", Said("owl", style="3d")),
+        ("A RED APPLE on blue!", Said("red apple", background="blue")),
+        ("red car on blue", Said("car", background="red")),  # the first colour is the background
+        ("something else", Said("")),
+        ("", Said("")),
+    ],
+)
+def test_prompts_as_people_type_them(text, said):
+    assert world().parse(text) == said
+
+
+def test_unknown_words_are_named_once_in_their_order():
+    assert world().unknown_words("flying zebra, flying high") == ["flying", "high"]
+
+
+def test_an_open_noun_has_many_right_answers():
+    nouns = world().nouns
+    assert nouns["owl"] == {"owl"} and "owl" in nouns["bird"] < nouns["animal"]
+    assert "automobile" in nouns["car"] and "dog face" in nouns["pet"]
+    assert nouns["fish"] == {"fish"}  # a name is itself, whatever tags say
+
+
+def test_no_scene_shows_what_the_teacher_may_not_see():
+    source = random.Random(1)
+    shown = {(s.name, s.style) for s in (random_scene(source) for _ in range(6000))}
+    assert not shown & world().unseen_pairs
+    assert len(shown) == len(world().names) * 4 - len(world().unseen_pairs)
+
+
+def test_held_out_captions_are_those_of_held_out_names_and_pairs_and_some_open_ones():
+    here = world()
+    name, (other, style) = min(here.held_out_names), min(here.held_out_pairs)
+    assert here.is_held_out(Said(name)) and here.is_held_out(Said(other, style))
+    assert not here.is_held_out(Said(other))
+    assert not any(here.is_held_out(Said(noun)) for noun in here.open_nouns)
+    opened = [Said(n, s, b) for n in here.open_nouns for s in here.styles for b in here.backgrounds]
+    share = sum(map(here.is_held_out, opened)) / len(opened)
+    assert share == pytest.approx(0.15, abs=0.05)
+
+
+def test_words_for_size_and_place_are_said_only_of_what_plainly_is_so():
+    assert Scene("owl", "3d", "blue", 0.7, 0.9, 0.1).place == "right"
+    assert Scene("owl", "3d", "blue", 0.7, 0.2, -0.8).place == "top"
+    assert Scene("owl", "3d", "blue", 0.7, 0.3, 0.3).place == ""
+    large = Scene("owl", "3d", "blue", 1.0, 0.9, 0.1)
+    assert (large.size, large.place) == ("large", "")
+
+
+def test_distinct_is_the_number_of_evenly_drawn_things():
+    names = sorted(world().classes["bird"])
+    even = [Verdict(names[i % 8], "3d", 1.0) for i in range(64)]
+    wanted = world().nouns["bird"]
+    assert distinct(even, wanted) == pytest.approx(8, rel=0.15)  # without replacement a little more
+    assert distinct([even[0]] * 64, wanted) == 1
+    wrong = [Verdict("pear", "3d", 1.0)] * 40
+    assert distinct([*even[:24], *wrong], wanted) == 1  # too few are right
+    assert distinct([Verdict("", "", 0.2)] * 64, wanted) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from dpdmd_studio.trainer.evaluation.efficientnet import PACKAGE
 from packaging.requirements import Requirement
 from test_laws import LIBRARIES, MORE_LIBRARIES, STOREYS
 
@@ -70,9 +71,10 @@ def test_the_worker_extra_admits_every_pin(pins):
         assert {bound.operator for bound in wanted.specifier} == {">=", "<"}
 
 
-def test_the_worker_extra_names_what_is_imported():
+def test_the_worker_extra_names_what_is_imported_or_read():
     imported = {name for libraries in LIBRARIES.values() for name in libraries}
     imported |= MORE_LIBRARIES["app/gui/app.py"]
+    imported.add(PACKAGE.replace("_", "-"))  # its weights are read as a file
     called = {"PIL": "pillow", "markdown_it": "markdown-it-py"}
     assert {called.get(name, name) for name in imported} == set(worker_ranges())
 

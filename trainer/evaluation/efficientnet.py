@@ -36,11 +36,11 @@ STAGES = (
 class _SameConv(nn.Conv2d):
     """A convolution padded as TensorFlow does: more at the right and the bottom where uneven."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        missing = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:]]
+        missing = [max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in input.shape[-2:]]
         (top, left) = (n // 2 for n in missing)
-        x = functional.pad(x, (left, missing[1] - left, top, missing[0] - top))
+        x = functional.pad(input, (left, missing[1] - left, top, missing[0] - top))
         return functional.conv2d(x, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 

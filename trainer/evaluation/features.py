@@ -24,7 +24,7 @@ from ...core.images.diversity import LAYOUT_TITLE, layout_vectors
 from . import efficientnet
 
 BATCH = 16
-SEEN_TITLE = "EfficientNet-Lite0 (ImageNet)"
+EFFICIENTNET_TITLE = "EfficientNet-Lite0 (ImageNet)"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 Images = Sequence[np.ndarray]
@@ -50,7 +50,7 @@ def layout_features() -> ImageFeatures:
     return ImageFeatures(LAYOUT_TITLE, layout_vectors)
 
 
-def seen_features(device: torch.device) -> ImageFeatures:
+def imagenet_features(device: torch.device) -> ImageFeatures:
     """EfficientNet-Lite0's last features before its classes: what is shown, sharpness and texture.
 
     Raises:
@@ -74,7 +74,7 @@ def seen_features(device: torch.device) -> ImageFeatures:
         found = [network.features(torch.stack([*map(prepared, b)]).to(device)) for b in batches]
         return functional.normalize(torch.cat(found).float(), dim=-1).cpu()
 
-    return ImageFeatures(SEEN_TITLE, of)
+    return ImageFeatures(EFFICIENTNET_TITLE, of)
 
 
 def folder_features(folder: Path, device: torch.device) -> ImageFeatures:

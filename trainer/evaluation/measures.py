@@ -55,7 +55,9 @@ class FeatureNames:
 
 
 LAYOUT_NAMES = FeatureNames("sample_diversity", "teacher_distance")
-SEEN_NAMES = FeatureNames("seen_diversity", "seen_distance", ", as seen")
+EFFICIENTNET_NAMES = FeatureNames(
+    "efficientnet_diversity", "efficientnet_distance", " (EfficientNet)"
+)
 
 
 def energy_distance(ours: Tensor, theirs: Tensor) -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.trainer.evaluation import efficientnet
-from dpdmd_studio.trainer.evaluation.features import layout_features, seen_features
+from dpdmd_studio.trainer.evaluation.features import imagenet_features, layout_features
 from dpdmd_studio.trainer.toys.shapes import Scene
 from PIL import Image, ImageFilter
 from shapes_scenes import draw
@@ -17,7 +17,7 @@ from shapes_scenes import draw
 
 @pytest.fixture(scope="module")
 def features():
-    return seen_features(torch.device("cpu"))
+    return imagenet_features(torch.device("cpu"))
 
 
 def stripes(period: int) -> np.ndarray:

@@ -85,9 +85,17 @@ def feature_measures(features: ImageFeatures, names: FeatureNames = LAYOUT_NAMES
         names: what the two numbers are called.
     """
 
+    kept: list[tuple[Rows, list[Tensor]]] = []
+
+    def vectors_of(teacher: Rows) -> list[Tensor]:
+        """The teacher's, which every arm is compared with, once."""
+        if not kept or kept[0][0] is not teacher:
+            kept[:] = [(teacher, [features.of(row) for row in teacher])]
+        return kept[0][1]
+
     def measured(prompts: Sequence[str], rows: Rows, teacher: Rows) -> dict[str, float]:
-        found = [features.of(row) for row in rows]
-        wanted = found if rows is teacher else [features.of(row) for row in teacher]
+        wanted = vectors_of(teacher)
+        found = wanted if rows is teacher else [features.of(row) for row in rows]
         numbers = {
             names.diversity: _mean(map(sample_diversity, found)),
             names.distance: _mean(

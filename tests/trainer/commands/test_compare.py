@@ -63,7 +63,10 @@ def test_two_loras_with_teacher_rivals_and_report(files, loras, prompts, tmp_pat
     assert [arm["evaluations"] for arm in arms.values()] == [4] + [steps] * 5
     for name in arms:
         assert name in shown
-        assert arms[name]["measures"].keys() == {"sample_diversity", "teacher_distance"}
+        assert arms[name]["measures"].keys() == {
+            *("sample_diversity", "teacher_distance"),
+            *("efficientnet_diversity", "efficientnet_distance"),
+        }
     values = [arm["measures"]["sample_diversity"] for arm in arms.values()]
     assert len(set(values)) == len(values)  # every arm drew with weights of its own
     assert numbers["prompts"][0] == "a cat" and "{" not in numbers["prompts"][1]

@@ -26,7 +26,7 @@ class Status:
     """
 
     def __init__(self, run: RunDirectory) -> None:
-        self._run, self._last, self._facts = run, 0.0, {}
+        self._run, self._last, self._status, self._facts = run, 0.0, "", {}
 
     def __enter__(self) -> Status:
         return self
@@ -49,7 +49,10 @@ class Status:
         force: bool = False,
         error: str | None = None,
     ) -> None:
-        """Note the status, at most once a second unless `force` is set."""
+        """Note the status, at most once a second unless it is another or `force` is set.
+
+        A stop ends a process that is still loading: so the first update is noted at once.
+        """
         if progress is not None:
             self._facts = {
                 "step": progress.step,
@@ -59,8 +62,8 @@ class Status:
                 "metrics": progress.metrics,
             }
         now = time.monotonic()
-        if force or now - self._last >= PROGRESS_INTERVAL_SECONDS:
-            self._last = now
+        if force or status != self._status or now - self._last >= PROGRESS_INTERVAL_SECONDS:
+            self._last, self._status = now, status
             facts = {"status": status, "pid": os.getpid(), "updated_at": time.time()}
             facts |= {"error": error} if error else {}
             try:

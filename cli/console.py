@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from ..app.environment.launched import place
 
 LOGGER = logging.getLogger("dpdmd_studio")
+CPU_KERNEL = "bitsandbytes.backends.cpu.ops"
+"""Asks on import for a kernel that no run here uses, and for a package to download it with."""
 FOR_HOSTS = "dpdmd_studio.attention"
 """Which kernel the nodes sample with; a run states its own."""
 
@@ -19,6 +21,7 @@ def show_warnings() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setLevel(logging.WARNING)  # what is below is shown by `shown_by`
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger(CPU_KERNEL).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -93,7 +93,8 @@ class FrontEnd:
         self._process = subprocess.Popen(words)
 
     def kill(self) -> None:
-        """End it at once, whatever it is doing."""
+        """End it at once, whatever it is doing; it must not have failed by itself before."""
+        assert self._process.poll() in (None, 0), "the other front end has failed"
         self._process.kill()
         self._process.wait()
 

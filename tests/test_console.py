@@ -88,3 +88,15 @@ def test_a_program_of_its_own_shows_warnings_as_ever_and_information_only_if_ask
     command = [sys.executable, "-c", program, str(MOUNT)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert (done.stdout, done.stderr) == ("", "one\ntwo\nthree\n")
+
+
+def test_a_kernel_that_no_run_uses_is_not_asked_for(monkeypatch, capsys):
+    for name in ("", console.CPU_KERNEL):
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "handlers", [])
+        monkeypatch.setattr(logger, "level", logging.WARNING)
+        monkeypatch.setattr(logger, "_cache", {})
+    console.show_warnings()
+    logging.getLogger(console.CPU_KERNEL).warning("pip install kernels")
+    logging.getLogger("bitsandbytes").warning("something else")
+    assert capsys.readouterr().err == "something else\n"

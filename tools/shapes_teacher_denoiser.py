@@ -62,7 +62,25 @@ def text_model() -> nn.Module:
     )  # fmt: skip
 
 
-class Teacher(nn.Module):
+class FlowTeacher(nn.Module):
+    """A denoiser in SD3's layout, `transformer`, and a text model that `said` asks."""
+
+    transformer: nn.Module
+
+    def said(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Context (N, L, D) and pooled features (N, D) of captions."""
+        raise NotImplementedError
+
+    def velocity(self, x_t: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
+        """eps - x0 as the network sees it, shape of x_t; sigma has shape (N,)."""
+        context, pooled = text
+        return self.transformer(
+            hidden_states=x_t, timestep=sigma * 1000, encoder_hidden_states=context,
+            pooled_projections=pooled, return_dict=False,
+        )[0]  # fmt: skip
+
+
+class Teacher(FlowTeacher):
     """The denoiser and its text model, with narrow text features."""
 
     def __init__(self) -> None:
@@ -75,7 +93,7 @@ class Teacher(nn.Module):
             caption_projection_dim=64 * DEPTH, pooled_projection_dim=TEXT_WIDTH,
             pos_embed_max_size=8, qk_norm="rms_norm",
         )  # fmt: skip
-        _start_as_identity(self.transformer)
+        start_as_identity(self.transformer)
         self.text = text_model()
 
     def compile_parts(self) -> None:
@@ -89,16 +107,12 @@ class Teacher(nn.Module):
         first_end = (rows == END).int().argmax(dim=1)
         return context, context[torch.arange(len(rows), device=rows.device), first_end]
 
-    def velocity(self, x_t: Tensor, sigma: Tensor, text: tuple[Tensor, Tensor]) -> Tensor:
-        """eps - x0 as the network sees it, shape of x_t; sigma has shape (N,)."""
-        context, pooled = text
-        return self.transformer(
-            hidden_states=x_t, timestep=sigma * 1000, encoder_hidden_states=context,
-            pooled_projections=pooled, return_dict=False,
-        )[0]  # fmt: skip
+    def said(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """As `FlowTeacher.said`."""
+        return self.encode(token_rows(texts).to(next(self.parameters()).device))
 
 
-def _start_as_identity(transformer: nn.Module) -> None:
+def start_as_identity(transformer: nn.Module) -> None:
     """Zero the modulations and the output, so that every block starts as the identity."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear) and ("norm" in name or name == "proj_out"):
@@ -161,14 +175,16 @@ def load(folder: Path) -> Teacher:
 
 
 @torch.inference_mode()
-def sample(teacher: Teacher, texts: list[str], noise: Tensor, steps: int, scale: float) -> Tensor:
+def sample(
+    teacher: FlowTeacher, texts: list[str], noise: Tensor, steps: int, scale: float
+) -> Tensor:
     """Latents of guided Euler steps on the shifted grid, from noise (N, 16, 8, 8).
 
     velocity = uncond + scale (cond - uncond); no second evaluation when the scale is 1.
     """
-    text = teacher.encode(token_rows(texts).to(noise.device))
+    text = teacher.said(texts)
     if scale != 1.0:
-        empty = teacher.encode(token_rows([""] * len(texts)).to(noise.device))
+        empty = teacher.said([""] * len(texts))
         text = (torch.cat([text[0], empty[0]]), torch.cat([text[1], empty[1]]))
     x_t, sigmas = noise, shifted(torch.linspace(1, 0, steps + 1))
     for sigma, after in itertools.pairwise(sigmas):

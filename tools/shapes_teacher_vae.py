@@ -104,8 +104,8 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        layers = [_conv(width, width), nn.ReLU(), _conv(width, width), nn.ReLU()]
-        self.conv = nn.Sequential(*layers, _conv(width, width))
+        layers = [conv(width, width), nn.ReLU(), conv(width, width), nn.ReLU()]
+        self.conv = nn.Sequential(*layers, conv(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(self.conv(x) + x)
@@ -118,29 +118,18 @@ class Clamp(nn.Module):
         return torch.tanh(x / 3) * 3
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias)
 
 
-class SlimTaesd(nn.Module):
-    """Encoder and decoder between images in [0, 1] and 16 x H/8 x W/8 latents."""
+class Codec(nn.Module):
+    """An encoder and a decoder in TAESD's structure, between images in [0, 1] and latents."""
 
-    def __init__(self, latents: int = LATENT_CHANNELS) -> None:
-        super().__init__()
-        self.taesd_encoder = nn.Sequential(
-            _conv(3, 32), nn.ReLU(),
-            _conv(32, 48, 2, False), Block(48), nn.ReLU(), nn.ReLU(),
-            _conv(48, 64, 2, False), Block(64), nn.ReLU(), nn.ReLU(),
-            _conv(64, 64, 2, False), Block(64), Block(64), Block(64),
-            _conv(64, latents),
-        )  # fmt: skip
-        self.taesd_decoder = nn.Sequential(
-            Clamp(), _conv(latents, 64), nn.ReLU(),
-            Block(64), Block(64), Block(64), nn.Upsample(scale_factor=2), _conv(64, 64, 1, False),
-            Block(64), Block(64), nn.ReLU(), nn.Upsample(scale_factor=2), _conv(64, 48, 1, False),
-            Block(48), nn.ReLU(), nn.ReLU(), nn.Upsample(scale_factor=2), _conv(48, 32, 1, False),
-            Block(32), _conv(32, 3),
-        )  # fmt: skip
+    taesd_encoder: nn.Module
+    taesd_decoder: nn.Module
+
+    def begin(self) -> None:
+        """Draw the weights; every block begins near the identity."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -157,6 +146,28 @@ class SlimTaesd(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Images in about [0, 1], shape (N, 3, H, W), of latents in the denoiser's space."""
         return self.taesd_decoder(latents / LATENT_SCALE + LATENT_SHIFT)
+
+
+class SlimTaesd(Codec):
+    """Encoder and decoder between images in [0, 1] and 16 x H/8 x W/8 latents."""
+
+    def __init__(self, latents: int = LATENT_CHANNELS) -> None:
+        super().__init__()
+        self.taesd_encoder = nn.Sequential(
+            conv(3, 32), nn.ReLU(),
+            conv(32, 48, 2, False), Block(48), nn.ReLU(), nn.ReLU(),
+            conv(48, 64, 2, False), Block(64), nn.ReLU(), nn.ReLU(),
+            conv(64, 64, 2, False), Block(64), Block(64), Block(64),
+            conv(64, latents),
+        )  # fmt: skip
+        self.taesd_decoder = nn.Sequential(
+            Clamp(), conv(latents, 64), nn.ReLU(),
+            Block(64), Block(64), Block(64), nn.Upsample(scale_factor=2), conv(64, 64, 1, False),
+            Block(64), Block(64), nn.ReLU(), nn.Upsample(scale_factor=2), conv(64, 48, 1, False),
+            Block(48), nn.ReLU(), nn.ReLU(), nn.Upsample(scale_factor=2), conv(48, 32, 1, False),
+            Block(32), conv(32, 3),
+        )  # fmt: skip
+        self.begin()
 
 
 def to_tensor(images: np.ndarray, place: torch.device) -> Tensor:

@@ -13,58 +13,40 @@ from pathlib import Path
 
 import torch
 from shapes_teacher_common import Training, device, part
-from shapes_teacher_vae import Block, Clamp, _conv
+from shapes_teacher_vae import LATENT_CHANNELS, Block, Clamp, Codec, conv
 from torch import Tensor, nn
 from torch.nn import functional
 
 from . import captions
 from .drawing import Drawer
 
-LATENT_CHANNELS = 16
-LATENT_SCALE, LATENT_SHIFT = 1.5305, 0.0609
-"""SD3: the denoiser sees (latent - shift) * scale, in diffusers and in ComfyUI alike."""
 BATCH, CYCLES, PEAK, DECAY = 32, (4000,), 1.5e-3, 0.998
 LATENT_NOISE = 0.12
 
 
-class Taesd(nn.Module):
+class Taesd(Codec):
     """Encoder and decoder between images in [0, 1] and 16 x H/8 x W/8 latents."""
 
     def __init__(self, latents: int = LATENT_CHANNELS) -> None:
         super().__init__()
         self.taesd_encoder = nn.Sequential(
-            _conv(3, 32), Block(32),
-            _conv(32, 48, 2, False), Block(48), Block(48), Block(48),
-            _conv(48, 64, 2, False), Block(64), Block(64), Block(64),
-            _conv(64, 64, 2, False), Block(64), Block(64), Block(64),
-            _conv(64, latents),
+            conv(3, 32), Block(32),
+            conv(32, 48, 2, False), Block(48), Block(48), Block(48),
+            conv(48, 64, 2, False), Block(64), Block(64), Block(64),
+            conv(64, 64, 2, False), Block(64), Block(64), Block(64),
+            conv(64, latents),
         )  # fmt: skip
         self.taesd_decoder = nn.Sequential(
-            Clamp(), _conv(latents, 64), nn.ReLU(),
-            Block(64), Block(64), Block(64), nn.Upsample(scale_factor=2), _conv(64, 64, 1, False),
-            Block(64), Block(64), Block(64), nn.Upsample(scale_factor=2), _conv(64, 48, 1, False),
-            Block(48), Block(48), Block(48), nn.Upsample(scale_factor=2), _conv(48, 32, 1, False),
-            Block(32), _conv(32, 3),
+            Clamp(), conv(latents, 64), nn.ReLU(),
+            Block(64), Block(64), Block(64), nn.Upsample(scale_factor=2), conv(64, 64, 1, False),
+            Block(64), Block(64), Block(64), nn.Upsample(scale_factor=2), conv(64, 48, 1, False),
+            Block(48), Block(48), Block(48), nn.Upsample(scale_factor=2), conv(48, 32, 1, False),
+            Block(32), conv(32, 3),
         )  # fmt: skip
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if isinstance(module, nn.Conv2d) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.conv[-1].weight.data.mul_(0.1)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Latents in the denoiser's space, shape (N, C, H/8, W/8), of images in [0, 1]."""
-        return (self.taesd_encoder(images) - LATENT_SHIFT) * LATENT_SCALE
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images in about [0, 1], shape (N, 3, H, W), of latents in the denoiser's space."""
-        return self.taesd_decoder(latents / LATENT_SCALE + LATENT_SHIFT)
+        self.begin()
 
 
-def train(folder: Path, drawer: Drawer, seed: int = 0, until: int | None = None) -> Training:
+def train(folder: Path, drawer: Drawer, seed: int = 0) -> Training:
     """Train the autoencoder, or go on with the training found in the folder."""
     torch.manual_seed(seed)
     place = device()

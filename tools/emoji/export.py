@@ -16,7 +16,7 @@ RESOLUTION = 64
 SIZE_LIMIT = 28_000_000
 
 
-def checkpoint(teacher: flow.FlowTeacher, taesd: autoencoder.Taesd) -> dict[str, Tensor]:
+def checkpoint(teacher: flow.EmojiTeacher, taesd: autoencoder.Taesd) -> dict[str, Tensor]:
     """Every tensor of the file, fp16 but for the integer token ids."""
     mmdit = sd3_names(widened(teacher.transformer.state_dict()))
     tensors = {f"model.diffusion_model.{k}": v for k, v in mmdit.items()}

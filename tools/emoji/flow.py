@@ -7,24 +7,24 @@ widths, together with zero columns in the two layers that read them, which chang
 
 from __future__ import annotations
 
-import itertools
 import random
 from pathlib import Path
 
 import torch
 from shapes_teacher_common import Training, device, part
-from torch import Tensor, nn
+from shapes_teacher_denoiser import FlowTeacher, start_as_identity
+from torch import Tensor
 
 from . import text
 from .bank import Bank
 
-DEPTH, SHIFT = 4, 3.0
+DEPTH = 4
 BATCH, CYCLES, PEAK, DECAY = 128, (16000,), 1.5e-3, 0.9995
 LEVEL_MEAN, LEVEL_DEVIATION = 0.4, 1.1
 """Of the normal distribution whose sigmoid is sigma."""
 
 
-class FlowTeacher(nn.Module):
+class EmojiTeacher(FlowTeacher):
     """The denoiser and its text model, with narrow text features."""
 
     def __init__(self) -> None:
@@ -38,36 +38,20 @@ class FlowTeacher(nn.Module):
             caption_projection_dim=64 * DEPTH, pooled_projection_dim=text.WIDTH,
             pos_embed_max_size=8, qk_norm="rms_norm",
         )  # fmt: skip
-        for name, module in self.transformer.named_modules():
-            if isinstance(module, nn.Linear) and ("norm" in name or name == "proj_out"):
-                nn.init.zeros_(module.weight)
-                nn.init.zeros_(module.bias)
+        start_as_identity(self.transformer)
         self.text = text.model(3 + len(self.rows.ids))
 
-    def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Context (N, L, D) and pooled features (N, D) of captions."""
+    def said(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """As `FlowTeacher.said`."""
         place = next(self.parameters()).device
         return text.encode(self.text, self.rows(texts).to(place))
-
-    def velocity(self, x_t: Tensor, sigma: Tensor, said: tuple[Tensor, Tensor]) -> Tensor:
-        """eps - x0 as the network sees it, shape of x_t; sigma has shape (N,)."""
-        context, pooled = said
-        return self.transformer(
-            hidden_states=x_t, timestep=sigma * 1000, encoder_hidden_states=context,
-            pooled_projections=pooled, return_dict=False,
-        )[0]  # fmt: skip
-
-
-def shifted(levels: Tensor) -> Tensor:
-    """SD3's time shift: sigma = shift u / (1 + (shift - 1) u)."""
-    return SHIFT * levels / (1 + (SHIFT - 1) * levels)
 
 
 def train(folder: Path, bank: Bank, seed: int = 0) -> Training:
     """Train the denoiser, or go on with the training found in the folder."""
     torch.manual_seed(seed)
     place = device()
-    teacher = FlowTeacher().to(place)
+    teacher = EmojiTeacher().to(place)
     training = Training(teacher, folder / "flow", CYCLES, PEAK, DECAY)
 
     def loss_of(update: int) -> Tensor:
@@ -83,7 +67,7 @@ def train(folder: Path, bank: Bank, seed: int = 0) -> Training:
         level = sigma[:, None, None, None]
         with torch.autocast(place.type, torch.bfloat16):
             velocity = teacher.velocity(
-                (1 - level) * x0 + level * eps, sigma, teacher.encode(said)
+                (1 - level) * x0 + level * eps, sigma, teacher.said(said)
             ).float()
         return (velocity - (eps - x0)).square().mean()
 
@@ -91,33 +75,10 @@ def train(folder: Path, bank: Bank, seed: int = 0) -> Training:
     return training
 
 
-def load(folder: Path) -> FlowTeacher:
+def load(folder: Path) -> EmojiTeacher:
     """The averaged teacher as far as it is trained, in evaluation mode, on `device()`."""
     from safetensors.torch import load_file
 
-    teacher = FlowTeacher()
+    teacher = EmojiTeacher()
     teacher.load_state_dict(part(load_file(folder / "flow" / "state.safetensors"), "average."))
     return teacher.to(device()).eval()
-
-
-@torch.inference_mode()
-def sample(
-    teacher: FlowTeacher, texts: list[str], noise: Tensor, steps: int, scale: float
-) -> Tensor:
-    """Latents of guided Euler steps on the shifted grid, from noise (N, 16, 8, 8).
-
-    velocity = uncond + scale (cond - uncond); no second evaluation when the scale is 1.
-    """
-    said = teacher.encode(texts)
-    if scale != 1.0:
-        empty = teacher.encode([""] * len(texts))
-        said = (torch.cat([said[0], empty[0]]), torch.cat([said[1], empty[1]]))
-    x_t, sigmas = noise, shifted(torch.linspace(1, 0, steps + 1))
-    for sigma, after in itertools.pairwise(sigmas):
-        twice = x_t if scale == 1.0 else torch.cat([x_t, x_t])
-        velocity = teacher.velocity(twice, sigma.expand(len(twice)).to(x_t), said)
-        if scale != 1.0:
-            conditional, unconditional = velocity.chunk(2)
-            velocity = unconditional + scale * (conditional - unconditional)
-        x_t = x_t + (after - sigma) * velocity
-    return x_t

@@ -9,7 +9,6 @@ counts as recognised was settled before any teacher was measured, and stands in 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -131,8 +130,3 @@ def judge(path: Path = FILE) -> Judge:
     return Judge(
         network.eval(), tuple(facts["names"]), tuple(facts["styles"]), float(facts["threshold"])
     )
-
-
-def recognised(verdicts: Sequence[Verdict]) -> float:
-    """Share of the verdicts that have a name."""
-    return sum(bool(verdict.name) for verdict in verdicts) / max(1, len(verdicts))

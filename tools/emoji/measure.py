@@ -9,9 +9,10 @@ import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from shapes_teacher_common import LOG
 
 from . import captions
-from .counts import count_emoji
+from .counts import emoji_measures
 
 SETTINGS = ((28, True), (28, False), (4, True), (4, False))
 """Steps, and whether they are guided."""
@@ -43,34 +44,38 @@ def open_captions() -> list[str]:
     return list(captions.world().open_nouns)
 
 
-def counted(prompts: Sequence[str], rows: Sequence[np.ndarray]) -> dict[str, float]:
-    """The judge's counts of images by [prompt][seed], rounded."""
-    return {k: round(v, 4) for k, v in count_emoji(prompts, rows, rows).items()}
-
-
 def table(draw: Draw, names: int = NAMES, seeds: int = OPEN_SEEDS) -> dict[str, dict]:
-    """Every setting's counts, for names and for open captions."""
-    asked, found = name_captions(names), {}
+    """Every setting's counts, for names and for open captions; drift is from the first setting."""
+    asked, opened, measures = name_captions(names), open_captions(), emoji_measures()
+    found, first = {}, {}
     for steps, guided in SETTINGS:
-        images = draw(asked, range(FIRST_SEED, FIRST_SEED + names), steps, guided)
-        opened = {
-            caption: draw([caption] * seeds, range(FIRST_SEED, FIRST_SEED + seeds), steps, guided)
-            for caption in open_captions()
+        drawn = {
+            "names": (
+                asked,
+                draw(asked, range(FIRST_SEED, FIRST_SEED + names), steps, guided)[:, None],
+            ),
+            "open": (
+                opened,
+                [
+                    draw([c] * seeds, range(FIRST_SEED, FIRST_SEED + seeds), steps, guided)
+                    for c in opened
+                ],
+            ),
         }
         title = f"{steps} steps, {'guided' if guided else 'no guidance'}"
-        found[title] = {
-            "names": counted(asked, images[:, None]),
-            "open": counted([*opened], [*opened.values()]),
-        }
-        print(title, found[title], flush=True)
+        found[title] = {}
+        for kind, (prompts, rows) in drawn.items():
+            counts = measures(prompts, rows, first.setdefault(kind, rows))
+            found[title][kind] = {name: round(value, 4) for name, value in counts.items()}
+        LOG.info("%s: %s", title, found[title])
     return found
 
 
 def drawing_with(teacher, codec, scale: float) -> Draw:
     """Draws with a flow teacher and its autoencoder, guided by `scale` where asked."""
     import torch
+    from shapes_teacher_denoiser import sample
 
-    from . import flow
     from .drawing import to_uint8
 
     @torch.inference_mode()
@@ -81,7 +86,7 @@ def drawing_with(teacher, codec, scale: float) -> Draw:
             noise = torch.stack(
                 [torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(s)) for s in those]
             )
-            latents = flow.sample(teacher, some, noise, steps, scale if guided else 1.0)
+            latents = sample(teacher, some, noise, steps, scale if guided else 1.0)
             made.append(to_uint8(codec.decode(latents)))
         return np.concatenate(made)
 

@@ -28,7 +28,7 @@ def measures_for(checkpoint: LoadedCheckpoint, features: ImageFeatures | None = 
 def image_measures() -> MeasureSet:
     """Diversity and distance in the layout feature and, where installed, in EfficientNet's."""
     found = feature_measures(layout_features())
-    try:
+    try:  # on the CPU: a card that is full must not cost the report
         return found + feature_measures(imagenet_features(torch.device("cpu")), EFFICIENTNET_NAMES)
     except SettingsError as error:
         log.info("Measured in the layout of colours and edges alone. %s", error)

@@ -9,7 +9,13 @@ import pytest
 import torch
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.trainer.evaluation import efficientnet
-from dpdmd_studio.trainer.evaluation.features import imagenet_features, layout_features
+from dpdmd_studio.trainer.evaluation.features import (
+    ImageFeatures,
+    imagenet_features,
+    layout_features,
+)
+from dpdmd_studio.trainer.evaluation.measures import feature_measures
+from dpdmd_studio.trainer.toys.counts import image_measures
 from dpdmd_studio.trainer.toys.shapes import Scene
 from PIL import Image, ImageFilter
 from shapes_scenes import draw
@@ -64,3 +70,27 @@ def test_a_damaged_file_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(efficientnet, "find_spec", lambda name: spec)
     with pytest.raises(SettingsError, match="cannot be read"):
         efficientnet.load()
+
+
+def test_reports_do_without_the_network_and_say_so(monkeypatch, caplog):
+    monkeypatch.setattr(efficientnet, "find_spec", lambda name: None)
+    with caplog.at_level("INFO", logger="dpdmd_studio.evaluation"):
+        measures = image_measures()
+    assert set(measures.labels) == {"sample_diversity", "teacher_distance"}
+    assert "python install.py" in caplog.text
+
+
+def test_the_teachers_vectors_are_made_once_for_all_arms():
+    asked: list[int] = []
+
+    def of(images):
+        asked.append(len(images))
+        return torch.eye(4)[: len(images)]
+
+    measured = feature_measures(ImageFeatures("counting", of))
+    teacher = [[stripes(4)] * 3]
+    measured(["a"], teacher, teacher)
+    measured(["a"], [[stripes(8)] * 3], teacher)
+    assert len(asked) == 2
+    measured(["a"], [[stripes(8)] * 3], [[stripes(2)] * 3])  # another teacher is another one
+    assert len(asked) == 4

@@ -10,12 +10,15 @@ from typing import Any
 from . import host
 from .sampling import anchored, compare
 from .sampling import attention as attention_node
+from .sampling import demo as demo_node
 from .sampling import few_step as few_step_nodes
 from .sampling import load_lora as lora_node
 from .training import distill, routes
 from .training import runs as runs_node
 
-_MODULES = (lora_node, few_step_nodes, anchored, attention_node, compare, distill, runs_node)
+_MODULES = (
+    lora_node, few_step_nodes, anchored, attention_node, compare, demo_node, distill, runs_node,
+)  # fmt: skip
 
 NODE_CLASS_MAPPINGS: dict[str, type[Any]] = {
     "DPDMD" + kind.__name__.removeprefix("DPDMD"): kind

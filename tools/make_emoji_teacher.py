@@ -3,7 +3,7 @@
     python tools/make_emoji_teacher.py STAGE --cache CACHE --folder FOLDER
 
 Needs npm and `resvg-py` to render. Stages, in this order; each goes on where it was stopped:
-    world         the pictures rendered, tools/emoji/world.json written; minutes
+    world         the pictures rendered, trainer/assets/emoji-world.json written; minutes
     autoencoder   TAESD's structure; an hour or two on two cores
     judge         fitted on real pictures, then checked: its own figures are in judge.json
     bank          latents of many scenes; minutes
@@ -27,6 +27,7 @@ STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure")
 
 def run(options: argparse.Namespace) -> dict | None:
     """Do one stage; what it has to say, if anything."""
+    from dpdmd_studio.trainer.toys.emoji import captions, judging
     from emoji import (
         autoencoder,
         bank,
@@ -34,7 +35,6 @@ def run(options: argparse.Namespace) -> dict | None:
         export,
         flow,
         judge,
-        judging,
         measure,
         pictures,
         spoilt,
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> dict | None:
 
     stage, folder = options.stage, options.folder
     if stage == "world":
-        return world.write(options.cache, world.TARGET)
+        return world.write(options.cache, captions.FACTS)
     if stage == "flow":
         flow.train(folder, bank.Bank(folder / "bank.pt"))
         return None

@@ -84,14 +84,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with singular values of about 1, by five Newton-Schulz steps."""
+    """The nearest matrix with singular values of about 1, by five Newton-Schulz steps in bf16."""
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x = (matrix.T if tall else matrix).bfloat16().contiguous()
     x = x / (x.norm() + 1e-12)
     for _ in range(5):
         gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.T if tall else x
+        both = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, both, x, beta=3.4445)
+    return (x.T if tall else x).float()
 
 
 class Training:

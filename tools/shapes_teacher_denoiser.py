@@ -66,6 +66,12 @@ class FlowTeacher(nn.Module):
     """A denoiser in SD3's layout, `transformer`, and a text model that `said` asks."""
 
     transformer: nn.Module
+    text: nn.Module
+
+    def compile_parts(self) -> None:
+        """Let torch's compiler fuse the networks; the same function, a quarter faster."""
+        self.transformer.compile()
+        self.text.compile()
 
     def said(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Context (N, L, D) and pooled features (N, D) of captions."""
@@ -95,11 +101,6 @@ class Teacher(FlowTeacher):
         )  # fmt: skip
         start_as_identity(self.transformer)
         self.text = text_model()
-
-    def compile_parts(self) -> None:
-        """Let torch's compiler fuse the networks; the same function, a quarter faster."""
-        self.transformer.compile()
-        self.text.compile()
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Context (N, L, D) after the final norm, and its row at the first end token (N, D)."""

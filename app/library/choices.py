@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ...core.errors import PromptError, SettingsError
-from ...core.families import states
-from ...core.files.tensor_file import read_header
+from ...core.families import stated_settings
 from . import preferences, surroundings
 from .home import home, numbered
 from .model_folders import ModelFile, contained, default_folders, list_models
@@ -20,7 +19,6 @@ Choices = list[tuple[str, str]]
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "trainer" / "assets"
 TEMPLATES = ROOT / "app" / "prompts" / "templates"
-SHAPES = "shapes"
 HOSTS = "host:"
 """Before the name of a list of prompts that a host holds."""
 EMBEDDED = {
@@ -31,7 +29,8 @@ STARTERS: Choices = [
     ("Photographs", "photo"),
     ("Drawings and paintings", "illustration"),
     ("Tags (anime models)", "tags"),
-    ("Shapes (for the demo checkpoints)", SHAPES),
+    ("Emoji (for the demo checkpoint)", "emoji"),
+    ("Shapes (for the shapes demo checkpoint)", "shapes"),
 ]
 
 
@@ -123,7 +122,12 @@ def prompts_path(text: object) -> Path:
 
 def is_embedded(path: Path) -> bool:
     """Whether the checkpoint is one of the demo's."""
-    return path.is_file() and states(read_header(path))
+    return bool(embedded_world(path))
+
+
+def embedded_world(path: Path) -> str:
+    """What a checkpoint of the demo draws, which is also the name of its starter prompts; or ""."""
+    return str(stated_settings(path).get("world", ""))
 
 
 def add_folder(text: object) -> Path:

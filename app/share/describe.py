@@ -100,7 +100,7 @@ def limits(facts: PackageFacts) -> list[str]:
         )
     if facts.checkpoint.embedded:
         found.append(
-            "The checkpoint is a small teacher of coloured shapes that ships with DP-DMD Studio. "
+            "The checkpoint is a small teacher that ships with DP-DMD Studio. "
             "Its text encoder exists only there, so hosts cannot read prompts with it; this "
             "package shows the form, not a model for everyday use."
         )

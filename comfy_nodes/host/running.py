@@ -46,6 +46,16 @@ def notify(node_id: str | None, text: str) -> None:
         server.PromptServer.instance.send_progress_text(text, node_id)
 
 
+def executing_node() -> str | None:
+    """The node that runs now, where the host tells."""
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:  # before ComfyUI 0.3.48
+        return None
+    context = get_executing_context()
+    return context.node_id if context else None
+
+
 def check_interrupt() -> None:
     """Raise the host's own exception if the person pressed Cancel. It is no `Exception`."""
     import comfy.model_management

@@ -15,7 +15,7 @@ from ...app.config.request import DistillRequest, ModelFiles, TeacherLora
 from ...app.environment import readiness
 from ...app.jobs import Job, files
 from ...app.library import preferences
-from ...app.library.choices import ASSETS, EMBEDDED, SHAPES, is_embedded, starter
+from ...app.library.choices import ASSETS, EMBEDDED, embedded_world, starter
 from ...app.library.path_checks import lora_file
 from ...app.prompts.reading import parse_prompts, read_prompts
 from ...core.errors import PromptError, SettingsError
@@ -86,9 +86,9 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     """
     path, notes = checkpoint(values, graph, node_id)
     detection = identify(path)
-    demo = is_embedded(path)
-    prompts, more = prompts_of(values, demo)
-    card = Card(detection.family, demo, running.device_memory())
+    world = embedded_world(path)
+    prompts, more = prompts_of(values, world)
+    card = Card(detection.family, bool(world), running.device_memory())
     shown = {name: value for name, value in values.items() if value is not None}
     config, said = config_of(
         shown, values.get("preset", "auto"), card, values.get("settings_json") or ""
@@ -156,8 +156,8 @@ def checkpoint_in_graph(graph: Prompt, node_id: str | None) -> Path | None:
     return folders.file_path("checkpoints", name) if isinstance(name, str) else None
 
 
-def prompts_of(values: Mapping[str, Any], demo: bool) -> tuple[tuple[str, ...], list[str]]:
-    """(prompts, notes) of the text and the file; the demo's own for its checkpoints.
+def prompts_of(values: Mapping[str, Any], world: str) -> tuple[tuple[str, ...], list[str]]:
+    """(prompts, notes) of the text and the file; a demo checkpoint has its world's own.
 
     Raises:
         PromptError: there are none, or the file cannot be used.
@@ -166,8 +166,8 @@ def prompts_of(values: Mapping[str, Any], demo: bool) -> tuple[tuple[str, ...], 
     lists = [parse_prompts(text, "The prompts input")] if text.strip() else []
     if name:
         lists.append(read_prompts(prompts_path(name)))
-    if not lists and demo:
-        lists = [parse_prompts(starter(SHAPES), "The demo's prompts")]
+    if not lists and world:
+        lists = [parse_prompts(starter(world), "The demo's prompts")]
         return lists[0].prompts, ["Prompts: the demo's own captions, as none were given."]
     if not lists:
         raise PromptError(

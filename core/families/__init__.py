@@ -22,6 +22,7 @@ from .base import (
 from .folder import detect_folder, encoder_folders, is_model_folder, read_folder
 from .stated import (
     ENCODER_PLACE,
+    STATED_KEY,
     read_stated,
     stated_encoder,
     stated_resolution,
@@ -135,6 +136,7 @@ __all__ = [
     "ENCODER_PLACE",
     "FAMILIES",
     "FAMILY_LABELS",
+    "STATED_KEY",
     "BaseModel",
     "Config",
     "Detection",

@@ -1,7 +1,8 @@
 """What a checkpoint says of itself in its metadata: settings it was made for, an encoder it brings.
 
 The teachers that ship with this program have such a statement, a JSON object: `guidance_scale`,
-`steps`, `resolution`, and `text_encoder`, the kind of the encoder that lies under `ENCODER_PLACE`.
+`steps`, `resolution`, `world` (what they draw: "shapes", "emoji"), and `text_encoder`, the kind of
+the encoder that lies under `ENCODER_PLACE`.
 """
 
 import json
@@ -13,7 +14,9 @@ from ..errors import CheckpointError
 from ..files.tensor_file import TensorFile, read_header
 from .base import Detection
 
-STATED_KEY = "dpdmd.shapes"
+STATED_KEY = "dpdmd.teacher"
+FIRST_KEY, FIRST_WORLD = "dpdmd.shapes", "shapes"
+"""Where the first teachers have their statement, and the world of those that name none."""
 ENCODER_PLACE = "dpdmd_text_encoder.transformer."
 USUAL_ENCODER = "dpdmd"
 """The kind of the encoder in a file that states none."""
@@ -21,13 +24,17 @@ USUAL_ENCODER = "dpdmd"
 
 def states(file: TensorFile) -> bool:
     """Whether the file says something of itself."""
-    return STATED_KEY in file.metadata
+    return STATED_KEY in file.metadata or FIRST_KEY in file.metadata
+
+
+def _text(file: TensorFile) -> str:
+    return file.metadata.get(STATED_KEY) or file.metadata.get(FIRST_KEY, "{}")
 
 
 def read_stated(file: TensorFile) -> Mapping[str, object]:
     """The statement, for detection: what cannot be read, or is not there, is empty."""
     try:
-        stated = json.loads(file.metadata.get(STATED_KEY, "{}"))
+        stated = json.loads(_text(file))
     except (ValueError, RecursionError):
         stated = {}
     found = dict(stated) if isinstance(stated, dict) else {}
@@ -51,19 +58,21 @@ def stated_encoder(detection: Detection) -> str | None:
 
 
 def stated_settings(checkpoint: Path) -> dict[str, Any]:
-    """The statement, for its settings: guidance_scale, steps, resolution; empty for most files.
+    """The statement, for its settings: guidance_scale, steps, resolution, world; often empty.
 
     Raises:
         CheckpointError: it is damaged.
     """
     if not checkpoint.is_file():
         return {}
-    text = read_header(checkpoint).metadata.get(STATED_KEY, "{}")
+    header = read_header(checkpoint)
     try:
-        facts = json.loads(text)
+        facts = json.loads(_text(header))
         guidance = facts.get("guidance_scale")
         if facts and not isinstance(guidance, (int, float)):
             raise TypeError(f"guidance_scale is {guidance!r}")
+        if facts:
+            facts.setdefault("world", FIRST_WORLD)
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{checkpoint.name}: its {STATED_KEY} metadata is damaged ({error}). Take the file as "

@@ -249,10 +249,10 @@ def test_bad_inputs_are_told_and_leave_nothing(fake, changes, kind, words):
 def test_prompts_of_text_and_file_are_joined_each_once(fake):
     (fake.base / "input" / "more.txt").write_text("a dog\na bird <lora:x:1>\n")
     prompts, notes = training.prompts_of(
-        {"prompts": "a cat\na dog", "prompts_file": "more.txt"}, demo=False
+        {"prompts": "a cat\na dog", "prompts_file": "more.txt"}, world=""
     )
     assert prompts == ("a cat", "a dog", "a bird") and "LoRA tags" in notes[0]
-    assert len(training.prompts_of({}, demo=True)[0]) > 100
+    assert len(training.prompts_of({}, world="shapes")[0]) > 100
 
 
 def model(**facts: object) -> Any:

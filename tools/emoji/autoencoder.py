@@ -12,12 +12,12 @@ import random
 from pathlib import Path
 
 import torch
+from dpdmd_studio.trainer.toys.emoji import captions
 from shapes_teacher_common import Training, device, part
 from shapes_teacher_vae import LATENT_CHANNELS, Block, Clamp, Codec, conv
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import captions
 from .drawing import Drawer
 
 BATCH, CYCLES, PEAK, DECAY = 32, (4000,), 1.5e-3, 0.998

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from dpdmd_studio.trainer.toys.emoji import captions
+from shapes_teacher_common import device
 from torch import Tensor
 
-from . import captions
 from .drawing import Drawer
 
 PLACEMENTS, AT_A_TIME = 96, 232
@@ -40,7 +41,8 @@ def write(path: Path, drawer: Drawer, encode: Callable[[Tensor], Tensor], seed: 
     parts = []
     for start in range(0, len(scenes), AT_A_TIME):
         images = drawer.draw(scenes[start : start + AT_A_TIME], source, here.backgrounds)
-        parts.append(encode(images).half().cpu())
+        with torch.autocast(device().type, torch.bfloat16):
+            parts.append(encode(images).half().cpu())
     facts = [(s.name, s.style, s.background, s.scale, s.right, s.down) for s in scenes]
     torch.save({"latents": torch.cat(parts), "scenes": facts}, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from dpdmd_studio.core.families import STATED_KEY
 from shapes_teacher_export import TEXT_PREFIX, sd3_names, widened
 from shapes_teacher_vae import padded
 from torch import Tensor
@@ -58,7 +59,7 @@ def write(folder: Path, target: Path, guidance_scale: float, steps: int) -> int:
         "modelspec.license": "CC-BY-4.0",
         "modelspec.author": "DP-DMD Studio; pictures: Noto (Apache-2.0, Google), Twemoji (CC BY "
         "4.0, Twitter and contributors), Fluent Emoji (MIT, Microsoft)",
-        "dpdmd.shapes": json.dumps(facts),
+        STATED_KEY: json.dumps(facts),
     }
     save_file(tensors, target, metadata)
     if (size := target.stat().st_size) > SIZE_LIMIT:

@@ -19,7 +19,7 @@ from . import text
 from .bank import Bank
 
 DEPTH = 4
-BATCH, CYCLES, PEAK, DECAY = 128, (16000,), 1.5e-3, 0.9995
+BATCH, CYCLES, PEAK, DECAY = 128, (6000, 12000), 1.5e-3, 0.9995
 LEVEL_MEAN, LEVEL_DEVIATION = 0.4, 1.1
 """Of the normal distribution whose sigmoid is sigma."""
 
@@ -52,6 +52,7 @@ def train(folder: Path, bank: Bank, seed: int = 0) -> Training:
     torch.manual_seed(seed)
     place = device()
     teacher = EmojiTeacher().to(place)
+    teacher.compile_parts()
     training = Training(teacher, folder / "flow", CYCLES, PEAK, DECAY)
 
     def loss_of(update: int) -> Tensor:

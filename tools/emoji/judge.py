@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from dpdmd_studio.trainer.toys.emoji import captions
 from shapes_teacher_common import LOG, Training, device, part
 from torch import Tensor
 from torch.nn import functional
 
-from . import captions
 from .spoilt import KINDS, Spoiler
 
-BATCH, CYCLES, PEAK, DECAY = 96, (9000,), 1.5e-3, 0.998
+BATCH, CYCLES, PEAK, DECAY = 96, (3400,), 2e-3, 0.998
 REAL = 64
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 CHECKED, CHECKED_EACH = 2784, 400
@@ -29,7 +29,7 @@ CHECKED, CHECKED_EACH = 2784, 400
 
 def network():
     """The judge's network, not fitted yet, for the world as it is written."""
-    from .judging import JudgeNetwork
+    from dpdmd_studio.trainer.toys.emoji.judging import JudgeNetwork
 
     here = captions.world()
     return JudgeNetwork(len(here.names), len(here.styles))

@@ -9,10 +9,9 @@ import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from dpdmd_studio.trainer.toys.emoji import captions
+from dpdmd_studio.trainer.toys.emoji.counts import emoji_measures
 from shapes_teacher_common import LOG
-
-from . import captions
-from .counts import emoji_measures
 
 SETTINGS = ((28, True), (28, False), (4, True), (4, False))
 """Steps, and whether they are guided."""

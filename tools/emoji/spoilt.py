@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from dpdmd_studio.trainer.toys.emoji import captions
 from torch import Tensor
 from torch.nn import functional
 
-from . import captions
 from .drawing import Drawer, colours
 
 

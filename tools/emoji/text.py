@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 
 import torch
+from dpdmd_studio.trainer.toys.emoji import captions
 from torch import Tensor, nn
-
-from . import captions
 
 UNKNOWN, BEGIN, END = 0, 1, 2
 BEGIN_ID, END_ID = 49406, 49407

@@ -110,7 +110,6 @@ TAGS = frozenset(
     }
 )  # fmt: skip
 """Emojibase's tags that name what a picture shows; the others ("ostentatious") do not."""
-TARGET = Path(__file__).with_name("world.json")
 UNSEEN_PAIRS, HELD_OUT_SHARE = 20, 0.15
 
 

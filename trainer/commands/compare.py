@@ -32,8 +32,7 @@ from ..evaluation.lora_switch import LoraSwitch
 from ..loading.checkpoint import LoadedCheckpoint, model_name
 from ..text.cache import encode_prompts
 from ..toys import encoder
-from ..toys.counts import measures_for
-from ..toys.shapes import caption_sample
+from ..toys.worlds import World, measures_for, world_of
 from .open_session import default_guidance
 from .sample import (
     TEACHER_STEPS,
@@ -45,7 +44,7 @@ from .sample import (
 )
 
 DEFAULT_STEPS = 4
-SHAPES_PROMPTS, SHOWN_PROMPTS = 40, 8
+WORLD_PROMPTS, SHOWN_PROMPTS = 40, 8
 log = logging.getLogger("dpdmd_studio.commands")
 
 
@@ -112,7 +111,7 @@ def compare(request: CompareRequest) -> Comparison:
 def _compare(request: CompareRequest) -> Comparison:
     encoder.register()
     facts = stated_settings(Path(request.model.checkpoint))
-    prompts = chosen_prompts(request, facts)
+    prompts = chosen_prompts(request, world_of(Path(request.model.checkpoint)))
     loras = [(read_lora(Path(path)), strength) for path, strength in request.loras]
     styles = open_styles(request, [lora for lora, _ in loras])
     device = choose_device(request.device)
@@ -126,7 +125,7 @@ def _compare(request: CompareRequest) -> Comparison:
     switch = LoraSwitch(checkpoint, {s.name: [(s.lora, s.strength)] for s in students})
     settings = arm_settings(request, checkpoint, students, facts)
     sampler, material = _material(request, checkpoint, recipe, prompts, switch)
-    measures = measures_for(checkpoint, features)
+    measures = measures_for(checkpoint.path, features)
     arms = evaluate(sampler, settings, material, measures)
     name = model_name(checkpoint.path)
     data = measured_report(
@@ -142,14 +141,14 @@ def _compare(request: CompareRequest) -> Comparison:
     return Comparison.of(write_report(request.output, data), arms, measures)
 
 
-def chosen_prompts(request: CompareRequest, facts: dict[str, Any]) -> tuple[str, ...]:
-    """The prompts to compare on: those given less those trained on; for shapes held-out captions.
+def chosen_prompts(request: CompareRequest, world: World | None) -> tuple[str, ...]:
+    """The prompts to compare on: those given less those trained on; for a demo checkpoint its own.
 
     Raises:
         SettingsError: none are left.
     """
-    if not request.prompts and facts:
-        return tuple(caption_sample(held_out=True, count=SHAPES_PROMPTS, seed=0))
+    if not request.prompts and world:
+        return tuple(world.captions(True, WORLD_PROMPTS, 0))
     trained = {" ".join(text.split()) for text in request.training_prompts}
     kept = [
         text for text in dict.fromkeys(request.prompts) if " ".join(text.split()) not in trained

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,21 @@ from ...app.config.request import DistillRequest, ModelFiles
 from ...app.report.report import write_report
 from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
+from ...core.images.seed_sheet import Row, seed_sheet
 from ..evaluation.comparison import Comparison, measured_report
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import ArmSetting, EvaluationSet, ImageSampler, evaluate
 from ..evaluation.run_evaluation import evaluation_set, run_arms, session_sampler
 from ..evaluation.run_report import SHOWN_PROMPTS, run_facts, run_history
-from ..toys.counts import measures_for
-from ..toys.shapes import caption_sample
+from ..toys.worlds import WORLDS, measures_for
 from ..training.loop import Progress
 from .distill import Outcome, create_run, run_distillation
 
+WORLD = WORLDS["shapes"]
 TEACHER = Path(__file__).parents[1] / "assets" / "shapes-sd3.safetensors"
 TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 40
 EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_008))
+PICTURE_PROMPT, PICTURE_SEEDS = "animal", tuple(range(8))
+"""Of the picture that shows all arms: fixed before any of it was drawn."""
 PLAIN = "Plain DMD, 4 steps"
 PLAIN_NOTE = "Distribution matching alone (no target prediction, no detach), with the same budget."
 CONFIG = DistillConfig(**DEMO)
@@ -74,7 +77,7 @@ def run_demo(
     started = time.perf_counter()
     config = DistillConfig.from_dict(config.to_dict() | ({"steps": steps} if steps else {}))
     _make_folder(output, overwrite)
-    held_out = caption_sample(held_out=True, count=EVALUATION_PROMPTS, seed=0)
+    held_out = WORLD.captions(True, EVALUATION_PROMPTS, 0)
     # the DMD gradient has to reach every step where none is anchored
     plain = replace(
         config, objective="dmd", gradient_steps="random", preview_every=0, evaluate_every=0
@@ -95,14 +98,12 @@ def run_demo(
     log.info("Training the DP-DMD student")
     outcome = trained(config, "shapes-dpdmd-4step")
     log.info("Comparing teacher and students on prompts and seeds that training never saw")
-    session, measures = outcome.session, measures_for(outcome.session.checkpoint)
+    session, measures = outcome.session, measures_for(outcome.session.checkpoint.path)
     material = evaluation_set(session, held_out, EVALUATION_SEEDS)
-    arms = evaluate(
-        session_sampler(session, others),
-        run_arms(session, {PLAIN: PLAIN_NOTE}),
-        material,
-        measures,
-    )
+    sampler, settings = session_sampler(session, others), run_arms(session, {PLAIN: PLAIN_NOTE})
+    arms = evaluate(sampler, settings, material, measures)
+    picture = evaluation_set(session, [PICTURE_PROMPT], PICTURE_SEEDS)
+    _draw_picture(output / "picture.png", sampler, settings, picture)
     seconds = time.perf_counter() - started
     data = measured_report(
         arms,
@@ -118,6 +119,18 @@ def run_demo(
     )
     page = write_report(output, data)
     return DemoResult(Comparison.of(page, arms, measures), outcome.lora, seconds)
+
+
+def _draw_picture(
+    path: Path, sampler: ImageSampler, settings: Sequence[ArmSetting], material: EvaluationSet
+) -> None:
+    """One open prompt, a seed a column: each arm but the training-free baseline in a row."""
+    rows = [
+        Row(arm.name, f"{arm.evaluations} evaluations an image", sampler.draw(arm, material)[0])
+        for arm in settings
+        if len(arm.stages) == 1
+    ]
+    seed_sheet(rows, material.seeds).save(path)
 
 
 def _make_folder(output: Path, overwrite: bool) -> None:
@@ -142,6 +155,6 @@ def _new_run(
         overwrite=overwrite,
         created_at=time.time(),
     )
-    prompts = caption_sample(held_out=False, count=TRAINING_PROMPTS, seed=config.seed)
+    prompts = WORLD.captions(False, TRAINING_PROMPTS, config.seed)
     folder = output / ("run" if config.objective == "dp_dmd" else "run-plain-dmd")
     return create_run(folder, request, prompts, overwrite=overwrite, evaluation_prompts=held_out)

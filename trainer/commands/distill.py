@@ -31,7 +31,7 @@ from ..evaluation.run_report import write_run_report
 from ..loading.checkpoint import text_encoder_files
 from ..loading.teacher_loras import check_teacher_loras
 from ..toys import encoder
-from ..toys.counts import measures_for
+from ..toys.worlds import measures_for
 from ..training.loop import Progress, train
 from ..training.optimizers import check_optimizer
 from ..training.session import Session
@@ -210,7 +210,7 @@ def _with_report(outcome: Outcome, status: Status, interrupt: Interrupt) -> Outc
     if not monitor.usable:
         return outcome
     status.write("reporting", force=True)
-    measures = measures_for(session.checkpoint)
+    measures = measures_for(session.checkpoint.path)
     page = write_run_report(session, monitor, outcome.lora, measures)
     if page is not None:
         facts = session.run.read_json("result.json")

@@ -32,7 +32,7 @@ from ...core.files.hashes import file_hashes, file_sha256
 from ...core.lora.header import copy_with_metadata
 from ..device import memory_explained
 from ..loading.checkpoint import model_name
-from ..toys.shapes import caption_sample
+from ..toys.worlds import world_of
 from .markdown import markdown_to_html
 from .sample import SampleRequest, draw_images
 
@@ -127,8 +127,9 @@ def package(request: PackageRequest) -> Package:
 
 def _prompts(request: PackageRequest, source: PackageSource) -> list[str]:
     """What the images show, one choice made of every alternative."""
-    if not source.prompts:
-        return list(caption_sample(held_out=True, count=request.count, seed=0))
+    world = world_of(Path(source.model.checkpoint))
+    if world and not source.prompts:
+        return world.captions(True, request.count, 0)
     chosen = [expand(text, Random(n)) for n, text in enumerate(source.prompts)]
     return list(dict.fromkeys(chosen))
 

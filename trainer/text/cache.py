@@ -92,6 +92,8 @@ def encode_prompts(
         clip_skip: 1 is the last layer; SD 1.x only.
     """
     plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
+    for note in chain.from_iterable(found.notes(prompts) for found in plans.values()):
+        log.warning("%s", note)
     settings = _settings(checkpoint, clip_skip)
     files = {text: cache_folder / f"{_key(settings, text)}.safetensors" for text in prompts}
     encoded = EncodedPrompts(files, checkpoint)

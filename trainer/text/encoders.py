@@ -28,10 +28,14 @@ HALF_WIDTH = 2048  # T5-XXL is 4096 wide; encoders this wide run in bf16, smalle
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """How one prompt goes through one kind of encoder."""
+    """How one prompt goes through one kind of encoder.
+
+    `notes` says what a person should know of these prompts, such as words without a meaning.
+    """
 
     num_tokens: Callable[[str], int]
     encode: Callable[[nn.Module, str], Encoded]
+    notes: Callable[[Sequence[str]], list[str]] = lambda prompts: []
 
 
 PlanMaker = Callable[[str, LoadedCheckpoint, int], EncoderPlan]

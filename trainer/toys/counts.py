@@ -6,33 +6,11 @@ import itertools
 import logging
 from collections.abc import Sequence
 
-import torch
-
-from ...core.errors import SettingsError
-from ...core.families import stated_settings
-from ..evaluation.features import ImageFeatures, imagenet_features, layout_features
-from ..evaluation.measures import EFFICIENTNET_NAMES, MeasureSet, Rows, feature_measures
-from ..loading.checkpoint import LoadedCheckpoint
+from ..evaluation.measures import MeasureSet, Rows
 from .measures import Measurement, adherence, measure, unsaid_entropy
 from .shapes import ATTRIBUTES, RESOLUTION, parse_caption
 
 log = logging.getLogger("dpdmd_studio.evaluation")
-
-
-def measures_for(checkpoint: LoadedCheckpoint, features: ImageFeatures | None = None) -> MeasureSet:
-    """Diversity and distance in both built-in features, or in `features`; shapes counts first."""
-    found = feature_measures(features) if features else image_measures()
-    return shapes_measures() + found if stated_settings(checkpoint.path) else found
-
-
-def image_measures() -> MeasureSet:
-    """Diversity and distance in the layout feature and, where installed, in EfficientNet's."""
-    found = feature_measures(layout_features())
-    try:  # on the CPU: a card that is full must not cost the report
-        return found + feature_measures(imagenet_features(torch.device("cpu")), EFFICIENTNET_NAMES)
-    except SettingsError as error:
-        log.info("Measured in the layout of colours and edges alone. %s", error)
-        return found
 
 
 def shapes_measures() -> MeasureSet:

@@ -1,9 +1,10 @@
-"""The shapes teachers' own text encoder: a small CLIP with a few tokens, numbered by itself."""
+"""The embedded teachers' own text encoder: a small CLIP with a few tokens, numbered by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -20,7 +21,9 @@ from ..text.tokenizers import clip_ids
 KIND = "dpdmd"
 TOKEN_IDS = "dpdmd_text_encoder.token_ids"
 UNKNOWN_ROW, BOS_ROW, EOS_ROW = 0, 1, 2
-FACTS = files.ClipFacts("shapes text encoder", head_width=32)
+FACTS = files.ClipFacts("demo text encoder", head_width=32)
+NAMED = 8
+"""Unknown words that a note names."""
 
 
 def register() -> None:
@@ -36,14 +39,42 @@ def _component(weights: Weights, config: Mapping[str, object]) -> Component:
 def _plan(kind: str, checkpoint: LoadedCheckpoint, clip_skip: int) -> EncoderPlan:
     encoder = checkpoint.encoders[kind]
     ids = encoder.weights.read_full(TOKEN_IDS).tolist()
-    rows = {int(token): row for row, token in enumerate(ids)}
     length = int(encoder.config["max_position_embeddings"])
-    return EncoderPlan(lambda text: length, partial(_encode, rows, length))
+    table = Table({int(token): row for row, token in enumerate(ids)}, length)
+    return EncoderPlan(lambda text: length, table.encode, table.notes)
 
 
-def _encode(rows: Mapping[int, int], length: int, model: nn.Module, text: str) -> Encoded:
-    found = [rows.get(token, UNKNOWN_ROW) for token in clip_ids(plain_text(text))][: length - 2]
-    ids = [BOS_ROW, *found, EOS_ROW]
-    ids = torch.tensor([ids + [EOS_ROW] * (length - len(ids))], device=device_of(model))
-    last = model(input_ids=ids).last_hidden_state
-    return Encoded(last, first_state(last, ids == EOS_ROW))
+@dataclass(frozen=True)
+class Table:
+    """The tokens that an encoder knows by CLIP's number, and how many of them it reads at once."""
+
+    rows: Mapping[int, int]
+    length: int
+
+    def encode(self, model: nn.Module, text: str) -> Encoded:
+        """What the encoder says of one prompt; unknown tokens have a row of their own."""
+        tokens = clip_ids(plain_text(text))[: self.length - 2]
+        ids = [BOS_ROW, *(self.rows.get(token, UNKNOWN_ROW) for token in tokens), EOS_ROW]
+        ids += [EOS_ROW] * (self.length - len(ids))
+        numbers = torch.tensor([ids], device=device_of(model))
+        last = model(input_ids=numbers).last_hidden_state
+        return Encoded(last, first_state(last, numbers == EOS_ROW))
+
+    def notes(self, texts: Sequence[str]) -> list[str]:
+        """Which words mean nothing to this encoder, and how many prompts are too long for it."""
+        found = []
+        words = dict.fromkeys(w for text in texts for w in re.findall(r"\w+", plain_text(text)))
+        unknown = [word for word in words if any(t not in self.rows for t in clip_ids(word))]
+        if unknown:
+            more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
+            found.append(
+                "The demo checkpoint does not know these words, and takes each as one that "
+                f"means nothing: {', '.join(unknown[:NAMED])}{more}."
+            )
+        long = [text for text in texts if len(clip_ids(plain_text(text))) > self.length - 2]
+        if long:
+            found.append(
+                f"{len(long)} of {len(texts)} prompts are longer than the {self.length - 2} tokens "
+                f"that the demo checkpoint reads, and end there; the first is {long[0][:60]!r}."
+            )
+        return found

@@ -99,15 +99,16 @@ def initial() -> Values:
     if not values["checkpoint"]:
         values["checkpoint"] = sources.checkpoints()[0][1]
         if listed and Path(values["checkpoint"]).parent == sources.ASSETS:
-            values |= _demo()
+            values |= _demo(Path(values["checkpoint"]))
     values["name"] = sources.free_output(values["output_folder"], str(values["name"]))
     return values
 
 
-def _demo() -> Values:
+def _demo(checkpoint: Path) -> Values:
     """A first visit where no checkpoint was found: one click distils the embedded one."""
-    prompts = sources.starter(sources.SHAPES)
-    return dict(DEMO) | {"memory": DEMO_PRESET, "prompts": prompts, "name": "shapes-4step"}
+    world = sources.embedded_world(checkpoint)
+    prompts = sources.starter(world)
+    return dict(DEMO) | {"memory": DEMO_PRESET, "prompts": prompts, "name": f"{world}-4step"}
 
 
 def memory_choices(detection: Detection | None, embedded: bool) -> sources.Choices:

@@ -26,7 +26,7 @@ from .distill import DEMO_PRESET, KEEP, memory_choices, prompts_of
 
 EXAMPLES = 3
 EARLIER_RUNS = 20
-ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "its own, for shapes"}
+ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "its own, small"}
 
 
 def opening() -> Values:
@@ -40,9 +40,8 @@ def opening() -> Values:
     found["checkpoint"]["value"] = values["checkpoint"]
     found["teacher_loras"]["value"] = chosen
     found["settings_lora"]["value"] = None
-    demo = Path(values["checkpoint"]).parent == sources.ASSETS
     starters = sources.starters()
-    proposed = sources.SHAPES if demo else starters[0][1]
+    proposed = sources.embedded_world(Path(values["checkpoint"])) or starters[0][1]
     found["starter"] = Change(choices=starters, value=proposed)
     return found
 

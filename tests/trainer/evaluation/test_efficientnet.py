@@ -15,8 +15,8 @@ from dpdmd_studio.trainer.evaluation.features import (
     layout_features,
 )
 from dpdmd_studio.trainer.evaluation.measures import feature_measures
-from dpdmd_studio.trainer.toys.counts import image_measures
 from dpdmd_studio.trainer.toys.shapes import Scene
+from dpdmd_studio.trainer.toys.worlds import image_measures
 from PIL import Image, ImageFilter
 from shapes_scenes import draw
 

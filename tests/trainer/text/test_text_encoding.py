@@ -267,6 +267,18 @@ def test_the_shapes_encoder_maps_clip_tokens_to_its_own_rows(tmp_path):
         assert conditioning.pooled.shape == (1, 96) and not conditioning.pooled[:, 64:].any()
 
 
+def test_the_demo_encoder_names_the_words_it_does_not_know_and_the_prompts_too_long_for_it():
+    known = clip_ids("red cat on blue ,")
+    table = shapes_encoder.Table({token: row for row, token in enumerate(known, 3)}, length=8)
+    assert table.notes(["red cat", "(RED:1.2) cat, on blue"]) == []
+    (note,) = table.notes(["flying cat", "xylophone, flying"])
+    assert note.endswith("means nothing: flying, xylophone.")
+    note = table.notes([f"word{letter}" for letter in "abcdefghijk"])[0]
+    assert note.endswith(" and 3 more.")
+    (note,) = table.notes(["cat", "cat " * 7])
+    assert note.startswith("1 of 2 prompts are longer than the 6 tokens") and "'cat cat" in note
+
+
 def test_cached_prompts_are_equal_and_load_no_encoder(tmp_path, monkeypatch):
     checkpoint = load(tmp_path, checkpoints.sdxl())
     prompts = ["a cat", "", "a (dog:1.3)", "a cat"]

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import shapes_scenes
-from dpdmd_studio.app.library.choices import SHAPES, starter
+from dpdmd_studio.app.library.choices import starter
 from dpdmd_studio.trainer.toys import shapes
 from dpdmd_studio.trainer.toys.measures import (
     Measurement,
@@ -214,6 +214,6 @@ def test_unsaid_entropy_counts_only_what_captions_leave_open() -> None:
 
 def test_the_starter_prompts_are_captions_to_train_on() -> None:
     """Else: python tools/make_shapes_prompts.py."""
-    texts = starter(SHAPES).splitlines()
+    texts = starter("shapes").splitlines()
     assert texts == shapes_scenes.starter_captions(400) and len(set(texts)) == 400
     assert not any(shapes.is_held_out(shapes.parse_caption(text)) for text in texts)

@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from dpdmd_studio.trainer.evaluation.measures import MeasureSet, Rows
 
+from ...evaluation.measures import MeasureSet, Rows
 from .captions import world
 from .judging import Verdict, judge
+
+OPEN = 10
+"""Names that must be right for a prompt, for diversity to be counted on it."""
 
 
 def emoji_measures() -> MeasureSet:
@@ -36,7 +39,7 @@ def emoji_measures() -> MeasureSet:
         "brightness": ("Brightness", "Against the teacher's; 1 is equal."),
         "contrast": ("Contrast", "Against the teacher's; 1 is equal."),
     }
-    units = dict.fromkeys(("diversity", "saturation", "brightness", "contrast"), "")
+    units: dict[str, str] = dict.fromkeys(("diversity", "saturation", "brightness", "contrast"), "")
     return MeasureSet((count_emoji, drift), labels, units)
 
 
@@ -55,7 +58,7 @@ def count_emoji(prompts: Sequence[str], rows: Rows, teacher: Rows) -> dict[str, 
     opened = [
         distinct(row, here.nouns[each.noun])
         for each, row in zip(said, verdicts, strict=True)
-        if len(here.nouns.get(each.noun, ())) > 1
+        if len(here.nouns.get(each.noun, ())) >= OPEN
     ]
     if opened:
         numbers["diversity"] = _mean(opened)

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
-FILE = Path(__file__).with_name("judge.safetensors")
+FILE = Path(__file__).parents[2] / "assets" / "emoji-judge.safetensors"
 RESOLUTION = 64
 WIDTHS = (48, 96, 144)
 AT_A_TIME = 256

@@ -12,13 +12,13 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-FACTS = Path(__file__).with_name("world.json")
+FACTS = Path(__file__).parents[2] / "assets" / "emoji-world.json"
 SIZES = {"small": (0.66, 0.78), "large": (0.94, 1.04)}
 """Share of the frame's side that a picture takes when the caption says so; else any between."""
 PLACES = {
@@ -123,41 +123,32 @@ class World:
         """The classes and the wider classes, on which diversity is counted."""
         return (*self.classes, *dict.fromkeys(self.wider.values()))
 
-    @cached_property
-    def vocabulary(self) -> frozenset[str]:
-        """Every word of every caption, lower case."""
-        texts = [*self.nouns, *self.styles, *self.backgrounds, *SIZES, *PLACES.values()]
-        return frozenset(word for text in texts for word in words_of(text)) | {"on", "background"}
-
     def parse(self, text: str) -> Said:
         """What a caption says, whatever the order of its words; the noun is "" where none is known.
 
-        The longest noun that the text holds is meant: "red apple" is no apple in red.
+        The longest noun that the text holds is meant ("red apple" is no apple in red), and the last
+        colour ("red car on blue" is on blue).
         """
         padded = f" {' '.join(words_of(text))} "
         held = [n for n in self.nouns if f" {' '.join(words_of(n))} " in padded]
         noun = max(held, key=len, default="")
         rest = padded.replace(f" {' '.join(words_of(noun))} ", " ", 1).split()
 
-        def first(words) -> str:
-            return next((word for word in rest if word in words), "")
+        def last(words: Container[str]) -> str:
+            return next((word for word in reversed(rest) if word in words), "")
 
-        return Said(noun, first(self.styles), first(self.backgrounds), first(SIZES), first(PLACES))
-
-    def unknown_words(self, text: str) -> list[str]:
-        """The words of a prompt that no caption has, in their order."""
-        return [word for word in dict.fromkeys(words_of(text)) if word not in self.vocabulary]
+        return Said(noun, last(self.styles), last(self.backgrounds), last(SIZES), last(PLACES))
 
     def is_held_out(self, said: Said) -> bool:
         """Whether a caption with these facts is kept for evaluation, away from every student.
 
-        By its name, by its (name, style) pair, or, for an open noun that also says style and
+        By its name, by its (name, style) pair, or, for an open noun that also says style or
         background, by a hash that takes 15 % of them. The bare open nouns are too few to be spared.
         """
         if said.noun in self.class_of:
             pair = (said.noun, said.style)
             return said.noun in self.held_out_names or pair in self.held_out_pairs
-        if not (said.style and said.background):
+        if not (said.style or said.background):
             return False
         key = f"{said.noun}|{said.style}|{said.background}".encode()
         return hashlib.sha256(key).digest()[0] < 256 * HELD_OUT_SHARE
@@ -207,6 +198,23 @@ def random_said(scene: Scene, source: random.Random) -> Said:
         size=scene.size if source.random() < 0.25 else "",
         place=scene.place if source.random() < 0.25 else "",
     )
+
+
+def caption_sample(held_out: bool, count: int, seed: int) -> list[str]:
+    """`count` different captions of one side, in turn by a name and by a class.
+
+    Held-out ones that leave the name open name a class or a wider one, on which diversity is
+    counted; those to train on may have any noun.
+    """
+    here, source, found = world(), random.Random(f"{held_out}-{seed}"), dict[str, None]()
+    while len(found) < count:
+        said = random_said(random_scene(source), source)
+        named = said.noun in here.class_of
+        if named != (len(found) % 2 == 0) or here.is_held_out(said) != held_out:
+            continue
+        if named or not held_out or said.noun in here.open_nouns:
+            found.setdefault(said.caption(source.randrange(3)))
+    return list(found)
 
 
 def random_scene(source: random.Random, names: Sequence[str] | None = None) -> Scene:

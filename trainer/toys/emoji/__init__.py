@@ -1,0 +1,1 @@
+"""The emoji world: captions that leave things open, and a judge that says what images show."""

@@ -213,7 +213,7 @@ def test_unsaid_entropy_counts_only_what_captions_leave_open() -> None:
 
 
 def test_the_starter_prompts_are_captions_to_train_on() -> None:
-    """Else: python tools/make_shapes_prompts.py."""
+    """Else: python tools/make_starter_prompts.py."""
     texts = starter("shapes").splitlines()
     assert texts == shapes_scenes.starter_captions(400) and len(set(texts)) == 400
     assert not any(shapes.is_held_out(shapes.parse_caption(text)) for text in texts)

@@ -9,7 +9,7 @@ Needs npm and `resvg-py` to render. Stages, in this order; each goes on where it
     bank          latents of many scenes; minutes
     flow          the MMDiT in SD3's layout and its text model; hours
     export        the file in FOLDER, in fp16, read back by diffusers
-    measure       what it draws, counted by the judge: measure.json
+    measure       what it draws, counted by the judge: measure.json, and a sheet to look at
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> dict | None:
         bank.write(folder / "bank.pt", drawer, codec.encode)
         return None
     if stage == "measure":
-        teacher = flow.load(folder)
-        return measure.table(measure.drawing_with(teacher, codec, options.guidance))
+        draw = measure.drawing_with(flow.load(folder), codec, options.guidance)
+        return {"sheet": measure.write_sheet(draw, folder), "table": measure.table(draw)}
     others = drawing.Drawer(pictures.render(options.cache, world.strangers(options.cache)), 64)
     spoiler = spoilt.Spoiler(drawer, others, codec.encode, codec.decode)
     judge.train(folder, spoiler)

@@ -10,6 +10,7 @@ Needs npm and `resvg-py` to render. Stages, in this order; each goes on where it
     flow          the MMDiT in SD3's layout and its text model; hours
     export        the file in FOLDER, in fp16, read back by diffusers
     measure       what it draws, counted by the judge: measure.json, and a sheet to look at
+    record        the file and what is known of it among the product's assets
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import torch
 from shapes_teacher_common import LOG
 
-STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure")
+STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure", "record")
+ASSET = "emoji-sd3.safetensors"
 
 
 def run(options: argparse.Namespace) -> dict | None:
@@ -47,8 +50,14 @@ def run(options: argparse.Namespace) -> dict | None:
     if stage == "flow":
         flow.train(folder, bank.Bank(folder / "bank.pt"))
         return None
+    if stage == "record":
+        made = folder / ASSET
+        written = json.dumps(export.record(folder, made), indent=1)
+        (captions.FACTS.parent / ASSET).with_suffix(".json").write_text(written + "\n", "utf-8")
+        shutil.copyfile(made, captions.FACTS.parent / ASSET)
+        return None
     if stage == "export":
-        size = export.write(folder, folder / "emoji-sd3.safetensors", options.guidance, 28)
+        size = export.write(folder, folder / ASSET, options.guidance, 28)
         return {"bytes": size, "guidance_scale": options.guidance}
     drawer = drawing.Drawer(pictures.render(options.cache, world.selection(options.cache)), 64)
     if stage == "autoencoder":

@@ -26,6 +26,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def file_facts(folder: Path) -> dict:
+    """Update, seconds and curve of the checkpoint in a training's folder."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "state.safetensors", "pt") as file:
+        return json.loads(file.metadata()["facts"])
+
+
 def learning_rate(update: int, cycles: Sequence[int], peak: float) -> float:
     """In each cycle a linear warm-up to `peak`, then a cosine down to zero at the cycle's end."""
     for length in cycles:
@@ -161,10 +169,7 @@ class Training:
         path = self.path / "state.safetensors"
         if not path.exists():
             return
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
+        facts = file_facts(self.path)
         tensors = load_file(path)
         self.update, self.seconds, self.curve = facts["update"], facts["seconds"], facts["curve"]
         self.module.load_state_dict(part(tensors, "module."))

@@ -19,7 +19,7 @@ from . import text
 from .bank import Bank
 
 DEPTH = 4
-BATCH, CYCLES, PEAK, DECAY = 128, (6000, 12000), 1.5e-3, 0.9995
+BATCH, CYCLES, PEAK, DECAY = 128, (4400, 13600), 1.5e-3, 0.9995
 LEVEL_MEAN, LEVEL_DEVIATION = 0.4, 1.1
 """Of the normal distribution whose sigmoid is sigma."""
 

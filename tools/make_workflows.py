@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import mounting  # noqa: F401  (makes dpdmd_studio importable)
 from dpdmd_studio.app.share.canvas import SLOTS, Graph, Slot, Slots
 from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS
+from dpdmd_studio.comfy_nodes.sampling.demo import LOADABLE
 
 FOLDER = Path(__file__).resolve().parents[1] / "example_workflows"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
@@ -29,6 +30,7 @@ MORE_SLOTS: dict[str, Slots] = {
 SDXL, SDXL_SIZE = "sd_xl_base_1.0.safetensors", [1024, 1024, 1]
 OUR_LORA, FOREIGN_LORA = "my-dp-dmd-lora.safetensors", "dmd2_sdxl_4step_lora.safetensors"
 PROMPT = "a lighthouse on a cliff at dusk, rough sea, detailed photograph"
+DEMO_SIZE, DEMO_PROMPT = [64, 64, 8], "bird on blue"
 
 
 def given_inputs(kind: type[Any]) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -70,10 +72,15 @@ def widgets(name: str, **chosen: Any) -> list[Any]:
 class Sheet:
     """A graph with what all of them have: a checkpoint, a prompt, an empty image."""
 
-    def __init__(self, note: str) -> None:
+    def __init__(self, note: str, *, demo: bool = False) -> None:
         self.graph = Graph(slots=slots())
         self.add = self.graph.add
-        self.checkpoint = self.add("CheckpointLoaderSimple", (0, 0), [SDXL])
+        if demo:
+            self.checkpoint = self.ours("DPDMDDemoCheckpoint", (0, 0), {})
+            self.empty, self.prompt = ("EmptySD3LatentImage", DEMO_SIZE), DEMO_PROMPT
+        else:
+            self.checkpoint = self.add("CheckpointLoaderSimple", (0, 0), [SDXL])
+            self.empty, self.prompt = ("EmptyLatentImage", SDXL_SIZE), PROMPT
         self.graph.add("Note", (0, 1), [note])
 
     def ours(self, name: str, place: tuple[float, float], links: Mapping[str, Slot], **chosen: Any):
@@ -83,9 +90,9 @@ class Sheet:
     def text_and_latent(self) -> tuple[Slot, Slot, Slot]:
         """Positive and negative conditioning, and the empty latent."""
         clip = (self.checkpoint, CLIP)
-        yes = self.add("CLIPTextEncode", (2, 0), [PROMPT], clip=clip)
+        yes = self.add("CLIPTextEncode", (2, 0), [self.prompt], clip=clip)
         no = self.add("CLIPTextEncode", (2, 1), [""], clip=clip)
-        latent = self.add("EmptyLatentImage", (2, 2), SDXL_SIZE)
+        latent = self.add(self.empty[0], (2, 2), self.empty[1])
         return (yes, 0), (no, 0), (latent, 0)
 
     def save(self, latent: int, column: float, prefix: str) -> None:
@@ -136,7 +143,22 @@ def distil() -> str:
         "will use. It runs for hours at full size: progress and previews appear on the node and in "
         "the DP-DMD panel, Cancel keeps what there is."
     )
-    trained = sheet.ours("DPDMDDistill", (0, 2), {}, checkpoint=SDXL, prompts=PROMPT)
+    return _distilled(sheet, checkpoint=SDXL, prompts=PROMPT)
+
+
+def demo() -> str:
+    """The embedded checkpoint distilled on the canvas, for a first try without a download."""
+    sheet = Sheet(
+        "Runs as it is, with the small checkpoint of this pack: some minutes of distilling, then "
+        "eight images of one prompt in four steps. Try others, such as: owl 3d, red apple on blue, "
+        "sea animal. Your own checkpoint: see the workflow that distils a checkpoint.",
+        demo=True,
+    )
+    return _distilled(sheet, checkpoint=next(iter(LOADABLE)), output_name="demo-4step")
+
+
+def _distilled(sheet: Sheet, **chosen: Any) -> str:
+    trained = sheet.ours("DPDMDDistill", (0, 2), {}, **chosen)
     sheet.add("LossGraphNode", (1, 3), ["dp-dmd-loss"], loss=(trained, 1))
     model, weights = (sheet.checkpoint, MODEL), (trained, 0)
     lora = sheet.add("LoraModelLoader", (1, 0), [1.0, False], model=model, lora=weights)
@@ -152,6 +174,7 @@ WORKFLOWS = {
     "DP-DMD text to image": text_to_image,
     "DP-DMD anchored sampling of any few-step LoRA": anchored,
     "DP-DMD distil a checkpoint": distil,
+    "DP-DMD demo checkpoint": demo,
 }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import sys
+import time
 from collections.abc import Iterator
 
 import torch
@@ -162,3 +163,20 @@ def free_memory(device: torch.device) -> int | None:
         return None
     free, _ = module.mem_get_info(device)  # type: ignore[union-attr]
     return free + module.memory_reserved(device) - module.memory_allocated(device)  # type: ignore[union-attr]
+
+
+def faster_dtype(device: torch.device) -> str:
+    """bfloat16 on a CPU that multiplies it twice as fast as float32 (one with AMX), else auto."""
+    if device.type != "cpu":
+        return "auto"
+    return "bfloat16" if 2 * _seconds(torch.bfloat16) < _seconds(torch.float32) else "auto"
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The shortest of some multiplications of matrices such as a small network has."""
+    x, times = torch.ones(512, 512, dtype=dtype), []
+    for _ in range(8):
+        started = time.perf_counter()
+        x @ x
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -22,7 +22,7 @@ TEMPLATES = ROOT / "app" / "prompts" / "templates"
 HOSTS = "host:"
 """Before the name of a list of prompts that a host holds."""
 EMBEDDED = {
-    "shapes-sd3.safetensors": "Shapes demo, flow (SD3 layout, 16 MB)",
+    "emoji-sd3.safetensors": "Emoji demo, flow (SD3 layout, 27 MB)",
     "shapes-sd1.safetensors": "Shapes demo, eps (SD1 layout, 7 MB)",
 }
 STARTERS: Choices = [

@@ -40,7 +40,7 @@ from dpdmd_studio.webui_extension.training import (
 from PIL import Image
 from safetensors.torch import save_file
 
-SHAPES = str(sources.ASSETS / "shapes-sd3.safetensors")
+EMOJI = str(sources.ASSETS / "emoji-sd3.safetensors")
 LOCAL = {"host": "127.0.0.1:7860"}
 
 
@@ -416,7 +416,7 @@ def test_a_page_that_is_built_looks_for_no_files(monkeypatch):
     known = Surroundings(folders=lambda: looked.append("asked") or [], checkpoint=lambda: 1 / 0)
     surroundings.use(Surroundings(**{**vars(known), "listed": False}))
     opened = distill_hints.opening()
-    assert opened["checkpoint"]["value"] == SHAPES
+    assert opened["checkpoint"]["value"] == EMOJI
     assert set(looked) <= {sources.ASSETS}
 
 
@@ -472,10 +472,10 @@ def test_without_a_trainer_nothing_starts_and_the_page_says_what_to_do(monkeypat
     surroundings.use(Surroundings(before_start=lambda: asked.append("free")))
     shown = trainer_form.look()
     assert shown["trainer_box"]["visible"] and "install.py" in shown["trainer"]
-    form = distill_form.initial() | {"checkpoint": SHAPES, "prompts": "a shape"}
+    form = distill_form.initial() | {"checkpoint": EMOJI, "prompts": "a shape"}
     refused = distill_form.submit(form)
     assert "not set up yet" in refused["start_note"] and "selected" not in refused
-    compared = {**compare_form.initial(), "checkpoint": SHAPES, "loras": []}
+    compared = {**compare_form.initial(), "checkpoint": EMOJI, "loras": []}
     assert "selected" not in compare_form.submit(compared)
     assert jobs.all_jobs() == [] and asked == []
 
@@ -496,7 +496,7 @@ def test_without_a_trainer_nothing_starts_and_the_page_says_what_to_do(monkeypat
 
 
 def test_two_tabs_that_start_at_once_never_write_one_file():
-    form = distill_form.initial() | {"checkpoint": SHAPES, "prompts": "a shape", "name": "same"}
+    form = distill_form.initial() | {"checkpoint": EMOJI, "prompts": "a shape", "name": "same"}
     barrier = threading.Barrier(4)
 
     def start(_: int) -> dict:

@@ -16,6 +16,7 @@ from ...app.report.report import write_report
 from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
 from ...core.images.seed_sheet import Row, seed_sheet
+from ..device import choose_device, faster_dtype
 from ..evaluation.comparison import Comparison, measured_report
 from ..evaluation.evaluate import ArmSetting, EvaluationSet, ImageSampler, evaluate
 from ..evaluation.run_evaluation import evaluation_set, run_arms, session_sampler
@@ -24,10 +25,10 @@ from ..toys.worlds import WORLDS, measures_for
 from ..training.loop import Progress
 from .distill import Outcome, create_run, run_distillation
 
-WORLD = WORLDS["shapes"]
-TEACHER = Path(__file__).parents[1] / "assets" / "shapes-sd3.safetensors"
-TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 40
-EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_008))
+WORLD = WORLDS["emoji"]
+TEACHER = Path(__file__).parents[1] / "assets" / "emoji-sd3.safetensors"
+TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 20
+EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_016))
 PICTURE_PROMPT, PICTURE_SEEDS = "animal", tuple(range(8))
 """Of the picture that shows all arms: fixed before any of it was drawn."""
 PLAIN = "Plain DMD, 4 steps"
@@ -75,7 +76,10 @@ def run_demo(
         OutputError: `output` holds something already and `overwrite` is not set.
     """
     started = time.perf_counter()
-    config = DistillConfig.from_dict(config.to_dict() | ({"steps": steps} if steps else {}))
+    changes = {"dtype": faster_dtype(choose_device(config.device))} | (
+        {"steps": steps} if steps else {}
+    )
+    config = DistillConfig.from_dict(config.to_dict() | changes)
     _make_folder(output, overwrite)
     held_out = WORLD.captions(True, EVALUATION_PROMPTS, 0)
     # the DMD gradient has to reach every step where none is anchored
@@ -96,7 +100,7 @@ def run_demo(
     log.info("Training plain DMD, to compare with")
     others = {PLAIN: trained(plain, "plain-dmd-4step").session.trainer.student_weights()}
     log.info("Training the DP-DMD student")
-    outcome = trained(config, "shapes-dpdmd-4step")
+    outcome = trained(config, "emoji-dpdmd-4step")
     log.info("Comparing teacher and students on prompts and seeds that training never saw")
     session, measures = outcome.session, measures_for(outcome.session.checkpoint.path)
     material = evaluation_set(session, held_out, EVALUATION_SEEDS)

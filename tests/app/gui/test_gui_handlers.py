@@ -30,7 +30,7 @@ from dpdmd_studio.app.runs.settings_file import config_text
 from dpdmd_studio.core.errors import DPDMDError, SettingsError
 from safetensors.torch import load_file, save_file
 
-SHAPES = str(sources.ASSETS / "shapes-sd3.safetensors")
+EMOJI = str(sources.ASSETS / "emoji-sd3.safetensors")
 HOSTILE = '<img src=x onerror="alert(1)">\'"&'
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -77,8 +77,8 @@ def test_a_first_visit_needs_one_click(form, home):
     settings = RunDirectory(job.path).settings()
     assert answer["selected"] == job.id and job.state == "queued"
     assert {name: settings["config"][name] for name in DEMO} == DEMO
-    assert settings["model"]["checkpoint"] == str(Path(SHAPES).resolve())
-    assert settings["output"] == str(home.resolve() / "loras" / "shapes-4step.safetensors")
+    assert settings["model"]["checkpoint"] == str(Path(EMOJI).resolve())
+    assert settings["output"] == str(home.resolve() / "loras" / "emoji-4step.safetensors")
     assert all(answer[f"{part}_note"] == "" for part in distill_form.PLACES)
     assert "queue" in text_of(answer["start_note"])
 
@@ -211,7 +211,7 @@ def test_settings_travel_through_a_file(form, tmp_path):
     answer = distill_form.export(form | {"steps": 77})
     path = Path(answer["settings_download"]["value"])
     text = path.read_text(encoding="utf-8")
-    assert str(Path(SHAPES).parent) not in text and "a shape" not in text
+    assert str(Path(EMOJI).parent) not in text and "a shape" not in text
     taken = distill_form.apply_settings({"settings_upload": str(path)})
     assert taken["steps"] == 77 and "now in the form" in taken["import_note"]
 
@@ -244,8 +244,8 @@ def test_the_form_is_remembered_and_a_damaged_memory_is_not(form):
 
 def test_a_name_that_is_taken_is_numbered(form, home):
     (home / "loras").mkdir(parents=True)
-    (home / "loras" / "shapes-4step.safetensors").write_bytes(tiny_lora())
-    assert distill_form.initial()["name"] == "shapes-4step-2"
+    (home / "loras" / "emoji-4step.safetensors").write_bytes(tiny_lora())
+    assert distill_form.initial()["name"] == "emoji-4step-2"
     assert "exists" in text_of(distill_form.submit(form)["output_note"])
 
 
@@ -267,17 +267,17 @@ def test_the_page_opens_when_remembered_files_are_gone(form):
 
 def test_a_file_in_8_bit_needs_what_one_in_16_bit_does(form, tmp_path, monkeypatch):
     """The network is trained in 16 bit, however the file stores it."""
-    tensors = load_file(SHAPES)
+    tensors = load_file(EMOJI)
     packed = {n: t.to(torch.float8_e4m3fn) if t.is_floating_point() else t
               for n, t in tensors.items()}  # fmt: skip
     save_file(packed, tmp_path / "packed.safetensors")
-    half = bytes_in_16_bit(Path(SHAPES))
+    half = bytes_in_16_bit(Path(EMOJI))
     assert half == bytes_in_16_bit(tmp_path / "packed.safetensors")
     assert half == 2 * sum(tensor.numel() for tensor in tensors.values())
     asked = []
     monkeypatch.setattr(distill_hints, "estimate", lambda *_, half_bytes: asked.append(half_bytes))
     with pytest.raises(AttributeError):  # of the answer, which is none here
-        distill_hints.describe_cost(form | {"checkpoint": SHAPES})
+        distill_hints.describe_cost(form | {"checkpoint": EMOJI})
     assert asked == [half]
 
 
@@ -455,7 +455,7 @@ def test_a_comparison_becomes_the_command_that_a_terminal_would_run(run):
     words = task(job)
     output = Path(words[words.index("--output") + 1])
     assert words == [
-        "compare", SHAPES, f"--lora={lora}:0.8", "--seeds=0-2", "--teacher-steps=20",
+        "compare", EMOJI, f"--lora={lora}:0.8", "--seeds=0-2", "--teacher-steps=20",
         "--guidance-scale=2.5", "--no-rival", f"--prompts={output / 'prompts.txt'}",
         "--output", str(output), "--json",
     ]  # fmt: skip
@@ -492,12 +492,12 @@ def test_a_package_becomes_the_command_that_a_terminal_would_run(run, home):
     finish(run)
     values = share_form.FORM | share_form.describe({"source": f"run:{run.id}"})
     values |= {"source": f"run:{run.id}", "author": "-x --y", "count": 7.0, "base_model": "Other"}
-    assert values["name"] == "shapes-4step" and values["checkpoint"] == SHAPES
+    assert values["name"] == "emoji-4step" and values["checkpoint"] == EMOJI
     answer = share_form.submit(values)
     words = task(jobs.get_job(answer["selected"]))
     assert words == [
-        "package", str(run.path), SHAPES, "--name=shapes-4step", "--author=-x --y",
-        "--base-model=Other", "--count=7", "--output", str(home / "packages" / "shapes-4step"),
+        "package", str(run.path), EMOJI, "--name=emoji-4step", "--author=-x --y",
+        "--base-model=Other", "--count=7", "--output", str(home / "packages" / "emoji-4step"),
         "--json",
     ]  # fmt: skip
 

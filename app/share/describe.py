@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from ...core.families import family
+from ...core.families import family, stated_credits
 from ...core.recipe.recipe import MergedLora, Recipe, used_clip_skip
 from ..report.templating import html_templates
 from .facts import LORA_STRENGTH, PackageFacts
@@ -98,6 +98,8 @@ def limits(facts: PackageFacts) -> list[str]:
             f"The images were sampled with {facts.checkpoint.file}, which is not the file that was "
             "distilled (its hash differs)."
         )
+    if credited := stated_credits(facts.checkpoint.detection):
+        found.append(f"The checkpoint learned from pictures of {credited}.")
     if facts.checkpoint.embedded:
         found.append(
             "The checkpoint is a small teacher that ships with DP-DMD Studio. "

@@ -1,8 +1,8 @@
 """What a checkpoint says of itself in its metadata: settings it was made for, an encoder it brings.
 
 The teachers that ship with this program have such a statement, a JSON object: `guidance_scale`,
-`steps`, `resolution`, `world` (what they draw: "shapes", "emoji"), and `text_encoder`, the kind of
-the encoder that lies under `ENCODER_PLACE`.
+`steps`, `resolution`, `world` (what they draw: "shapes", "emoji"), `credits` (whose pictures they
+learned from), and `text_encoder`, the kind of the encoder that lies under `ENCODER_PLACE`.
 """
 
 import json
@@ -55,6 +55,12 @@ def stated_encoder(detection: Detection) -> str | None:
     """The kind of the text encoder that the checkpoint brings in place of its family's."""
     kind = detection.stated.get("text_encoder")
     return kind if isinstance(kind, str) else None
+
+
+def stated_credits(detection: Detection) -> str:
+    """Whose pictures the checkpoint was trained on, to be named wherever its images are shown."""
+    found = detection.stated.get("credits")
+    return found if isinstance(found, str) else ""
 
 
 def stated_settings(checkpoint: Path) -> dict[str, Any]:

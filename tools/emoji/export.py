@@ -16,6 +16,10 @@ from . import autoencoder, flow, judge, text
 
 RESOLUTION = 64
 SIZE_LIMIT = 28_000_000
+CREDITS = (
+    "Noto Emoji (Google, Apache-2.0), Twemoji (Twitter, Inc and other contributors, CC BY 4.0), "
+    "Fluent Emoji (Microsoft, MIT)"
+)
 
 
 def checkpoint(teacher: flow.EmojiTeacher, taesd: autoencoder.Taesd) -> dict[str, Tensor]:
@@ -52,14 +56,14 @@ def write(folder: Path, target: Path, guidance_scale: float, steps: int) -> int:
         "guidance_scale": guidance_scale,
         "steps": steps,
         "resolution": RESOLUTION,
+        "credits": CREDITS,
     }
     title = "DP-DMD Studio emoji teacher (SD3 layout)"
     metadata = {
         "format": "pt",
         "modelspec.title": title,
         "modelspec.license": "CC-BY-4.0",
-        "modelspec.author": "DP-DMD Studio; pictures: Noto (Apache-2.0, Google), Twemoji (CC BY "
-        "4.0, Twitter and contributors), Fluent Emoji (MIT, Microsoft)",
+        "modelspec.author": f"DP-DMD Studio; pictures: {CREDITS}",
         STATED_KEY: json.dumps(facts),
     }
     save_file(tensors, target, metadata)

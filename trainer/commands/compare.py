@@ -13,7 +13,7 @@ from ...app.library.home import prompt_cache
 from ...app.report.report import write_report
 from ...core.diffusion.schedule import Levels, trailing_positions
 from ...core.errors import OutputError, SettingsError
-from ...core.families import stated_settings
+from ...core.families import stated_credits, stated_settings
 from ...core.lora.file import LoraFile, read_lora
 from ...core.recipe.recipe import Recipe
 from ..device import choose_device, memory_explained
@@ -249,4 +249,6 @@ def _facts(
     if request.with_loras:
         named = [f"{Path(path).name} at {strength:g}" for path, strength in request.with_loras]
         facts["Together with"] = ", ".join(named)
+    if credited := stated_credits(checkpoint.detection):
+        facts["Pictures it learned from"] = credited
     return facts

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ...app.report.report import write_report
 from ...app.runs.directory import EVALUATIONS, RunDirectory
+from ...core.families import stated_credits
 from ..device import is_out_of_memory
 from ..training.session import Session
 from .comparison import measured_report
@@ -68,7 +69,7 @@ def write_run_report(
 
 def run_facts(session: Session, material: EvaluationSet) -> dict[str, str]:
     """What a report says of how the student was made and measured."""
-    config = session.config
+    config, credited = session.config, stated_credits(session.teacher.detection)
     return {
         "Checkpoint": f"{session.teacher.name} ({session.teacher.detection.title})",
         "Training": f"{session.trainer.step} student updates of {config.batch_size} images, "
@@ -79,6 +80,7 @@ def run_facts(session: Session, material: EvaluationSet) -> dict[str, str]:
         "Sample it with": session.recipe().plain_host,
         "Evaluation": f"{len(material.prompts)} held-out prompts, {len(material.seeds)} seeds each",
         "Machine": f"{session.call.device.type}, {torch.get_num_threads()} CPU threads",
+        **({"Pictures it learned from": credited} if credited else {}),
     }
 
 

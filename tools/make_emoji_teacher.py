@@ -11,6 +11,9 @@ Needs npm and `resvg-py` to render. Stages, in this order; each goes on where it
     export        the file in FOLDER, in fp16, read back by diffusers
     measure       what it draws, counted by the judge: measure.json, and a sheet to look at
     record        the file and what is known of it among the product's assets
+
+The teacher that predicts noise, with SD 1.x's latents, of the same pictures at 96 pixels:
+    autoencoder-narrow, bank-narrow, eps
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from pathlib import Path
 import torch
 from shapes_teacher_common import LOG
 
-STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure", "record")
+STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure", "record",
+          "autoencoder-narrow", "bank-narrow", "eps")  # fmt: skip
 ASSET = "emoji-sd3.safetensors"
 
 
@@ -35,6 +39,7 @@ def run(options: argparse.Namespace) -> dict | None:
         autoencoder,
         bank,
         drawing,
+        eps,
         export,
         flow,
         judge,
@@ -59,7 +64,18 @@ def run(options: argparse.Namespace) -> dict | None:
     if stage == "export":
         size = export.write(folder, folder / ASSET, options.guidance, 28)
         return {"bytes": size, "guidance_scale": options.guidance}
-    drawer = drawing.Drawer(pictures.render(options.cache, world.selection(options.cache)), 64)
+    if stage == "eps":
+        eps.train(folder, bank.Bank(folder / "bank-narrow.pt"))
+        return None
+    drawn = pictures.render(options.cache, world.selection(options.cache))
+    if stage == "autoencoder-narrow":
+        autoencoder.train_narrow(folder, drawing.Drawer(drawn, eps.RESOLUTION))
+        return None
+    if stage == "bank-narrow":
+        narrow = autoencoder.load(folder, narrow=True).requires_grad_(False)
+        bank.write(folder / "bank-narrow.pt", drawing.Drawer(drawn, eps.RESOLUTION), narrow.encode)
+        return None
+    drawer = drawing.Drawer(drawn, 64)
     if stage == "autoencoder":
         autoencoder.train(folder, drawer)
         return None

@@ -25,7 +25,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import LOG
+from shapes_teacher_common import LOG, Ranks
 
 STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure", "record",
           "autoencoder-narrow", "bank-narrow", "eps")  # fmt: skip
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> dict | None:
     if stage == "world":
         return world.write(options.cache, captions.FACTS)
     if stage == "flow":
-        flow.train(folder, bank.Bank(folder / "bank.pt"))
+        flow.train(folder, bank.Bank(folder / "bank.pt"), ranks_of(options))
         return None
     if stage == "record":
         made = folder / ASSET
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> dict | None:
         size = export.write(folder, folder / ASSET, options.guidance, 28)
         return {"bytes": size, "guidance_scale": options.guidance}
     if stage == "eps":
-        eps.train(folder, bank.Bank(folder / "bank-narrow.pt"))
+        eps.train(folder, bank.Bank(folder / "bank-narrow.pt"), ranks_of(options))
         return None
     drawn = pictures.render(options.cache, world.selection(options.cache))
     if stage == "autoencoder-narrow":
@@ -94,6 +94,16 @@ def run(options: argparse.Namespace) -> dict | None:
     return found
 
 
+def ranks_of(options: argparse.Namespace) -> Ranks:
+    """This process among those that train together; they meet in a file of the folder."""
+    if options.ranks > 1:
+        meet = f"file://{(options.folder / 'meeting').resolve()}"
+        torch.distributed.init_process_group(
+            "gloo", init_method=meet, rank=options.rank, world_size=options.ranks
+        )
+    return Ranks(options.rank, options.ranks)
+
+
 def main() -> None:
     """Command line; see the head of this file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -103,6 +113,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--threshold", type=float, default=0.7, help="of the judge")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rank", type=int, default=0, help="of this process, for flow and eps")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that train together")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)

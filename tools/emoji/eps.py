@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import Training, device, part
+from shapes_teacher_common import Ranks, Training, device, part
 from shapes_teacher_unet import scales
 from torch import Tensor, nn
 
@@ -50,21 +50,22 @@ class EpsTeacher(nn.Module):
         return self.unet(x_t, timestep, context, return_dict=False)[0]
 
 
-def train(folder: Path, bank: Bank, seed: int = 0) -> Training:
+def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> Training:
     """Train the denoiser, or go on with the training found in the folder."""
     torch.manual_seed(seed)
     place, teacher = device(), EpsTeacher()
     teacher.text.load_state_dict(flow.load(folder).text.state_dict())
     training = Training(teacher.to(place), folder / "eps", CYCLES, PEAK, DECAY)
+    training.ranks = ranks
     teacher.unet.compile()
     teacher.text.compile()
 
     def loss_of(update: int) -> Tensor:
-        source = random.Random(f"{seed}-eps-{update}")
+        source = random.Random(f"eps-{ranks.data(seed, update)}")
         chosen = [source.randrange(len(bank.scenes)) for _ in range(BATCH)]
         said = text.training_captions([bank.scenes[i] for i in chosen], source)
         x0 = bank.latents[chosen].float().to(place)
-        noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
+        noise = torch.Generator("cpu").manual_seed(source.getrandbits(62))
         eps = torch.randn(x0.shape, generator=noise).to(place)
         even = (torch.randperm(BATCH, generator=noise) + torch.rand(BATCH, generator=noise)) / BATCH
         timesteps = (even * LEVELS).long().clamp(max=LEVELS - 1).to(place)

@@ -17,8 +17,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CASES = sorted((ROOT / "tests" / "cases").glob("*.py"))
 STILL_WRONG = {
-    "15-lora-bundled-embedding",
-    "16-lora-omi-keys",
     "01-png-json-parameters",
     "02-folder-edm-scheduler",
     "04-folder-ssd1b-crash",

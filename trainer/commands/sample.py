@@ -243,9 +243,8 @@ def load_for_images(
 
 def _apply(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> UsedLora:
     apply_lora(checkpoint, lora, strength)
-    if lora.text_encoder_keys:
-        count = len(lora.text_encoder_keys)
-        log.info("%d text-encoder tensors of %s are not applied.", count, lora.path.name)
+    for note in lora.not_applied():
+        log.info("%s", note)
     autov3 = file_hashes(lora.path).autov3
     return UsedLora(name=lora.path.stem, strength=strength, autov3=autov3)
 

@@ -22,7 +22,6 @@ STILL_WRONG = {
     "04-folder-ssd1b-crash",
     "05-folder-lcm-cond-proj",
     "07-clips-swapped",
-    "08-nan-pictures",
     "09-fp16-variant-shards",
     "10-tilde",
     "12-header-accepted-then-refused",

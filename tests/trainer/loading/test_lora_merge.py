@@ -203,8 +203,13 @@ BROKEN = {
         "DoRA",
     ),
     "a prior's encoder": (
-        lambda t: t | {"lora_prior_te_x.lora_down.weight": torch.ones(1, 1)},
-        "no part of a LoRA: lora_prior_te_x",
+        lambda t: t | {f"lora_prior_te_x.lora_{half}.weight": torch.ones(1, 1)
+                       for half in ("down", "up")},
+        "changes a text encoder that .* does not have .'lora_prior_te_x",
+    ),
+    "half a pair of an encoder": (
+        lambda t: t | {"lora_te_x.lora_down.weight": torch.ones(1, 1)},
+        "lora_te_x has no up half",
     ),
     "one layer under two names": (
         lambda t: t | {k.replace("_te_text_model_", "_te_"): v for k, v in t.items()},

@@ -40,6 +40,7 @@ class LoraContents:
     embeddings: tuple[str, ...] = ()
     family: str = ""
     alphas: Mapping[str, float] = field(default_factory=dict)
+    _stated: dict[str, float | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def file_name(self) -> str:
@@ -75,7 +76,10 @@ class LoraContents:
         key = module.keys.get("alpha")
         if key is not None:
             return self.alphas[key] / rank
-        found = adapter_alpha(self.header.metadata, self.file_name, text_encoder)
+        if text_encoder not in self._stated:  # read once: it may be long
+            found = adapter_alpha(self.header.metadata, self.file_name, text_encoder)
+            self._stated[text_encoder] = found
+        found = self._stated[text_encoder]
         return 1.0 if found is None else found / rank
 
     def embedding_note(self) -> str:

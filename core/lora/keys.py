@@ -22,8 +22,10 @@ TEXT_ENCODER = re.compile(
 )
 PREFIXES = (
     "base_model.model.", "lora_transformer_", "lora_unet_", "lycoris_",
-    "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.",
+    "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "module.",
 )  # fmt: skip
+# torch.compile puts this into the names of what it wraps.
+COMPILED = ("_orig_mod.", "_orig_mod_")
 EMBEDDING_KEYS = {"emb_params", "string_to_param.*", "clip_l", "clip_g", "t5", "t5xxl"}
 OTHER_FAMILIES = {
     "AuraFlow": r"joint_transformer_blocks",
@@ -99,6 +101,8 @@ def add_key(modules: dict[str, LoraModule], name: str, part: str, key: str, file
 
 def plain_name(module: str) -> str:
     """A module's name without trainer prefixes and with underscores for dots."""
+    for layer in COMPILED:
+        module = module.replace(layer, "")
     changed = True
     while changed:
         changed = False

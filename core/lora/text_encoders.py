@@ -12,7 +12,7 @@ from ..errors import LoraError
 from ..families import FAMILIES, Family, TensorSource, encoder_folders
 from ..families.lora_names import split_suffix
 from .file import Deltas, LoraFile, module_deltas
-from .keys import LoraModule, add_key
+from .keys import LoraModule, add_key, plain_name
 from .targets import Target
 
 # lora_te_, lora_te1_, te2., text_encoder., text_encoder_3. and the like: encoders by number
@@ -97,4 +97,4 @@ def _place(stem: str, family: Family) -> tuple[str | None, str]:
 
 def plain_encoder_name(module: str) -> str:
     """A text encoder's module with underscores for dots, without the outermost `text_model`."""
-    return module.replace(".", "_").removeprefix(OUTER)
+    return plain_name(module).removeprefix(OUTER)

@@ -41,6 +41,7 @@ OTHER_KINDS = {
     "LoRA with biases": r"\.lora_(B|up)(\.[^.]+)?\.bias$",
     "LoRA of embeddings": r"\.lora_embedding_[AB](\.[^.]+)?$",
     "control LoRA": r"^lora_controlnet$",
+    "LoRA with numbered layers": r"^(unet|text_encoder):\d+:(up|down)$",
 }
 ENDINGS = "|".join(re.escape(ending) for ending in SUFFIXES if ending != ".alpha")
 LORA_KEY = re.compile("|".join([f"({ENDINGS})$", ADAPTER.pattern, *OTHER_KINDS.values()]))

@@ -18,7 +18,8 @@ from ..families.lora_names import other_kind, split_suffix
 from ..families.unsupported import QUANTISED_KEY
 
 TEXT_ENCODER = re.compile(
-    r"^(lora_te\d?_|text_encoders?[._\d]|lora_prior_te_|te\d?[._]|clip_[lgh][._]|t5(xxl)?[._])"
+    r"^(base_model\.model\.)?(lora_te\d?_|text_encoders?[._\d]|lora_prior_te_|te\d?[._]"
+    r"|clip_[lgh][._]|t5(xxl)?[._]|text_model[._])"
 )
 PREFIXES = (
     "base_model.model.", "lora_transformer_", "lora_unet_", "lycoris_",

@@ -83,7 +83,19 @@ def text_encoder_parts(lora: LoraFile, family: Family) -> dict[str, EncoderPart]
 
 
 def _place(stem: str, family: Family) -> tuple[str | None, str]:
-    """(encoder or None if the family has none such, module as written) of a key without ending."""
+    """(encoder or None if the family has none such, module as written) of a key without ending.
+
+    Raises:
+        LoraError: the family has several encoders, and the key is for any of them.
+    """
+    stem = stem.removeprefix("base_model.model.")
+    if re.match(r"text_model[._]", stem):  # one encoder's adapter, saved by itself
+        if len(family.text.encoders) > 1:
+            raise LoraError(
+                f"The LoRA does not say which of the text encoders of {family.label} it is for "
+                f"({stem!r}). Rename its tensors: put text_encoder. or text_encoder_2. in front."
+            )
+        return family.text.encoders[0], stem
     every = sorted({kind for item in FAMILIES for kind in item.text.encoders} | {*OMI_KINDS})
     if match := re.match(NAMED.format(kinds="|".join(every)), stem):
         kind = OMI_KINDS.get(match[1], match[1])

@@ -102,6 +102,7 @@ OTHER_KINDS = {
     "LoRA with biases": {**PAIR, f"{Q}.lora_up.bias": torch.ones(32)},
     "LoRA of embeddings": {"text_encoder.x.lora_embedding_A.default": torch.ones(2, 4)},
     "control LoRA": {"lora_controlnet": torch.ones(0), "input_blocks.0.0.up": UP},
+    "LoRA with numbered layers": {"unet:0:up": UP, "unet:0:down": DOWN},
     "quantised weights with separate scales": {**PAIR, f"{Q}.lora_up.scale_weight": torch.ones(1)},
 }
 

@@ -169,6 +169,20 @@ def test_omis_names_reach_the_encoders_and_an_unread_projection_is_left_out(name
         merged(files[name], [(dataclasses.replace(item, path=omi), 0.7)])
 
 
+def test_an_encoders_adapter_saved_by_itself_is_for_the_only_one(files, tmp_path):
+    item = style(tmp_path / "a.safetensors", files["sd1"], denoiser=False, form="peft")
+    named = {f"base_model.model.{key.removeprefix('text_encoder.')}": value
+             for key, value in load_file(item.path).items()}  # fmt: skip
+    theirs = {kind: encoder_identity(c) for kind, c in plain(files["sd1"]).encoders.items()}
+    save_file(named, item.path)
+    notes: list[str] = []
+    ours = merged(files["sd1"], [(item, 0.7)], notes=notes).encoders
+    assert encoder_identity(ours["clip_l"]) != theirs["clip_l"]
+    assert any("2 layers of the CLIP-L text encoder. All its tensors" in note for note in notes)
+    with pytest.raises(LoraError, match="does not say which of the text encoders of SDXL"):
+        merged(files["sdxl"], [(item, 0.7)])
+
+
 def test_what_was_merged_is_said_with_what_is_not_used(files, tmp_path):
     item = style(tmp_path / "my style.safetensors", files["sd3-t5"])
     notes: list[str] = []

@@ -95,7 +95,7 @@ def _place(stem: str, family: Family) -> tuple[str | None, str]:
                 f"The LoRA does not say which of the text encoders of {family.label} it is for "
                 f"({stem!r}). Rename its tensors: put text_encoder. or text_encoder_2. in front."
             )
-        return family.text.encoders[0], stem
+        return next(iter(family.text.encoders)), stem
     every = sorted({kind for item in FAMILIES for kind in item.text.encoders} | {*OMI_KINDS})
     if match := re.match(NAMED.format(kinds="|".join(every)), stem):
         kind = OMI_KINDS.get(match[1], match[1])

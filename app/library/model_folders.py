@@ -16,7 +16,7 @@ from typing import Literal
 
 from ...core.errors import CheckpointError, SettingsError
 from ...core.families import DENOISER_PREFIXES, is_model_folder
-from ...core.families.unsupported import LORA_KEY
+from ...core.families.lora_names import LORA_KEY
 from ...core.files.tensor_file import read_header
 from .path_checks import check_name, is_inside, resolved
 

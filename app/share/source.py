@@ -13,7 +13,7 @@ from pathlib import Path
 from ...core.errors import CheckpointError, LoraError, RunError, SettingsError
 from ...core.families import FAMILY_LABELS, Detection, identify, states
 from ...core.files.tensor_file import read_header
-from ...core.lora.keys import group_keys
+from ...core.lora.contents import read_contents
 from ...core.recipe.recipe import Recipe, is_plain_grid, read_recipe
 from ..config.request import DistillRequest, ModelFiles
 from ..runs.directory import RunDirectory
@@ -157,7 +157,7 @@ def read_student(path: Path) -> tuple[Recipe, str]:
         RecipeError: its recipe is broken or of another version.
     """
     header = read_header(path)
-    group_keys(header.tensors, path.name)
+    read_contents(header)
     recipe = read_recipe(header.metadata)
     if recipe is None:
         raise LoraError(

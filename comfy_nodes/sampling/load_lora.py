@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import CheckpointError, LoraError
+from ...core.errors import CheckpointError, LoraError, UnsupportedLoraError
 from ...core.families import FAMILY_LABELS
 from ...core.files.tensor_file import TensorFile, read_header
-from ...core.lora.keys import detect_family, group_keys
+from ...core.lora.contents import read_contents
 from ...core.recipe.recipe import METADATA_KEY, Recipe, usage_hint
 from ...core.recipe.resolve import (
     AS_TRAINED,
@@ -113,12 +113,11 @@ def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
     except CheckpointError as error:
         raise LoraError(f"The LoRA cannot be read. {error}") from error
     try:
-        modules, _ = group_keys(file.tensors, path.name)
-    except LoraError:
+        contents = read_contents(file)
+    except UnsupportedLoraError:
         # not shown: ComfyUI may know names that we do not, and _check_applied speaks if it did not
         return file, 0, ""
-    shapes = {key: info.shape for key, info in file.tensors.items()}
-    return file, len(modules), detect_family(modules, shapes)
+    return file, len(contents.modules), contents.family
 
 
 def _check_applied(path: Path, applied: loras.Applied, modules: int) -> list[str]:

@@ -7,14 +7,11 @@ from pathlib import Path
 from ..errors import CheckpointError, UnsupportedModelError
 from ..files.tensor_file import TensorFile
 from .base import Tensors
+from .lora_names import LORA_KEY
 from .unet import INPUT_LAYER, context_width, is_unet
 
 SUPPORTED = "Supported: SD 1.x, SDXL (eps or v-prediction), SD3 medium and SD3.5 medium"
 
-LORA_KEY = re.compile(
-    r"\.(lora_(down|up|A|B|mid)(\.\w+)?\.weight|lora\.(down|up)\.weight|lora_linear_layer\.\w+\.weight"
-    r"|hada_w1_[ab]|lokr_w[12](_[ab])?|oft_blocks)$"
-)
 QUANTISED_KEY = re.compile(
     r"(^|\.)(scaled_fp8|scale_weight|scale_input|weight_scale|input_scale|comfy_quant"
     r"|absmax|quant_state\..*|wscales|qweight|SCB)$"

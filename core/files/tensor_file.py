@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeGuard
+from typing import BinaryIO, NoReturn, TypeGuard
 
 from ..errors import CheckpointError, UnsupportedModelError
 
@@ -25,6 +25,12 @@ DTYPE_BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+# Zero bytes that make a longer number of it, and the code of that number for `struct`.
+SCALARS = {
+    "F64": (0, "<d"), "F32": (0, "<f"), "F16": (0, "<e"), "BF16": (2, "<f"), "F8_E5M2": (1, "<e"),
+    "F8_E4M3": (0, ""), "I64": (0, "<q"), "I32": (0, "<i"), "I16": (0, "<h"), "I8": (0, "<b"),
+    "U64": (0, "<Q"), "U32": (0, "<I"), "U16": (0, "<H"), "U8": (0, "<B"), "BOOL": (0, "<?"),
 }  # fmt: skip
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 CONVERT_HINT = (
@@ -86,6 +92,32 @@ def read_header(path: str | os.PathLike[str]) -> TensorFile:
     metadata = _metadata(path, header.pop("__metadata__", None))
     tensors = dict(_tensors(path, header, size - 8 - length))
     return TensorFile(path, tensors, metadata, 8 + length)
+
+
+def read_scalar(file: BinaryIO, header: TensorFile, name: str) -> float | None:
+    """The value of a tensor of one element; None if it has more or none, or is no real number.
+
+    Args:
+        file: the header's file, open for reading bytes.
+    """
+    info = header.tensors[name]
+    if info.count != 1 or info.dtype not in SCALARS:
+        return None
+    file.seek(header.data_offset + info.start)
+    content = file.read(info.end - info.start)
+    lengthened, code = SCALARS[info.dtype]
+    if info.dtype == "F8_E4M3":
+        return _e4m3(content[0])
+    return float(struct.unpack(code, bytes(lengthened) + content)[0])
+
+
+def _e4m3(byte: int) -> float:
+    """An fp8 number of 4 bits of exponent and 3 of mantissa, without infinities."""
+    exponent, mantissa, sign = byte >> 3 & 15, byte & 7, -1.0 if byte & 128 else 1.0
+    if exponent == 15 and mantissa == 7:
+        return math.nan
+    whole = 8 + mantissa if exponent else mantissa
+    return sign * whole * 2.0 ** (max(exponent, 1) - 10)
 
 
 def _file_size(path: Path) -> int:

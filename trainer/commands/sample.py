@@ -21,7 +21,7 @@ from ...app.config.request import ModelFiles
 from ...app.library.home import prompt_cache
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import few_step_positions
-from ...core.errors import OutputError, SettingsError
+from ...core.errors import NonFiniteError, OutputError, SettingsError
 from ...core.families import family, identify
 from ...core.files.hashes import file_hashes, file_sha256
 from ...core.files.png_info import ImageInfo, UsedLora, save_png
@@ -37,7 +37,7 @@ from ..loading.checkpoint import (
     load_checkpoint,
     model_name,
 )
-from ..loading.decoding import decode
+from ..loading.decoding import decode, finite_rows, overflow_advice
 from ..loading.lora_merge import WITH_LORA, MergingLora, open_merging
 from ..model.conditioning import Conditioning, PromptPair
 from ..text.cache import EncodedPrompts, encode_prompts
@@ -45,6 +45,7 @@ from ..toys import encoder
 from .open_session import default_guidance
 
 TEACHER_STEPS = 28
+SHOWN = 4
 log = logging.getLogger("dpdmd_studio.commands")
 Job = tuple[tuple[int, int], Path]
 """(prompt number, seed) and where the image goes."""
@@ -144,16 +145,25 @@ def draw_images(request: SampleRequest) -> list[Path]:
         model_hash = file_sha256(setup.checkpoint.path)[:10]
     jobs = list(paths.items())
     started = time.perf_counter()
-    done = 0
+    done, blank = 0, []
     while done < len(jobs):
         part = _batch_of(jobs[done : done + request.batch_size], request, encoded)
         images = _draw(request, setup, encoded, [key for key, _ in part])
         for ((number, seed), path), image in zip(part, images, strict=True):
+            if image is None:
+                blank.append(path.name)
+                continue
             info = _info(request, setup, request.prompts[number], seed, model_hash)
             save_png(path, Image.fromarray(image), info, overwrite=request.overwrite)
         done += len(part)
         left = (time.perf_counter() - started) / done * (len(jobs) - done)
         log.info("%d of %d images, %.0f s left", done, len(jobs), left)
+    if blank:
+        shown = ", ".join(blank[:SHOWN]) + (", ..." if len(blank) > SHOWN else "")
+        raise NonFiniteError(
+            f"{len(blank)} of {len(jobs)} images were not drawn, since their latents hold NaN or "
+            f"infinity: {shown}. {overflow_advice(setup.checkpoint.dtype)}"
+        )
     return list(paths.values())
 
 
@@ -243,9 +253,8 @@ def load_for_images(
 
 def _apply(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> UsedLora:
     apply_lora(checkpoint, lora, strength)
-    if lora.text_encoder_keys:
-        count = len(lora.text_encoder_keys)
-        log.info("%d text-encoder tensors of %s are not applied.", count, lora.path.name)
+    for note in lora.not_applied():
+        log.info("%s", note)
     autov3 = file_hashes(lora.path).autov3
     return UsedLora(name=lora.path.stem, strength=strength, autov3=autov3)
 
@@ -294,7 +303,8 @@ def _draw(
     setup: _Setup,
     encoded: EncodedPrompts,
     keys: list[tuple[int, int]],
-) -> list[np.ndarray]:
+) -> list[np.ndarray | None]:
+    """An image of each (prompt number, seed); None where the latents are no numbers."""
     width, height = setup.size
     prompts = Conditioning.cat([encoded[request.prompts[number]] for number, _ in keys])
     guidance = Guidance(setup.guidance_scale, request.guidance_rescale)
@@ -305,7 +315,9 @@ def _draw(
         (setup.checkpoint.detection.latent_channels, height // 8, width // 8),
         Trajectory(setup.sigmas, guidance),
     )
-    return list(decode(setup.checkpoint, latents))
+    sound = finite_rows(latents)
+    images = iter(decode(setup.checkpoint, latents[sound]) if bool(sound.any()) else ())
+    return [next(images) if is_sound else None for is_sound in sound.tolist()]
 
 
 def _info(

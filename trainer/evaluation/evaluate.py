@@ -14,7 +14,7 @@ from torch import Tensor
 from ...app.report.data import Arm
 from ...core.diffusion.guidance import Guidance
 from ..loading.checkpoint import LoadedCheckpoint
-from ..loading.decoding import decode
+from ..loading.decoding import check_latents, decode
 from ..model.conditioning import Conditioning, PromptPair
 from ..model.network import NetworkCall
 from .measures import MeasureSet
@@ -96,7 +96,11 @@ class ImageSampler:
     def draw(
         self, setting: ArmSetting, material: EvaluationSet, watch: Watch = lambda done, total: None
     ) -> list[list[np.ndarray]]:
-        """Images of one arm, by [prompt][seed]; `watch` is told what part of the work is done."""
+        """Images of one arm, by [prompt][seed]; `watch` is told what part of the work is done.
+
+        Raises:
+            NonFiniteError: some of the latents are no numbers.
+        """
         jobs = [(p, seed) for p in range(len(material.prompts)) for seed in material.seeds]
         latents = initial_latents(
             self.call.schedule,
@@ -115,6 +119,7 @@ class ImageSampler:
                 watch(before + rows.stop * stage.evaluations, len(jobs) * setting.evaluations)
             latents = torch.cat(parts)
             before += len(jobs) * stage.evaluations
+        check_latents(latents, self.checkpoint.dtype, setting.name)
         flat = list(decode(self.checkpoint, latents))
         count = len(material.seeds)
         return [flat[i : i + count] for i in range(0, len(flat), count)]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...app.runs.directory import EVALUATIONS, RunDirectory
 from ...app.runs.facts import clearly_nearer
-from ...core.errors import RunError
+from ...core.errors import NonFiniteError, RunError
 from ...core.files import atomic_write
 from ...core.images.diversity import sample_diversity
 from ..device import is_out_of_memory, release_memory
@@ -81,13 +81,17 @@ class Monitor:
             self.measure(step)
 
     def measure(self, step: int) -> None:
-        """Measure the student after update `step`; a device too small for it costs no run."""
+        """Measure the student after update `step`; what stands in the way costs no run."""
         for _ in range(2):
             try:
                 self._measure(step)
                 return
             except EvaluationStoppedError:
                 return  # the stop itself is the loop's affair; a resume measures this one again
+            except NonFiniteError as error:
+                self._usable = bool(self._teacher)  # the teacher itself will draw no better
+                log.warning("The student after update %d is not measured. %s", step, error)
+                return
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise

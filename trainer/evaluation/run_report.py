@@ -13,6 +13,7 @@ from PIL import Image
 
 from ...app.report.report import write_report
 from ...app.runs.directory import EVALUATIONS, RunDirectory
+from ...core.errors import NonFiniteError
 from ..device import is_out_of_memory
 from ..training.session import Session
 from .comparison import measured_report
@@ -46,6 +47,9 @@ def write_run_report(
         )
     except EvaluationStoppedError:
         log.info("Stopped before the report was done; the `compare` command makes one.")
+        return None
+    except NonFiniteError as error:
+        log.warning("There is no report. %s", error)
         return None
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -17,7 +17,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CASES = sorted((ROOT / "tests" / "cases").glob("*.py"))
 STILL_WRONG = {
-    "01-png-json-parameters",
     "02-folder-edm-scheduler",
     "04-folder-ssd1b-crash",
     "05-folder-lcm-cond-proj",
@@ -31,7 +30,6 @@ STILL_WRONG = {
     "16-lora-omi-keys",
     "17-lora-fp8",
     "18-prompts-literal-syntax",
-    "19-infotext-settings-line",
     "21-folder-config-crashes",
     "23-vpred-in-metadata",
     "24-compiled-prefix-and-ema",

@@ -29,7 +29,6 @@ STILL_WRONG = {
     "15-lora-bundled-embedding",
     "16-lora-omi-keys",
     "17-lora-fp8",
-    "18-prompts-literal-syntax",
     "21-folder-config-crashes",
     "23-vpred-in-metadata",
     "24-compiled-prefix-and-ema",

@@ -20,7 +20,7 @@ TELLING = {
     "distilled cfg scale": NUMBER,
     "clip skip": NUMBER,
     "denoising strength": NUMBER,
-    "size": re.compile(r"\d+\s*[x×*]\s*\d+\s*$"),
+    "size": re.compile(r"\d+\s*[xX*\u00d7]\s*\d+\s*$"),
 }
 OTHERS = {
     "sampler", "scheduler", "schedule type", "model", "model hash", "vae", "vae hash", "version",
@@ -45,6 +45,11 @@ def infotext_prompts(text: str) -> tuple[str, str]:
     while last and is_settings_line(lines[last - 1]):  # settings that run over several lines
         last -= 1
     return _parted("\n".join(lines[:last]), NEGATIVE)
+
+
+def is_infotext(line: str) -> bool:
+    """Whether one line holds more than a prompt: settings, or a negative prompt."""
+    return ":" in line and bool(NEGATIVE.match(line) or TAIL.search(line) or is_settings_line(line))
 
 
 def is_settings_line(line: str) -> bool:

@@ -32,7 +32,6 @@ STILL_WRONG = {
     "21-folder-config-crashes",
     "23-vpred-in-metadata",
     "24-compiled-prefix-and-ema",
-    "26-prompt-extremes",
     "27-streams-and-numbers",
     "29-state-json",
     "30-zero-sized-and-old-names",

@@ -19,6 +19,7 @@ from typing import Any
 
 from ...core.errors import ImageError, PromptError
 from ...core.files.png_text import read_png_text
+from .expansion import check_alternatives
 from .infotext import infotext_prompts, one_line
 from .structured import named_prompts
 
@@ -66,7 +67,8 @@ def folder_prompts(folder: Path) -> Found:
             )
         try:
             prompt, negative = image_prompt(read_png_text(path))
-        except (ImageError, OSError):
+            check_alternatives(prompt)
+        except (ImageError, OSError, PromptError):
             found.damaged.append(path.name)
             continue
         if LONE_SURROGATE.search(prompt):

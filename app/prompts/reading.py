@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...core.errors import PromptError
 from . import foreign_syntax
+from .expansion import check_alternatives
 from .images import LONE_SURROGATE, MAX_PROMPT_CHARACTERS, folder_prompts, notes
 from .infotext import infotext_prompts, is_infotext
 from .structured import named_prompts
@@ -115,6 +116,7 @@ def _listed(lines: Iterable[str], name: str, notes: tuple[str, ...] = ()) -> Pro
     counts: Counter[str] = Counter()
     for line in lines:
         prompt = _without_tags(line, tags)
+        check_alternatives(prompt)
         if prompt:
             counts[prompt] += 1
     if not counts:

@@ -166,6 +166,6 @@ def test_many_prompts_are_read_in_no_time():
         "a: " * 300,
     )
     text = "\n".join(f"{part} {number}" for number in range(60) for part in parts)
-    begin = time.monotonic()
+    begin = time.process_time()
     parse_prompts(text, "p.txt")
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2

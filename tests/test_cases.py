@@ -23,7 +23,6 @@ STILL_WRONG = {
     "07-clips-swapped",
     "08-nan-pictures",
     "09-fp16-variant-shards",
-    "10-tilde",
     "12-header-accepted-then-refused",
     "13-inspect-odd-loras",
     "15-lora-bundled-embedding",
@@ -32,8 +31,6 @@ STILL_WRONG = {
     "21-folder-config-crashes",
     "23-vpred-in-metadata",
     "24-compiled-prefix-and-ema",
-    "27-streams-and-numbers",
-    "29-state-json",
     "30-zero-sized-and-old-names",
 }
 

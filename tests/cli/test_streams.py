@@ -69,6 +69,19 @@ def test_odd_paths_end_in_one_sentence(command, path, capsys):
     assert said.startswith("error: ") and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--steps", "9" * 400], ["--clip-skip", "-" + "9" * 400], ["--guidance-scale", "1e999"],
+     ["--resolution", "9" * 5000], ["--resolution", "1x"], ["--batch-size", "9" * 30]],
+)  # fmt: skip
+def test_odd_numbers_end_in_one_sentence_before_anything_is_made(options, tmp_path, capsys):
+    command = ["sample", str(MODEL), "--prompt", "a", "--output", str(tmp_path / "out"), *options]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and len(said) < 300
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("seeds", ["9" * 5000, "0-" + "9" * 5000, "5-" * 3000, "0-9999," * 100])
 def test_odd_seeds_end_in_one_sentence(seeds, tmp_path, capsys):
     command = ["sample", str(MODEL), "--prompt", "a", "--output", str(tmp_path), "--seeds", seeds]

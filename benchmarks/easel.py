@@ -26,7 +26,7 @@ from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
 from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, load_checkpoint
 from dpdmd_studio.trainer.text.cache import encode_prompts
 from dpdmd_studio.trainer.toys import encoder
-from dpdmd_studio.trainer.toys.counts import measures_for
+from dpdmd_studio.trainer.toys.worlds import measures_for
 from torch import Tensor
 
 ASSETS = mounting.ROOT / "trainer" / "assets"
@@ -109,7 +109,7 @@ class Easel:
         Args:
             known: what has been drawn before, by arm.
         """
-        measures = measures_for(self.checkpoint)
+        measures = measures_for(self.checkpoint.path)
         with shown_by(say):
             found = evaluate(self.sampler, arms, self.material, measures, known=known)
         return {arm.name: arm.measures for arm in found}

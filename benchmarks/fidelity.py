@@ -122,8 +122,8 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, flo
         run_arms,
         session_sampler,
     )
-    from dpdmd_studio.trainer.toys.counts import measures_for
     from dpdmd_studio.trainer.toys.shapes import caption_sample
+    from dpdmd_studio.trainer.toys.worlds import measures_for
 
     captions = caption_sample(held_out=held_out, count=CAPTIONS, seed=7)
     first = HELD_OUT_SEEDS if held_out else TUNING_SEEDS
@@ -138,7 +138,7 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, flo
     known = {  # the teacher, with and without guidance
         arm.name: remembered(cache, facts, sampler, arm, material) for arm in arms[:2]
     }
-    found = evaluate(sampler, arms, material, measures_for(session.checkpoint), known=known)
+    found = evaluate(sampler, arms, material, measures_for(session.checkpoint.path), known=known)
     return measures_by_arm(found)
 
 

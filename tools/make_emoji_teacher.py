@@ -9,7 +9,11 @@ Needs npm and `resvg-py` to render. Stages, in this order; each goes on where it
     bank          latents of many scenes; minutes
     flow          the MMDiT in SD3's layout and its text model; hours
     export        the file in FOLDER, in fp16, read back by diffusers
-    measure       what it draws, counted by the judge: measure.json
+    measure       what it draws, counted by the judge: measure.json, and a sheet to look at
+    record        the file and what is known of it among the product's assets
+
+The teacher that predicts noise, with SD 1.x's latents, of the same pictures at 96 pixels:
+    autoencoder-narrow, bank-narrow, eps
 """
 
 from __future__ import annotations
@@ -17,12 +21,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import LOG
+from shapes_teacher_common import LOG, Ranks
 
-STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure")
+STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure", "record",
+          "autoencoder-narrow", "bank-narrow", "eps")  # fmt: skip
+ASSET = "emoji-sd3.safetensors"
 
 
 def run(options: argparse.Namespace) -> dict | None:
@@ -32,6 +39,7 @@ def run(options: argparse.Namespace) -> dict | None:
         autoencoder,
         bank,
         drawing,
+        eps,
         export,
         flow,
         judge,
@@ -45,12 +53,29 @@ def run(options: argparse.Namespace) -> dict | None:
     if stage == "world":
         return world.write(options.cache, captions.FACTS)
     if stage == "flow":
-        flow.train(folder, bank.Bank(folder / "bank.pt"))
+        flow.train(folder, bank.Bank(folder / "bank.pt"), ranks_of(options))
+        return None
+    if stage == "record":
+        made = folder / ASSET
+        written = json.dumps(export.record(folder, made), indent=1)
+        (captions.FACTS.parent / ASSET).with_suffix(".json").write_text(written + "\n", "utf-8")
+        shutil.copyfile(made, captions.FACTS.parent / ASSET)
         return None
     if stage == "export":
-        size = export.write(folder, folder / "emoji-sd3.safetensors", options.guidance, 28)
+        size = export.write(folder, folder / ASSET, options.guidance, 28)
         return {"bytes": size, "guidance_scale": options.guidance}
-    drawer = drawing.Drawer(pictures.render(options.cache, world.selection(options.cache)), 64)
+    if stage == "eps":
+        eps.train(folder, bank.Bank(folder / "bank-narrow.pt"), ranks_of(options))
+        return None
+    drawn = pictures.render(options.cache, world.selection(options.cache))
+    if stage == "autoencoder-narrow":
+        autoencoder.train_narrow(folder, drawing.Drawer(drawn, eps.RESOLUTION))
+        return None
+    if stage == "bank-narrow":
+        narrow = autoencoder.load(folder, narrow=True).requires_grad_(False)
+        bank.write(folder / "bank-narrow.pt", drawing.Drawer(drawn, eps.RESOLUTION), narrow.encode)
+        return None
+    drawer = drawing.Drawer(drawn, 64)
     if stage == "autoencoder":
         autoencoder.train(folder, drawer)
         return None
@@ -59,14 +84,24 @@ def run(options: argparse.Namespace) -> dict | None:
         bank.write(folder / "bank.pt", drawer, codec.encode)
         return None
     if stage == "measure":
-        teacher = flow.load(folder)
-        return measure.table(measure.drawing_with(teacher, codec, options.guidance))
+        draw = measure.drawing_with(flow.load(folder), codec, options.guidance)
+        return {"sheet": measure.write_sheet(draw, folder), "table": measure.table(draw)}
     others = drawing.Drawer(pictures.render(options.cache, world.strangers(options.cache)), 64)
     spoiler = spoilt.Spoiler(drawer, others, codec.encode, codec.decode)
     judge.train(folder, spoiler)
     found = judge.check(folder, spoiler)
     judge.write(folder, judging.FILE, options.threshold)
     return found
+
+
+def ranks_of(options: argparse.Namespace) -> Ranks:
+    """This process among those that train together; they meet in a file of the folder."""
+    if options.ranks > 1:
+        meet = f"file://{(options.folder / 'meeting').resolve()}"
+        torch.distributed.init_process_group(
+            "gloo", init_method=meet, rank=options.rank, world_size=options.ranks
+        )
+    return Ranks(options.rank, options.ranks)
 
 
 def main() -> None:
@@ -78,6 +113,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--threshold", type=float, default=0.7, help="of the judge")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rank", type=int, default=0, help="of this process, for flow and eps")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that train together")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)

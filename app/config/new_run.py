@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...core.errors import CheckpointError, OutputError, SettingsError
@@ -11,6 +13,8 @@ from ...core.files.atomic_write import check_output, try_name
 from ..library.path_checks import check_name
 from .distill_config import DistillConfig
 from .request import DistillRequest
+
+logger = logging.getLogger("dpdmd_studio.settings")
 
 
 def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> DistillRequest:
@@ -73,6 +77,17 @@ def choose_resolutions(config: DistillConfig, detection: Detection) -> tuple[tup
                 f"multiples of {step}, such as {_nearest(width, step)}x{_nearest(height, step)}."
             )
     return found
+
+
+def note_size(resolutions: Iterable[tuple[int, int]], detection: Detection) -> None:
+    """Say so where images of a demo checkpoint get another size than the one that it can draw."""
+    side = detection.resolution
+    if "resolution" in detection.stated and any(size != (side, side) for size in resolutions):
+        logger.info(
+            "This checkpoint draws %d x %d pixels alone: images of other sizes come out wrong.",
+            side,
+            side,
+        )
 
 
 def _nearest(size: int, step: int) -> int:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ...core.errors import SettingsError
 from ...core.families import ENCODER_PLACE
 from . import running
 from .models import Model
@@ -20,7 +21,7 @@ from .models import Model
 log = logging.getLogger("dpdmd_studio.comfyui")
 TOKEN_IDS = "dpdmd_text_encoder.token_ids"
 END, CLIP_TOKENS = 49407, 49408
-HEAD_WIDTH = 32
+HEAD_WIDTH, SIDE = 32, 64
 CONTEXT, POOLED = 4096, 2048
 """Widths that SD3 reads; zeros fill up the encoder's own."""
 
@@ -30,7 +31,21 @@ def load(path: Path) -> tuple[Model, Any, Any]:
     import comfy.sd
 
     found = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=False)
-    return found[0], _clip(load_file(path)), found[2]
+    model = found[0]
+    model.set_model_unet_function_wrapper(_at_its_size)
+    return model, _clip(load_file(path)), found[2]
+
+
+def _at_its_size(apply_model: Any, arguments: dict[str, Any]) -> Tensor:
+    """The network's call, refused at sizes that it cannot draw."""
+    latents = arguments["input"]
+    height, width = latents.shape[-2:]
+    if (height, width) != (SIDE // 8, SIDE // 8):
+        raise SettingsError(
+            f"The demo checkpoint draws {SIDE} x {SIDE} pixels alone, and the latent image is "
+            f"{8 * width} x {8 * height}. Set width and height of the empty latent to {SIDE}."
+        )
+    return apply_model(latents, arguments["timestep"], **arguments["c"])
 
 
 def encoder_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

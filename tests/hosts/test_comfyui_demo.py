@@ -60,3 +60,9 @@ def test_unknown_words_are_named_and_a_long_prompt_is_cut(comfyui: ComfyUI):
     said = comfyui.said()
     assert "does not know: xylophone." in said
     assert "longer than the demo checkpoint reads" in said
+
+
+def test_another_size_is_refused_with_what_to_set(comfyui: ComfyUI):
+    wide = graph("owl 3d", 1, 1, 1.0)
+    wide["latent"]["inputs"] |= {"width": 512, "height": 256}
+    assert "512 x 256. Set width and height of the empty latent to 64." in comfyui.failure(wide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from shapes_teacher_export import TEXT_PREFIX, sd3_names, widened
 from shapes_teacher_vae import padded
 from torch import Tensor
 
-from . import autoencoder, flow, text
+from . import autoencoder, flow, judge, text
 
 RESOLUTION = 64
 SIZE_LIMIT = 28_000_000
@@ -65,3 +66,27 @@ def write(folder: Path, target: Path, guidance_scale: float, steps: int) -> int:
     if (size := target.stat().st_size) > SIZE_LIMIT:
         raise RuntimeError(f"{target} has {size} bytes; at most {SIZE_LIMIT} are allowed")
     return size
+
+
+def record(folder: Path, target: Path) -> dict:
+    """What the file was made by and what it was found to be, for the .json beside it."""
+    from shapes_teacher_common import file_facts
+
+    found: dict = {
+        "command": "python tools/make_emoji_teacher.py STAGE --cache CACHE --folder FOLDER",
+        "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+        "torch": torch.__version__,
+    }
+    stages = {"autoencoder": autoencoder, "judge": judge, "flow": flow}
+    for name, stage in stages.items():
+        facts = file_facts(folder / name)
+        found[name] = {
+            "updates": facts["update"],
+            "batch": stage.BATCH,
+            "peak_learning_rate": stage.PEAK,
+            "seconds": round(facts["seconds"]),
+            "loss": facts["curve"][:: max(1, len(facts["curve"]) // 20)],
+        }
+    for name in ("judge", "measure"):
+        found[f"{name}_figures"] = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    return found

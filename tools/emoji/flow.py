@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import Training, device, part
+from shapes_teacher_common import Ranks, Training, device, part
 from shapes_teacher_denoiser import FlowTeacher, start_as_identity
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from . import text
 from .bank import Bank
 
 DEPTH = 4
-BATCH, CYCLES, PEAK, DECAY = 128, (6000, 12000), 1.5e-3, 0.9995
+BATCH, CYCLES, PEAK, DECAY = 128, (4400, 13600), 1.5e-3, 0.9995
 LEVEL_MEAN, LEVEL_DEVIATION = 0.4, 1.1
 """Of the normal distribution whose sigmoid is sigma."""
 
@@ -47,20 +47,21 @@ class EmojiTeacher(FlowTeacher):
         return text.encode(self.text, self.rows(texts).to(place))
 
 
-def train(folder: Path, bank: Bank, seed: int = 0) -> Training:
+def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> Training:
     """Train the denoiser, or go on with the training found in the folder."""
     torch.manual_seed(seed)
     place = device()
     teacher = EmojiTeacher().to(place)
     teacher.compile_parts()
     training = Training(teacher, folder / "flow", CYCLES, PEAK, DECAY)
+    training.ranks = ranks
 
     def loss_of(update: int) -> Tensor:
-        source = random.Random(f"{seed}-flow-{update}")
+        source = random.Random(f"flow-{ranks.data(seed, update)}")
         chosen = [source.randrange(len(bank.scenes)) for _ in range(BATCH)]
         said = text.training_captions([bank.scenes[i] for i in chosen], source)
         x0 = bank.latents[chosen].float().to(place)
-        noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
+        noise = torch.Generator("cpu").manual_seed(source.getrandbits(62))
         eps = torch.randn(x0.shape, generator=noise).to(place)
         even = (torch.randperm(BATCH, generator=noise) + torch.rand(BATCH, generator=noise)) / BATCH
         normal = 2**0.5 * torch.erfinv(2 * even.clamp(1e-4, 1 - 1e-4) - 1)

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from dpdmd_studio.trainer.toys.emoji import captions
 from dpdmd_studio.trainer.toys.emoji.counts import emoji_measures
+from dpdmd_studio.trainer.toys.worlds import image_measures
+from PIL import Image
 from shapes_teacher_common import LOG
 
-SETTINGS = ((28, True), (28, False), (4, True), (4, False))
-"""Steps, and whether they are guided."""
-NAMES, OPEN_SEEDS = 1040, 64
-FIRST_SEED = 5_000_000
-AT_A_TIME = 128
+SETTINGS = ((28, True, 0), (28, True, 1), (28, False, 0), (4, True, 0), (4, False, 0))
+"""Steps, whether they are guided, and which seeds: the first is compared with, the second is it on
+other seeds, the noise of everything below it."""
+NAMES, OPEN_SEEDS, UNSEEN_EACH = 1040, 64, 13
+FIRST_SEED, OTHER_SEEDS = 5_000_000, 1_000_000
+AT_A_TIME, SHEET = 128, 64
 
 Draw = Callable[[list[str], Sequence[int], int, bool], np.ndarray]
 """(captions, seeds, steps, guided) -> uint8 images (N, H, W, 3)."""
@@ -38,36 +42,46 @@ def name_captions(count: int, seed: int = 0, held_out: bool = True) -> list[str]
     return found
 
 
-def open_captions() -> list[str]:
-    """The classes and wider classes, each alone: one prompt with many right images."""
-    return list(captions.world().open_nouns)
+def questions(names: int, seeds: int) -> dict[str, list[tuple[str, int]]]:
+    """(caption, how many seeds) of each kind: names, pairs no teacher has seen, open captions."""
+    here = captions.world()
+    unseen = [captions.Said(*pair).caption() for pair in sorted(here.unseen_pairs)]
+    return {
+        "names": [(text, 1) for text in name_captions(names)],
+        "unseen pairs": [(text, UNSEEN_EACH) for text in unseen],
+        "open": [(text, seeds) for text in here.open_nouns],
+    }
 
 
 def table(draw: Draw, names: int = NAMES, seeds: int = OPEN_SEEDS) -> dict[str, dict]:
-    """Every setting's counts, for names and for open captions; drift is from the first setting."""
-    asked, opened, measures = name_captions(names), open_captions(), emoji_measures()
-    found, first = {}, {}
-    for steps, guided in SETTINGS:
-        drawn = {
-            "names": (
-                asked,
-                draw(asked, range(FIRST_SEED, FIRST_SEED + names), steps, guided)[:, None],
-            ),
-            "open": (
-                opened,
-                [
-                    draw([c] * seeds, range(FIRST_SEED, FIRST_SEED + seeds), steps, guided)
-                    for c in opened
-                ],
-            ),
-        }
+    """Every setting's counts by kind of caption; drift and distance are from the first setting."""
+    kinds, first, found = questions(names, seeds), {}, {}
+    for steps, guided, others in SETTINGS:
         title = f"{steps} steps, {'guided' if guided else 'no guidance'}"
+        title += ", other seeds" * others
         found[title] = {}
-        for kind, (prompts, rows) in drawn.items():
-            counts = measures(prompts, rows, first.setdefault(kind, rows))
+        for kind, asked in kinds.items():
+            texts = [text for text, count in asked for _ in range(count)]
+            start = FIRST_SEED + others * OTHER_SEEDS
+            drawn = draw(texts, range(start, start + len(texts)), steps, guided)
+            rows = np.split(drawn, np.cumsum([count for _, count in asked])[:-1])
+            measures = emoji_measures() + image_measures() if kind == "open" else emoji_measures()
+            counts = measures([text for text, _ in asked], rows, first.setdefault(kind, rows))
             found[title][kind] = {name: round(value, 4) for name, value in counts.items()}
         LOG.info("%s: %s", title, found[title])
     return found
+
+
+def write_sheet(draw: Draw, folder: Path) -> dict[str, str]:
+    """The first 64 held-out captions with seed 0 as sheet.png, eight a row; captions by place."""
+    texts = captions.caption_sample(True, SHEET, 0)
+    drawn = draw(texts, [0] * SHEET, 28, True)
+    side = round(SHEET**0.5)
+    rows = [np.concatenate(list(drawn[i : i + side]), axis=1) for i in range(0, SHEET, side)]
+    sheet = Image.fromarray(np.concatenate(rows))
+    size = (3 * sheet.width, 3 * sheet.height)
+    sheet.resize(size, Image.Resampling.BICUBIC).save(folder / "sheet.png")
+    return {f"{n // side + 1}.{n % side + 1}": text for n, text in enumerate(texts)}
 
 
 def drawing_with(teacher, codec, scale: float) -> Draw:

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from ...app.config.distill_config import DistillConfig
-from ...app.config.new_run import choose_resolutions
+from ...app.config.new_run import choose_resolutions, note_size
 from ...app.config.request import DistillRequest
 from ...app.library.home import prompt_cache
 from ...app.prompts.expansion import PromptSource
@@ -64,6 +64,7 @@ def open_session(run: RunDirectory) -> Session:
     loras = open_teacher_loras(request)
     checkpoint = _load(request, loras, dtype, device)
     resolutions = choose_resolutions(config, checkpoint.detection)
+    note_size(resolutions, checkpoint.detection)
     prompts = PromptSource(run.prompts(), config.seed)
     with ranks.main_first():  # the others find the prompts in the cache
         encoded, negative = _encode(checkpoint, prompts, config)

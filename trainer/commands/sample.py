@@ -17,7 +17,7 @@ from torch import Tensor, tensor
 from ... import __version__
 from ...app.config.distill_config import DistillConfig
 from ...app.config.knobs import MAX_WHOLE_NUMBER, parse_resolutions
-from ...app.config.new_run import choose_resolutions
+from ...app.config.new_run import choose_resolutions, note_size
 from ...app.config.request import ModelFiles
 from ...app.library.home import prompt_cache
 from ...core.diffusion.guidance import Guidance
@@ -278,7 +278,9 @@ def image_size(
     if not request.resolution and recipe is not None and recipe.resolutions:
         return recipe.resolutions[0]
     asked = DistillConfig(resolution=request.resolution)
-    return choose_resolutions(asked, checkpoint.detection)[0]
+    size = choose_resolutions(asked, checkpoint.detection)[0]
+    note_size([size], checkpoint.detection)
+    return size
 
 
 def _encode(request: SampleRequest, setup: _Setup) -> EncodedPrompts:

@@ -93,7 +93,7 @@ def encode_prompts(
     """
     plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
     for note in chain.from_iterable(found.notes(prompts) for found in plans.values()):
-        log.warning("%s", note)
+        log.info("%s", note)
     settings = _settings(checkpoint, clip_skip)
     files = {text: cache_folder / f"{_key(settings, text)}.safetensors" for text in prompts}
     encoded = EncodedPrompts(files, checkpoint)

@@ -5,10 +5,16 @@ import dataclasses
 
 import pytest
 from dpdmd_studio.app.config.distill_config import DistillConfig, parse_resolutions
+from dpdmd_studio.app.config.new_run import note_size
 from dpdmd_studio.app.config.presets import PRESETS, preset
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, parse_seeds
+from dpdmd_studio.app.library.choices import ASSETS
 from dpdmd_studio.cli.arguments import add_config_arguments, config_values, parse_lora
 from dpdmd_studio.core.errors import RunError, SettingsError
+from dpdmd_studio.core.families import identify
+from tiny_runs import heard
+
+SHAPES = ASSETS / "shapes-sd3.safetensors"
 
 
 def test_defaults_are_valid_and_round_trip_through_json():
@@ -152,3 +158,15 @@ def test_presets_are_valid_settings():
             DistillConfig.from_dict(preset(family, memory))
     with pytest.raises(SettingsError, match="presets for sdxl are 8gb"):
         preset("sdxl", "6gb")
+
+
+def test_a_demo_checkpoint_at_another_size_is_noted_and_other_models_are_not():
+    with heard() as lines:
+        note_size([(64, 64)], identify(SHAPES))
+        note_size([(1024, 1024)], dataclasses.replace(identify(SHAPES), stated={}))
+    assert not lines
+    with heard() as lines:
+        note_size([(64, 64), (128, 64)], identify(SHAPES))
+    assert lines == [
+        "This checkpoint draws 64 x 64 pixels alone: images of other sizes come out wrong."
+    ]

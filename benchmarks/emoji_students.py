@@ -1,0 +1,204 @@
+"""What students keep of the emoji teacher, for any settings: the runs behind `docs/fidelity.md`.
+
+    python benchmarks/emoji_students.py train --name NAME --folder F --seeds 0 1 2 \\
+        --set student_lr=3e-4 --set steps=300
+    python benchmarks/emoji_students.py table --folder F
+
+`train` distils the teacher with the demo's settings and what --set changes, and has the judge count
+two kinds of captions: names, and classes that leave the name open. What is tuned is tuned on
+captions that training uses, too (the default); --held-out counts captions and seeds that nothing
+has seen. The teacher's own lines and its noise (itself on other seeds) are drawn once for a folder.
+A run that is in the folder is not made again; `table` prints means over training seeds, the worst
+in brackets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import mounting
+import numpy as np
+import torch
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.trainer.commands import demo
+from dpdmd_studio.trainer.commands.distill import create_run, run_distillation
+from dpdmd_studio.trainer.evaluation.evaluate import ArmSetting, EvaluationSet, Stage, draw_timed
+from dpdmd_studio.trainer.evaluation.run_evaluation import (
+    evaluation_set,
+    run_arms,
+    session_sampler,
+)
+from dpdmd_studio.trainer.toys.emoji import captions
+from dpdmd_studio.trainer.toys.emoji.counts import emoji_measures
+from dpdmd_studio.trainer.toys.worlds import image_measures
+from easel import say
+
+TEACHER = mounting.ROOT / "trainer" / "assets" / "emoji-sd3.safetensors"
+KINDS = {"names": (40, 16), "open": (12, 64)}
+"""Captions, and seeds of each."""
+FIRST_SEED = {False: 3_000_000, True: 6_000_000}
+OTHER_SEEDS = 100_000
+NOISE, GUIDED = "Teacher on other seeds", "Teacher, 4 steps, guided"
+COLUMNS = {
+    "seconds": (None, "seconds", ".0f"),
+    "valid": ("names", "valid", ".1%"),
+    "as asked": ("names", "adherence", ".1%"),
+    "style": ("names", "style", ".1%"),
+    "right, open": ("open", "adherence", ".1%"),
+    "distinct": ("open", "diversity", ".1f"),
+    "Eq. 9": ("open", "efficientnet_diversity", ".4f"),
+    "distance": ("open", "efficientnet_distance", ".4f"),
+    "saturation": ("open", "saturation", ".2f"),
+    "contrast": ("open", "contrast", ".2f"),
+}
+
+
+def settings_of(changes: list[str], seed: int) -> DistillConfig:
+    """The demo's configuration with the changes."""
+    kinds = {spec.name: type(spec.default) for spec in dataclasses.fields(DistillConfig)}
+    changed = dict(pair.split("=", 1) for pair in changes)
+    values = {
+        k: text == "True" if kinds[k] is bool else kinds[k](text) for k, text in changed.items()
+    }
+    kept = {"preview_every": 0, "save_every": 10_000, "evaluate_every": 0, "keep": "last"}
+    return DistillConfig.from_dict(demo.CONFIG.to_dict() | kept | values | {"seed": seed})
+
+
+def train(options: argparse.Namespace, seed: int) -> None:
+    """One run, and its numbers beside it."""
+    folder = options.folder / options.name / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = settings_of(options.set, seed)
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(TEACHER)),
+        config=config,
+        output=str(folder / "student.safetensors"),
+        overwrite=True,
+    )
+    prompts = captions.caption_sample(False, demo.TRAINING_PROMPTS, seed)
+    run = create_run(folder / "run", request, prompts, overwrite=True)
+    started = time.perf_counter()
+    outcome = run_distillation(run, on_progress=lambda _: None, with_report=False)
+    seconds = time.perf_counter() - started
+    arms = measured(outcome.session, options.folder, held_out=options.held_out)
+    for kinds in arms.values():
+        kinds["seconds"] = seconds
+    part = "held-out" if options.held_out else "tuning"
+    result = {"set": options.set, "threads": torch.get_num_threads(), "arms": arms}
+    (folder / f"{part}.json").write_text(json.dumps(result, indent=1))
+    say(f"{options.name} seed {seed}: {row(list(arms)[-1], [list(arms.values())[-1]])}")
+
+
+def arms_of(session) -> list[ArmSetting]:
+    """Teacher, without guidance, the student off at step one, the student, four guided steps."""
+    arms = run_arms(session)
+    few, scale = session.trainer.grids.student.sigmas.cpu(), session.teacher.guidance_scale
+    stage = Stage(weights="teacher", sigmas=few, guidance_scale=scale)
+    return [*arms[:2], ArmSetting(name=GUIDED, note="", stages=(stage,)), *arms[2:]]
+
+
+def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, Any]]:
+    """Counts by arm and kind of caption; the teacher's own images are kept in the folder."""
+    arms, sampler = arms_of(session), session_sampler(session)
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    wanted = captions.caption_sample(held_out, 4 * KINDS["names"][0], 7)
+    for kind, (count, seeds) in KINDS.items():
+        texts = wanted[::2][:count] if kind == "names" else open_captions(wanted[1::2])[:count]
+        first, measures = FIRST_SEED[held_out], emoji_measures() + image_measures()
+        others = evaluation_set(
+            session, texts, range(first + OTHER_SEEDS, first + OTHER_SEEDS + seeds)
+        )
+        material = evaluation_set(session, texts, range(first, first + seeds))
+        teacher = None
+        for arm, asked in (
+            (arms[0], material),
+            (arms[0], others),
+            *((a, material) for a in arms[1:]),
+        ):
+            fixed = all(stage.weights == "teacher" for stage in arm.stages)
+            images = drawn(sampler, arm, asked, cache if fixed else None)
+            teacher = teacher or images
+            name = NOISE if asked is others else arm.name
+            found[name][kind] = measures(texts, images, teacher)
+    return dict(found)
+
+
+def open_captions(texts: list[str]) -> list[str]:
+    """Those whose noun leaves ten names open or more."""
+    here = captions.world()
+    return [text for text in texts if len(here.nouns.get(here.parse(text).noun, ())) >= 10]
+
+
+def drawn(
+    sampler, arm: ArmSetting, material: EvaluationSet, cache: Path | None
+) -> list[list[np.ndarray]]:
+    """Images by caption and seed; out of the folder where no training changes them."""
+    if cache is None:
+        return draw_timed(sampler, arm, material).images
+    stage = arm.stages[0]
+    facts = (stage.guidance_scale, len(stage.sigmas) - 1, material.seeds[0], len(material.seeds))
+    path = cache / f"teacher-{'-'.join(map(str, facts))}-{len(material.prompts)}.pt"
+    if not path.exists():
+        torch.save(draw_timed(sampler, arm, material).images, path)
+    return torch.load(path, weights_only=False)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Markdown tables of all runs in the folder, tuning and held out apart."""
+    for part in ("tuning", "held-out"):
+        rows: dict[str, list[dict]] = {}
+        for path in sorted(options.folder.glob(f"*/seed-*/{part}.json")):
+            arms = json.loads(path.read_text())["arms"]
+            for number, (name, kinds) in enumerate(arms.items()):
+                own = number >= len(arms) - 2  # the student, and the student off at step one
+                title = f"{path.parts[-3]}: {name}" if own else name
+                rows.setdefault(title, []).append(kinds)
+        if rows:
+            heads = " | ".join(["", "runs", *COLUMNS])
+            print(f"\n### {part}\n\n| {heads} |\n|{' --- |' * (2 + len(COLUMNS))}")
+            for title, found in rows.items():
+                print(row(title, found))
+
+
+def row(title: str, found: list[dict]) -> str:
+    """Means over runs, with the lowest and highest in brackets where there are several."""
+    cells = [title, str(len(found))]
+    for kind, name, form in COLUMNS.values():
+        values = [(kinds[kind] if kind else kinds).get(name, float("nan")) for kinds in found]
+        text = format(mean(values), form)
+        low, high = format(min(values), form), format(max(values), form)
+        cells.append(text if low == high else f"{text} ({low} to {high})")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    """Command line; see the head of this file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=("train", "table"))
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--name", default="demo")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.command == "table":
+        return table(options)
+    for seed in options.seeds:
+        part = "held-out" if options.held_out else "tuning"
+        if not (options.folder / options.name / f"seed-{seed}" / f"{part}.json").exists():
+            train(options, seed)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ from ..app.estimate import (
     duration,
     time_of_earlier_runs,
 )
+from ..app.library.path_checks import typed_path
 from ..core.errors import SettingsError
 from ..core.families import Detection, identify
 from .arguments import add_config_arguments, add_model_files, model_files, print_result
@@ -86,7 +87,7 @@ def parse_memory(text: str) -> int:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    path = Path(arguments.checkpoint).expanduser()
+    path = Path(typed_path(arguments.checkpoint))
     memory = parse_memory(arguments.memory) if arguments.memory else None
     detection = identify(path)
     config = DistillConfig.from_dict(settings_values(arguments, detection.family))

@@ -17,22 +17,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CASES = sorted((ROOT / "tests" / "cases").glob("*.py"))
 STILL_WRONG = {
-    "01-png-json-parameters",
     "02-folder-edm-scheduler",
     "04-folder-ssd1b-crash",
     "05-folder-lcm-cond-proj",
     "07-clips-swapped",
     "09-fp16-variant-shards",
-    "10-tilde",
     "12-header-accepted-then-refused",
-    "18-prompts-literal-syntax",
-    "19-infotext-settings-line",
     "21-folder-config-crashes",
     "23-vpred-in-metadata",
     "24-compiled-prefix-and-ema",
-    "26-prompt-extremes",
-    "27-streams-and-numbers",
-    "29-state-json",
     "30-zero-sized-and-old-names",
 }
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from ...core.errors import CheckpointError, OutputError, SettingsError
 from ...core.families import Detection, identify
-from ...core.files import atomic_write
-from ...core.files.atomic_write import check_output
+from ...core.files.atomic_write import check_output, try_name
+from ..library.path_checks import check_name
 from .distill_config import DistillConfig
 from .request import DistillRequest
 
@@ -34,10 +34,11 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
     request = request.absolute()
     config = request.config.validate()
     for name in request.files():
-        if not Path(name).exists():
+        if not os.path.exists(name):
             raise CheckpointError(f"There is no file {name}. Check the spelling of the path.")
     choose_resolutions(config, identify(Path(request.model.checkpoint)))
-    _check_places(Path(folder).expanduser().resolve(), request, overwrite)
+    check_name(request.output)
+    _check_places(Path(folder).resolve(), request, overwrite)
     return request
 
 
@@ -52,8 +53,7 @@ def _check_places(folder: Path, request: DistillRequest, overwrite: bool) -> Non
             raise OutputError(f"{output} is a file that this run reads. Name another --output.")
     if output == folder:
         raise OutputError(f"{output} is named for the LoRA and for the run's folder, too.")
-    with atomic_write.explained(output), tempfile.TemporaryFile(dir=output.parent):
-        pass
+    try_name(output)
 
 
 def choose_resolutions(config: DistillConfig, detection: Detection) -> tuple[tuple[int, int], ...]:

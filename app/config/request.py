@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...core.errors import RunError, SettingsError
+from ..library.path_checks import typed_path
 from .distill_config import DistillConfig
+
+MAX_SEEDS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,9 @@ class DistillRequest:
             model = ModelFiles(**own.pop("model"))
             config = DistillConfig.from_dict(own.pop("config"))
             loras = tuple(TeacherLora(**item) for item in own.pop("teacher_loras", ()))
-            return cls(model=model, config=config, teacher_loras=loras, **own)
+            found = cls(model=model, config=config, teacher_loras=loras, **own)
+            _check_types(found)
+            return found
         except SettingsError:
             raise
         except (KeyError, TypeError, AttributeError) as error:
@@ -99,7 +104,23 @@ class DistillRequest:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+    return str(Path(typed_path(path)).resolve())
+
+
+def _check_types(request: DistillRequest) -> None:
+    """Raise TypeError for a field of another kind than this program writes."""
+    others = [file for file in dataclasses.asdict(request.model).values() if file]
+    loras = [lora.path for lora in request.teacher_loras]
+    for path in (request.output, request.model.checkpoint, *others, *loras):
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise TypeError(f"{path!r} is not a path")
+    if request.file_format not in ("kohya", "peft"):
+        raise TypeError(f"file_format is {request.file_format!r}")
+    kinds = {"overwrite": bool, "include_teacher_loras": bool, "created_at": int | float,
+             "extra": dict}  # fmt: skip
+    for name, kind in kinds.items():
+        if not isinstance(getattr(request, name), kind):
+            raise TypeError(f"{name} is {getattr(request, name)!r}")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -108,6 +129,8 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         low, dash, high = (piece.strip() for piece in part.partition("-"))
         first, last = low, high if dash else low
+        if first.isdecimal() and last.isdecimal() and max(len(first), len(last)) > 100:
+            raise SettingsError(f"seeds {text[:40]!r}... are too large; up to {2**63 - 1}.")
         if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise SettingsError(
                 f"seeds {text!r} are not understood; write one (3), a range (0-8), or several "
@@ -116,4 +139,6 @@ def parse_seeds(text: str) -> list[int]:
         if int(last) - int(first) > 10_000 or int(last) >= 2**63:
             raise SettingsError(f"seeds {text!r} are too many or too large.")
         seeds += range(int(first), int(last) + 1)
+        if len(seeds) > MAX_SEEDS:
+            raise SettingsError(f"seeds are more than {MAX_SEEDS:,}; name fewer.")
     return list(dict.fromkeys(seeds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ def inspect(path: Path, progress: Progress | None = None, *, hashed: bool = True
         CheckpointError: the file is missing, damaged, or not a safetensors file.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return {"file": str(path), "kind": "diffusers folder", **_detection(identify(path))}
     header = read_header(path)
     is_lora = any(LORA_KEY.search(key) for key in header.tensors)

@@ -18,7 +18,7 @@ from ...core.errors import CheckpointError, SettingsError
 from ...core.families import DENOISER_PREFIXES, is_model_folder
 from ...core.families.lora_names import LORA_KEY
 from ...core.files.tensor_file import read_header
-from .path_checks import check_name, is_inside, resolved
+from .path_checks import check_name, is_inside, resolved, typed_path
 
 Kind = Literal["checkpoint", "lora"]
 SUFFIX = ".safetensors"
@@ -105,7 +105,7 @@ def contained(path: str, folders: Sequence[Path | str]) -> Path:
     """
     check_name(path)
     allowed = [os.path.abspath(folder) for folder in folders]
-    asked = os.path.expanduser(path)
+    asked = typed_path(path)
     tried = [os.path.join(folder, asked) for folder in allowed]  # an absolute path stays itself
     inside = [p for p, folder in zip(tried, allowed, strict=True) if is_inside(p, folder)]
     inside += [p for p in tried[:1] for folder in allowed if is_inside(p, resolved(folder))]

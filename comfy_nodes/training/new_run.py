@@ -16,7 +16,7 @@ from ...app.environment import readiness
 from ...app.jobs import Job, files
 from ...app.library import preferences
 from ...app.library.choices import ASSETS, EMBEDDED, embedded_world, starter
-from ...app.library.path_checks import lora_file
+from ...app.library.path_checks import lora_file, typed_path
 from ...app.prompts.reading import parse_prompts, read_prompts
 from ...core.errors import PromptError, SettingsError
 from ...core.families import identify
@@ -186,7 +186,7 @@ def prompts_path(name: str) -> Path:
     Raises:
         SettingsError: it lies elsewhere.
     """
-    path = (folders.input_folder() / Path(name.strip('"')).expanduser()).resolve()
+    path = (folders.input_folder() / typed_path(name.strip('"'))).resolve()
     allowed = [
         folders.input_folder(),
         folders.output_folder(),

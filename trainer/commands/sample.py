@@ -16,6 +16,7 @@ from torch import Tensor, tensor
 
 from ... import __version__
 from ...app.config.distill_config import DistillConfig
+from ...app.config.knobs import MAX_WHOLE_NUMBER, parse_resolutions
 from ...app.config.new_run import choose_resolutions, note_size
 from ...app.config.request import ModelFiles
 from ...app.library.home import prompt_cache
@@ -78,12 +79,14 @@ class ImageRequest:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Raise SettingsError for numbers outside their range."""
+        """Raise SettingsError for numbers outside their range, or sizes that are none."""
         for name, (low, high) in self.BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 words = name.replace("_", " ")
-                raise SettingsError(f"{words} is {value:g}; expected {low} to {high}.")
+                found = f"{value:g}" if abs(value) < MAX_WHOLE_NUMBER else "a huge number"
+                raise SettingsError(f"{words} is {found}; expected {low} to {high}.")
+        parse_resolutions(self.resolution)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,7 +174,7 @@ def test_an_output_without_its_folder_or_without_permission(
     def forbidden(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", forbidden)
+    monkeypatch.setattr(tempfile, "mkstemp", forbidden)
     refused([*arguments, str(tmp_path / "b.safetensors")], "may not be written to", capsys)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import CheckpointError
-from ..files.tensor_file import TensorFile, TensorInfo, read_header
+from ..files.tensor_file import TensorFile, TensorInfo, read_model_header
 from . import sd1, sd3, sdxl
 from .base import (
     DENOISER_PREFIXES,
@@ -19,7 +19,7 @@ from .base import (
     TensorTable,
     VaeFacts,
 )
-from .folder import detect_folder, encoder_folders, is_model_folder, read_folder
+from .folder import detect_folder, encoder_folders, folder_files, is_model_folder, read_folder
 from .stated import (
     ENCODER_PLACE,
     STATED_KEY,
@@ -60,11 +60,22 @@ def identify(path: Path) -> Detection:
     """What the checkpoint at `path` is: a single file or a diffusers folder.
 
     Raises:
-        CheckpointError: as `read_header` and `detect` do.
+        CheckpointError: as `read_model_header` and `detect` do.
     """
     if path.is_dir() and is_model_folder(path):
         return detect_folder(read_folder(path), FAMILIES)
-    return detect(read_header(path))
+    return detect(read_model_header(path))
+
+
+def weight_files(path: Path) -> list[TensorFile]:
+    """Headers of the checkpoint's files: of a folder those alone that are read of it.
+
+    Raises:
+        CheckpointError: a header cannot be read.
+    """
+    if path.is_dir() and is_model_folder(path):
+        return list(folder_files(read_folder(path), FAMILIES))
+    return [read_model_header(path)]
 
 
 def detect(file: TensorFile) -> Detection:
@@ -159,4 +170,5 @@ __all__ = [
     "stated_settings",
     "states",
     "text_encoder_prefix",
+    "weight_files",
 ]

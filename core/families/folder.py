@@ -1,17 +1,32 @@
 """Diffusers model folders: their components, configs and headers; no torch."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, UnsupportedModelError
-from ..files.tensor_file import CONVERT_HINT, TensorFile, read_header
+from ..files.tensor_file import CONVERT_HINT, TensorFile, read_model_header
 from .base import Detection, Family
 from .unsupported import SUPPORTED
 
 MAX_JSON_BYTES = 50_000_000
-WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
+WEIGHT_NAMES = r"(?:diffusion_pytorch_model|model|pytorch_model)"
+VARIANT = r"(?:\.(?P<variant>[\w-]+?))?"
+"""What a hub puts behind the name of a smaller or other copy, as in `model.fp16.safetensors`."""
+INDEX = re.compile(
+    rf"{WEIGHT_NAMES}(?:{VARIANT}\.safetensors\.index\.json"
+    rf"|\.safetensors\.index{VARIANT.replace('variant', 'later')}\.json)"
+)
+SHARD = re.compile(
+    rf"(?P<stem>{WEIGHT_NAMES}{VARIANT})-\d{{5}}-of-(?P<count>\d{{5}})"
+    rf"(?P<tail>{VARIANT.replace('variant', 'later')}\.safetensors)"
+)
+WHOLE = re.compile(rf"{WEIGHT_NAMES}{VARIANT}\.safetensors")
+PREFERRED = ("", "fp32", "fp16", "bf16", "non_ema")
+"""Of several copies of the weights the first of these is read, then any other."""
+ENCODER_FOLDERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 CLASS_OF_PREDICTION = {"epsilon": "eps", "v_prediction": "v"}
 
 
@@ -68,7 +83,7 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
     Raises:
         UnsupportedModelError: a pipeline or variant that is not supported.
     """
-    places = list(dict.fromkeys(family.layout.denoiser_folder for family in families))
+    places = _denoiser_folders(families)
     name = next((place for place in places if folder.has(place)), None)
     if name is None:
         named = " nor ".join(f"{place}/" for place in reversed(places))
@@ -76,7 +91,7 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
             f"{folder.path.name}/ has no denoiser (neither {named} with a "
             "config.json). Give a complete diffusers folder."
         )
-    config = _read_json(folder.path / name / "config.json")
+    config = folder.component(name).config
     family = _family(folder, config, families)
     prediction, zero_snr = _prediction(folder, family)
     facts = family.detection.describe_folder(config)
@@ -84,7 +99,12 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
     limit = facts.get("max_resolution")
     limit = limit if isinstance(limit, int) else None
     sampling = family.sampling
-    vae = _read_json(folder.path / "vae" / "config.json") if folder.has("vae") else None
+    parts = {
+        part: folder.component(part)
+        for part in encoder_folders(family).values()
+        if folder.has(part)
+    }
+    vae = folder.component("vae") if folder.has("vae") else None
     return Detection(
         family=family.name,
         title=title.replace("on)", "on, zero terminal SNR)") if zero_snr else title,
@@ -96,17 +116,31 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
         resolution_multiple=sampling.resolution_multiple,
         zero_terminal_snr=zero_snr,
         text_encoders=tuple(
-            kind for kind, part in encoder_folders(family).items() if folder.has(part)
+            kind for kind, part in encoder_folders(family).items() if part in parts
         ),
-        vae=None if vae is None else "tiny" if "Tiny" in str(vae.get("_class_name")) else "kl",
+        vae=None
+        if vae is None
+        else "tiny"
+        if "Tiny" in str(vae.config.get("_class_name"))
+        else "kl",
         folder=True,
     )
 
 
 def encoder_folders(family: Family) -> dict[str, str]:
     """Which sub-folder holds which text encoder."""
-    names = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    return dict(zip(family.text.encoders, names, strict=False))
+    return dict(zip(family.text.encoders, ENCODER_FOLDERS, strict=False))
+
+
+def folder_files(folder: ModelFolder, families: Sequence[Family]) -> Iterator[TensorFile]:
+    """Headers of the weights that are read of a folder."""
+    for name in (*_denoiser_folders(families), *ENCODER_FOLDERS, "vae"):
+        if folder.has(name):
+            yield from folder.component(name).files
+
+
+def _denoiser_folders(families: Sequence[Family]) -> list[str]:
+    return list(dict.fromkeys(family.layout.denoiser_folder for family in families))
 
 
 def _family(folder: ModelFolder, config: dict[str, object], families: Sequence[Family]) -> Family:
@@ -135,21 +169,60 @@ def _prediction(folder: ModelFolder, family: Family) -> tuple[str, bool]:
 
 
 def _weight_files(folder: Path) -> tuple[TensorFile, ...]:
-    for name in WEIGHT_NAMES:
-        index = folder / f"{name}.safetensors.index.json"
-        if index.is_file():
-            weight_map = _read_json(index).get("weight_map")
-            shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
-            if not shards or not all(Path(shard).name == shard for shard in shards):
-                raise CheckpointError(f"{index} is damaged: its weight_map does not name files.")
-            return tuple(read_header(folder / shard) for shard in sorted(shards))
-        for suffix in ("", ".fp16", ".bf16", ".non_ema"):
-            file = folder / f"{name}{suffix}.safetensors"
-            if file.is_file():
-                return (read_header(file),)
+    """Headers of the first copy of the weights that is there as a whole."""
+    copies = sorted(_copies(folder), key=lambda copy: _preference(copy.variant))
+    for copy in copies:
+        if all(file.is_file() for file in copy.files):
+            return tuple(map(read_model_header, copy.files))
+    for copy in copies:
+        missing = next(file.name for file in copy.files if not file.is_file())
+        raise CheckpointError(
+            f"{folder}/ lacks {missing}, of which {copy.named_by} speaks. Download the folder "
+            "again."
+        )
     if any(folder.glob("*.bin")):
         raise UnsupportedModelError(f"{folder}/ holds pickled weights (.bin). {CONVERT_HINT}")
     raise CheckpointError(f"{folder}/ holds no .safetensors weights. Download the folder again.")
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """One of the ways in which a sub-folder's weights may lie there."""
+
+    variant: str
+    named_by: str
+    files: tuple[Path, ...]
+
+
+def _preference(variant: str) -> tuple[int, str]:
+    known = variant in PREFERRED
+    return (PREFERRED.index(variant) if known else len(PREFERRED), variant)
+
+
+def _copies(folder: Path) -> Iterator[_Copy]:
+    """Copies by an index, then single files, then shards without an index."""
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    for name in names:
+        if match := INDEX.fullmatch(name):
+            variant = match["variant"] or match["later"] or ""
+            yield _Copy(variant, name, _indexed(folder / name))
+    for name in names:
+        if not SHARD.fullmatch(name) and (match := WHOLE.fullmatch(name)):
+            yield _Copy(match["variant"] or "", name, (folder / name,))
+    for name in names:
+        if match := SHARD.fullmatch(name):
+            stem, count, tail = match["stem"], match["count"], match["tail"]
+            numbers = range(1, int(count) + 1)
+            files = tuple(folder / f"{stem}-{n:05}-of-{count}{tail}" for n in numbers)
+            yield _Copy(match["variant"] or match["later"] or "", name, files)
+
+
+def _indexed(index: Path) -> tuple[Path, ...]:
+    weight_map = _read_json(index).get("weight_map")
+    shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+    if not shards or not all(Path(shard).name == shard for shard in shards):
+        raise CheckpointError(f"{index} is damaged: its weight_map does not name files.")
+    return tuple(index.parent / shard for shard in sorted(shards))
 
 
 def _read_json(path: Path) -> dict[str, object]:

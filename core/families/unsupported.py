@@ -55,6 +55,7 @@ TEXT_ENCODER_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.we
 OTHER_PARTS = (
     "text_encoders.", "cond_stage_model.", "conditioner.", "first_stage_model.", "vae.",
 )  # fmt: skip
+EMA_KEY = re.compile(r"(^|\.)(model_ema|ema_model|ema|params_ema)\.")
 VAE_KEYS = ("decoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight", "decoder.1.weight")
 
 
@@ -154,6 +155,13 @@ def unknown_model(path: Path, tensors: dict[str, Tensors]) -> CheckpointError:
     if any(name.startswith(("control_model.", "input_hint_block.")) for name in names):
         return UnsupportedModelError(
             f"{path.name} is a ControlNet, not a checkpoint. {SUPPORTED}, each as a full model."
+        )
+    ema = next((name for name in names if EMA_KEY.search(name)), None)
+    if ema is not None:
+        return UnsupportedModelError(
+            f"{path.name} holds the EMA copy of its denoiser alone ({ema!r}), which hosts do not "
+            "read either. Use the checkpoint with the ordinary weights, or save the EMA weights "
+            "under the ordinary names ('model.diffusion_model.…')."
         )
     if parts:
         return CheckpointError(

@@ -17,7 +17,7 @@ from transformers import (
 
 from ...core.errors import CheckpointError
 from ...core.families import TensorSource
-from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
+from ...core.files.tensor_file import TensorFile, TensorInfo, read_model_header
 from .weights import Component, Source, Weights
 
 T5_TITLE = "T5 text encoder"
@@ -88,7 +88,7 @@ def encoder_file(kind: str, path: Path) -> Component:
     Raises:
         CheckpointError: the file does not hold such an encoder.
     """
-    file = read_header(path)
+    file = read_model_header(path)
     for ending in KINDS[kind].embeddings:
         found = next((key for key in file.tensors if key.endswith(ending)), None)
         if found is not None:

@@ -25,7 +25,7 @@ from ...core.families import (
     stated_encoder,
     text_encoder_prefix,
 )
-from ...core.files.tensor_file import TensorFile, read_header
+from ...core.files.tensor_file import TensorFile, read_model_header
 from ..families import half_of
 from .encoders import encoder_component
 from .weights import Component, Weights
@@ -56,7 +56,7 @@ class Parts:
 
 def single_file_parts(path: Path) -> Parts:
     """The parts of a .safetensors file."""
-    file = read_header(path)
+    file = read_model_header(path)
     detection = detect(file)
     facts = family(detection.family)
     config = facts.layout.network_config(denoiser_tensors(file, detection.denoiser_prefix))
@@ -84,7 +84,7 @@ def single_file_parts(path: Path) -> Parts:
 def folder_parts(path: Path) -> Parts:
     """The parts of a diffusers folder."""
     if not is_model_folder(path):
-        read_header(path)  # raises: a folder where a file is wanted
+        read_model_header(path)  # raises: a folder where a file is wanted
     folder = read_folder(path)
     detection = detect_folder(folder, FAMILIES)
     facts = family(detection.family)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
 from ...core.families import TensorSource
-from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
+from ...core.files.tensor_file import TensorFile, TensorInfo, read_model_header
 from .weights import Component, Source, Weights
 
 PREFIXES = ("first_stage_model.", "vae.", "")
@@ -98,7 +98,7 @@ def find_decoder(files: Sequence[TensorFile], title: str) -> LatentDecoder:
 
 def decoder_file(path: Path) -> LatentDecoder:
     """The decoder in a VAE file that the user named."""
-    return find_decoder([read_header(path)], f"VAE {path.name}")
+    return find_decoder([read_model_header(path)], f"VAE {path.name}")
 
 
 def _kl_component(weights: Weights) -> Component:

@@ -315,6 +315,24 @@ def test_files_without_denoiser_say_what_they_hold(headers):
 
 
 @pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: "model_ema.diffusion_model" + name.replace(".", ""),
+        lambda name: "model_ema.diffusion_model." + name,
+        lambda name: "ema_model." + name,
+    ],
+)
+def test_an_ema_copy_alone_is_said_to_be_one(rename, headers):
+    ema = {
+        rename(k.removeprefix(PREFIX)) if k.startswith(PREFIX) else k: shape
+        for k, shape in headers["sd1"].items()
+    }
+    with pytest.raises(UnsupportedModelError, match=r"EMA copy of its denoiser alone"):
+        detect(header(ema))
+    assert detect(header(headers["sd1"] | ema)).family == "sd1"
+
+
+@pytest.mark.parametrize(
     "key", ["x_embedder.proj.weight", "pos_embed", "final_layer.linear.weight"]
 )
 def test_a_missing_tensor_that_detection_needs_is_named(key, headers):

@@ -31,7 +31,6 @@ STILL_WRONG = {
     "18-prompts-literal-syntax",
     "19-infotext-settings-line",
     "21-folder-config-crashes",
-    "23-vpred-in-metadata",
     "26-prompt-extremes",
     "27-streams-and-numbers",
     "29-state-json",

@@ -60,7 +60,8 @@ def _detection(found: Detection) -> Facts:
     names = ("family", "title", "prediction", "zero_terminal_snr", "resolution", "latent_channels",
              "text_encoders", "vae")  # fmt: skip
     facts: Facts = {name: getattr(found, name) for name in names}
-    return facts | {"text_encoders": list(found.text_encoders)}
+    facts |= {"text_encoders": list(found.text_encoders)}
+    return facts | ({"notes": list(found.notes)} if found.notes else {})
 
 
 def _lora(header: TensorFile) -> Facts:

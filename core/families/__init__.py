@@ -1,5 +1,6 @@
 """Model families: detection from tensor names and shapes, and the facts of each family."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from .base import (
     VaeFacts,
 )
 from .folder import detect_folder, encoder_folders, folder_files, is_model_folder, read_folder
+from .prediction import full_title, with_metadata
 from .stated import (
     ENCODER_PLACE,
     STATED_KEY,
@@ -29,7 +31,13 @@ from .stated import (
     stated_settings,
     states,
 )
-from .unsupported import refuse_quantised, refuse_storage, refuse_variants, unknown_model
+from .unsupported import (
+    refuse_empty,
+    refuse_quantised,
+    refuse_storage,
+    refuse_variants,
+    unknown_model,
+)
 
 FAMILIES: list[Family] = []
 """In the order they are tried."""
@@ -92,6 +100,7 @@ def detect(file: TensorFile) -> Detection:
             refuse_variants(file, tensors)
             for item in FAMILIES:
                 if item.detection.matches(tensors):
+                    refuse_empty(file.path.name, prefix, tensors)
                     item.layout.network_config(tensors)  # refuses what it cannot make sense of
                     return _detection(file, item, prefix, tensors)
         except (IndexError, ZeroDivisionError) as error:
@@ -115,7 +124,7 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
     kinds = [kind for kind in item.text.prefixes if text_encoder_prefix(file, item, kind)]
     if "text_encoder" in stated:
         kinds.append(str(stated["text_encoder"]))
-    return Detection(
+    found = Detection(
         resolution=min(resolution, limit) if isinstance(limit, int) else resolution,
         family=item.name,
         latent_channels=tensors[item.detection.input_layer].shape[1],
@@ -126,6 +135,9 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
         stated=stated,
         **facts,  # type: ignore[arg-type]
     )
+    found = with_metadata(found, file.metadata, item.sampling.predictions, file.path.name)
+    title = full_title(found.title, found.prediction, found.zero_terminal_snr)
+    return replace(found, title=title)
 
 
 def text_encoder_prefix(file: TensorFile, item: Family, kind: str) -> str | None:

@@ -81,7 +81,8 @@ class Detection:
     """What the names and shapes of a checkpoint's tensors say about it.
 
     `stated` is what a checkpoint says of itself in its metadata (`stated.py`): the guidance and
-    steps it was made for, and the kind of text encoder that it brings. Empty for most.
+    steps it was made for, and the kind of text encoder that it brings. Empty for most. `notes` are
+    what a user should know about how it is taken.
     """
 
     family: str
@@ -99,6 +100,7 @@ class Detection:
     folder: bool = False
     """A diffusers folder instead of a single file."""
     stated: Mapping[str, object] = field(default_factory=dict, hash=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def has_vae(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError, UnsupportedModelError
 from ..files.tensor_file import CONVERT_HINT, TensorFile, read_model_header
 from .base import Detection, Family
+from .prediction import full_title
 from .unsupported import SUPPORTED
 
 MAX_JSON_BYTES = 50_000_000
@@ -95,7 +96,6 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
     family = _family(folder, config, families)
     prediction, zero_snr = _prediction(folder, family)
     facts = family.detection.describe_folder(config)
-    title = f"{facts['title']}{' (v-prediction)' if prediction == 'v' else ''}"
     limit = facts.get("max_resolution")
     limit = limit if isinstance(limit, int) else None
     sampling = family.sampling
@@ -107,7 +107,7 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
     vae = folder.component("vae") if folder.has("vae") else None
     return Detection(
         family=family.name,
-        title=title.replace("on)", "on, zero terminal SNR)") if zero_snr else title,
+        title=full_title(str(facts["title"]), prediction, zero_snr),
         prediction=prediction,  # type: ignore[arg-type]
         latent_channels=_int(config.get("in_channels"), 4),
         denoiser_prefix="",

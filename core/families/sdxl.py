@@ -20,14 +20,11 @@ VAE = base.VaeFacts(
 
 
 def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, object]:
-    if "v_pred" not in everything:
-        return {"title": LABEL, "prediction": "eps"}
-    if "ztsnr" not in everything:
-        return {"title": "SDXL (v-prediction)", "prediction": "v"}
+    predicts_v = "v_pred" in everything
     return {
-        "title": "SDXL (v-prediction, zero terminal SNR)",
-        "prediction": "v",
-        "zero_terminal_snr": True,
+        "title": LABEL,
+        "prediction": "v" if predicts_v else "eps",
+        "zero_terminal_snr": predicts_v and "ztsnr" in everything,
     }
 
 

@@ -50,6 +50,8 @@ ARCHITECTURES = (
     ("a diffusers UNet without its folder", "down_blocks.0.resnets.0.conv1.weight"),
     ("a diffusers SD3 without its folder", "transformer_blocks.0.attn.add_q_proj.weight"),
 )  # fmt: skip
+MARKERS = ("v_pred", "ztsnr")
+"""Tensors that say something by being there; they may be empty."""
 EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 TEXT_ENCODER_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")
 OTHER_PARTS = (
@@ -89,6 +91,20 @@ def refuse_quantised(name: str, keys: Iterable[str]) -> None:
             raise UnsupportedModelError(
                 f"{name} holds quantised weights with separate scales (scaled fp8, nf4 or the "
                 f"like: {key!r}). Use the fp16, bf16, fp32 or plain fp8 version of this model."
+            )
+
+
+def refuse_empty(name: str, prefix: str, tensors: Tensors) -> None:
+    """Refuse tensors of a network that hold no number.
+
+    Raises:
+        CheckpointError: names the first.
+    """
+    for key, info in tensors.items():
+        if not info.count and key not in MARKERS:
+            raise CheckpointError(
+                f"{name}: {prefix + key!r} has shape {info.shape}, so it holds nothing. The file "
+                "is damaged; download it again, or save it again from your host."
             )
 
 

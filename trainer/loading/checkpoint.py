@@ -169,6 +169,7 @@ def load_checkpoint(
     """
     path, notes = Path(path), []
     parts, encoders = find_components(path, overrides.text_encoders, notes)
+    notes += parts.detection.notes
     detection = _with_prediction(parts.detection, overrides.prediction, notes)
     detection = _with_zero_snr(detection, overrides.zero_terminal_snr, notes)
     facts = family(detection.family)

@@ -18,9 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = sorted((ROOT / "tests" / "cases").glob("*.py"))
 STILL_WRONG = {
     "01-png-json-parameters",
-    "02-folder-edm-scheduler",
-    "04-folder-ssd1b-crash",
-    "05-folder-lcm-cond-proj",
     "07-clips-swapped",
     "08-nan-pictures",
     "10-tilde",

@@ -118,6 +118,8 @@ class DetectionFacts:
         input_layer: the denoiser's tensor whose second axis is the latent's channels.
         matches_folder: the same as `matches`, by (denoiser's config, name of the pipeline).
         describe_folder: the same as `describe`, by the denoiser's config.
+        check_folder: refuses a denoiser's config with values that are not handled, by (config,
+            what to call its file).
     """
 
     matches: Callable[[Tensors], bool]
@@ -125,6 +127,7 @@ class DetectionFacts:
     input_layer: str
     matches_folder: Callable[[Config, str], bool] = lambda config, pipeline: False
     describe_folder: Callable[[Config], dict[str, object]] = lambda config: {}
+    check_folder: Callable[[Config, str], None] = lambda config, label: None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from ..errors import CheckpointError, UnsupportedModelError
 from ..files.tensor_file import CONVERT_HINT, TensorFile, read_model_header
 from .base import Detection, Family
 from .prediction import full_title
-from .unsupported import SUPPORTED
+from .scheduler import read_scheduler
+from .unsupported import SUPPORTED, refuse_empty, refuse_extra_inputs, refuse_quantised
 
 MAX_JSON_BYTES = 50_000_000
 WEIGHT_NAMES = r"(?:diffusion_pytorch_model|model|pytorch_model)"
@@ -28,7 +29,6 @@ WHOLE = re.compile(rf"{WEIGHT_NAMES}{VARIANT}\.safetensors")
 PREFERRED = ("", "fp32", "fp16", "bf16", "non_ema")
 """Of several copies of the weights the first of these is read, then any other."""
 ENCODER_FOLDERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
-CLASS_OF_PREDICTION = {"epsilon": "eps", "v_prediction": "v"}
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,15 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
             f"{folder.path.name}/ has no denoiser (neither {named} with a "
             "config.json). Give a complete diffusers folder."
         )
-    config = folder.component(name).config
+    denoiser = folder.component(name)
+    config, weights = denoiser.config, {k: v for f in denoiser.files for k, v in f.tensors.items()}
+    refuse_empty(f"{folder.path.name}/{name}", "", weights)
+    refuse_quantised(f"{folder.path.name}/{name}", weights)
     family = _family(folder, config, families)
-    prediction, zero_snr = _prediction(folder, family)
+    label = f"{folder.path.name}/{name}/config.json"
+    family.detection.check_folder(config, label)
+    refuse_extra_inputs(folder.path.name, weights)
+    prediction, zero_snr, notes = read_scheduler(folder.scheduler, family, folder.path.name)
     facts = family.detection.describe_folder(config)
     limit = facts.get("max_resolution")
     limit = limit if isinstance(limit, int) else None
@@ -124,6 +130,7 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
         if "Tiny" in str(vae.config.get("_class_name"))
         else "kl",
         folder=True,
+        notes=notes,
     )
 
 
@@ -154,18 +161,6 @@ def _family(folder: ModelFolder, config: dict[str, object], families: Sequence[F
         f"{folder.path.name}/ is a {pipeline} with a {kind} of {channels} input channels and text "
         f"width {width}, which is not supported. {SUPPORTED}."
     )
-
-
-def _prediction(folder: ModelFolder, family: Family) -> tuple[str, bool]:
-    if family.sampling.schedule == "flow":
-        return "flow", False
-    stated = str(folder.scheduler.get("prediction_type", "epsilon"))
-    if stated not in CLASS_OF_PREDICTION:
-        raise UnsupportedModelError(
-            f"{folder.path.name}/ predicts {stated!r}; supported are epsilon and v_prediction."
-        )
-    zero_snr = stated == "v_prediction" and bool(folder.scheduler.get("rescale_betas_zero_snr"))
-    return CLASS_OF_PREDICTION[stated], zero_snr
 
 
 def _weight_files(folder: Path) -> tuple[TensorFile, ...]:

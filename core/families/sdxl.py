@@ -1,10 +1,21 @@
 """SDXL: a UNet with CLIP-L + CLIP-G context and size conditioning; eps, or v by a marker key."""
 
+from ..errors import UnsupportedModelError
 from . import base, unet
+from .config_values import Rule, check_config, is_whole, one_of
 
 LABEL = "SDXL"
 HEAD_WIDTH = 64
-TIME_ID_WIDTH = 256
+TIME_ID_WIDTH, TIME_IDS = 256, 6
+REFINER_INPUTS = 2560
+SIZE_RULES = {
+    "addition_time_embed_dim": Rule(one_of(TIME_ID_WIDTH), "256", required=True),
+    "projection_class_embeddings_input_dim": Rule(
+        lambda value: is_whole(value) and int(str(value)) > TIME_IDS * TIME_ID_WIDTH,
+        "a whole number above 1536",
+        required=True,
+    ),
+}
 
 VAE = base.VaeFacts(
     scaling_factor=0.13025,
@@ -42,10 +53,15 @@ def _network_config(tensors: base.Tensors) -> base.Config:
 
 def _matches_folder(config: base.Config, pipeline: str) -> bool:
     return (
-        unet.is_unet_folder(config, pipeline)
-        and config.get("addition_embed_type") == "text_time"
-        and config.get("encoder_hid_dim") is None
+        unet.is_unet_folder(config, pipeline) and config.get("addition_embed_type") == "text_time"
     )
+
+
+def _check_folder(config: base.Config, label: str) -> None:
+    if config.get("projection_class_embeddings_input_dim") == REFINER_INPUTS:
+        raise UnsupportedModelError(f"{label}: this is the SDXL refiner; use the SDXL base model.")
+    unet.check_folder(config, label)
+    check_config(config, SIZE_RULES, label)
 
 
 FAMILY = base.Family(
@@ -58,6 +74,7 @@ FAMILY = base.Family(
         input_layer=unet.INPUT_LAYER,
         matches_folder=_matches_folder,
         describe_folder=lambda config: {"title": LABEL},
+        check_folder=_check_folder,
     ),
     layout=base.LayoutFacts(
         network_config=_network_config,

@@ -57,6 +57,14 @@ TEXT_ENCODER_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.we
 OTHER_PARTS = (
     "text_encoders.", "cond_stage_model.", "conditioner.", "first_stage_model.", "vae.",
 )  # fmt: skip
+EXTRA_INPUTS = (
+    (r"(^|\.)(time_embed|time_embedding)\.cond_proj\.",
+     "a latent consistency model (LCM) distilled with guidance as an input"),
+    (r"(^|\.)position_net\.|\.fuser\.", "a GLIGEN model, which takes boxes"),
+    (r"(^|\.)motion_modules?\.|\.temporal_transformer\.", "an AnimateDiff model"),
+    (r"\.(to_[kv]_ip|processor\.)", "a model with an IP-Adapter in it"),
+    (r"(^|\.)class_embedding\.", "a UNet with class labels as a further input"),
+)  # fmt: skip
 EMA_KEY = re.compile(r"(^|\.)(model_ema|ema_model|ema|params_ema)\.")
 VAE_KEYS = ("decoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight", "decoder.1.weight")
 
@@ -108,6 +116,20 @@ def refuse_empty(name: str, prefix: str, tensors: Tensors) -> None:
             )
 
 
+def refuse_extra_inputs(name: str, tensors: Tensors) -> None:
+    """Refuse a network that takes more than noised latents, time and text.
+
+    Raises:
+        UnsupportedModelError: names the tensor and what the model is.
+    """
+    for key in tensors:
+        for pattern, model in EXTRA_INPUTS:
+            if re.search(pattern, key):
+                raise UnsupportedModelError(
+                    f"{name} is {model} (it has {key!r}), which is not supported. {SUPPORTED}."
+                )
+
+
 def refuse_variants(file: TensorFile, tensors: Tensors) -> None:
     """Refuse relatives of the supported families that need another objective or input.
 
@@ -131,6 +153,7 @@ def _variant(file: TensorFile, tensors: Tensors) -> str | None:
         return None if channels == 16 else f"an SD3 variant with {channels} input channels"
     if not is_unet(tensors):
         return None
+    refuse_extra_inputs(file.path.name, tensors)
     if any(".time_stack." in key or ".time_mix_blocks." in key for key in tensors):
         return "a video model (Stable Video Diffusion)"
     return _unet_variant(tensors)

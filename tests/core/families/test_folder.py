@@ -8,8 +8,9 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+import torch
 from dpdmd_studio.app.estimate import bytes_in_16_bit
-from dpdmd_studio.core.errors import CheckpointError
+from dpdmd_studio.core.errors import CheckpointError, UnsupportedModelError
 from dpdmd_studio.core.families import identify, read_folder
 from safetensors.torch import load_file, save_file
 
@@ -102,4 +103,162 @@ def test_a_part_without_weights_is_named_by_whoever_asks_what_the_folder_is(part
     path = folder("sd1")
     next((path / part).glob("*.safetensors")).unlink()
     with pytest.raises(CheckpointError, match=rf"{part}/ holds no .safetensors weights"):
+        identify(path)
+
+
+def change(path: Path, **entries: object) -> None:
+    """Change entries of a JSON file; "absent" takes one away."""
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    path.parent.mkdir(exist_ok=True)
+    config |= entries
+    kept = {name: value for name, value in config.items() if value != "absent"}
+    path.write_text(json.dumps(kept))
+
+
+SCHEDULERS = {
+    ("sdxl", "EDMEulerScheduler"): ({}, "EDM variant"),
+    ("sdxl", "EDMDPMSolverMultistepScheduler"): ({"sigma_data": 0.5}, "EDM variant"),
+    ("sd1", "EulerDiscreteScheduler"): ({"sigma_data": 1.0}, "EDM variant"),
+    ("sdxl", "EulerDiscreteScheduler"): ({"timestep_type": "continuous"}, "timestep_type"),
+    ("sdxl", "HeunDiscreteScheduler"): ({"sigma_max": 80.0}, "sigma_max is 80.0; expected null"),
+    ("sdxl", "FlowMatchEulerDiscreteScheduler"): ({"shift": 3.0}, "rectified flow"),
+    ("sdxl", "UniPCMultistepScheduler"): ({"prediction_type": "flow_prediction"}, "rectified flow"),
+    ("sd1", "DPMSolverMultistepScheduler"): ({"use_flow_sigmas": True}, "rectified flow"),
+    ("sd1", "DDIMScheduler"): ({"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
+    ("sdxl", "PNDMScheduler"): ({"beta_end": 0.02}, "beta_end is 0.02; expected 0.012"),
+    ("sdxl", "DDPMScheduler"): ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
+    ("sd1", "LMSDiscreteScheduler"): ({"num_train_timesteps": 4000}, "num_train_timesteps is 4000"),
+    ("sd1", "EulerAncestralDiscreteScheduler"): ({"prediction_type": "sample"}, "predicts"),
+    ("sd1", "PNDMScheduler"): ({"prediction_type": ["epsilon"]}, "predicts"),
+    ("sdxl", "DDIMScheduler"): ({"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+    ("sdxl", "CMStochasticIterativeScheduler"): ({}, "is not a scheduler of"),
+    ("sd3", "DDIMScheduler"): ({}, "network is a flow"),
+    ("sd3", "DPMSolverMultistepScheduler"): ({"prediction_type": "epsilon"}, "network is a flow"),
+    ("sd3", "FlowMatchEulerDiscreteScheduler"): ({"invert_sigmas": True}, "invert_sigmas"),
+    ("sd3", "FlowMatchHeunDiscreteScheduler"): ({"shift": "high"}, "shift is 'high'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind"), SCHEDULERS)
+def test_a_scheduler_of_another_kind_is_refused_by_name(name, kind, folder):
+    entries, message = SCHEDULERS[name, kind]
+    path = folder(name)
+    change(path / "scheduler" / "scheduler_config.json", _class_name=kind, **entries)
+    with pytest.raises(UnsupportedModelError, match=message):
+        identify(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "note"),
+    [
+        ("sd1", {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear",
+                 "beta_start": 0.00085, "beta_end": 0.012, "trained_betas": None}, ""),
+        ("sdxl", {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing",
+                  "use_karras_sigmas": True, "sigma_max": None}, ""),
+        ("sdxl", {"_class_name": "LCMScheduler"}, "distilled already"),
+        ("sd1", {"_class_name": "TCDScheduler"}, "distilled already"),
+        ("sd1", {"prediction_type": None}, ""),
+        ("sd3", {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, ""),
+        ("sd3", {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}, "by 1; here"),
+        ("sd3", {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
+         "image's size"),
+        ("sd35", {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, ""),
+    ],
+)  # fmt: skip
+def test_a_scheduler_of_the_familys_kind_is_taken(name, entries, note, folder):
+    path = folder(name)
+    change(path / "scheduler" / "scheduler_config.json", **entries)
+    found = identify(path)
+    assert found.prediction == ("flow" if name.startswith("sd3") else "eps")
+    assert note in " ".join(found.notes) and bool(found.notes) == bool(note)
+
+
+UNETS = {
+    "LCM": {"time_cond_proj_dim": 256},
+    "class labels": {"class_embed_type": "timestep"},
+    "class labels as": {"num_class_embeds": 10},
+    "Kolors": {"encoder_hid_dim": 4096},
+    "projection of its text or image": {"encoder_hid_dim_type": "ip_image_proj"},
+    "SSD-1B": {"transformer_layers_per_block": [1, [1, 2]]},
+    "pruned": {"reverse_transformer_layers_per_block": [2, 1]},
+    "number of heads": {"num_attention_heads": 8},
+    "whole number, or one for each level": {"attention_head_dim": "8"},
+    "does not divide": {"attention_head_dim": 7},
+    "does not divide .*channels": {"attention_head_dim": [1, 1, 1]},
+    "block_out_channels is None": {"block_out_channels": None},
+    "block_out_channels is 320": {"block_out_channels": 320},
+    r"block_out_channels is \[32, 0\]": {"block_out_channels": [32, 0]},
+    "go together": {"block_out_channels": [32, 64, 64]},
+    "go together. Supported": {"block_out_channels": [32, 65]},
+    "FooBlock": {"down_block_types": ["FooBlock", "CrossAttnDownBlock2D"]},
+    "do not go together": {"up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"][:1]},
+    "cross_attention_dim is 'abc'": {"cross_attention_dim": "abc"},
+    "cross_attention_dim is True": {"cross_attention_dim": True},
+    "has no cross_attention_dim": {"cross_attention_dim": "absent"},
+    "layers_per_block is -1": {"layers_per_block": -1},
+    "layers_per_block is 1.0": {"layers_per_block": 1.0},
+    "mid_block_type": {"mid_block_type": "UNetMidBlock2D"},
+    "out_channels is 8": {"out_channels": 8},
+    "norm_num_groups is 0": {"norm_num_groups": 0},
+    "act_fn is 'nope'": {"act_fn": "nope"},
+    "freq_shift is 1": {"freq_shift": 1},
+    "conv_in_kernel": {"conv_in_kernel": 5},
+    "attention_type is 'gated'": {"attention_type": "gated"},
+    "resnet_time_scale_shift": {"resnet_time_scale_shift": "scale_shift"},
+    "dropout is 'much'": {"dropout": "much"},
+}
+SDXL_UNETS = {
+    "refiner": {"projection_class_embeddings_input_dim": 2560, "cross_attention_dim": 1280},
+    "addition_time_embed_dim is 128": {"addition_time_embed_dim": 128},
+    "projection_class_embeddings_input_dim is 12": {"projection_class_embeddings_input_dim": 12},
+}
+TRANSFORMERS = {
+    "num_layers is 0": {"num_layers": 0},
+    "do not go with": {"caption_projection_dim": 128},
+    "do not go with caption": {"dual_attention_layers": [7]},
+    "dual_attention_layers is 'all'": {"dual_attention_layers": "all"},
+    "qk_norm is 'layer_norm'": {"qk_norm": "layer_norm"},
+    "patch_size is 4": {"patch_size": 4},
+    "has no joint_attention_dim": {"joint_attention_dim": "absent"},
+    "pos_embed_max_size is None": {"pos_embed_max_size": None},
+}
+CONFIGS = [
+    *(("sd1", message, entries) for message, entries in UNETS.items()),
+    *(("sdxl", message, entries) for message, entries in (UNETS | SDXL_UNETS).items()),
+    *(("sd35", message, entries) for message, entries in TRANSFORMERS.items()),
+]
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd35"])
+def test_a_denoisers_config_that_is_not_handled_is_refused_by_name(name, folder):
+    path = folder(name)
+    place = path / ("transformer" if name == "sd35" else "unet") / "config.json"
+    whole = place.read_text()
+    for family, message, entries in CONFIGS:
+        if family == name:
+            place.write_text(whole)
+            change(place, **entries)
+            with pytest.raises(UnsupportedModelError, match=message):
+                identify(path)
+    place.write_text(whole)
+    change(place, unheard_of={"a": 1}, sample_size=96)
+    assert identify(path).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("time_embedding.cond_proj.weight", "LCM"),
+        ("position_net.null_positive_feature", "GLIGEN"),
+        ("down_blocks.0.motion_modules.0.norm.weight", "AnimateDiff"),
+        ("down_blocks.1.attentions.0.transformer_blocks.0.attn2.processor.to_k_ip.0.weight",
+         "IP-Adapter"),
+        ("conv_in.weight_scale", "quantised"),
+    ],
+)  # fmt: skip
+def test_weights_with_more_than_the_config_says_are_refused_by_name(key, message, folder):
+    path = folder("sdxl")
+    (file,) = (path / "unet").glob("*.safetensors")
+    save_file(load_file(file) | {key: torch.ones(2)}, file)
+    with pytest.raises(UnsupportedModelError, match=message):
         identify(path)

@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CASES = sorted((ROOT / "tests" / "cases").glob("*.py"))
 STILL_WRONG = {
     "01-png-json-parameters",
-    "07-clips-swapped",
     "08-nan-pictures",
     "10-tilde",
     "13-inspect-odd-loras",
@@ -27,7 +26,6 @@ STILL_WRONG = {
     "17-lora-fp8",
     "18-prompts-literal-syntax",
     "19-infotext-settings-line",
-    "21-folder-config-crashes",
     "26-prompt-extremes",
     "27-streams-and-numbers",
     "29-state-json",

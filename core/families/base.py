@@ -190,6 +190,8 @@ class TextFacts:
         prefixes: where each encoder lies in a single file; the first prefix found is used.
         context_width: name, in the denoiser's config, of the width of its text input.
         pooled_width: the same of its pooled input; empty where the config does not say.
+        pooled_kinds: the encoders whose pooled vectors the denoiser reads, one behind the other.
+        pooled_input: how wide they are together, by the denoiser's config, or None.
         needs_all: whether it cannot do without some of them.
         clip_skip: whether the user's clip skip decides which layer of a CLIP is read.
         hidden_layer: where it does not, the layer that is read: 1 the last, 2 the last but one.
@@ -204,6 +206,8 @@ class TextFacts:
     prefixes: Mapping[str, tuple[str, ...]]
     context_width: str
     pooled_width: str = ""
+    pooled_kinds: tuple[str, ...] = ()
+    pooled_input: Callable[[Config], int | None] = lambda config: None
     needs_all: bool = True
     clip_skip: bool = False
     hidden_layer: int = 2

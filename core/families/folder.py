@@ -12,6 +12,7 @@ from .base import Detection, Family
 from .prediction import full_title
 from .scheduler import read_scheduler
 from .unsupported import SUPPORTED, refuse_empty, refuse_extra_inputs, refuse_quantised
+from .vae import check_vae_config, folder_vae
 
 MAX_JSON_BYTES = 50_000_000
 WEIGHT_NAMES = r"(?:diffusion_pytorch_model|model|pytorch_model)"
@@ -111,11 +112,17 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
         if folder.has(part)
     }
     vae = folder.component("vae") if folder.has("vae") else None
+    channels, kind = _int(config.get("in_channels"), 4), None
+    if vae is not None:
+        vae_label = f"{folder.path.name}/vae"
+        notes += check_vae_config(vae.config, family.vae, f"{vae_label}/config.json")
+        kind, more = folder_vae(vae.config, vae.files, channels, vae_label)
+        notes += more
     return Detection(
         family=family.name,
         title=full_title(str(facts["title"]), prediction, zero_snr),
         prediction=prediction,  # type: ignore[arg-type]
-        latent_channels=_int(config.get("in_channels"), 4),
+        latent_channels=channels,
         denoiser_prefix="",
         resolution=min(sampling.resolution, limit or sampling.resolution),
         max_resolution=limit,
@@ -124,11 +131,7 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
         text_encoders=tuple(
             kind for kind, part in encoder_folders(family).items() if part in parts
         ),
-        vae=None
-        if vae is None
-        else "tiny"
-        if "Tiny" in str(vae.config.get("_class_name"))
-        else "kl",
+        vae=kind,
         folder=True,
         notes=notes,
     )

@@ -279,6 +279,8 @@ FAMILY = base.Family(
         },
         context_width="joint_attention_dim",
         pooled_width="pooled_projection_dim",
+        pooled_kinds=("clip_l", "clip_g"),
+        pooled_input=lambda config: int(str(config["pooled_projection_dim"])),
         needs_all=False,
     ),
     vae=VAE,

@@ -57,6 +57,11 @@ def _matches_folder(config: base.Config, pipeline: str) -> bool:
     )
 
 
+def _pooled_input(config: base.Config) -> int:
+    inputs = int(str(config["projection_class_embeddings_input_dim"]))
+    return inputs - TIME_IDS * TIME_ID_WIDTH
+
+
 def _check_folder(config: base.Config, label: str) -> None:
     if config.get("projection_class_embeddings_input_dim") == REFINER_INPUTS:
         raise UnsupportedModelError(f"{label}: this is the SDXL refiner; use the SDXL base model.")
@@ -96,6 +101,8 @@ FAMILY = base.Family(
             "clip_g": ("conditioner.embedders.1.model.",),
         },
         context_width="cross_attention_dim",
+        pooled_kinds=("clip_g",),
+        pooled_input=_pooled_input,
         repeatable=True,
     ),
     vae=VAE,

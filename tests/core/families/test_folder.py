@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import checkpoints
 import pytest
 import torch
 from dpdmd_studio.app.estimate import bytes_in_16_bit
+from dpdmd_studio.app.library.inspect import inspect
 from dpdmd_studio.core.errors import CheckpointError, UnsupportedModelError
-from dpdmd_studio.core.families import identify, read_folder
+from dpdmd_studio.core.families import check_files, family, identify, read_folder
 from safetensors.torch import load_file, save_file
 
 MAKERS = {
@@ -26,8 +28,13 @@ UNET = "diffusion_pytorch_model"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A folder of each family, not to be changed."""
-    place = tmp_path_factory.mktemp("folders")
-    return {name: checkpoints.save_folder(place / name, make()) for name, make in MAKERS.items()}
+    place, made = tmp_path_factory.mktemp("folders"), {}
+    for name, make in MAKERS.items():
+        made[name] = checkpoints.save_folder(place / name, make())
+        facts = family(identify(made[name]).family).vae
+        factors = {"scaling_factor": facts.scaling_factor, "shift_factor": facts.shift_factor}
+        change(made[name] / "vae" / "config.json", **factors)
+    return made
 
 
 @pytest.fixture
@@ -234,8 +241,8 @@ def test_a_denoisers_config_that_is_not_handled_is_refused_by_name(name, folder)
     path = folder(name)
     place = path / ("transformer" if name == "sd35" else "unet") / "config.json"
     whole = place.read_text()
-    for family, message, entries in CONFIGS:
-        if family == name:
+    for kind, message, entries in CONFIGS:
+        if kind == name:
             place.write_text(whole)
             change(place, **entries)
             with pytest.raises(UnsupportedModelError, match=message):
@@ -262,3 +269,81 @@ def test_weights_with_more_than_the_config_says_are_refused_by_name(key, message
     save_file(load_file(file) | {key: torch.ones(2)}, file)
     with pytest.raises(UnsupportedModelError, match=message):
         identify(path)
+
+
+VAES = {
+    "statistics of their own": {"latents_mean": [[[[-1.6, 1.1, 0.3, 0.2]]]]},
+    "statistics of their own .*Playground": {"latents_std": [8.4, 4.7, 5.3, 5.5]},
+}
+
+
+@pytest.mark.parametrize("message", VAES)
+def test_latents_with_statistics_of_their_own_are_refused(message, folder):
+    path = folder("sdxl")
+    change(path / "vae" / "config.json", **VAES[message])
+    with pytest.raises(UnsupportedModelError, match=message):
+        identify(path)
+
+
+@pytest.mark.parametrize(
+    ("entries", "kind", "note"),
+    [
+        ({"scaling_factor": 0.18215}, "kl", "scaling_factor is 0.18215; 0.13025 is used"),
+        ({"shift_factor": "much"}, "kl", "shift_factor is 'much'"),
+        ({"_class_name": "AutoencoderDC"}, None, "a VAE AutoencoderDC is not supported"),
+        ({"norm_num_groups": 16}, None, "of 16 groups"),
+        ({"block_out_channels": None, "scaling_factor": "absent"}, "kl", ""),
+    ],
+)
+def test_a_vae_that_is_not_the_familys_is_noted(entries, kind, note, folder):
+    path = folder("sdxl")
+    change(path / "vae" / "config.json", **entries)
+    found = identify(path)
+    assert found.vae == kind and note in " ".join(found.notes) and bool(note) == bool(found.notes)
+
+
+ENCODERS = {
+    "do not divide": ("text_encoder", {"num_attention_heads": 7}),
+    "num_attention_heads is 0": ("text_encoder_2", {"num_attention_heads": 0}),
+    "num_attention_heads is 'x'": ("text_encoder", {"num_attention_heads": "x"}),
+    "hidden_act is 'nope'": ("text_encoder", {"hidden_act": "nope"}),
+    "hidden_act is 5": ("text_encoder_2", {"hidden_act": 5}),
+    "layer_norm_eps is 0.1": ("text_encoder", {"layer_norm_eps": 0.1}),
+    "feed_forward_proj is 'relu'": ("text_encoder_3", {"feed_forward_proj": "relu"}),
+    "relative_attention_max_distance": (
+        "text_encoder_3", {"relative_attention_max_distance": 64}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", ENCODERS)
+def test_a_text_encoders_config_that_is_not_handled_is_refused_by_name(message, folder):
+    part, entries = ENCODERS[message]
+    path = folder("sd3")
+    change(path / part / "config.json", **entries)
+    with pytest.raises(UnsupportedModelError, match=message):
+        check_files(path, {})
+    assert re.search(message, str(inspect(path)["problem"]))
+
+
+def test_a_text_encoders_config_that_only_repeats_shapes_is_not_needed(folder):
+    path = folder("sd3")
+    odd = {"hidden_size": "abc", "vocab_size": None, "num_hidden_layers": [], "d_model": -1}
+    for part in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+        change(path / part / "config.json", **odd)
+    assert check_files(path, {}) == identify(path)
+    assert "problem" not in inspect(path)
+
+
+def test_text_encoders_in_each_others_place_are_named(folder):
+    path = folder("sd3")
+    parts = [path / name for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    parts[0].rename(path / "aside")
+    parts[1].rename(parts[0])
+    (path / "aside").rename(parts[1])
+    with pytest.raises(CheckpointError, match=r"lacks 'text_projection.weight'.*CLIP-L"):
+        check_files(path, {})
+    parts[0].rename(path / "aside")
+    parts[2].rename(parts[0])
+    (path / "aside").rename(parts[2])
+    with pytest.raises(CheckpointError, match=r"text_encoder/ holds a T5 .* CLIP-L .*expected"):
+        check_files(path, {})

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import UnsupportedModelError
-from .base import Config
 
 Test = Callable[[object], bool]
 
@@ -48,8 +47,9 @@ def all_of(*values: object) -> Test:
 
 def is_number(value: object, wanted: float) -> bool:
     """Whether it is a number as good as equal to that one."""
-    numeric = isinstance(value, int | float) and not isinstance(value, bool)
-    return numeric and abs(value - wanted) <= 1e-6 * max(1.0, abs(wanted))
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value - wanted) <= 1e-6 * max(1.0, abs(wanted))
 
 
 def number(wanted: float) -> Test:
@@ -61,7 +61,7 @@ WHOLE = Rule(is_whole, "a whole number", required=True)
 WHOLES = Rule(are_whole, "a list of whole numbers", required=True)
 
 
-def check_config(config: Config, rules: Mapping[str, Rule], label: str) -> None:
+def check_config(config: Mapping[str, object], rules: Mapping[str, Rule], label: str) -> None:
     """Refuse a config with entries that are not handled.
 
     Args:
@@ -86,7 +86,9 @@ def check_config(config: Config, rules: Mapping[str, Rule], label: str) -> None:
             )
 
 
-def refuse_entries(config: Config, entries: Sequence[tuple[str, str]], label: str) -> None:
+def refuse_entries(
+    config: Mapping[str, object], entries: Sequence[tuple[str, str]], label: str
+) -> None:
     """Refuse a config in which one of these entries says something.
 
     Args:

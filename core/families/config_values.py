@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from ..errors import UnsupportedModelError
 
+MAX_LAYERS, MAX_LEVELS = 100, 16
 Test = Callable[[object], bool]
 
 
@@ -28,9 +30,23 @@ def is_whole(value: object) -> bool:
     return type(value) is int and 1 <= value <= 10**6
 
 
+def is_count(value: object) -> bool:
+    """Whether it is a number of layers that a model may have; a huge one would take for ever."""
+    return is_whole(value) and int(str(value)) <= MAX_LAYERS
+
+
 def are_whole(value: object) -> bool:
-    """Whether it is a list of whole numbers that is not empty."""
-    return isinstance(value, list | tuple) and bool(value) and all(map(is_whole, value))
+    """Whether it is a list of whole numbers, one for each level of a network."""
+    return _is_list(value) and all(map(is_whole, value))
+
+
+def are_counts(value: object) -> bool:
+    """Whether it is a list of numbers of layers, one for each level of a network."""
+    return _is_list(value) and all(map(is_count, value))
+
+
+def _is_list(value: object) -> TypeGuard[list | tuple]:
+    return isinstance(value, list | tuple) and 0 < len(value) <= MAX_LEVELS
 
 
 def one_of(*values: object) -> Test:
@@ -40,9 +56,7 @@ def one_of(*values: object) -> Test:
 
 def all_of(*values: object) -> Test:
     """Whether it is a list of some of these."""
-    return lambda value: (
-        isinstance(value, list | tuple) and bool(value) and all(item in values for item in value)
-    )
+    return lambda value: _is_list(value) and all(item in values for item in value)
 
 
 def is_number(value: object, wanted: float) -> bool:
@@ -58,6 +72,7 @@ def number(wanted: float) -> Test:
 
 
 WHOLE = Rule(is_whole, "a whole number", required=True)
+COUNT = Rule(is_count, f"a whole number from 1 to {MAX_LAYERS}", required=True)
 WHOLES = Rule(are_whole, "a list of whole numbers", required=True)
 
 

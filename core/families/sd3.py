@@ -4,7 +4,7 @@ import math
 
 from ..errors import UnsupportedModelError
 from . import base
-from .config_values import WHOLE, Rule, check_config, is_whole, one_of
+from .config_values import COUNT, MAX_LAYERS, WHOLE, Rule, check_config, is_whole, one_of
 
 HEAD_WIDTH = 64
 SWAPPED: base.Change = "swap_halves"
@@ -12,6 +12,7 @@ LARGE_WIDTH, LARGE_DEPTH = 2432, 38
 INPUT_LAYER = "x_embedder.proj.weight"
 FOLDER_CLASS = "SD3Transformer2DModel"
 LATENT_CHANNELS = 16
+MAX_POSITIONS = 2048
 TITLE, TITLE_35 = "SD3 medium", "SD3.5 medium"
 
 VAE = base.VaeFacts(
@@ -27,14 +28,18 @@ VAE = base.VaeFacts(
 )  # fmt: skip
 
 FOLDER_RULES = {
-    "num_layers": WHOLE,
-    "num_attention_heads": WHOLE,
+    "num_layers": COUNT,
+    "num_attention_heads": COUNT,
     "attention_head_dim": Rule(one_of(HEAD_WIDTH), "64", required=True),
     "caption_projection_dim": WHOLE,
     "joint_attention_dim": WHOLE,
     "pooled_projection_dim": WHOLE,
     "patch_size": Rule(one_of(2), "2"),
-    "pos_embed_max_size": WHOLE,
+    "pos_embed_max_size": Rule(
+        lambda value: is_whole(value) and int(str(value)) <= MAX_POSITIONS,
+        f"a whole number up to {MAX_POSITIONS}",
+        required=True,
+    ),
     "sample_size": Rule(is_whole, "a whole number"),
     "out_channels": Rule(one_of(None, LATENT_CHANNELS), "16"),
     "dual_attention_layers": Rule(
@@ -42,6 +47,7 @@ FOLDER_RULES = {
             value is None
             or (
                 isinstance(value, list | tuple)
+                and len(value) <= MAX_LAYERS
                 and all(type(item) is int and item >= 0 for item in value)
             )
         ),

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from ..errors import UnsupportedModelError
 from .base import Config, LoraTargets, Tensors, TensorSource, count_blocks
 from .config_values import (
+    COUNT,
     WHOLE,
     WHOLES,
     Rule,
     all_of,
+    are_counts,
     are_whole,
     check_config,
+    is_count,
     is_whole,
     number,
     one_of,
@@ -73,9 +76,9 @@ FOLDER_RULES = {
     "down_block_types": Rule(all_of(*DOWN), f"a list of {' and '.join(DOWN)}", required=True),
     "up_block_types": Rule(all_of(*UP), f"a list of {' and '.join(UP)}", required=True),
     "mid_block_type": Rule(one_of(None, MIDDLE), MIDDLE),
-    "layers_per_block": WHOLE,
+    "layers_per_block": COUNT,
     "transformer_layers_per_block": Rule(
-        lambda value: is_whole(value) or are_whole(value), "a whole number, or one for each level"
+        lambda value: is_count(value) or are_counts(value), "a whole number, or one for each level"
     ),
     "attention_head_dim": Rule(
         lambda value: is_whole(value) or are_whole(value), "a whole number, or one for each level"

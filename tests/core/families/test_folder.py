@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -203,6 +204,8 @@ UNETS = {
     "cross_attention_dim is True": {"cross_attention_dim": True},
     "has no cross_attention_dim": {"cross_attention_dim": "absent"},
     "layers_per_block is -1": {"layers_per_block": -1},
+    "layers_per_block is 100000": {"layers_per_block": 100000},
+    "block_out_channels is .32, 32": {"block_out_channels": [32] * 400},
     "layers_per_block is 1.0": {"layers_per_block": 1.0},
     "mid_block_type": {"mid_block_type": "UNetMidBlock2D"},
     "out_channels is 8": {"out_channels": 8},
@@ -221,6 +224,8 @@ SDXL_UNETS = {
 }
 TRANSFORMERS = {
     "num_layers is 0": {"num_layers": 0},
+    "num_layers is 1000000": {"num_layers": 1000000},
+    "pos_embed_max_size is 900000": {"pos_embed_max_size": 900000},
     "do not go with": {"caption_projection_dim": 128},
     "do not go with caption": {"dual_attention_layers": [7]},
     "dual_attention_layers is 'all'": {"dual_attention_layers": "all"},
@@ -347,3 +352,31 @@ def test_text_encoders_in_each_others_place_are_named(folder):
     (path / "aside").rename(parts[2])
     with pytest.raises(CheckpointError, match=r"text_encoder/ holds a T5 .* CLIP-L .*expected"):
         check_files(path, {})
+
+
+ODD = [
+    None, True, False, 0, 1, -1, 2, 7, 32, 64, 1.5, 1e300, float("inf"), 10**30, "", "abc", "2",
+    [], [1], [0], [1, 2], [1, [2]], [None], ["DownBlock2D"], {}, {"a": 1}, "\0", [64] * 400,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd35"])
+def test_no_config_ends_in_anything_but_an_answer_or_one_of_our_errors(name, folder):
+    path, numbers = folder(name), random.Random(0)
+    flow = name == "sd35"
+    kind = "FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler"
+    scheduler = {"_class_name": kind, "prediction_type": "epsilon", "beta_end": 0.012, "shift": 3.0}
+    change(path / "scheduler" / "scheduler_config.json", **scheduler)
+    answered = 0
+    for _ in range(150):
+        place = numbers.choice([*sorted(path.glob("*/*.json")), path / "model_index.json"])
+        whole = place.read_text()
+        entry = numbers.choice(sorted(json.loads(whole)))
+        change(place, **{entry: numbers.choice(ODD)})
+        try:
+            check_files(path, {})
+            answered += 1
+        except CheckpointError as error:
+            assert len(str(error)) > 30  # noqa: PT017
+        place.write_text(whole)
+    assert answered

@@ -23,7 +23,7 @@ from dpdmd_studio.core.families import Family, family, identify
 from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
-from dpdmd_studio.trainer.loading.checkpoint import find_components
+from dpdmd_studio.trainer.loading.parts import find_components
 from dpdmd_studio.trainer.memory.packed_base import store_base
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype

@@ -98,7 +98,8 @@ def _estimate(arguments: argparse.Namespace) -> int:
     else:
         seconds, text = time_of_earlier_runs(path, detection, config)
         facts = {"seconds": seconds}
-    text = f"{detection.title}, {found.dtype}\n{memory_text(found)}\n{text}"
+    about = "".join(f"\n{note}" for note in detection.notes)
+    text = f"{detection.title}, {found.dtype}{about}\n{memory_text(found)}\n{text}"
     print_result(found.to_dict() | facts, text, arguments.json)
     return 0
 

@@ -34,7 +34,7 @@ from dpdmd_studio.core.families import Detection, Family, family, identify
 from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
-from dpdmd_studio.trainer.loading.checkpoint import find_components
+from dpdmd_studio.trainer.loading.parts import find_components
 from dpdmd_studio.trainer.memory.offload import OffloadRing
 from dpdmd_studio.trainer.memory.packed_base import RING, store_layers
 from dpdmd_studio.trainer.memory.weight_formats import FORMATS, NF4_BLOCK, Parts, WeightFormat

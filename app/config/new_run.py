@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...core.errors import CheckpointError, OutputError, SettingsError
-from ...core.families import Detection, identify
+from ...core.families import Detection, check_files
 from ...core.files.atomic_write import check_output, try_name
 from ..library.path_checks import check_name
 from .distill_config import DistillConfig
@@ -20,8 +20,8 @@ logger = logging.getLogger("dpdmd_studio.settings")
 def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> DistillRequest:
     """The request with absolute paths, once its files, settings and places are known to do.
 
-    Only headers of the checkpoint are read. What needs the trainer (does the device work, do the
-    teacher LoRAs fit, is a text encoder missing) comes out when the run begins.
+    Only headers of the model files are read. What needs the trainer (does the device work, do the
+    teacher LoRAs fit, is a tensor missing) comes out when the run begins.
 
     Args:
         folder: where the run will be.
@@ -36,7 +36,10 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
     for name in request.files():
         if not os.path.exists(name):
             raise CheckpointError(f"There is no file {name}. Check the spelling of the path.")
-    choose_resolutions(config, identify(Path(request.model.checkpoint)))
+    model = request.model
+    vae = Path(model.vae) if model.vae else None
+    detection = check_files(Path(model.checkpoint), model.text_encoders(), vae)
+    choose_resolutions(config, detection)
     check_name(request.output)
     _check_places(Path(folder).resolve(), request, overwrite)
     return request

@@ -25,6 +25,11 @@ class ModelFiles:
     t5: str | None = None
     vae: str | None = None
 
+    def text_encoders(self) -> dict[str, Path]:
+        """The text-encoder files that were named, by kind of encoder."""
+        named = {"clip_l": self.clip_l, "clip_g": self.clip_g, "t5xxl": self.t5}
+        return {kind: Path(file) for kind, file in named.items() if file}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherLora:

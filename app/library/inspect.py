@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ...core.errors import CheckpointError, LoraError, RecipeError
-from ...core.families import Detection, identify
+from ...core.families import check_own_parts, identify
 from ...core.families.lora_names import LORA_KEY
 from ...core.files.hashes import EMPTY_AUTOV1, Progress, file_hashes
 from ...core.files.tensor_file import DTYPE_BITS, TensorFile, read_header
@@ -34,7 +34,7 @@ def inspect(path: Path, progress: Progress | None = None, *, hashed: bool = True
     """
     path = Path(path)
     if os.path.isdir(path):
-        return {"file": str(path), "kind": "diffusers folder", **_detection(identify(path))}
+        return {"file": str(path), "kind": "diffusers folder", **_detection(path)}
     header = read_header(path)
     is_lora = any(LORA_KEY.search(key) for key in header.tensors)
     facts: Facts = {"file": str(path), "bytes": path.stat().st_size}
@@ -49,16 +49,23 @@ def inspect(path: Path, progress: Progress | None = None, *, hashed: bool = True
 
 def _checkpoint(header: TensorFile) -> Facts:
     try:
-        return {"kind": "checkpoint", **_detection(identify(header.path))}
+        return {"kind": "checkpoint", **_detection(header.path)}
     except CheckpointError as error:
         return {"kind": "other model file", "problem": str(error)}
 
 
-def _detection(found: Detection) -> Facts:
+def _detection(path: Path) -> Facts:
+    found = identify(path)
     names = ("family", "title", "prediction", "zero_terminal_snr", "resolution", "latent_channels",
              "text_encoders", "vae")  # fmt: skip
     facts: Facts = {name: getattr(found, name) for name in names}
-    return facts | {"text_encoders": list(found.text_encoders)}
+    facts |= {"text_encoders": list(found.text_encoders)}
+    facts |= {"notes": list(found.notes)} if found.notes else {}
+    try:
+        check_own_parts(path)
+    except CheckpointError as error:
+        facts["problem"] = str(error)
+    return facts
 
 
 def _lora(header: TensorFile) -> Facts:

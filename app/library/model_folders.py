@@ -17,7 +17,7 @@ from typing import Literal
 from ...core.errors import CheckpointError, SettingsError
 from ...core.families import DENOISER_PREFIXES, is_model_folder
 from ...core.families.lora_names import LORA_KEY
-from ...core.files.tensor_file import read_header
+from ...core.files.tensor_file import read_model_header
 from .path_checks import check_name, is_inside, resolved, typed_path
 
 Kind = Literal["checkpoint", "lora"]
@@ -177,7 +177,7 @@ def _is_kind(path: Path, size: int, kind: Kind) -> bool:
 def _kind(path: str, size: int, changed: int) -> str:
     """What a file's header says it is; size and time of change belong to the cache's key."""
     try:
-        names = read_header(path).tensors
+        names = read_model_header(path).tensors
     except CheckpointError:
         return "unreadable"
     if any(LORA_KEY.search(name) for name in names):

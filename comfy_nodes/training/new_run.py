@@ -104,7 +104,7 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
         include_teacher_loras=bool(lora and values.get("include_teacher_lora", False)),
     )
     marked = _marked(request.absolute(), prompts)
-    return Asked(marked, prompts, (*notes, *more, *said))
+    return Asked(marked, prompts, (*notes, *detection.notes, *more, *said))
 
 
 def _chosen(kind: str, name: object) -> str | None:

@@ -1,10 +1,12 @@
 """Model families: detection from tensor names and shapes, and the facts of each family."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..errors import CheckpointError
-from ..files.tensor_file import TensorFile, TensorInfo, read_header
+from ..files.tensor_file import TensorFile, TensorInfo, read_model_header
 from . import sd1, sd3, sdxl
 from .base import (
     DENOISER_PREFIXES,
@@ -19,7 +21,22 @@ from .base import (
     TensorTable,
     VaeFacts,
 )
-from .folder import detect_folder, encoder_folders, is_model_folder, read_folder
+from .encoders import (
+    EncoderPlace,
+    check_widths,
+    encoder_in_file,
+    encoders_in_use,
+    read_encoder,
+)
+from .folder import (
+    ModelFolder,
+    detect_folder,
+    encoder_folders,
+    folder_files,
+    is_model_folder,
+    read_folder,
+)
+from .prediction import full_title, with_metadata
 from .stated import (
     ENCODER_PLACE,
     STATED_KEY,
@@ -29,7 +46,14 @@ from .stated import (
     stated_settings,
     states,
 )
-from .unsupported import refuse_quantised, refuse_storage, refuse_variants, unknown_model
+from .unsupported import (
+    refuse_empty,
+    refuse_quantised,
+    refuse_storage,
+    refuse_variants,
+    unknown_model,
+)
+from .vae import check_decoder
 
 FAMILIES: list[Family] = []
 """In the order they are tried."""
@@ -38,6 +62,7 @@ FAMILY_LABELS: dict[str, str] = {}
 
 TINY_VAE_KEY = "first_stage_model.taesd_decoder.1.weight"
 KL_VAE_KEY = "first_stage_model.decoder.conv_in.weight"
+PRIVATE = "_"
 
 
 def register(item: Family) -> None:
@@ -56,15 +81,173 @@ def family(name: str) -> Family:
     return next(item for item in FAMILIES if item.name == name)
 
 
+@dataclass(frozen=True)
+class ModelHeaders:
+    """What a checkpoint's headers and configs tell, whether it is a file or a folder.
+
+    Attributes:
+        config: the denoiser's diffusers config.
+        denoiser: header of the file, or of the shards, that the denoiser lies in.
+        encoders: where the text encoders lie that it brings, by kind.
+        vae_files: headers of the file or shards of a VAE that can be used; empty without.
+    """
+
+    detection: Detection
+    config: Config
+    denoiser: tuple[TensorFile, ...]
+    encoders: Mapping[str, EncoderPlace]
+    vae_files: tuple[TensorFile, ...]
+
+
 def identify(path: Path) -> Detection:
     """What the checkpoint at `path` is: a single file or a diffusers folder.
 
     Raises:
-        CheckpointError: as `read_header` and `detect` do.
+        CheckpointError: as `read_model_header` and `detect` do.
+    """
+    return read_model(path).detection
+
+
+def read_model(path: Path) -> ModelHeaders:
+    """What the checkpoint at `path` is, and where its parts lie.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or cannot be used.
     """
     if path.is_dir() and is_model_folder(path):
-        return detect_folder(read_folder(path), FAMILIES)
-    return detect(read_header(path))
+        return _read_folder(read_folder(path))
+    file = read_model_header(path)
+    detection = detect(file)
+    facts = family(detection.family)
+    encoders = {}
+    for kind in detection.text_encoders:
+        own = kind == stated_encoder(detection)
+        prefix = ENCODER_PLACE if own else text_encoder_prefix(file, facts, kind)
+        assert prefix is not None
+        encoders[kind] = EncoderPlace((file,), prefix)
+    return ModelHeaders(
+        detection=detection,
+        config=facts.layout.network_config(denoiser_tensors(file, detection.denoiser_prefix)),
+        denoiser=(file,),
+        encoders=encoders,
+        vae_files=(file,) if detection.has_vae else (),
+    )
+
+
+def _read_folder(folder: ModelFolder) -> ModelHeaders:
+    detection = detect_folder(folder, FAMILIES)
+    facts = family(detection.family)
+    denoiser = folder.component(facts.layout.denoiser_folder)
+    encoders = {}
+    for kind, name in encoder_folders(facts).items():
+        if folder.has(name):
+            part = folder.component(name)
+            encoders[kind] = EncoderPlace(part.files, "", part.config)
+    return ModelHeaders(
+        detection=detection,
+        config={k: v for k, v in denoiser.config.items() if not k.startswith(PRIVATE)},
+        denoiser=denoiser.files,
+        encoders=encoders,
+        vae_files=folder.component("vae").files if detection.has_vae else (),
+    )
+
+
+def encoder_file(kind: str, path: Path) -> EncoderPlace:
+    """Text encoder `kind` in a file that the user named for it.
+
+    Raises:
+        CheckpointError: the file does not hold such an encoder.
+    """
+    return encoder_in_file(kind, path, FAMILIES)
+
+
+def check_encoders(
+    model: ModelHeaders, named: Mapping[str, EncoderPlace], name: str
+) -> tuple[dict[str, EncoderPlace], list[str]]:
+    """(the text encoders in use by kind, notes), once they are known to fit the denoiser.
+
+    Args:
+        named: those that replace or complete the checkpoint's own.
+        name: the checkpoint's.
+
+    Raises:
+        CheckpointError: one is missing, damaged, or does not belong to the model.
+    """
+    own = stated_encoder(model.detection)
+    if own is not None and own in model.encoders:
+        if named:
+            given = ", ".join(place.label for place in named.values())
+            raise CheckpointError(
+                f"{name} brings a text encoder of its own, which {given} cannot replace. Leave the "
+                "options for text encoders out."
+            )
+        return {own: model.encoders[own]}, []
+    facts, found = family(model.detection.family), {**model.encoders, **named}
+    kinds, notes = encoders_in_use(facts, list(found), list(named), name)
+    used = {kind: found[kind] for kind in kinds}
+    widths = {kind: read_encoder(kind, place) for kind, place in used.items()}
+    known = {kind: width for kind, width in widths.items() if width is not None}
+    if len(known) == len(widths):
+        check_widths(facts, model.config, known)
+    return used, notes
+
+
+def check_own_parts(path: Path) -> None:
+    """Look at the text encoders that a checkpoint brings; some may still be named beside it.
+
+    Raises:
+        CheckpointError: one is damaged, or does not belong to the model.
+    """
+    model = read_model(path)
+    facts = family(model.detection.family)
+    complete = all(kind in model.encoders for kind in facts.text.encoders)
+    if complete or (model.encoders and not facts.text.needs_all):
+        check_encoders(model, {}, path.name)
+        return
+    for kind, place in model.encoders.items():
+        read_encoder(kind, place)
+
+
+def check_files(
+    path: Path, text_encoders: Mapping[str, Path], vae: Path | None = None
+) -> Detection:
+    """What the checkpoint is, once all that its headers tell says that it can be used.
+
+    Args:
+        text_encoders: files that replace or complete the checkpoint's own, by kind.
+        vae: a VAE file that replaces its own.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not belong to the model.
+    """
+    model = read_model(path)
+    named = {kind: encoder_file(kind, file) for kind, file in text_encoders.items()}
+    check_encoders(model, named, path.name)
+    if vae is not None:
+        check_vae_file(vae, model.detection)
+    return model.detection
+
+
+def check_vae_file(path: Path, detection: Detection) -> TensorFile:
+    """Header of a VAE file that the user named, once it is known to suit the model's latents.
+
+    Raises:
+        CheckpointError: it cannot be read, or is for latents of other channels.
+    """
+    file = read_model_header(path)
+    check_decoder([file], detection.latent_channels, f"VAE {path.name}")
+    return file
+
+
+def weight_files(path: Path) -> list[TensorFile]:
+    """Headers of the checkpoint's files: of a folder those alone that are read of it.
+
+    Raises:
+        CheckpointError: a header cannot be read.
+    """
+    if path.is_dir() and is_model_folder(path):
+        return list(folder_files(read_folder(path), FAMILIES))
+    return [read_model_header(path)]
 
 
 def detect(file: TensorFile) -> Detection:
@@ -81,6 +264,7 @@ def detect(file: TensorFile) -> Detection:
             refuse_variants(file, tensors)
             for item in FAMILIES:
                 if item.detection.matches(tensors):
+                    refuse_empty(file.path.name, prefix, tensors)
                     item.layout.network_config(tensors)  # refuses what it cannot make sense of
                     return _detection(file, item, prefix, tensors)
         except (IndexError, ZeroDivisionError) as error:
@@ -104,7 +288,7 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
     kinds = [kind for kind in item.text.prefixes if text_encoder_prefix(file, item, kind)]
     if "text_encoder" in stated:
         kinds.append(str(stated["text_encoder"]))
-    return Detection(
+    found = Detection(
         resolution=min(resolution, limit) if isinstance(limit, int) else resolution,
         family=item.name,
         latent_channels=tensors[item.detection.input_layer].shape[1],
@@ -115,6 +299,14 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
         stated=stated,
         **facts,  # type: ignore[arg-type]
     )
+    if found.has_vae:
+        try:
+            check_decoder([file], found.latent_channels, f"The VAE in {file.path.name}")
+        except CheckpointError as error:
+            found = replace(found, vae=None, notes=(str(error),))
+    found = with_metadata(found, file.metadata, item.sampling.predictions, file.path.name)
+    title = full_title(found.title, found.prediction, found.zero_terminal_snr)
+    return replace(found, title=title)
 
 
 def text_encoder_prefix(file: TensorFile, item: Family, kind: str) -> str | None:
@@ -140,23 +332,28 @@ __all__ = [
     "BaseModel",
     "Config",
     "Detection",
+    "EncoderPlace",
     "Family",
     "LoraKey",
     "LoraTargets",
+    "ModelHeaders",
     "TensorSource",
     "VaeFacts",
-    "denoiser_tensors",
+    "check_encoders",
+    "check_files",
+    "check_own_parts",
+    "check_vae_file",
     "detect",
-    "detect_folder",
-    "encoder_folders",
+    "encoder_file",
     "family",
     "identify",
     "is_model_folder",
     "read_folder",
+    "read_model",
     "refuse_quantised",
     "register",
     "stated_encoder",
     "stated_settings",
     "states",
-    "text_encoder_prefix",
+    "weight_files",
 ]

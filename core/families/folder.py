@@ -1,18 +1,35 @@
 """Diffusers model folders: their components, configs and headers; no torch."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, UnsupportedModelError
-from ..files.tensor_file import CONVERT_HINT, TensorFile, read_header
+from ..files.tensor_file import CONVERT_HINT, TensorFile, read_model_header
 from .base import Detection, Family
-from .unsupported import SUPPORTED
+from .prediction import full_title
+from .scheduler import read_scheduler
+from .unsupported import SUPPORTED, refuse_empty, refuse_extra_inputs, refuse_quantised
+from .vae import check_vae_config, folder_vae
 
 MAX_JSON_BYTES = 50_000_000
-WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
-CLASS_OF_PREDICTION = {"epsilon": "eps", "v_prediction": "v"}
+WEIGHT_NAMES = r"(?:diffusion_pytorch_model|model|pytorch_model)"
+VARIANT = r"(?:\.(?P<variant>[\w-]+?))?"
+"""What a hub puts behind the name of a smaller or other copy, as in `model.fp16.safetensors`."""
+INDEX = re.compile(
+    rf"{WEIGHT_NAMES}(?:{VARIANT}\.safetensors\.index\.json"
+    rf"|\.safetensors\.index{VARIANT.replace('variant', 'later')}\.json)"
+)
+SHARD = re.compile(
+    rf"(?P<stem>{WEIGHT_NAMES}{VARIANT})-\d{{5}}-of-(?P<count>\d{{5}})"
+    rf"(?P<tail>{VARIANT.replace('variant', 'later')}\.safetensors)"
+)
+WHOLE = re.compile(rf"{WEIGHT_NAMES}{VARIANT}\.safetensors")
+PREFERRED = ("", "fp32", "fp16", "bf16", "non_ema")
+"""Of several copies of the weights the first of these is read, then any other."""
+ENCODER_FOLDERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,7 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
     Raises:
         UnsupportedModelError: a pipeline or variant that is not supported.
     """
-    places = list(dict.fromkeys(family.layout.denoiser_folder for family in families))
+    places = _denoiser_folders(families)
     name = next((place for place in places if folder.has(place)), None)
     if name is None:
         named = " nor ".join(f"{place}/" for place in reversed(places))
@@ -76,37 +93,64 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
             f"{folder.path.name}/ has no denoiser (neither {named} with a "
             "config.json). Give a complete diffusers folder."
         )
-    config = _read_json(folder.path / name / "config.json")
+    denoiser = folder.component(name)
+    config, weights = denoiser.config, {k: v for f in denoiser.files for k, v in f.tensors.items()}
+    refuse_empty(f"{folder.path.name}/{name}", "", weights)
+    refuse_quantised(f"{folder.path.name}/{name}", weights)
     family = _family(folder, config, families)
-    prediction, zero_snr = _prediction(folder, family)
+    label = f"{folder.path.name}/{name}/config.json"
+    family.detection.check_folder(config, label)
+    refuse_extra_inputs(folder.path.name, weights)
+    prediction, zero_snr, notes = read_scheduler(folder.scheduler, family, folder.path.name)
     facts = family.detection.describe_folder(config)
-    title = f"{facts['title']}{' (v-prediction)' if prediction == 'v' else ''}"
     limit = facts.get("max_resolution")
     limit = limit if isinstance(limit, int) else None
     sampling = family.sampling
-    vae = _read_json(folder.path / "vae" / "config.json") if folder.has("vae") else None
+    parts = {
+        part: folder.component(part)
+        for part in encoder_folders(family).values()
+        if folder.has(part)
+    }
+    vae = folder.component("vae") if folder.has("vae") else None
+    channels, kind = _int(config.get("in_channels"), 4), None
+    if vae is not None:
+        vae_label = f"{folder.path.name}/vae"
+        notes += check_vae_config(vae.config, family.vae, f"{vae_label}/config.json")
+        kind, more = folder_vae(vae.config, vae.files, channels, vae_label)
+        notes += more
     return Detection(
         family=family.name,
-        title=title.replace("on)", "on, zero terminal SNR)") if zero_snr else title,
+        title=full_title(str(facts["title"]), prediction, zero_snr),
         prediction=prediction,  # type: ignore[arg-type]
-        latent_channels=_int(config.get("in_channels"), 4),
+        latent_channels=channels,
         denoiser_prefix="",
         resolution=min(sampling.resolution, limit or sampling.resolution),
         max_resolution=limit,
         resolution_multiple=sampling.resolution_multiple,
         zero_terminal_snr=zero_snr,
         text_encoders=tuple(
-            kind for kind, part in encoder_folders(family).items() if folder.has(part)
+            kind for kind, part in encoder_folders(family).items() if part in parts
         ),
-        vae=None if vae is None else "tiny" if "Tiny" in str(vae.get("_class_name")) else "kl",
+        vae=kind,
         folder=True,
+        notes=notes,
     )
 
 
 def encoder_folders(family: Family) -> dict[str, str]:
     """Which sub-folder holds which text encoder."""
-    names = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    return dict(zip(family.text.encoders, names, strict=False))
+    return dict(zip(family.text.encoders, ENCODER_FOLDERS, strict=False))
+
+
+def folder_files(folder: ModelFolder, families: Sequence[Family]) -> Iterator[TensorFile]:
+    """Headers of the weights that are read of a folder."""
+    for name in (*_denoiser_folders(families), *ENCODER_FOLDERS, "vae"):
+        if folder.has(name):
+            yield from folder.component(name).files
+
+
+def _denoiser_folders(families: Sequence[Family]) -> list[str]:
+    return list(dict.fromkeys(family.layout.denoiser_folder for family in families))
 
 
 def _family(folder: ModelFolder, config: dict[str, object], families: Sequence[Family]) -> Family:
@@ -122,34 +166,61 @@ def _family(folder: ModelFolder, config: dict[str, object], families: Sequence[F
     )
 
 
-def _prediction(folder: ModelFolder, family: Family) -> tuple[str, bool]:
-    if family.sampling.schedule == "flow":
-        return "flow", False
-    stated = str(folder.scheduler.get("prediction_type", "epsilon"))
-    if stated not in CLASS_OF_PREDICTION:
-        raise UnsupportedModelError(
-            f"{folder.path.name}/ predicts {stated!r}; supported are epsilon and v_prediction."
-        )
-    zero_snr = stated == "v_prediction" and bool(folder.scheduler.get("rescale_betas_zero_snr"))
-    return CLASS_OF_PREDICTION[stated], zero_snr
-
-
 def _weight_files(folder: Path) -> tuple[TensorFile, ...]:
-    for name in WEIGHT_NAMES:
-        index = folder / f"{name}.safetensors.index.json"
-        if index.is_file():
-            weight_map = _read_json(index).get("weight_map")
-            shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
-            if not shards or not all(Path(shard).name == shard for shard in shards):
-                raise CheckpointError(f"{index} is damaged: its weight_map does not name files.")
-            return tuple(read_header(folder / shard) for shard in sorted(shards))
-        for suffix in ("", ".fp16", ".bf16", ".non_ema"):
-            file = folder / f"{name}{suffix}.safetensors"
-            if file.is_file():
-                return (read_header(file),)
+    """Headers of the first copy of the weights that is there as a whole."""
+    copies = sorted(_copies(folder), key=lambda copy: _preference(copy.variant))
+    for copy in copies:
+        if all(file.is_file() for file in copy.files):
+            return tuple(map(read_model_header, copy.files))
+    for copy in copies:
+        missing = next(file.name for file in copy.files if not file.is_file())
+        raise CheckpointError(
+            f"{folder}/ lacks {missing}, of which {copy.named_by} speaks. Download the folder "
+            "again."
+        )
     if any(folder.glob("*.bin")):
         raise UnsupportedModelError(f"{folder}/ holds pickled weights (.bin). {CONVERT_HINT}")
     raise CheckpointError(f"{folder}/ holds no .safetensors weights. Download the folder again.")
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """One of the ways in which a sub-folder's weights may lie there."""
+
+    variant: str
+    named_by: str
+    files: tuple[Path, ...]
+
+
+def _preference(variant: str) -> tuple[int, str]:
+    known = variant in PREFERRED
+    return (PREFERRED.index(variant) if known else len(PREFERRED), variant)
+
+
+def _copies(folder: Path) -> Iterator[_Copy]:
+    """Copies by an index, then single files, then shards without an index."""
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    for name in names:
+        if match := INDEX.fullmatch(name):
+            variant = match["variant"] or match["later"] or ""
+            yield _Copy(variant, name, _indexed(folder / name))
+    for name in names:
+        if not SHARD.fullmatch(name) and (match := WHOLE.fullmatch(name)):
+            yield _Copy(match["variant"] or "", name, (folder / name,))
+    for name in names:
+        if match := SHARD.fullmatch(name):
+            stem, count, tail = match["stem"], match["count"], match["tail"]
+            numbers = range(1, int(count) + 1)
+            files = tuple(folder / f"{stem}-{n:05}-of-{count}{tail}" for n in numbers)
+            yield _Copy(match["variant"] or match["later"] or "", name, files)
+
+
+def _indexed(index: Path) -> tuple[Path, ...]:
+    weight_map = _read_json(index).get("weight_map")
+    shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+    if not shards or not all(Path(shard).name == shard for shard in shards):
+        raise CheckpointError(f"{index} is damaged: its weight_map does not name files.")
+    return tuple(index.parent / shard for shard in sorted(shards))
 
 
 def _read_json(path: Path) -> dict[str, object]:

@@ -45,6 +45,7 @@ FAMILY = base.Family(
         input_layer=unet.INPUT_LAYER,
         matches_folder=_matches_folder,
         describe_folder=lambda config: {"title": LABEL},
+        check_folder=unet.check_folder,
     ),
     layout=base.LayoutFacts(
         network_config=lambda tensors: unet.unet_config(

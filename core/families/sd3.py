@@ -4,6 +4,7 @@ import math
 
 from ..errors import UnsupportedModelError
 from . import base
+from .config_values import COUNT, MAX_LAYERS, WHOLE, Rule, check_config, is_whole, one_of
 
 HEAD_WIDTH = 64
 SWAPPED: base.Change = "swap_halves"
@@ -11,6 +12,7 @@ LARGE_WIDTH, LARGE_DEPTH = 2432, 38
 INPUT_LAYER = "x_embedder.proj.weight"
 FOLDER_CLASS = "SD3Transformer2DModel"
 LATENT_CHANNELS = 16
+MAX_POSITIONS = 2048
 TITLE, TITLE_35 = "SD3 medium", "SD3.5 medium"
 
 VAE = base.VaeFacts(
@@ -24,6 +26,35 @@ VAE = base.VaeFacts(
         (0.06, 0.06, 0.13), (-0.08, -0.02, -0.13), (-0.10, -0.08, -0.06), (-0.03, -0.08, -0.06),
     ),
 )  # fmt: skip
+
+FOLDER_RULES = {
+    "num_layers": COUNT,
+    "num_attention_heads": COUNT,
+    "attention_head_dim": Rule(one_of(HEAD_WIDTH), "64", required=True),
+    "caption_projection_dim": WHOLE,
+    "joint_attention_dim": WHOLE,
+    "pooled_projection_dim": WHOLE,
+    "patch_size": Rule(one_of(2), "2"),
+    "pos_embed_max_size": Rule(
+        lambda value: is_whole(value) and int(str(value)) <= MAX_POSITIONS,
+        f"a whole number up to {MAX_POSITIONS}",
+        required=True,
+    ),
+    "sample_size": Rule(is_whole, "a whole number"),
+    "out_channels": Rule(one_of(None, LATENT_CHANNELS), "16"),
+    "dual_attention_layers": Rule(
+        lambda value: (
+            value is None
+            or (
+                isinstance(value, list | tuple)
+                and len(value) <= MAX_LAYERS
+                and all(type(item) is int and item >= 0 for item in value)
+            )
+        ),
+        "a list of numbers of layers",
+    ),
+    "qk_norm": Rule(one_of(None, "rms_norm"), "null or 'rms_norm'"),
+}
 
 TOP_LEVEL = {
     "pos_embed.proj": "x_embedder.proj",
@@ -178,6 +209,19 @@ def _describe_folder(config: base.Config) -> dict[str, object]:
     }
 
 
+def _check_folder(config: base.Config, label: str) -> None:
+    check_config(config, FOLDER_RULES, label)
+    depth, dual = int(str(config["num_layers"])), config.get("dual_attention_layers") or ()
+    width = int(str(config["num_attention_heads"])) * int(str(config["attention_head_dim"]))
+    assert isinstance(dual, list | tuple)
+    if config["caption_projection_dim"] != width or any(index >= depth for index in dual):
+        raise UnsupportedModelError(
+            f"{label}: {depth} layers of width {width} do not go with caption_projection_dim "
+            f"{config['caption_projection_dim']} and dual_attention_layers {list(dual)}. "
+            "Supported: SD3 and SD3.5 medium."
+        )
+
+
 def _base_model(title: str) -> base.BaseModel:
     version = "3.5" if "3.5" in title else "3"
     repository = f"stabilityai/stable-diffusion-{version}-medium"
@@ -213,6 +257,7 @@ FAMILY = base.Family(
         input_layer=INPUT_LAYER,
         matches_folder=_matches_folder,
         describe_folder=_describe_folder,
+        check_folder=_check_folder,
     ),
     layout=base.LayoutFacts(
         network_config=_network_config,
@@ -240,6 +285,8 @@ FAMILY = base.Family(
         },
         context_width="joint_attention_dim",
         pooled_width="pooled_projection_dim",
+        pooled_kinds=("clip_l", "clip_g"),
+        pooled_input=lambda config: int(str(config["pooled_projection_dim"])),
         needs_all=False,
     ),
     vae=VAE,

@@ -8,6 +8,21 @@ from collections.abc import Callable, Iterator
 
 from ..errors import UnsupportedModelError
 from .base import Config, LoraTargets, Tensors, TensorSource, count_blocks
+from .config_values import (
+    COUNT,
+    WHOLE,
+    WHOLES,
+    Rule,
+    all_of,
+    are_counts,
+    are_whole,
+    check_config,
+    is_count,
+    is_whole,
+    number,
+    one_of,
+    refuse_entries,
+)
 
 INPUT_LAYER = "input_blocks.0.0.weight"
 FOLDER_CLASS = "UNet2DConditionModel"
@@ -34,6 +49,59 @@ ATTENTION_TARGETS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
                      "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
                      "ff.net.0.proj", "ff.net.2")  # fmt: skip
 NORM_GROUPS = 32
+REGULAR = "Supported are UNets in the regular SD 1.x or SDXL block layout."
+FURTHER_INPUTS = (
+    ("time_cond_proj_dim", "a latent consistency model (LCM) distilled with guidance as an input"),
+    ("class_embed_type", "a UNet with class labels or images as a further input"),
+    ("num_class_embeds", "a UNet with class labels as a further input"),
+    ("encoder_hid_dim", "Kolors or another UNet with a projection of its text input"),
+    ("encoder_hid_dim_type", "a UNet with a projection of its text or image input"),
+    ("num_attention_heads", "a UNet with another number of heads"),
+    ("only_cross_attention", "a UNet without self-attention"),
+    ("dual_cross_attention", "a UNet with two kinds of attention to the text"),
+    ("mid_block_only_cross_attention", "a UNet without self-attention in the middle"),
+    ("cross_attention_norm", "a UNet with a norm of its text input"),
+    ("class_embeddings_concat", "a UNet with class labels as a further input"),
+    ("center_input_sample", "a UNet whose input is scaled"),
+    ("time_embedding_dim", "a UNet with another embedding of time"),
+    ("time_embedding_act_fn", "a UNet with another embedding of time"),
+    ("timestep_post_act", "a UNet with another embedding of time"),
+    ("resnet_skip_time_act", "a UNet with another embedding of time"),
+)
+DOWN, UP = ("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+MIDDLE = "UNetMidBlock2DCrossAttn"
+FOLDER_RULES = {
+    "cross_attention_dim": WHOLE,
+    "block_out_channels": WHOLES,
+    "down_block_types": Rule(all_of(*DOWN), f"a list of {' and '.join(DOWN)}", required=True),
+    "up_block_types": Rule(all_of(*UP), f"a list of {' and '.join(UP)}", required=True),
+    "mid_block_type": Rule(one_of(None, MIDDLE), MIDDLE),
+    "layers_per_block": COUNT,
+    "transformer_layers_per_block": Rule(
+        lambda value: is_count(value) or are_counts(value), "a whole number, or one for each level"
+    ),
+    "attention_head_dim": Rule(
+        lambda value: is_whole(value) or are_whole(value), "a whole number, or one for each level"
+    ),
+    "in_channels": Rule(one_of(None, LATENT_CHANNELS), "4"),
+    "out_channels": Rule(one_of(LATENT_CHANNELS), "4"),
+    "use_linear_projection": Rule(one_of(True, False), "true or false"),
+    "upcast_attention": Rule(one_of(None, True, False), "true or false"),
+    "norm_num_groups": Rule(one_of(NORM_GROUPS), "32"),
+    "norm_eps": Rule(number(1e-5), "1e-05"),
+    "act_fn": Rule(one_of("silu", "swish"), "'silu'"),
+    "flip_sin_to_cos": Rule(one_of(True), "true"),
+    "freq_shift": Rule(number(0), "0"),
+    "downsample_padding": Rule(one_of(1), "1"),
+    "mid_block_scale_factor": Rule(number(1), "1"),
+    "resnet_out_scale_factor": Rule(number(1), "1.0"),
+    "resnet_time_scale_shift": Rule(one_of("default"), "'default'"),
+    "time_embedding_type": Rule(one_of(None, "positional"), "'positional'"),
+    "attention_type": Rule(one_of(None, "default"), "'default'"),
+    "conv_in_kernel": Rule(one_of(3), "3"),
+    "conv_out_kernel": Rule(one_of(3), "3"),
+    "dropout": Rule(number(0), "0.0"),
+}
 
 
 def is_unet(tensors: Tensors) -> bool:
@@ -53,6 +121,45 @@ def is_unet_folder(config: Config, pipeline: str) -> bool:
         and config.get("in_channels") in (None, LATENT_CHANNELS)
         and "Inpaint" not in pipeline
     )
+
+
+def check_folder(config: Config, label: str) -> None:
+    """Refuse a UNet of a diffusers folder that takes further inputs or is built in another way.
+
+    Raises:
+        UnsupportedModelError: names the entry of config.json and what was expected.
+    """
+    refuse_entries(config, FURTHER_INPUTS, label)
+    depths = config.get("transformer_layers_per_block", 1)
+    nested = isinstance(depths, list) and any(isinstance(depth, list) for depth in depths)
+    if nested or config.get("reverse_transformer_layers_per_block") is not None:
+        raise UnsupportedModelError(
+            f"{label}: the UNet's transformer depths are {depths} down and "
+            f"{config.get('reverse_transformer_layers_per_block')} up: a pruned or altered variant "
+            f"(as SSD-1B). {REGULAR}"
+        )
+    check_config(config, FOLDER_RULES, label)
+    channels = _list(config["block_out_channels"])
+    down, up = _list(config["down_block_types"]), _list(config["up_block_types"])
+    heads = config.get("attention_head_dim", 8)
+    fits = (
+        len(down) == len(up) == len(channels)
+        and ["CrossAttn" in name for name in down] == ["CrossAttn" in name for name in up[::-1]]
+        and (is_whole(depths) or len(_list(depths)) == len(channels))
+        and all(width % NORM_GROUPS == 0 for width in channels)
+    )
+    if not fits:
+        raise UnsupportedModelError(
+            f"{label}: block_out_channels {channels}, down_block_types {down}, up_block_types {up} "
+            f"and transformer_layers_per_block {depths} do not go together. {REGULAR}"
+        )
+    counts = [heads] * len(channels) if is_whole(heads) else _list(heads)
+    divides = all(width % count == 0 for width, count in zip(channels, counts, strict=False))
+    if len(counts) != len(channels) or not divides:
+        raise UnsupportedModelError(
+            f"{label}: attention_head_dim {heads} (heads of each level) does not divide "
+            f"block_out_channels {channels}. {REGULAR}"
+        )
 
 
 def context_width(tensors: Tensors) -> int | None:

@@ -32,7 +32,6 @@ from ..distributed import joined
 from ..evaluation.monitor import Monitor
 from ..evaluation.previews import Previews
 from ..evaluation.run_report import write_run_report
-from ..loading.checkpoint import text_encoder_files
 from ..loading.teacher_loras import check_teacher_loras
 from ..toys import encoder
 from ..toys.worlds import measures_for
@@ -276,7 +275,7 @@ def _make_run(
 ) -> RunDirectory:
     config = request.config
     check_optimizer(config.optimizer, choose_device(config.device))
-    request = check_teacher_loras(request, text_encoder_files(request.model))
+    request = check_teacher_loras(request, request.model.text_encoders())
     if evaluation_prompts is None:
         prompts, evaluation_prompts = hold_out(prompts, config.evaluation_prompts, config.seed)
     return RunDirectory.create(
@@ -302,7 +301,7 @@ def prepare(run: RunDirectory) -> None:
     # hashes of an earlier run, which this one is a copy of, bind this one to nothing
     loras = tuple(dataclasses.replace(lora, sha256="") for lora in request.teacher_loras)
     request = dataclasses.replace(request, teacher_loras=loras)
-    request = check_teacher_loras(request, text_encoder_files(request.model))
+    request = check_teacher_loras(request, request.model.text_encoders())
     if (run.path / GIVEN_PROMPTS).exists():
         config = request.config
         given = run.given_prompts()

@@ -23,15 +23,14 @@ from torch import nn
 from ...app.config.request import ModelFiles
 from ...core.diffusion.schedule import Schedule
 from ...core.errors import CheckpointError, LoraError, SettingsError
-from ...core.families import Config, Detection, Family, family, stated_encoder
+from ...core.families import Config, Detection, Family, check_vae_file, family
 from ...core.lora.file import LoraFile, LoraPair, lora_deltas, merge_lora, weight_shapes
 from ...core.recipe.few_step import family_schedule
 from ..families import TorchFamily, half_of
 from ..model.network import NetworkCall
-from .encoders import encoder_file, encoder_title
 from .lora_merge import MergingLora, plan_merge
-from .parts import Parts, folder_parts, single_file_parts
-from .vae import LatentDecoder, decoder_file, find_decoder
+from .parts import Parts, find_components
+from .vae import LatentDecoder, find_decoder
 from .weights import Component
 
 logger = logging.getLogger("dpdmd_studio.loading")
@@ -47,7 +46,6 @@ KNOWN_EXTRAS = re.compile(
     r"(text_projection(\.weight)?|embed_tokens\.weight)$"
 )
 NAMES_SHOWN = 5
-OPTIONS = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +78,10 @@ class Overrides:
         return cls(
             prediction=None if prediction == "auto" else prediction,
             zero_terminal_snr={"auto": None, "yes": True, "no": False}[zero_terminal_snr],
-            text_encoders=text_encoder_files(files),
+            text_encoders=files.text_encoders(),
             vae=Path(files.vae) if files.vae else None,
             loras=loras,
         )
-
-
-def text_encoder_files(files: ModelFiles) -> dict[str, Path]:
-    """The text-encoder files that were named, by encoder."""
-    named = {"clip_l": files.clip_l, "clip_g": files.clip_g, "t5xxl": files.t5}
-    return {name: Path(file) for name, file in named.items() if file}
 
 
 def model_name(path: Path) -> str:
@@ -169,17 +161,18 @@ def load_checkpoint(
     """
     path, notes = Path(path), []
     parts, encoders = find_components(path, overrides.text_encoders, notes)
+    notes += parts.detection.notes
     detection = _with_prediction(parts.detection, overrides.prediction, notes)
     detection = _with_zero_snr(detection, overrides.zero_terminal_snr, notes)
     facts = family(detection.family)
     parts.denoiser.check()
     for component in encoders.values():
         component.check()
-    _check_widths(facts, parts.config, encoders)
     notes += _describe_leftovers(parts, encoders)
     decoder = _decoder(parts, overrides.vae, notes)
     notes += plan_merge(overrides.loras, parts.denoiser, encoders, facts)
     network = parts.denoiser.load(dtype, device)
+    notes = list(dict.fromkeys(notes))
     for note in notes:
         logger.info("%s", note)
     return LoadedCheckpoint(
@@ -194,26 +187,6 @@ def load_checkpoint(
         decoder=decoder,
         notes=notes,
     )
-
-
-def find_components(
-    path: Path, text_encoders: Mapping[str, Path], notes: list[str]
-) -> tuple[Parts, dict[str, Component]]:
-    """(parts of the checkpoint, text encoders in use by kind); nothing is loaded.
-
-    Args:
-        path: as for `load_checkpoint`.
-        text_encoders: files that replace or complete the checkpoint's own.
-        notes: what the user should know is appended.
-    """
-    parts = folder_parts(path) if path.is_dir() else single_file_parts(path)
-    named = {kind: encoder_file(kind, Path(file)) for kind, file in text_encoders.items()}
-    facts = family(parts.detection.family)
-    found = {**parts.encoders, **named}
-    own = stated_encoder(parts.detection)
-    if own in found:
-        return parts, {own: found[own]}
-    return parts, _encoders_in_use(facts, found, path, notes)
 
 
 def _with_prediction(detection: Detection, prediction: str | None, notes: list[str]) -> Detection:
@@ -243,52 +216,11 @@ def _with_zero_snr(detection: Detection, wanted: bool | None, notes: list[str]) 
     return replace(detection, zero_terminal_snr=wanted)
 
 
-def _encoders_in_use(
-    facts: Family, found: Mapping[str, Component], path: Path, notes: list[str]
-) -> dict[str, Component]:
-    wanted = {kind: found[kind] for kind in facts.text.encoders if kind in found}
-    absent = [kind for kind in facts.text.encoders if kind not in found]
-    if absent and (facts.text.needs_all or not wanted):
-        options = [f"{OPTIONS[kind]} FILE" for kind in absent if kind in OPTIONS]
-        advice = f"give {' '.join(options)}, or use" if options else "use"
-        raise CheckpointError(
-            f"{path.name} has no {' and no '.join(map(encoder_title, absent))}. "
-            f"{facts.label} needs {'all of them' if facts.text.needs_all else 'one'}: "
-            f"{advice} the full checkpoint."
-        )
-    if absent:
-        names = ", ".join(map(encoder_title, absent))
-        notes.append(f"No {names}: its part of the prompt is zeros, as in ComfyUI.")
-    return wanted
-
-
-def _check_widths(facts: Family, config: Config, encoders: Mapping[str, Component]) -> None:
-    """Whether the encoders fit the denoiser's text input; those of one group stand side by side."""
-    widths = {kind: _width(component) for kind, component in encoders.items()}
-    context = config.get(facts.text.context_width)
-    fits = all(width <= context for width in widths.values())  # type: ignore[operator]
-    for group in facts.text.groups:
-        present = [widths[kind] for kind in group.kinds if kind in widths]
-        if present:
-            total = sum(present)
-            fits &= total <= context if group.padded else total == context  # type: ignore[operator]
-    if not fits:
-        shown = ", ".join(f"{encoder_title(kind)} {width}" for kind, width in widths.items())
-        raise CheckpointError(
-            f"The text encoders do not fit the denoiser: widths are {shown}, its text input is "
-            f"{context} wide. Give the encoders this model was trained with."
-        )
-
-
-def _width(component: Component) -> int:
-    config = component.config
-    return config["d_model"] if "d_model" in config else config["hidden_size"]
-
-
 def _decoder(parts: Parts, path: Path | None, notes: list[str]) -> LatentDecoder | None:
     """The VAE decoder for previews: the named file's, else the checkpoint's own, else none."""
     if path is not None:
-        decoder = decoder_file(Path(path))
+        file = check_vae_file(Path(path), parts.detection)
+        decoder = find_decoder([file], f"VAE {path.name}")
     else:
         try:
             decoder = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from transformers import (
     CLIPTextConfig,
@@ -17,14 +16,12 @@ from transformers import (
 
 from ...core.errors import CheckpointError
 from ...core.families import TensorSource
-from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
+from ...core.families.encoders import HEAD_WIDTH, PROJECTIONS, T5_EMBEDDINGS, TITLES
+from ...core.files.tensor_file import TensorFile, TensorInfo
 from .weights import Component, Source, Weights
 
-T5_TITLE = "T5 text encoder"
-HEAD_WIDTH = 64
+T5_TITLE = TITLES["t5xxl"]
 BOS, EOS = 49406, 49407
-CLIP_EMBEDDINGS = ("embeddings.token_embedding.weight", "token_embedding.weight")
-T5_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 OPENCLIP_TOP = {
     "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
     "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -47,12 +44,10 @@ class EncoderKind:
     Attributes:
         title: what messages call it.
         component: the encoder out of (its tensors, config.json of a diffusers folder or nothing).
-        embeddings: endings of its first tensor's name, by which a file of its own is known.
     """
 
     title: str
     component: Callable[[Weights, Mapping[str, object]], Component]
-    embeddings: tuple[str, ...] = ()
 
 
 def encoder_component(
@@ -80,24 +75,6 @@ def encoder_component(
 def encoder_title(kind: str) -> str:
     """What messages call an encoder of this kind."""
     return KINDS[kind].title
-
-
-def encoder_file(kind: str, path: Path) -> Component:
-    """Text encoder `kind` out of a file that the user named for it.
-
-    Raises:
-        CheckpointError: the file does not hold such an encoder.
-    """
-    file = read_header(path)
-    for ending in KINDS[kind].embeddings:
-        found = next((key for key in file.tensors if key.endswith(ending)), None)
-        if found is not None:
-            prefix = found.removesuffix(ending).removesuffix("text_model.")
-            return encoder_component(kind, [file], prefix)
-    raise CheckpointError(
-        f"{file.path.name} does not hold a {KINDS[kind].title} (no tensor named "
-        f"'...{KINDS[kind].embeddings[0]}'). Give the encoder's own file."
-    )
 
 
 def _shape(weights: Weights, source: Source, name: str, what: str) -> tuple[int, ...]:
@@ -133,8 +110,8 @@ class ClipFacts:
     projected: bool = False
 
 
-CLIP_L = ClipFacts("CLIP-L text encoder")
-CLIP_G = ClipFacts("CLIP-G text encoder", "gelu", projected=True)
+CLIP_L = ClipFacts(TITLES["clip_l"])
+CLIP_G = ClipFacts(TITLES["clip_g"], "gelu", projected=True)
 
 
 def clip_component(
@@ -150,7 +127,7 @@ def clip_component(
         extra: full names of further tensors that belong to it.
     """
     openclip = "positional_embedding" in weights.infos
-    source = _openclip_source if openclip else _clip_source(weights.infos)
+    source = _openclip_source(weights.infos) if openclip else _clip_source(weights.infos)
     clip = _clip_config(facts, weights, source, config)
     cls = CLIPTextModelWithProjection if facts.projected else CLIPTextModel
     return Component(facts.title, lambda: cls(clip), weights, source, extra=extra)
@@ -197,26 +174,36 @@ def _clip_source(infos: Mapping[str, TensorInfo]) -> Source:
 
     def source(name: str) -> TensorSource:
         if name.startswith("text_projection."):
-            return TensorSource(name)
+            return _projection_source(infos, PROJECTIONS[1])
         return TensorSource(prefix + name.removeprefix("text_model."))
 
     return source
 
 
-def _openclip_source(name: str) -> TensorSource:
-    """For CLIP-G as SDXL files hold it: OpenCLIP's names, fused q/k/v, transposed projection."""
-    if name == "text_projection.weight":
-        return TensorSource("text_projection", change="transpose")
-    name = name if name.startswith("text_model.") else f"text_model.{name}"
-    if name in OPENCLIP_TOP:
-        return TensorSource(OPENCLIP_TOP[name])
-    _, _, _, index, inner = name.split(".", 4)
-    module, _, leaf = inner.rpartition(".")
-    block = f"transformer.resblocks.{index}"
-    if module in OPENCLIP_LAYER:
-        return TensorSource(f"{block}.{OPENCLIP_LAYER[module]}.{leaf}")
-    part = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(module)
-    return TensorSource(f"{block}.attn.in_proj_{leaf}", part)
+def _projection_source(infos: Mapping[str, TensorInfo], usual: str) -> TensorSource:
+    """CLIP's projection under either name: OpenCLIP's multiplies from the other side."""
+    name = next((name for name in PROJECTIONS if name in infos), usual)
+    return TensorSource(name, change="transpose" if name == PROJECTIONS[0] else "none")
+
+
+def _openclip_source(infos: Mapping[str, TensorInfo]) -> Source:
+    """For CLIP-G as SDXL files hold it: OpenCLIP's names and fused q/k/v."""
+
+    def source(name: str) -> TensorSource:
+        if name == "text_projection.weight":
+            return _projection_source(infos, PROJECTIONS[0])
+        name = name if name.startswith("text_model.") else f"text_model.{name}"
+        if name in OPENCLIP_TOP:
+            return TensorSource(OPENCLIP_TOP[name])
+        _, _, _, index, inner = name.split(".", 4)
+        module, _, leaf = inner.rpartition(".")
+        block = f"transformer.resblocks.{index}"
+        if module in OPENCLIP_LAYER:
+            return TensorSource(f"{block}.{OPENCLIP_LAYER[module]}.{leaf}")
+        part = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(module)
+        return TensorSource(f"{block}.attn.in_proj_{leaf}", part)
+
+    return source
 
 
 def _number(config: Mapping[str, object], key: str, default: int) -> int:
@@ -251,9 +238,9 @@ def _t5_component(weights: Weights, config: Mapping[str, object]) -> Component:
 
 
 KINDS = {
-    "clip_l": EncoderKind(CLIP_L.title, partial(clip_component, CLIP_L), CLIP_EMBEDDINGS),
-    "clip_g": EncoderKind(CLIP_G.title, partial(clip_component, CLIP_G), CLIP_EMBEDDINGS),
-    "t5xxl": EncoderKind(T5_TITLE, _t5_component, T5_EMBEDDINGS),
+    "clip_l": EncoderKind(CLIP_L.title, partial(clip_component, CLIP_L)),
+    "clip_g": EncoderKind(CLIP_G.title, partial(clip_component, CLIP_G)),
+    "t5xxl": EncoderKind(T5_TITLE, _t5_component),
 }
 
 

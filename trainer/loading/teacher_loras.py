@@ -15,8 +15,9 @@ from ...core.lora.file import lora_deltas, weight_shapes
 from ...core.lora.math import LoraPair, concatenated
 from ...core.recipe.checks import MAX_RECORDS
 from ...core.recipe.recipe import METADATA_KEY, MergedLora
-from .checkpoint import LoadedCheckpoint, find_components
+from .checkpoint import LoadedCheckpoint
 from .lora_merge import MergingLora, open_merging, plan_merge
+from .parts import find_components
 
 MAX_STRENGTH = 10
 

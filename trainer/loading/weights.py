@@ -52,16 +52,22 @@ class Weights:
 
     def read_full(self, name: str) -> Tensor:
         """A tensor by its full name in the file, prefix or not."""
-        path = self._file_of(name).path
+        file = self._file_of(name)
+        path = file.path
         if path not in self._open:
             try:
                 self._open[path] = safe_open(str(path), framework="pt", device="cpu")
-            except (OSError, SafetensorError) as error:
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"{path} is damaged: {error}. Download it again, or save it again from your "
+                    "host."
+                ) from error
+            except OSError as error:
                 raise CheckpointError(
                     f"{path} cannot be mapped into memory ({error}). On Windows: free some memory, "
                     "or enlarge the page file."
                 ) from error
-        return self._open[path].get_tensor(name)
+        return self._open[path].get_tensor(file.stored_names.get(name, name))
 
     def close(self) -> None:
         """Give the mapped files back; tensors that were read keep what they need."""

@@ -107,6 +107,7 @@ def _detected(path: Path, detection: Detection) -> str:
             "VAE": "in the file" if detection.has_vae else "not in the file: name it below",
             "Size": size_text(checkpoint_bytes(path)),
         }
+        | ({"Note": " ".join(detection.notes)} if detection.notes else {})
     )
 
 

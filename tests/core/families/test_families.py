@@ -194,6 +194,46 @@ def test_sdxl_variants_are_told_by_their_markers(headers, markers, title, predic
     assert (found.title, found.prediction, found.zero_terminal_snr) == (title, prediction, zero_snr)
 
 
+@pytest.mark.parametrize(
+    ("name", "metadata", "markers", "expected", "said"),
+    [
+        ("sdxl", {"modelspec.prediction_type": "v"}, [], ("v", False), "by the file's metadata"),
+        ("sd1", {"modelspec.predict_key": "V-Prediction"}, [], ("v", False), "predict_key"),
+        ("sdxl", {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, [],
+         ("v", True), "Zero terminal SNR by"),
+        ("sdxl", {"modelspec.prediction_type": "epsilon"}, ["v_pred"], ("v", False), "though"),
+        ("sdxl", {"prediction_type": "v"}, ["v_pred", "ztsnr"], ("v", True), ""),
+        ("sdxl", {"modelspec.prediction_type": "epsilon"}, [], ("eps", False), ""),
+        ("sdxl", {"ss_zero_terminal_snr": "True"}, [], ("eps", False), ""),
+        ("sdxl", {"modelspec.prediction_type": "purple"}, [], ("eps", False), "not known"),
+        ("sd3", {"modelspec.prediction_type": "epsilon"}, [], ("flow", False), ""),
+    ],
+)  # fmt: skip
+def test_metadata_tell_the_prediction_where_no_marker_does(
+    name, metadata, markers, expected, said, headers
+):
+    found = detect(header(headers[name] | dict.fromkeys(markers, (0,)), **metadata))
+    assert (found.prediction, found.zero_terminal_snr) == expected
+    assert ("v-prediction" in found.title) == (expected[0] == "v")
+    assert ("zero terminal SNR" in found.title) == expected[1]
+    assert said in " ".join(found.notes) and bool(said) == bool(found.notes)
+
+
+@pytest.mark.parametrize("stated", ["flow", "rectified-flow", "sample", "x0"])
+def test_a_prediction_by_metadata_that_is_not_handled_is_refused(stated, headers):
+    file = header(headers["sdxl"], **{"modelspec.prediction_type": stated})
+    with pytest.raises(UnsupportedModelError, match=r"metadata that it predicts.*eps or v"):
+        detect(file)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "sd35"])
+@pytest.mark.parametrize("shape", [(0,), (0, 0, 0, 0), (4, 0)])
+def test_a_tensor_without_elements_is_named(name, shape, headers):
+    for key in (key for key in headers[name] if key.startswith(PREFIX)):
+        with pytest.raises(CheckpointError, match=r"wrong number of axes|holds nothing|variant"):
+            detect(header(headers[name] | {key: shape}))
+
+
 @pytest.mark.parametrize("prefix", ["", "diffusion_model."])
 def test_a_denoiser_alone_is_detected_under_other_prefixes(headers, prefix):
     alone = {
@@ -312,6 +352,24 @@ def test_files_without_denoiser_say_what_they_hold(headers):
         detect(header({"something": (3,)}))
     with pytest.raises(UnsupportedModelError, match="its 0 tensors"):
         detect(header({}))
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: "model_ema.diffusion_model" + name.replace(".", ""),
+        lambda name: "model_ema.diffusion_model." + name,
+        lambda name: "ema_model." + name,
+    ],
+)
+def test_an_ema_copy_alone_is_said_to_be_one(rename, headers):
+    ema = {
+        rename(k.removeprefix(PREFIX)) if k.startswith(PREFIX) else k: shape
+        for k, shape in headers["sd1"].items()
+    }
+    with pytest.raises(UnsupportedModelError, match=r"EMA copy of its denoiser alone"):
+        detect(header(ema))
+    assert detect(header(headers["sd1"] | ema)).family == "sd1"
 
 
 @pytest.mark.parametrize(

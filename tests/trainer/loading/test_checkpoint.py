@@ -117,6 +117,29 @@ def test_a_diffusers_folder_gives_the_same_networks(name, sources, tmp_path):
     assert checkpoint.decoder is not None
 
 
+@pytest.mark.parametrize(
+    ("pattern", "wrapped"),
+    [
+        (r"^model\.diffusion_model\.", r"\g<0>_orig_mod."),
+        (r"^", "module."),
+        (r"\.transformer\.text_model\.", "._orig_mod.transformer._orig_mod.text_model."),
+        (r"^first_stage_model\.", r"\g<0>_orig_mod."),
+        (r"input_blocks\.\d+\.", r"\g<0>_checkpoint_wrapped_module."),
+    ],
+)
+def test_names_with_what_wrapped_a_module_load_as_those_without(
+    pattern, wrapped, sources, tmp_path
+):
+    tiny, state = sources["sdxl"]
+    state = {re.sub(pattern, wrapped, key): value for key, value in state.items()}
+    checkpoint = load(checkpoints.save(tmp_path / "x.safetensors", state))
+    assert_same_tensors(checkpoint.network, tiny.denoiser)
+    for kind, component in checkpoint.encoders.items():
+        assert_same_tensors(component.load(torch.float32, "cpu"), tiny.encoders[kind])
+    assert checkpoint.decoder is not None and not any("unknown" in n for n in checkpoint.notes)
+    checkpoint.decoder.component.load(torch.float32, "cpu")
+
+
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float64])
 def test_other_storage_formats_load_into_the_wanted_one(stored, sources, tmp_path):
     tiny, state = sources["sd1"]

@@ -25,7 +25,7 @@ from ..app.estimate import (
 )
 from ..app.library.path_checks import typed_path
 from ..core.errors import SettingsError
-from ..core.families import Detection, identify
+from ..core.families import Detection, check_own_parts
 from .arguments import add_config_arguments, add_model_files, model_files, print_result
 from .settings import add_settings_option, settings_values
 
@@ -89,7 +89,9 @@ def parse_memory(text: str) -> int:
 def _estimate(arguments: argparse.Namespace) -> int:
     path = Path(typed_path(arguments.checkpoint))
     memory = parse_memory(arguments.memory) if arguments.memory else None
-    detection = identify(path)
+    files = model_files(arguments)
+    vae = Path(files.vae) if files.vae else None
+    detection = check_own_parts(path, files.text_encoders(), vae)
     config = DistillConfig.from_dict(settings_values(arguments, detection.family))
     choose_resolutions(config, detection)  # refuses what a run would refuse
     found = estimate_memory(detection, config, bytes_in_16_bit(path), memory)

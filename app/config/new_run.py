@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...core.errors import CheckpointError, OutputError, SettingsError
-from ...core.families import Detection, check_files
+from ...core.families import Detection, check_files, family
 from ...core.files.atomic_write import check_output, try_name
+from ...core.lora.contents import check_family, read_lora_header
 from ..library.path_checks import check_name
 from .distill_config import DistillConfig
 from .request import DistillRequest
@@ -28,6 +29,7 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
 
     Raises:
         CheckpointError: a model file is missing or no supported model.
+        LoraError: a teacher LoRA is no LoRA that can be read, or of another family.
         SettingsError: a setting is not possible with this model.
         OutputError: the LoRA or the run cannot be written where they shall go.
     """
@@ -39,6 +41,8 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
     model = request.model
     vae = Path(model.vae) if model.vae else None
     detection = check_files(Path(model.checkpoint), model.text_encoders(), vae)
+    for lora in request.teacher_loras:
+        check_family(read_lora_header(Path(lora.path)), family(detection.family))
     choose_resolutions(config, detection)
     check_name(request.output)
     _check_places(Path(folder).resolve(), request, overwrite)

@@ -55,17 +55,17 @@ def _checkpoint(header: TensorFile) -> Facts:
 
 
 def _detection(path: Path) -> Facts:
-    found = identify(path)
+    found, problem = identify(path), ""
+    try:
+        found = check_own_parts(path)
+    except CheckpointError as error:
+        problem = str(error)
     names = ("family", "title", "prediction", "zero_terminal_snr", "resolution", "latent_channels",
              "text_encoders", "vae")  # fmt: skip
     facts: Facts = {name: getattr(found, name) for name in names}
     facts |= {"text_encoders": list(found.text_encoders)}
     facts |= {"notes": list(found.notes)} if found.notes else {}
-    try:
-        check_own_parts(path)
-    except CheckpointError as error:
-        facts["problem"] = str(error)
-    return facts
+    return facts | ({"problem": problem} if problem else {})
 
 
 def _lora(header: TensorFile) -> Facts:

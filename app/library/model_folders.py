@@ -101,7 +101,8 @@ def contained(path: str, folders: Sequence[Path | str]) -> Path:
         folders: where models may lie.
 
     Raises:
-        SettingsError: outside all folders, missing, or not a .safetensors file.
+        SettingsError: outside all folders, or missing.
+        CheckpointError: neither a diffusers folder nor a safetensors file, whatever its ending.
     """
     check_name(path)
     allowed = [os.path.abspath(folder) for folder in folders]
@@ -117,9 +118,7 @@ def contained(path: str, folders: Sequence[Path | str]) -> Path:
     if not any(is_inside(found, resolved(folder)) for folder in allowed):
         raise _outside(path, allowed)
     if not found.lower().endswith(SUFFIX) and not is_model_folder(Path(found)):
-        raise SettingsError(
-            f"{Path(found).name} is no model that can be used here; a {SUFFIX} file was expected."
-        )
+        read_model_header(found)  # says what it is, if it is no safetensors file
     return Path(found)
 
 

@@ -1,6 +1,7 @@
 """Model families: detection from tensor names and shapes, and the facts of each family."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from .base import (
     TensorTable,
     VaeFacts,
 )
+from .complete import Stored, check_tensors
 from .encoders import (
     EncoderPlace,
     check_widths,
@@ -192,20 +194,14 @@ def check_encoders(
     return used, notes
 
 
-def check_own_parts(path: Path) -> None:
-    """Look at the text encoders that a checkpoint brings; some may still be named beside it.
+def check_own_parts(
+    path: Path, text_encoders: Mapping[str, Path] | None = None, vae: Path | None = None
+) -> Detection:
+    """As `check_files`, for a model whose missing text encoders may still be named beside it.
 
-    Raises:
-        CheckpointError: one is damaged, or does not belong to the model.
+    Its notes say which are missing.
     """
-    model = read_model(path)
-    facts = family(model.detection.family)
-    complete = all(kind in model.encoders for kind in facts.text.encoders)
-    if complete or (model.encoders and not facts.text.needs_all):
-        check_encoders(model, {}, path.name)
-        return
-    for kind, place in model.encoders.items():
-        read_encoder(kind, place)
+    return _check(path, text_encoders or {}, vae, complete=False)
 
 
 def check_files(
@@ -218,14 +214,78 @@ def check_files(
         vae: a VAE file that replaces its own.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or does not belong to the model.
+        CheckpointError: a file is missing, damaged, or does not belong to the model; all that is
+            wrong with the parts of a model that is known stands in one message.
     """
+    return _check(path, text_encoders, vae, complete=True)
+
+
+def _check(
+    path: Path, text_encoders: Mapping[str, Path], vae: Path | None, *, complete: bool
+) -> Detection:
     model = read_model(path)
-    named = {kind: encoder_file(kind, file) for kind, file in text_encoders.items()}
-    check_encoders(model, named, path.name)
+    wrong: list[CheckpointError] = []
+    named: dict[str, EncoderPlace] = {}
+    for kind, file in text_encoders.items():
+        with _noted(wrong):
+            named[kind] = encoder_file(kind, file)
+    with _noted(wrong):
+        check_denoiser(model)
+    notes: list[str] = []
+    if len(named) == len(text_encoders):
+        with _noted(wrong):
+            notes += _check_named(model, named, path.name, complete=complete)
     if vae is not None:
-        check_vae_file(vae, model.detection)
-    return model.detection
+        with _noted(wrong):
+            check_vae_file(vae, model.detection)
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else CheckpointError("\n".join(map(str, wrong)))
+    return replace(model.detection, notes=(*model.detection.notes, *notes))
+
+
+@contextmanager
+def _noted(wrong: list[CheckpointError]) -> Iterator[None]:
+    """Note what is wrong, so that the next thing can be looked at."""
+    try:
+        yield
+    except CheckpointError as error:
+        wrong.append(error)
+
+
+def _check_named(
+    model: ModelHeaders, named: Mapping[str, EncoderPlace], name: str, *, complete: bool
+) -> list[str]:
+    """Look at the text encoders; unless `complete`, missing ones are a note and not refused."""
+    facts, found = family(model.detection.family), {**model.encoders, **named}
+    missing: list[CheckpointError] = []
+    if not complete and stated_encoder(model.detection) is None:
+        with _noted(missing):
+            encoders_in_use(facts, list(found), [], name)
+    if not missing:
+        check_encoders(model, named, name)
+    else:
+        for kind, place in found.items():
+            read_encoder(kind, place)
+    return list(map(str, missing))
+
+
+def check_denoiser(model: ModelHeaders) -> None:
+    """Look whether the denoiser has every tensor, each in its shape.
+
+    Raises:
+        CheckpointError: names those that are missing, or the first that is misshaped.
+    """
+    layout, prefix = family(model.detection.family).layout, model.detection.denoiser_prefix
+    shapes = layout.parameters(model.config)
+    infos = {k: info for file in model.denoiser for k, info in file.under(prefix).items()}
+    needed = {}
+    for name, shape in shapes.items():
+        plain = model.detection.folder
+        source = TensorSource(name) if plain else layout.tensor_source(name, model.config)
+        needed[name] = (source, shape)
+    first = model.denoiser[0].path
+    label = first.name if len(model.denoiser) == 1 else f"{first.parent.name}/"
+    check_tensors(Stored(label, prefix, infos), needed, layout.denoiser_title)
 
 
 def check_vae_file(path: Path, detection: Detection) -> TensorFile:
@@ -339,6 +399,7 @@ __all__ = [
     "ModelHeaders",
     "TensorSource",
     "VaeFacts",
+    "check_denoiser",
     "check_encoders",
     "check_files",
     "check_own_parts",

@@ -140,12 +140,15 @@ class LayoutFacts:
             prefix.
         denoiser_folder: its sub-folder in a diffusers folder.
         denoiser_title: what messages call it.
+        parameters: shape of every network parameter (diffusers name), by the network's config;
+            without it a tensor that is missing comes out when the network is built.
     """
 
     network_config: Callable[[Tensors], Config]
     tensor_source: Callable[[str, Config], TensorSource]
     denoiser_folder: str
     denoiser_title: str
+    parameters: Callable[[Config], Mapping[str, tuple[int, ...]]] = lambda config: {}
 
 
 @dataclass(frozen=True)

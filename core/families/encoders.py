@@ -11,7 +11,17 @@ from pathlib import Path
 from ..errors import CheckpointError, UnsupportedModelError
 from ..files.tensor_file import TensorFile, TensorInfo, read_model_header
 from .base import Config, Family
+from .complete import Stored, check_tensors
 from .config_values import Rule, check_config, is_whole, number, one_of
+from .encoder_layout import (
+    PROJECTIONS,
+    T5_EMBEDDINGS,
+    clip_parameters,
+    clip_source,
+    is_openclip,
+    t5_parameters,
+    t5_source,
+)
 from .unsupported import refuse_empty, refuse_quantised
 
 TITLES = {
@@ -21,11 +31,8 @@ TITLES = {
 }
 OPTIONS = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
 CLIP_EMBEDDINGS = ("embeddings.token_embedding.weight", "token_embedding.weight")
-T5_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 ENDINGS = {"clip_l": CLIP_EMBEDDINGS, "clip_g": CLIP_EMBEDDINGS, "t5xxl": T5_EMBEDDINGS}
 """Endings of an encoder's first tensor, by which a file of its own is known."""
-PROJECTIONS = ("text_projection", "text_projection.weight")
-"""Names of CLIP's last matrix: as OpenCLIP multiplies by it, and as torch's layers do."""
 PUBLISHED_WIDTHS = {768: "clip_l", 1280: "clip_g"}
 HEAD_WIDTH = 64
 CLIP_TOKENS, CLIP_POSITIONS, T5_TOKENS = 49408, 77, range(32100, 32129)
@@ -113,9 +120,16 @@ def read_encoder(kind: str, place: EncoderPlace) -> EncoderWidths | None:
     matrix = _matrices(place, tensors, kind)
     if kind == "t5xxl":
         check_config(place.config, T5_RULES, what)
-        return _t5(place, tensors, matrix)
-    check_config(place.config, CLIP_RULES, what)
-    return _clip(kind, place, tensors, matrix)
+        widths = _t5(place, tensors, matrix)
+        source, shapes = t5_source(tensors), t5_parameters(tensors)
+    else:
+        check_config(place.config, CLIP_RULES, what)
+        widths = _clip(kind, place, tensors, matrix)
+        source = clip_source(tensors)
+        shapes = clip_parameters(tensors, projected=kind == "clip_g")
+    needed = {name: (source(name), shape) for name, shape in shapes.items()}
+    check_tensors(Stored(place.label, place.prefix, tensors), needed, TITLES[kind])
+    return widths
 
 
 Matrix = Callable[[str], tuple[int, int]]
@@ -141,7 +155,7 @@ def _clip(
 ) -> EncoderWidths:
     if not any(name.endswith(CLIP_EMBEDDINGS) for name in tensors) and _is_t5(tensors):
         raise _not_that(place, "a T5 text encoder", kind)
-    openclip = "positional_embedding" in tensors
+    openclip = is_openclip(tensors)
     start = "text_model." if any(name.startswith("text_model.") for name in tensors) else ""
     names = ("token_embedding.weight", "positional_embedding")
     if not openclip:

@@ -52,6 +52,7 @@ FAMILY = base.Family(
             tensors, heads=lambda channels: NUM_HEADS, sample_size=64
         ),
         tensor_source=unet.tensor_source,
+        parameters=unet.parameters,
         denoiser_folder="unet",
         denoiser_title="UNet",
     ),

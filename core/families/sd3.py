@@ -97,6 +97,7 @@ ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
 DUAL_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 CONTEXT_OUT = ("attn.to_add_out", "ff_context.net.0.proj", "ff_context.net.2")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+MODULATION, TIME_WIDTH = "norm1_context.linear", 256
 
 
 def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, object]:
@@ -187,6 +188,51 @@ def _lora_modules(config: base.Config, targets: base.LoraTargets) -> list[str]:
     return names
 
 
+def _parameters(config: base.Config) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the transformer and its shape, by diffusers' name."""
+    width = int(str(config["num_attention_heads"])) * HEAD_WIDTH
+    size, patch = int(str(config["pos_embed_max_size"])), int(str(config.get("patch_size", 2)))
+    channels = int(str(config["in_channels"]))
+    outputs = patch**2 * int(str(config.get("out_channels") or channels))
+    joint, pooled = (
+        int(str(config[name])) for name in ("joint_attention_dim", "pooled_projection_dim")
+    )
+    times = "time_text_embed"
+    linear = {
+        f"{times}.timestep_embedder.linear_1": (width, TIME_WIDTH),
+        f"{times}.timestep_embedder.linear_2": (width, width),
+        f"{times}.text_embedder.linear_1": (width, pooled),
+        f"{times}.text_embedder.linear_2": (width, width),
+        "context_embedder": (int(str(config["caption_projection_dim"])), joint),
+        "norm_out.linear": (2 * width, width),
+        "proj_out": (outputs, width),
+    }
+    found: dict[str, tuple[int, ...]] = {
+        "pos_embed.pos_embed": (1, size**2, width),
+        "pos_embed.proj.weight": (width, channels, patch, patch),
+        "pos_embed.proj.bias": (width,),
+    }
+    rows = {"norm1.linear": 6, "norm1_context.linear": 6, "ff.net.0.proj": 4,
+            "ff_context.net.0.proj": 4}  # fmt: skip
+    dual, last = config.get("dual_attention_layers") or (), _last(config)
+    assert isinstance(dual, list | tuple)
+    for module in [*_lora_modules(config, "full"), f"transformer_blocks.{last}.{MODULATION}"]:
+        inner = module.split(".", 2)[2]
+        height, inputs = rows.get(inner, 1), 4 if inner.endswith("net.2") else 1
+        if inner == MODULATION and module.startswith(f"transformer_blocks.{last}."):
+            height = 2
+        elif inner == "norm1.linear" and int(module.split(".")[1]) in dual:
+            height = 9
+        linear[module] = (height * width, inputs * width)
+    for name, shape in linear.items():
+        found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    for index in range(last + 1) if config.get("qk_norm") else ():
+        names = [f"attn.norm_{name}" for name in ("q", "k", "added_q", "added_k")]
+        names += ["attn2.norm_q", "attn2.norm_k"] if index in dual else []
+        found |= {f"transformer_blocks.{index}.{name}.weight": (HEAD_WIDTH,) for name in names}
+    return found
+
+
 def _is_35(config: base.Config) -> bool:
     return bool(config.get("dual_attention_layers"))
 
@@ -262,6 +308,7 @@ FAMILY = base.Family(
     layout=base.LayoutFacts(
         network_config=_network_config,
         tensor_source=_tensor_source,
+        parameters=_parameters,
         denoiser_folder="transformer",
         denoiser_title="transformer",
     ),

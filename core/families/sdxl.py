@@ -84,6 +84,7 @@ FAMILY = base.Family(
     layout=base.LayoutFacts(
         network_config=_network_config,
         tensor_source=unet.tensor_source,
+        parameters=unet.parameters,
         denoiser_folder="unet",
         denoiser_title="UNet",
     ),

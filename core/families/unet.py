@@ -333,6 +333,103 @@ def lora_modules(config: Config, targets: LoraTargets) -> list[str]:
     return names
 
 
+def parameters(config: Config) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the UNet and its shape, by diffusers' name."""
+    channels = [int(width) for width in _list(config["block_out_channels"])]
+    heads = config.get("attention_head_dim", 8)
+    heads = [int(str(heads))] * len(channels) if isinstance(heads, int) else _list(heads)
+    base, time = channels[0], 4 * channels[0]
+    found = _convolution("conv_in", LATENT_CHANNELS, base, 3)
+    found |= _linear("time_embedding.linear_1", base, time)
+    found |= _linear("time_embedding.linear_2", time, time)
+    if config.get("addition_embed_type") is not None:
+        inputs = int(str(config["projection_class_embeddings_input_dim"]))
+        found |= _linear("add_embedding.linear_1", inputs, time)
+        found |= _linear("add_embedding.linear_2", time, time)
+    for kind, block, _, depth in blocks(config):
+        level = _level(block, len(channels))
+        width = channels[level]
+        if kind == "resnet":
+            found |= _resnet(block, _inputs(block, channels, config), width, time)
+        elif kind == "attention":
+            inner = width // heads[level] * heads[level]
+            found |= _attention(block, (width, inner, depth), config)
+        else:
+            found |= _convolution(block, width, width, 3)
+    found |= _norm("conv_norm_out", base)
+    return found | _convolution("conv_out", base, LATENT_CHANNELS, 3)
+
+
+def _level(block: str, levels: int) -> int:
+    """The level whose channels a block has at its end, counted from the finest."""
+    side, number = block.split(".")[:2]
+    if side == "mid_block":
+        return levels - 1
+    return levels - 1 - int(number) if side == "up_blocks" else int(number)
+
+
+def _inputs(resnet: str, channels: list[int], config: Config) -> int:
+    """Channels that a residual block reads; on the way up those of its skip connection, too."""
+    side, number, _, layer = [*resnet.split("."), "0", "0"][:4]
+    level = _level(resnet, len(channels))
+    if side == "mid_block":
+        return channels[-1]
+    if side == "down_blocks":
+        return channels[max(level - 1, 0)] if layer == "0" else channels[level]
+    before = channels[min(level + 1, len(channels) - 1)] if layer == "0" else channels[level]
+    last = int(layer) == int(str(config["layers_per_block"]))
+    return before + channels[max(level - 1, 0) if last else level]
+
+
+def _resnet(block: str, inputs: int, width: int, time: int) -> dict[str, tuple[int, ...]]:
+    found = _norm(f"{block}.norm1", inputs) | _convolution(f"{block}.conv1", inputs, width, 3)
+    found |= _linear(f"{block}.time_emb_proj", time, width) | _norm(f"{block}.norm2", width)
+    found |= _convolution(f"{block}.conv2", width, width, 3)
+    if inputs != width:
+        found |= _convolution(f"{block}.conv_shortcut", inputs, width, 1)
+    return found
+
+
+def _attention(
+    block: str, sizes: tuple[int, int, int], config: Config
+) -> dict[str, tuple[int, ...]]:
+    """Parameters of a transformer; `sizes`: channels, width of its heads together, depth."""
+    width, inner, depth = sizes
+    context = int(str(config["cross_attention_dim"]))
+    found = _norm(f"{block}.norm", width)
+    for name, inputs, outputs in ("proj_in", width, inner), ("proj_out", inner, width):
+        plain = bool(config.get("use_linear_projection"))
+        found |= (
+            _linear(f"{block}.{name}", inputs, outputs)
+            if plain
+            else _convolution(f"{block}.{name}", inputs, outputs, 1)
+        )
+    for index in range(depth):
+        layer = f"{block}.transformer_blocks.{index}"
+        for name, read in ("attn1", inner), ("attn2", context):
+            found[f"{layer}.{name}.to_q.weight"] = (inner, inner)
+            found[f"{layer}.{name}.to_k.weight"] = (inner, read)
+            found[f"{layer}.{name}.to_v.weight"] = (inner, read)
+            found |= _linear(f"{layer}.{name}.to_out.0", inner, inner)
+        for name in ("norm1", "norm2", "norm3"):
+            found |= _norm(f"{layer}.{name}", inner)
+        found |= _linear(f"{layer}.ff.net.0.proj", inner, 8 * inner)
+        found |= _linear(f"{layer}.ff.net.2", 4 * inner, inner)
+    return found
+
+
+def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _convolution(name: str, inputs: int, outputs: int, size: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs, size, size), f"{name}.bias": (outputs,)}
+
+
 def _changes_width(resnet: str, config: Config) -> bool:
     """Whether a residual block has other channels at its end than at its start."""
     side, level, _, layer = [*resnet.split("."), "", ""][:4]

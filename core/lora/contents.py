@@ -10,13 +10,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ..errors import LoraError
-from ..families import FAMILIES
-from ..files.tensor_file import TensorFile, read_scalar
+from ..errors import CheckpointError, LoraError
+from ..families import FAMILIES, Family
+from ..files.tensor_file import TensorFile, read_header, read_scalar
 from .keys import LoraModule, adapter_alpha, detect_family, group_keys
 from .shapes import update_rank
 
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 NUMBERS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """Formats that the weights of a LoRA may be stored in."""
 EMBEDDING = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\..*|[^.]*)$")
@@ -90,6 +92,32 @@ class LoraContents:
         return (
             f"{self.file_name} brings embeddings along ({named}), which are not applied here: "
             "in a prompt their names are plain words."
+        )
+
+
+def read_lora_header(path: Path) -> LoraContents:
+    """What the LoRA file at `path` holds, by its header.
+
+    Raises:
+        LoraError: it is anything else, or of a kind that is not handled.
+    """
+    if path.suffix.lower() in PICKLES and path.is_file():
+        raise LoraError(
+            f"{path.name} is a pickle file, which can run any code when opened, so it is refused. "
+            "Get the .safetensors version, or convert it once in a tool you trust."
+        )
+    try:
+        return read_contents(read_header(path))
+    except CheckpointError as error:
+        raise LoraError(f"The LoRA cannot be read. {error}") from error
+
+
+def check_family(contents: LoraContents, family: Family) -> None:
+    """LoraError if the LoRA is known to be of another family."""
+    if contents.family and contents.family != family.name:
+        raise LoraError(
+            f"{contents.file_name} is a LoRA for {contents.family}, but the model is "
+            f"{family.label}. A LoRA fits models of its own family only."
         )
 
 

@@ -16,13 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, LoraError
+from ..errors import LoraError
 from ..families import Config, Family
 from ..files.atomic_write import atomic_path, check_output
 from ..files.hashes import tensor_bytes_hash
-from ..files.tensor_file import read_header
 from ..recipe.recipe import Recipe, read_recipe
-from .contents import LoraContents, read_contents
+from .contents import LoraContents, check_family, read_lora_header
 from .header import header_bytes, header_hashes
 from .keys import LoraModule
 from .layout import Format, common_alpha, lora_tensors
@@ -30,8 +29,6 @@ from .lycoris import low_rank_factors
 from .math import LoraPair, delta
 from .metadata import NetworkFacts, lora_metadata
 from .targets import Target, part_of, resolve, targets_by_name
-
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -174,15 +171,10 @@ def open_lora(path: Path) -> LoraFile:
         LoraError: it is anything else, or of a kind that is not handled.
     """
     path = Path(path)
-    if path.suffix.lower() in PICKLES and path.is_file():
-        raise LoraError(
-            f"{path.name} is a pickle file, which can run any code when opened, so it is refused. "
-            "Get the .safetensors version, or convert it once in a tool you trust."
-        )
+    contents = read_lora_header(path)
     try:
-        contents = read_contents(read_header(path))
         state = safetensors.torch.load_file(path)
-    except (CheckpointError, safetensors.SafetensorError) as error:
+    except safetensors.SafetensorError as error:
         raise LoraError(f"The LoRA cannot be read. {error}") from error
     return LoraFile(contents, state)
 
@@ -193,15 +185,6 @@ def read_lora(path: Path) -> LoraFile:
     if not lora.modules:
         raise LoraError(f"{lora.path.name} changes text encoders only; there is nothing to apply.")
     return lora
-
-
-def check_family(lora: LoraFile, family: Family) -> None:
-    """LoraError if the LoRA is known to be of another family."""
-    if lora.family and lora.family != family.name:
-        raise LoraError(
-            f"{lora.path.name} is a LoRA for {lora.family}, but the model is {family.label}. "
-            "A LoRA fits models of its own family only."
-        )
 
 
 def lora_deltas(
@@ -217,7 +200,7 @@ def lora_deltas(
         config: the diffusers configuration of the network.
         shapes: shape of the weight of every module of the network, by diffusers name.
     """
-    check_family(lora, family)
+    check_family(lora.contents, family)
     targets = targets_by_name(shapes, family, config)
     return module_deltas(Deltas(lora, shapes, strength), lora.modules, targets)
 

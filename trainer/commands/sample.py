@@ -26,7 +26,8 @@ from ...core.errors import NonFiniteError, OutputError, SettingsError
 from ...core.families import family, identify
 from ...core.files.hashes import file_hashes, file_sha256
 from ...core.files.png_info import ImageInfo, UsedLora, save_png
-from ...core.lora.file import LoraFile, check_family, read_lora
+from ...core.lora.contents import check_family
+from ...core.lora.file import LoraFile, read_lora
 from ...core.recipe.merged_loras import merged_lora_notes
 from ...core.recipe.recipe import Recipe
 from ..device import choose_device, choose_dtype, memory_explained
@@ -230,7 +231,7 @@ def open_styles(request: ImageRequest, loras: Sequence[LoraFile]) -> list[Mergin
     styles = [open_merging(Path(path), strength) for path, strength in request.with_loras]
     kind = family(identify(Path(request.model.checkpoint)).family)
     for file in [*loras, *(style.file for style in styles)]:
-        check_family(file, kind)  # before gigabytes are loaded
+        check_family(file.contents, kind)  # before gigabytes are loaded
     for lora in loras:
         for note in merged_lora_notes(lora.recipe, [s.present() for s in styles], how=WITH_LORA):
             log.info("%s: %s", lora.path.name, note)

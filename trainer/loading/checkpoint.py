@@ -23,7 +23,7 @@ from torch import nn
 from ...app.config.request import ModelFiles
 from ...core.diffusion.schedule import Schedule
 from ...core.errors import CheckpointError, LoraError, SettingsError
-from ...core.families import Config, Detection, Family, check_vae_file, family
+from ...core.families import Config, Detection, Family, check_files, check_vae_file, family
 from ...core.lora.file import LoraFile, LoraPair, lora_deltas, merge_lora, weight_shapes
 from ...core.recipe.few_step import family_schedule
 from ..families import TorchFamily, half_of
@@ -160,6 +160,7 @@ def load_checkpoint(
         NonFiniteError: NaN or infinite weights.
     """
     path, notes = Path(path), []
+    check_files(path, overrides.text_encoders, overrides.vae)  # as all do who ask what it is
     parts, encoders = find_components(path, overrides.text_encoders, notes)
     notes += parts.detection.notes
     detection = _with_prediction(parts.detection, overrides.prediction, notes)

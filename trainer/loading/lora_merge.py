@@ -10,7 +10,8 @@ from ...core.errors import LoraError
 from ...core.families import Family
 from ...core.files.hashes import file_hashes
 from ...core.files.png_info import UsedLora
-from ...core.lora.file import LoraFile, check_family, lora_deltas, open_lora
+from ...core.lora.contents import check_family
+from ...core.lora.file import LoraFile, lora_deltas, open_lora
 from ...core.lora.text_encoders import EncoderPart, text_encoder_parts
 from ...core.recipe.merged_loras import PresentLora
 from .encoders import encoder_title
@@ -68,7 +69,7 @@ def plan_merge(
     """
     notes = []
     for lora in loras:
-        check_family(lora.file, family)
+        check_family(lora.file.contents, family)
         changed = []
         if lora.file.modules:
             shapes = denoiser.layer_shapes

@@ -18,29 +18,7 @@ from dpdmd_studio.app.prompts.images import image_prompt
 from dpdmd_studio.app.prompts.infotext import infotext_prompts
 from dpdmd_studio.app.prompts.reading import parse_line, parse_prompts
 from dpdmd_studio.core.errors import DPDMDError
-
-WORDS = (
-    "( ) [ ] { } | : :: $$ - .5 a cat BREAK AND \\ \" ' , prompt __a__ embedding:x # ~ / NaN 1e999"
-    " null [[ ]] 日 \u200b \ufeff <lora:a:1> <x: --ar &amp; Steps: 20 Seed: Sampler: Size: 8x8"
-)
-OTHERS = ("\n", "\r", " ", "\t", "\0", "\ud83d", "\udcff", "\u2028", "9" * 40)
-PIECES = (*WORDS.split(), *OTHERS, '{"prompt": "a"}', "Negative prompt:", "\nSteps: 20, Seed: 1")
-FIELDS = ("parameters", "prompt", "Comment", "Description", "Software")
-NAMES = ("prompt", "image", "class_type", "inputs", "positive", "text", "steps", "path", "model")
-
-
-def text(rng: random.Random, most: int) -> str:
-    return "".join(rng.choice(PIECES) for _ in range(rng.randrange(most)))
-
-
-def value(rng: random.Random, depth: int = 0) -> object:
-    kind = rng.randrange(6)
-    if kind == 0 and depth < 4:
-        return [value(rng, depth + 1) for _ in range(rng.randrange(4))]
-    if kind == 1 and depth < 4:
-        return {rng.choice(NAMES): value(rng, depth + 1) for _ in range(rng.randrange(4))}
-    odd = (10**400, -1, 2**63, 1e308, float("nan"), float("inf"), True, None)
-    return text(rng, 6) if kind < 4 else rng.choice(odd)
+from fuzzing import FIELDS, text, value
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -127,7 +127,8 @@ def _newer_vae(name: str, state: State) -> State:
     for key, value in state.items():
         match = re.fullmatch(rf"({re.escape(VAE)}\w+\.mid\.attn_1\.)(\w+)(\.\w+)", key)
         if match:
-            key, value = match[1] + names[match[2]] + match[3], value.flatten(1).squeeze(-1)
+            key, matrix = match[1] + names[match[2]] + match[3], value.ndim == 4
+            value = value.flatten(1) if matrix else value
         found[key] = value
     return found
 
@@ -230,6 +231,17 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
 }
 SEPARATE = "denoiser alone, the rest named"
 LAYOUTS = (*FILES, *DTYPES, "mixed formats", *FOLDERS, SEPARATE)
+FEW = (
+    "as hosts save it",
+    "no prefix",
+    "compiled",
+    "fp8 e4m3",
+    "folder",
+    "folder, shards",
+    SEPARATE,
+)
+WRITTEN = [(name, layout) for name in MAKERS for layout in (FEW if name == "sd35" else LAYOUTS)]
+"""Of two families that share their layouts, one is written in a few of them."""
 
 
 def write(folder: Path, name: str, layout: str) -> Item:
@@ -386,9 +398,9 @@ REFUSED = {
         _file(_set(r"time_embed\.0\.weight", lambda v: v.to(torch.int8))), "stored as I8"),
     "a denoiser's tensor missing": Refused(
         _file(_without(r"output_blocks\.0\.0\.in_layers\.2\.bias")), "the UNet lacks 1 tensor"),
-    "half a denoiser": Refused(_file(_without("joint_blocks.1.x_block")), "lacks 8 tensors", "sd3"),
-    "a misshaped tensor": Refused(_file(_set(r"time_embed\.2\.bias", lambda v: v[1:])),
-                                  r"has shape \(127,\), expected \(128,\)"),
+    "half a denoiser": Refused(_file(_without("joint_blocks.1.x_block")), "transformer lacks", "sd3"),
+    "a misshaped tensor": Refused(
+        _file(_set(r"time_embed\.2\.bias", lambda v: v[1:])), r"\(127,\), expected \(128,\)"),
     "a tensor of nothing": Refused(
         _file(_set(r"out\.2\.bias", lambda v: v[:0])), "holds nothing"),
     "a tensor without axes": Refused(

@@ -371,7 +371,10 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
 
 def text_encoder_prefix(file: TensorFile, item: Family, kind: str) -> str | None:
     """Where a text encoder of the family lies in the file, or None if it is not there."""
-    endings = ("token_embedding.weight", "shared.weight", "positional_embedding")
+    endings = (
+        "token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight",
+        "positional_embedding",
+    )  # fmt: skip
     for prefix in item.text.prefixes.get(kind, ()):
         if any(key.startswith(prefix) and key.endswith(endings) for key in file.tensors):
             return prefix

@@ -103,7 +103,8 @@ def _kl_component(weights: Weights) -> Component:
         raise CheckpointError(
             f"{weights.label}: the VAE decoder counts {levels} levels. The file is damaged."
         )
-    source: Source = TensorSource if ours else _vae_source(levels)
+    newer = "decoder.mid.attn_1.to_q.weight" in infos
+    source: Source = TensorSource if ours else _vae_source(levels, newer=newer)
     if "decoder.mid_block.attentions.0.query.weight" in infos:
         source = _older_names
 
@@ -130,8 +131,12 @@ def _kl_component(weights: Weights) -> Component:
     )
 
 
-def _vae_source(num_levels: int) -> Source:
-    """For the decoder of a KL VAE under LDM names, which count the levels from the other end."""
+def _vae_source(num_levels: int, *, newer: bool = False) -> Source:
+    """For the decoder of a KL VAE under LDM names, which count the levels from the other end.
+
+    Args:
+        newer: whether its attention has diffusers' names, as files converted since 0.17 may.
+    """
 
     def source(name: str) -> TensorSource:
         module, _, leaf = name.rpartition(".")
@@ -141,9 +146,8 @@ def _vae_source(num_levels: int) -> Source:
         attention = inner.removeprefix("mid_block.attentions.0.")
         if attention != inner:
             change = "squeeze" if attention != "group_norm" and leaf == "weight" else "none"
-            return TensorSource(
-                f"decoder.mid.attn_1.{VAE_ATTENTION[attention]}.{leaf}", None, change
-            )
+            name = attention if newer else VAE_ATTENTION[attention]
+            return TensorSource(f"decoder.mid.attn_1.{name}.{leaf}", None, change)
         return TensorSource(f"decoder.{_vae_module(inner, num_levels)}.{leaf}")
 
     return source

@@ -398,9 +398,11 @@ REFUSED = {
         _file(_set(r"time_embed\.0\.weight", lambda v: v.to(torch.int8))), "stored as I8"),
     "a denoiser's tensor missing": Refused(
         _file(_without(r"output_blocks\.0\.0\.in_layers\.2\.bias")), "the UNet lacks 1 tensor"),
-    "half a denoiser": Refused(_file(_without("joint_blocks.1.x_block")), "transformer lacks", "sd3"),
+    "half a denoiser": Refused(
+        _file(_without("joint_blocks.1.x_block")), "transformer lacks", "sd3"),
     "a misshaped tensor": Refused(
-        _file(_set(r"time_embed\.2\.bias", lambda v: v[1:])), r"\(127,\), expected \(128,\)"),
+        _file(_set(r"time_embed\.2\.bias", lambda v: v[1:])),
+        r"\(127,\), expected \(128,\)"),
     "a tensor of nothing": Refused(
         _file(_set(r"out\.2\.bias", lambda v: v[:0])), "holds nothing"),
     "a tensor without axes": Refused(

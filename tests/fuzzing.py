@@ -31,7 +31,7 @@ from dpdmd_studio.app.prompts.expansion import expand
 from dpdmd_studio.app.prompts.images import image_prompt
 from dpdmd_studio.app.prompts.infotext import infotext_prompts
 from dpdmd_studio.app.prompts.reading import parse_line, parse_prompts
-from dpdmd_studio.app.runs.directory import RunDirectory
+from dpdmd_studio.app.runs.directory import SETTINGS_VERSION, RunDirectory
 from dpdmd_studio.app.runs.settings_file import import_settings, settings_of_lora
 from dpdmd_studio.core import families
 from dpdmd_studio.core.errors import CheckpointError, DPDMDError, LoraError, NonFiniteError
@@ -43,6 +43,7 @@ from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY, Recipe, usage_hint
 
 Act = Callable[[], object]
+REFUSALS = ("refused", "no numbers")
 LONGEST = 1.0
 """Seconds that no input may take."""
 
@@ -397,11 +398,12 @@ def state_files(rng: random.Random, folder: Path) -> list[Act]:
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
     (run / "state").mkdir(parents=True)
-    (run / "settings.json").write_text(json.dumps(_request()))
+    asked = _request() | {"version": SETTINGS_VERSION}
+    (run / "settings.json").write_text(json.dumps(asked))
     for name in rng.sample(STATES, rng.randint(1, 4)):
         whole = {"step": 1, "steps": 8, "status": "running", "updated_at": 1.0, "pid": 1}
         kinds = (
-            _json(changed(rng, _request() if name == "settings.json" else whole)),
+            _json(changed(rng, asked if name == "settings.json" else whole)),
             _json(value(rng)),
             text(rng, 8),
             "[" * 5000,
@@ -460,8 +462,9 @@ def run(kind: str, seeds: Iterable[int], folder: Path, seconds: float = math.inf
         before = time.process_time()
         for act in acts:
             try:
-                act()
-                found.answered += 1
+                refused = act() in REFUSALS
+                found.refused += refused
+                found.answered += not refused
             except DPDMDError:
                 found.refused += 1
             except Exception:  # whatever there is, which is what is searched for

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +66,8 @@ FAMILY_LABELS: dict[str, str] = {}
 TINY_VAE_KEY = "first_stage_model.taesd_decoder.1.weight"
 KL_VAE_KEY = "first_stage_model.decoder.conv_in.weight"
 PRIVATE = "_"
+PARAMETERS = 4
+"""More parameters than any network here has for each tensor of its file."""
 
 
 def register(item: Family) -> None:
@@ -276,10 +279,10 @@ def check_denoiser(model: ModelHeaders) -> None:
         CheckpointError: names those that are missing, or the first that is misshaped.
     """
     layout, prefix = family(model.detection.family).layout, model.detection.denoiser_prefix
-    shapes = layout.parameters(model.config)
     infos = {k: info for file in model.denoiser for k, info in file.under(prefix).items()}
     needed = {}
-    for name, shape in shapes.items():
+    # A config may ask for more than anybody can list; what goes beyond the file is missing anyway.
+    for name, shape in islice(layout.parameters(model.config), PARAMETERS * len(infos)):
         plain = model.detection.folder
         source = TensorSource(name) if plain else layout.tensor_source(name, model.config)
         needed[name] = (source, shape)

@@ -6,7 +6,7 @@ first trained with (LDM, or Stability's MMDiT). The one table that connects the 
 LoRA's module).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -140,15 +140,15 @@ class LayoutFacts:
             prefix.
         denoiser_folder: its sub-folder in a diffusers folder.
         denoiser_title: what messages call it.
-        parameters: shape of every network parameter (diffusers name), by the network's config;
-            without it a tensor that is missing comes out when the network is built.
+        parameters: every network parameter (diffusers name) and its shape, by the network's
+            config; without it a tensor that is missing comes out when the network is built.
     """
 
     network_config: Callable[[Tensors], Config]
     tensor_source: Callable[[str, Config], TensorSource]
     denoiser_folder: str
     denoiser_title: str
-    parameters: Callable[[Config], Mapping[str, tuple[int, ...]]] = lambda config: {}
+    parameters: Callable[[Config], Iterable[tuple[str, tuple[int, ...]]]] = lambda config: ()
 
 
 @dataclass(frozen=True)

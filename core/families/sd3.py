@@ -1,6 +1,7 @@
 """SD3 and SD3.5 medium: an MMDiT with rectified flow; CLIP-L, CLIP-G and T5 each optional."""
 
 import math
+from collections.abc import Iterator
 
 from ..errors import UnsupportedModelError
 from . import base
@@ -188,7 +189,7 @@ def _lora_modules(config: base.Config, targets: base.LoraTargets) -> list[str]:
     return names
 
 
-def _parameters(config: base.Config) -> dict[str, tuple[int, ...]]:
+def _parameters(config: base.Config) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every parameter of the transformer and its shape, by diffusers' name."""
     width = int(str(config["num_attention_heads"])) * HEAD_WIDTH
     size, patch = int(str(config["pos_embed_max_size"])), int(str(config.get("patch_size", 2)))
@@ -230,7 +231,7 @@ def _parameters(config: base.Config) -> dict[str, tuple[int, ...]]:
         names = [f"attn.norm_{name}" for name in ("q", "k", "added_q", "added_k")]
         names += ["attn2.norm_q", "attn2.norm_k"] if index in dual else []
         found |= {f"transformer_blocks.{index}.{name}.weight": (HEAD_WIDTH,) for name in names}
-    return found
+    yield from found.items()
 
 
 def _is_35(config: base.Config) -> bool:

@@ -333,31 +333,31 @@ def lora_modules(config: Config, targets: LoraTargets) -> list[str]:
     return names
 
 
-def parameters(config: Config) -> dict[str, tuple[int, ...]]:
+def parameters(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every parameter of the UNet and its shape, by diffusers' name."""
     channels = [int(width) for width in _list(config["block_out_channels"])]
     heads = config.get("attention_head_dim", 8)
     heads = [int(str(heads))] * len(channels) if isinstance(heads, int) else _list(heads)
     base, time = channels[0], 4 * channels[0]
-    found = _convolution("conv_in", LATENT_CHANNELS, base, 3)
-    found |= _linear("time_embedding.linear_1", base, time)
-    found |= _linear("time_embedding.linear_2", time, time)
+    yield from _convolution("conv_in", LATENT_CHANNELS, base, 3).items()
+    yield from _linear("time_embedding.linear_1", base, time).items()
+    yield from _linear("time_embedding.linear_2", time, time).items()
     if config.get("addition_embed_type") is not None:
         inputs = int(str(config["projection_class_embeddings_input_dim"]))
-        found |= _linear("add_embedding.linear_1", inputs, time)
-        found |= _linear("add_embedding.linear_2", time, time)
+        yield from _linear("add_embedding.linear_1", inputs, time).items()
+        yield from _linear("add_embedding.linear_2", time, time).items()
     for kind, block, _, depth in blocks(config):
         level = _level(block, len(channels))
         width = channels[level]
         if kind == "resnet":
-            found |= _resnet(block, _inputs(block, channels, config), width, time)
+            yield from _resnet(block, _inputs(block, channels, config), width, time).items()
         elif kind == "attention":
             inner = width // heads[level] * heads[level]
-            found |= _attention(block, (width, inner, depth), config)
+            yield from _attention(block, (width, inner, depth), config).items()
         else:
-            found |= _convolution(block, width, width, 3)
-    found |= _norm("conv_norm_out", base)
-    return found | _convolution("conv_out", base, LATENT_CHANNELS, 3)
+            yield from _convolution(block, width, width, 3).items()
+    yield from _norm("conv_norm_out", base).items()
+    yield from _convolution("conv_out", base, LATENT_CHANNELS, 3).items()
 
 
 def _level(block: str, levels: int) -> int:

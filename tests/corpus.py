@@ -133,6 +133,17 @@ def _newer_vae(name: str, state: State) -> State:
     return found
 
 
+def _by_forge(name: str, state: State) -> State:
+    made = tiny(name)
+    assert made.vae is not None
+    found = {k: v for k, v in state.items() if k.startswith(DENOISER)}
+    for kind, encoder in made.encoders.items():
+        plain = encoder.state_dict() if kind == "t5xxl" else checkpoints.clip_names(encoder)
+        found |= {f"text_encoders.{kind}.transformer.{key}": v for key, v in plain.items()}
+        found[f"text_encoders.{kind}.logit_scale"] = torch.tensor(4.5)
+    return found | {f"vae.{key}": v for key, v in made.vae.state_dict().items()}
+
+
 FILES: dict[str, Callable[[str, State], State]] = {
     "as hosts save it": lambda name, state: state,
     "prefix diffusion_model": lambda name, state: renamed(state, (f"^{DENOISER}", DENOISER[6:])),
@@ -154,6 +165,7 @@ FILES: dict[str, Callable[[str, State], State]] = {
     ),
     "further tensors": _extras,
     "VAE of newer names": _newer_vae,
+    "as Forge saves it": _by_forge,
     "no VAE": lambda name, state: {k: v for k, v in state.items() if not k.startswith(VAE)},
 }
 DTYPES = {

@@ -64,7 +64,8 @@ FAMILY_LABELS: dict[str, str] = {}
 """Short label of each family by its name, in the order in which people list them."""
 
 TINY_VAE_KEY = "first_stage_model.taesd_decoder.1.weight"
-KL_VAE_KEY = "first_stage_model.decoder.conv_in.weight"
+KL_VAE_KEYS = ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight")
+"""Hosts' name, and that under which Forge saves checkpoints."""
 PRIVATE = "_"
 PARAMETERS = 4
 """More parameters than any network here has for each tensor of its file."""
@@ -387,7 +388,7 @@ def text_encoder_prefix(file: TensorFile, item: Family, kind: str) -> str | None
 def _vae_kind(tensors: dict[str, TensorInfo]) -> Literal["kl", "tiny"] | None:
     if TINY_VAE_KEY in tensors:
         return "tiny"
-    return "kl" if KL_VAE_KEY in tensors else None
+    return "kl" if any(key in tensors for key in KL_VAE_KEYS) else None
 
 
 __all__ = [

@@ -65,7 +65,10 @@ FAMILY = base.Family(
     ),
     text=base.TextFacts(
         groups=(base.EncoderGroup(("clip_l",)),),
-        prefixes={"clip_l": ("cond_stage_model.transformer.",)},
+        # the second place is where Forge saves it
+        prefixes={
+            "clip_l": ("cond_stage_model.transformer.", "text_encoders.clip_l.transformer."),
+        },
         context_width="cross_attention_dim",
         clip_skip=True,
         final_norm=True,

@@ -98,8 +98,9 @@ FAMILY = base.Family(
     text=base.TextFacts(
         groups=(base.EncoderGroup(("clip_l", "clip_g")),),
         prefixes={
-            "clip_l": ("conditioner.embedders.0.transformer.",),
-            "clip_g": ("conditioner.embedders.1.model.",),
+            # the second place is where Forge saves it
+            "clip_l": ("conditioner.embedders.0.transformer.", "text_encoders.clip_l.transformer."),
+            "clip_g": ("conditioner.embedders.1.model.", "text_encoders.clip_g.transformer."),
         },
         context_width="cross_attention_dim",
         pooled_kinds=("clip_g",),

@@ -41,8 +41,15 @@ OTHER_KINDS = {
     "LoRA with biases": r"\.lora_(B|up)(\.[^.]+)?\.bias$",
     "LoRA of embeddings": r"\.lora_embedding_[AB](\.[^.]+)?$",
     "control LoRA": r"^lora_controlnet$",
-    "LoRA with numbered layers": r"^(unet|text_encoder):\d+:(up|down)$",
+    "LoRA with numbered layers": (
+        r"^((unet|text_encoder):\d+:(up|down)|weights\.\d+\.lora_(up|down))$"
+    ),
+    "LoRA with numbered halves": r"\.lora_[AB]_\d+(\.[^.]+)?\.weight$",
+    "LoRA as diffusers 0.15 changed text encoders": (
+        r"\.self_attn\.\w+_proj\.to_(q|k|v|out)_lora\.(down|up)\.weight$"
+    ),
 }
+EARLY_ENCODER = re.compile(OTHER_KINDS["LoRA as diffusers 0.15 changed text encoders"])
 ENDINGS = "|".join(re.escape(ending) for ending in SUFFIXES if ending != ".alpha")
 LORA_KEY = re.compile("|".join([f"({ENDINGS})$", ADAPTER.pattern, *OTHER_KINDS.values()]))
 """Finds itself in a key by which a file is a LoRA, of whatever kind."""
@@ -53,6 +60,8 @@ def split_suffix(key: str) -> tuple[str, str, str]:
 
     The part is "" if the ending is not known.
     """
+    if EARLY_ENCODER.search(key):
+        return key, "", ""
     for ending, part in SUFFIXES.items():
         if key.endswith(ending):
             return key[: -len(ending)], part, ""

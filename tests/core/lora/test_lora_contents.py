@@ -103,6 +103,11 @@ OTHER_KINDS = {
     "LoRA of embeddings": {"text_encoder.x.lora_embedding_A.default": torch.ones(2, 4)},
     "control LoRA": {"lora_controlnet": torch.ones(0), "input_blocks.0.0.up": UP},
     "LoRA with numbered layers": {"unet:0:up": UP, "unet:0:down": DOWN},
+    "LoRA with numbered layers ": {"weights.0.lora_up": UP, "weights.0.lora_down": DOWN},
+    "LoRA with numbered halves": {"unet.x.lora_A_1.default_0.weight": DOWN},
+    "LoRA as diffusers 0.15 changed text encoders": {
+        "text_encoder.layers.0.self_attn.k_proj.to_out_lora.up.weight": UP
+    },
     "quantised weights with separate scales": {**PAIR, f"{Q}.lora_up.scale_weight": torch.ones(1)},
 }
 

@@ -14,13 +14,18 @@ import corpus
 import pytest
 import torch
 from corpus import Item
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.new_run import check_request
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
 from dpdmd_studio.app.gui.forms import distill_hints
 from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.app.library.inspect import inspect
 from dpdmd_studio.cli import main
 from dpdmd_studio.comfy_nodes.training import new_run
-from dpdmd_studio.core.errors import DPDMDError
+from dpdmd_studio.core.errors import DPDMDError, LoraError
 from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint
+from dpdmd_studio.trainer.loading.teacher_loras import check_teacher_loras
+from safetensors.torch import save_file
 
 OPTIONS = {"clip_l": "clip_l", "clip_g": "clip_g", "t5xxl": "t5"}
 INPUTS = {
@@ -160,3 +165,41 @@ def test_a_denoiser_alone_is_known_to_all_who_also_say_what_it_lacks(name, tmp_p
     assert lacks in words(shown["detected"]) and not shown["checkpoint_note"]
     assert main(["estimate", str(item.path), "--memory=12gb"]) == 0
     assert lacks in words(capsys.readouterr().out)
+
+
+Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+PAIR = {f"{Q}.lora_down.weight": torch.ones(2, 32), f"{Q}.lora_up.weight": torch.ones(32, 2)}
+LORAS = {
+    "half a pair": {f"{Q}.lora_down.weight": torch.ones(2, 32)},
+    "DoRA": PAIR | {f"{Q}.dora_scale": torch.ones(32)},
+    "numbered layers": {"weights.0.lora_up": torch.ones(2, 2)},
+    "whole numbers": {key: value.to(torch.int8) for key, value in PAIR.items()},
+    "an alpha of two numbers": PAIR | {f"{Q}.alpha": torch.ones(2)},
+    "two adapters": {
+        f"unet.x.lora_{half}.{name}.weight": torch.ones(2, 2) for half in "AB" for name in "ab"
+    },
+    "another family": {
+        key.replace("attn1_to_q", "attn2_to_k"): value
+        for key, value in (PAIR | {f"{Q}.lora_down.weight": torch.ones(2, 2048)}).items()
+    },
+}
+
+
+@pytest.mark.parametrize("kind", LORAS)
+def test_a_teacher_lora_is_refused_before_a_run_is_queued_as_when_it_is_merged(kind, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file({key: value.clone() for key, value in LORAS[kind].items()}, path)
+    base = corpus.save(tmp_path / "base.safetensors", corpus.state_of("sd1"))
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(base)),
+        config=DistillConfig(),
+        output=str(tmp_path / "new.safetensors"),
+        teacher_loras=(TeacherLora(path=str(path)),),
+    )
+    with pytest.raises(LoraError) as queued:
+        check_request(tmp_path / "run", request, overwrite=False)
+    with pytest.raises(LoraError) as merged:
+        check_teacher_loras(request, {})
+    assert str(queued.value) == str(merged.value)
+    if kind != "another family":  # which inspect does not know the model of
+        assert inspect(path, hashed=False)["problem"] == str(merged.value)

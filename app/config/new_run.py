@@ -21,8 +21,8 @@ logger = logging.getLogger("dpdmd_studio.settings")
 def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> DistillRequest:
     """The request with absolute paths, once its files, settings and places are known to do.
 
-    Only headers of the model files are read. What needs the trainer (does the device work, do the
-    teacher LoRAs fit, is a tensor missing) comes out when the run begins.
+    Only headers of the model files are read. What needs the trainer (does the device work, does
+    every layer of the teacher LoRAs fit) comes out when the run begins.
 
     Args:
         folder: where the run will be.

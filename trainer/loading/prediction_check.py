@@ -14,14 +14,13 @@ So r > 0.9 contradicts v. A low r alone contradicts nothing, for an untrained or
 too; only a low r together with a smooth output, which no untrained network makes of white noise,
 contradicts eps and flow. Measured on random networks: |r| < 0.05, smoothness between -0.4 and 0.4.
 
-Between eps and flow, levels in the middle tell. The input s * eps at timestep 1000 * s is what a
-flow network sees of a flat grey image at noise level s, so that it returns the noise: its share is
-1. An eps network believes that the noise has the larger size std(t) of its own schedule, and
-returns s / std(t) of it; a v network alpha(t) times as much. Only differences of neighbouring
-pixels are compared, since x0_hat is smooth. What lies nearer to its image than to grey returns a
-little less. With shares on a scale where eps is 0 and flow is 1, a linear denoiser of latents with
-as much fine detail as SDXL's has 0.7 to 0.9 as a flow, and -0.1 to 0 as eps. Everything between
-passes.
+Between eps and flow, levels in the middle tell. The input is a smooth picture x0 with noise as a
+flow has it, (1 - s) * x0 + s * eps at timestep 1000 * s, of which any denoiser finds the picture. A
+flow network returns eps - x0, so that the picture's share in its output is -1. An eps network
+returns no picture: its share is 0. A v network of the VP schedule has -std(t) * (1 - s) / alpha(t),
+but is known by the highest timestep. The amplitude of the noise would not tell: networks that
+normalise what they see return it at its usual size, however much of it there is. What lies between
+the two passes.
 """
 
 from __future__ import annotations
@@ -40,12 +39,10 @@ EPS_CORRELATION = 0.9
 V_CORRELATION = 0.5
 SMOOTHNESS = 0.8
 HIGHEST_TIMESTEP = 999.0
-MIDDLE = (0.5, 0.6, 0.7)
+MIDDLE = (0.25, 0.4, 0.55)
 """Noise levels of a flow at which eps and flow are compared."""
-DETAIL_CORRELATION = 0.9
-"""Of output and noise in the middle, below which nothing is said."""
-FLOW_PLACE, EPS_PLACE = 0.55, 0.25
-"""On the scale where eps is 0 and flow is 1: at least this is a flow, at most this is eps."""
+FLOW_SHARE, EPS_SHARE = -0.6, 0.25
+"""Mean share of the picture: at most this is a flow, at most this, either way, is eps."""
 MAX_LATENT_SIZE = 64
 MIN_LATENT_SIZE = 16
 """Below this an image is too small to call smooth."""
@@ -81,16 +78,19 @@ def check_prediction_type(checkpoint: LoadedCheckpoint, conditioning: Conditioni
 
     top = output(noise, HIGHEST_TIMESTEP)
     r = correlation(top, noise)
-    found, measured = clear_prediction(top, noise), f"correlation with the input {r:.2f}"
-    if r > V_CORRELATION and claimed != "v":
-        shares = [detail_share(output(s * noise, 1000 * s), noise) for s in MIDDLE]
-        found = middle_prediction(shares)
-        measured += f"; {_described(shares)}"
-        if found == "eps" and r <= EPS_CORRELATION:
-            found = None
-    elif found == "eps":
-        shares = [detail_share(output(s * noise, 1000 * s), noise) for s in MIDDLE]
-        found = middle_prediction(shares) or found
+    found, measured = (
+        clear_prediction(top, noise),
+        f"correlation with its input at timestep 999: {r:.2f}",
+    )
+    if r > V_CORRELATION:  # no v: a flow, or eps if r is as high as that has it
+        picture = smooth_picture(shape)
+        mixed = [output((1 - s) * picture + s * noise, 1000 * s) for s in MIDDLE]
+        shares = [picture_share(each, picture) for each in mixed]
+        told = middle_prediction(shares)
+        if claimed == "v":
+            found = found and (told or found)
+        else:
+            found = told if found or told == "flow" else None
         measured += f"; {_described(shares)}"
     if found is None or found == claimed:
         return
@@ -98,8 +98,8 @@ def check_prediction_type(checkpoint: LoadedCheckpoint, conditioning: Conditioni
         f"Models of {checkpoint.family.label} that predict {' or '.join(allowed)} are supported."
     )  # fmt: skip
     raise CheckpointError(
-        f"{checkpoint.path.name} is taken as a {claimed!r} model, but at timestep 999 its "
-        f"output is clearly that of a {found!r} model ({measured}). {advice}"
+        f"{checkpoint.path.name} is taken as a {claimed!r} model, but its output is "
+        f"clearly that of a {found!r} model ({measured}). {advice}"
     )
 
 
@@ -121,54 +121,54 @@ def clear_prediction(output: Tensor, noise: Tensor) -> str | None:
     return None
 
 
-def detail_share(output: Tensor, noise: Tensor) -> tuple[float, float]:
-    """(how much of the noise the output holds, their correlation), both in fine detail alone."""
-    a, b = _detail(output), _detail(noise)
-    return float((a * b).sum() / (b * b).sum()), correlation_of(a, b)
+def smooth_picture(shape: tuple[int, int, int, int]) -> Tensor:
+    """Ramps from -1 to 1 in several directions, each channel's mean 0."""
+    _, channels, height, width = shape
+    across = torch.linspace(-1, 1, width).expand(height, width)
+    down = torch.linspace(-1, 1, height)[:, None].expand(height, width)
+    kinds = (across, down, 3**0.5 * across * down, -across)
+    return torch.stack([kinds[index % len(kinds)] for index in range(channels)])[None]
 
 
-def middle_prediction(shares: Sequence[tuple[float, float]]) -> str | None:
+def picture_share(output: Tensor, picture: Tensor) -> float:
+    """How much of the picture the output holds, by least squares."""
+    return float((output * picture).sum() / (picture * picture).sum())
+
+
+def middle_prediction(shares: Sequence[float]) -> str | None:
     """ "eps" or "flow" where the levels of `MIDDLE` leave no doubt, else None.
 
     Args:
-        shares: (share, correlation) at each of them.
+        shares: of the picture at each of them.
     """
-    if any(r < DETAIL_CORRELATION or share <= 0 for share, r in shares):
-        return None
-    told = torch.tensor([share for share, _ in shares]).log()
-    eps = torch.tensor(expected_shares("eps")).log()
-    place = float((1 - told / eps).mean())
-    if place >= FLOW_PLACE:
+    mean = sum(shares) / len(shares)
+    if mean <= FLOW_SHARE:
         return "flow"
-    return "eps" if -EPS_PLACE <= place <= EPS_PLACE else None
+    return "eps" if abs(mean) <= EPS_SHARE else None
 
 
 def expected_shares(prediction: str) -> list[float]:
-    """How much of the noise a network that predicts so returns at the levels of `MIDDLE`."""
+    """How much of the picture a network that predicts so returns at the levels of `MIDDLE`."""
     s = torch.tensor(MIDDLE)
     levels = Levels.at_positions(SCHEDULE, 1000 * s)
-    eps = s / levels.stds
-    return {"flow": torch.ones_like(s), "eps": eps, "v": levels.alphas * eps}[prediction].tolist()
+    v = -levels.stds * (1 - s) / levels.alphas
+    return {"flow": -torch.ones_like(s), "eps": torch.zeros_like(s), "v": v}[prediction].tolist()
 
 
-def _described(shares: Sequence[tuple[float, float]]) -> str:
+def _described(shares: Sequence[float]) -> str:
     def listed(values: Sequence[float]) -> str:
         return " ".join(f"{value:.2f}" for value in values)
 
     kinds = ", ".join(f"{kind} {listed(expected_shares(kind))}" for kind in ("eps", "v", "flow"))
     return (
-        f"at noise levels {' '.join(map(str, MIDDLE))} it returns "
-        f"{listed([share for share, _ in shares])} of the noise, where {kinds} is expected"
+        f"share of a picture in its output at noise levels {' '.join(map(str, MIDDLE))} "
+        f"{listed(shares)}, where {kinds} is expected"
     )
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
     """Pearson correlation over everything but the channels' means; 0 for a constant."""
-    return correlation_of(_centred(a), _centred(b))
-
-
-def correlation_of(a: Tensor, b: Tensor) -> float:
-    """Cosine of two tensors; 0 for a zero one."""
+    a, b = _centred(a), _centred(b)
     norm = (a.norm() * b.norm()).item()
     return (a * b).sum().item() / norm if norm > 0 else 0.0
 
@@ -183,9 +183,3 @@ def smoothness(output: Tensor) -> float:
 
 def _centred(x: Tensor) -> Tensor:
     return x - x.mean(dim=(-2, -1), keepdim=True)
-
-
-def _detail(x: Tensor) -> Tensor:
-    """Differences of diagonal neighbours' differences, (B, C, h - 1, w - 1): no smooth part."""
-    rows = x[..., 1:, :] - x[..., :-1, :]
-    return rows[..., 1:] - rows[..., :-1]

@@ -277,7 +277,7 @@ def test_a_flow_of_a_family_without_flows_is_refused_by_what_was_measured(files,
     checkpoint = load(files["sd1"])
     monkeypatch.setattr(type(checkpoint), "call", lambda self: Linear("flow", 0.1))
     monkeypatch.setattr(prediction_check, "MAX_LATENT_SIZE", 64)
-    said = r"at noise levels 0\.5 0\.6 0\.7 it returns .* eps or v are supported"
+    said = r"at noise levels 0\.25 0\.4 0\.55 -.*expected.*eps or v are supported"
     with pytest.raises(CheckpointError, match=said):
         check_prediction_type(checkpoint, conditioning(checkpoint))
 

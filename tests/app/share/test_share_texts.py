@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import json
 import re
 
@@ -75,7 +76,8 @@ def test_the_diffusers_program_of_a_flow_of_sdxl_takes_euler_s_steps():
     levels = a_flow_of_sdxl().recipe.sigmas
     torch.testing.assert_close(made.sigmas, torch.tensor(levels), rtol=0, atol=2e-3)
     x = expected = torch.full((1, 1, 1, 1), 1.0) * made.init_noise_sigma
-    for timestep, here, there in zip(made.timesteps, made.sigmas, made.sigmas[1:], strict=True):
+    pairs = itertools.pairwise(made.sigmas)
+    for timestep, (here, there) in zip(made.timesteps, pairs, strict=True):
         velocity = 0.5 + 0.3 * float(here)
         x = made.step(velocity + 0 * x, timestep, made.scale_model_input(x, timestep)).prev_sample
         expected = expected + float(there - here) * velocity

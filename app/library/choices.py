@@ -29,8 +29,7 @@ STARTERS: Choices = [
     ("Photographs", "photo"),
     ("Drawings and paintings", "illustration"),
     ("Tags (anime models)", "tags"),
-    ("Emoji (for the demo checkpoint)", "emoji"),
-    ("Shapes (for the shapes demo checkpoint)", "shapes"),
+    ("Shapes (for the demo checkpoints)", "shapes"),
 ]
 
 

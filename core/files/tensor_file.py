@@ -29,9 +29,9 @@ DTYPE_BITS = {
 }  # fmt: skip
 # Zero bytes that make a longer number of it, and the code of that number for `struct`.
 SCALARS = {
-    "F64": (0, "<d"), "F32": (0, "<f"), "F16": (0, "<e"), "BF16": (2, "<f"), "F8_E5M2": (1, "<e"),
-    "F8_E4M3": (0, ""), "I64": (0, "<q"), "I32": (0, "<i"), "I16": (0, "<h"), "I8": (0, "<b"),
-    "U64": (0, "<Q"), "U32": (0, "<I"), "U16": (0, "<H"), "U8": (0, "<B"), "BOOL": (0, "<?"),
+    "F64": (0, "d"), "F32": (0, "f"), "F16": (0, "e"), "BF16": (2, "f"), "F8_E5M2": (1, "e"),
+    "F8_E4M3": (0, ""), "I64": (0, "q"), "I32": (0, "i"), "I16": (0, "h"), "I8": (0, "b"),
+    "U64": (0, "Q"), "U32": (0, "I"), "U16": (0, "H"), "U8": (0, "B"), "BOOL": (0, "?"),
 }  # fmt: skip
 # What torch.compile, FSDP, checkpointing and DistributedDataParallel put around a module.
 WRAPPER = re.compile(
@@ -119,7 +119,7 @@ def read_scalar(file: BinaryIO, header: TensorFile, name: str) -> float | None:
     lengthened, code = SCALARS[info.dtype]
     if info.dtype == "F8_E4M3":
         return _e4m3(content[0])
-    return float(struct.unpack(code, bytes(lengthened) + content)[0])
+    return float(struct.unpack(f"<{code}", bytes(lengthened) + content)[0])
 
 
 def _e4m3(byte: int) -> float:

@@ -27,8 +27,9 @@ REMOVED = {
     ),
 }
 
-# Settings that came later, with what was done before them: a LoRA's metadata name them only where
-# they are otherwise, so that the same run gives the same file as before.
+# Settings that came later, with what was done before them: what is kept (runs, shared settings, a
+# LoRA's metadata) names them only where they are otherwise: it stays what it was, and earlier
+# versions read it.
 LATER = {"shift": 0.0}
 
 of_teacher = functools.partial(knob, group="teacher")
@@ -262,8 +263,8 @@ class DistillConfig:
         """All settings by name, ready for JSON."""
         return dataclasses.asdict(self)
 
-    def to_metadata(self) -> dict[str, Any]:
-        """The same for a LoRA's metadata, those of `LATER` only where they are asked for."""
+    def to_file(self) -> dict[str, Any]:
+        """The same for what is kept, those of `LATER` only where they are asked for."""
         return {
             name: value
             for name, value in self.to_dict().items()

@@ -83,7 +83,7 @@ class DistillRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON-ready names and values."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"config": self.config.to_file()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillRequest:

@@ -284,8 +284,8 @@ def _sample(arguments: argparse.Namespace) -> int:
         for note in line.notes:
             log.info("%s", note)
     names = ("negative", "steps", "guidance_scale", "guidance_rescale", "resolution",
-             "clip_skip", "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
-             "overwrite")  # fmt: skip
+             "clip_skip", "prediction", "zero_terminal_snr", "shift", "batch_size", "device",
+             "dtype", "overwrite")  # fmt: skip
     request = SampleRequest(
         model=model_files(arguments),
         prompts=expanded(prompts),

@@ -53,6 +53,8 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     """What the checkpoint predicts, where its file does not say it."""
     parser.add_argument("--prediction", choices=("auto", "eps", "v", "flow"), default="auto")
     parser.add_argument("--zero-terminal-snr", choices=("auto", "yes", "no"), default="auto")
+    parser.add_argument("--shift", type=float, default=0.0, metavar="X",
+                        help="of a flow; default: the file's or the family's")  # fmt: skip
 
 
 def add_drawing(parser: argparse.ArgumentParser, overwrite: str) -> None:

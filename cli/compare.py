@@ -18,7 +18,7 @@ from .arguments import (
 )
 
 OPTIONS = ("steps", "teacher_steps", "guidance_scale", "negative", "baseline", "resolution",
-           "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
+           "prediction", "zero_terminal_snr", "shift", "batch_size", "device", "dtype",
            "overwrite")  # fmt: skip
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...core.errors import CheckpointError, OutputError, SettingsError
-from ...core.families import Detection, check_files, family
+from ...core.families import Detection, check_files, family, set_otherwise
 from ...core.files.atomic_write import check_output, try_name
 from ...core.lora.contents import check_family, read_lora_header
 from ..library.path_checks import check_name
 from .distill_config import DistillConfig
-from .request import DistillRequest
+from .request import DistillRequest, asked_sampling
 
 logger = logging.getLogger("dpdmd_studio.settings")
 
@@ -43,6 +43,8 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
     detection = check_files(Path(model.checkpoint), model.text_encoders(), vae)
     for lora in request.teacher_loras:
         check_family(read_lora_header(Path(lora.path)), family(detection.family))
+    asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
+    set_otherwise(detection, **asked)
     choose_resolutions(config, detection)
     check_name(request.output)
     _check_places(Path(folder).resolve(), request, overwrite)

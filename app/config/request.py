@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from ...core.errors import RunError, SettingsError
 from ..library.path_checks import typed_path
 from .distill_config import DistillConfig
+from .knobs import AUTO
 
 MAX_SEEDS = 100_000
 
@@ -29,6 +30,23 @@ class ModelFiles:
         """The text-encoder files that were named, by kind of encoder."""
         named = {"clip_l": self.clip_l, "clip_g": self.clip_g, "t5xxl": self.t5}
         return {kind: Path(file) for kind, file in named.items() if file}
+
+
+class AskedSampling(TypedDict):
+    """How a checkpoint is to be sampled, as `core.families.set_otherwise` takes it."""
+
+    prediction: str | None
+    zero_terminal_snr: bool | None
+    shift: float | None
+
+
+def asked_sampling(prediction: str, zero_terminal_snr: str, shift: float) -> AskedSampling:
+    """What settings ask for that may be "auto", or 0 for the shift."""
+    return {
+        "prediction": None if prediction == AUTO else prediction,
+        "zero_terminal_snr": {AUTO: None, "yes": True, "no": False}[zero_terminal_snr],
+        "shift": shift or None,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +83,7 @@ class DistillRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON-ready names and values."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"config": self.config.to_file()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillRequest:

@@ -40,7 +40,7 @@ def config_text(config: DistillConfig) -> str:
         "kind": KIND,
         "version": VERSION,
         "generator": GENERATOR,
-        "config": _portable(config).to_dict(),
+        "config": _portable(config).to_file(),
     }
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
 

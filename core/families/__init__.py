@@ -39,7 +39,7 @@ from .folder import (
     is_model_folder,
     read_folder,
 )
-from .prediction import full_title, with_metadata
+from .prediction import as_set, full_title, with_metadata
 from .stated import (
     ENCODER_PLACE,
     STATED_KEY,
@@ -196,6 +196,32 @@ def check_encoders(
     if len(known) == len(widths):
         check_widths(facts, model.config, known)
     return used, notes
+
+
+def set_otherwise(
+    detection: Detection,
+    *,
+    prediction: str | None = None,
+    zero_terminal_snr: bool | None = None,
+    shift: float | None = None,
+) -> tuple[Detection, list[str]]:
+    """(the detection as the user's settings have it, notes on what they change).
+
+    Args:
+        prediction: in place of what the files say; None leaves it.
+        zero_terminal_snr: the same, of a model that predicts v.
+        shift: the same, of a flow.
+
+    Raises:
+        SettingsError: models of the family are not so.
+    """
+    return as_set(
+        detection,
+        family(detection.family).sampling,
+        prediction=prediction,
+        zero_terminal_snr=zero_terminal_snr,
+        shift=shift,
+    )
 
 
 def check_own_parts(
@@ -368,8 +394,10 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
             check_decoder([file], found.latent_channels, f"The VAE in {file.path.name}")
         except CheckpointError as error:
             found = replace(found, vae=None, notes=(str(error),))
-    found = with_metadata(found, file.metadata, item.sampling.predictions, file.path.name)
-    title = full_title(found.title, found.prediction, found.zero_terminal_snr)
+    found = with_metadata(found, file.metadata, item.sampling, file.path.name)
+    title = full_title(
+        found.title, found.prediction, found.zero_terminal_snr, item.sampling.predictions
+    )
     return replace(found, title=title)
 
 
@@ -420,6 +448,7 @@ __all__ = [
     "read_model",
     "refuse_quantised",
     "register",
+    "set_otherwise",
     "stated_encoder",
     "stated_settings",
     "states",

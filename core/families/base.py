@@ -93,6 +93,8 @@ class Detection:
     resolution: int
     resolution_multiple: int
     zero_terminal_snr: bool = False
+    shift: float | None = None
+    """Of a flow, as its files state it; None is the family's."""
     text_encoders: tuple[str, ...] = ()
     vae: Literal["kl", "tiny"] | None = None
     max_resolution: int | None = None
@@ -156,9 +158,10 @@ class SamplingFacts:
     """How the family's models are sampled.
 
     Attributes:
+        schedule: of the usual prediction; a model that predicts "flow" has the flow schedule.
         predictions: what they may predict; the first is usual.
         flow_shift: shift of the flow schedule; of a VP family, that of its relatives trained as
-            flows.
+            flows, if their files name none.
         guidance_scale: teacher guidance when the user names none.
         resolution: side in pixels that they are made for.
     """

@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import CheckpointError, UnsupportedModelError
 from ..files.tensor_file import CONVERT_HINT, TensorFile, read_model_header
 from .base import Detection, Family
-from .prediction import full_title
+from .prediction import full_title, name_notes
 from .scheduler import read_scheduler
 from .unsupported import SUPPORTED, refuse_empty, refuse_extra_inputs, refuse_quantised
 from .vae import check_vae_config, folder_vae
@@ -101,7 +101,8 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
     label = f"{folder.path.name}/{name}/config.json"
     family.detection.check_folder(config, label)
     refuse_extra_inputs(folder.path.name, weights)
-    prediction, zero_snr, notes = read_scheduler(folder.scheduler, family, folder.path.name)
+    said = read_scheduler(folder.scheduler, family, folder.path.name)
+    notes = said.notes
     facts = family.detection.describe_folder(config)
     limit = facts.get("max_resolution")
     limit = limit if isinstance(limit, int) else None
@@ -118,16 +119,18 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
         notes += check_vae_config(vae.config, family.vae, f"{vae_label}/config.json")
         kind, more = folder_vae(vae.config, vae.files, channels, vae_label)
         notes += more
-    return Detection(
+    predictions = sampling.predictions
+    found = Detection(
         family=family.name,
-        title=full_title(str(facts["title"]), prediction, zero_snr),
-        prediction=prediction,  # type: ignore[arg-type]
+        title=full_title(str(facts["title"]), said.prediction, said.zero_terminal_snr, predictions),
+        prediction=said.prediction,  # type: ignore[arg-type]
+        shift=said.shift,
         latent_channels=channels,
         denoiser_prefix="",
         resolution=min(sampling.resolution, limit or sampling.resolution),
         max_resolution=limit,
         resolution_multiple=sampling.resolution_multiple,
-        zero_terminal_snr=zero_snr,
+        zero_terminal_snr=said.zero_terminal_snr,
         text_encoders=tuple(
             kind for kind, part in encoder_folders(family).items() if part in parts
         ),
@@ -135,6 +138,10 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
         folder=True,
         notes=notes,
     )
+    if folder.scheduler:
+        return found
+    hints = name_notes(found, predictions, folder.path.name)
+    return replace(found, notes=(*found.notes, *hints))
 
 
 def encoder_folders(family: Family) -> dict[str, str]:

@@ -1,16 +1,23 @@
-"""What a checkpoint's metadata say that it predicts, and how that goes with its marker tensors."""
+"""What a checkpoint predicts: by its metadata, its marker tensors, and what the user sets."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from ..errors import UnsupportedModelError
-from .base import Detection
+from ..errors import SettingsError, UnsupportedModelError
+from .base import Detection, SamplingFacts
 
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type",
                    "parameterization")  # fmt: skip
 """ModelSpec's, its first name, and what scripts write."""
 V_KEY, ZERO_SNR_KEY = "ss_v_parameterization", "ss_zero_terminal_snr"
 """What kohya's trainers write, "True" or "False"."""
+SHIFT_KEYS = ("flow_shift", "ss_discrete_flow_shift", "ss_flow_shift", "shift")
+"""Where trainers and scripts write a flow's shift."""
+LEAST_SHIFT, MOST_SHIFT = 0.01, 100.0
+FLOW_NAME = re.compile(r"rectified|flow(?!er)|(^|[^a-z])rf([^a-z]|$)", re.IGNORECASE)
+"""In the name of a file or folder: it may be a rectified flow. Nothing in most such files says it,
+and hosts go by the name, too."""
 NAMES = {
     "eps": ("eps", "epsilon", "e", "noise"),
     "v": ("v", "v_prediction", "v_pred", "vpred", "v_parameterization", "velocity"),
@@ -21,21 +28,66 @@ MEANING = {name: prediction for prediction, names in NAMES.items() for name in n
 
 
 def with_metadata(
-    found: Detection, metadata: Mapping[str, str], allowed: tuple[str, ...], name: str
+    found: Detection, metadata: Mapping[str, str], sampling: SamplingFacts, name: str
 ) -> Detection:
-    """The detection, with what the metadata add to it; notes say where that decided.
+    """The detection, with what the metadata and the name add to it; notes say where they did.
 
-    A marker among the tensors counts more than metadata, which merges copy unread.
+    A marker among the tensors counts more than metadata, which merges copy unread; a name is a
+    hint alone.
 
     Args:
-        allowed: what models of the family may predict, the usual first.
         name: the file's.
 
     Raises:
         UnsupportedModelError: it predicts something that models of its family do not here.
     """
-    if "flow" in allowed:
+    allowed = sampling.predictions
+    if len(allowed) == 1:
         return found  # it predicts one thing, whatever the metadata are copied from
+    found = _by_metadata(found, metadata, allowed, name)
+    if found.prediction == "flow":
+        return _with_stated_shift(found, metadata, sampling.flow_shift)
+    said = any(True for _ in _stated(metadata))
+    return (
+        found if said else replace(found, notes=(*found.notes, *name_notes(found, allowed, name)))
+    )
+
+
+def name_notes(found: Detection, allowed: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """A note where a name speaks of a rectified flow and nothing else does."""
+    if "flow" not in allowed or found.prediction != allowed[0] or not FLOW_NAME.search(name):
+        return ()
+    return (
+        f"The name {name} speaks of a rectified flow, but nothing in the file says so: "
+        f"{found.prediction!r} is assumed. If it is one, set the prediction type to 'flow'.",
+    )
+
+
+def read_shift(value: object) -> float | None:
+    """A flow's shift in a config or in metadata; None for what can be none."""
+    try:
+        shift = float(str(value).strip().strip('"'))
+    except ValueError:
+        return None
+    return shift if not isinstance(value, bool) and LEAST_SHIFT <= shift <= MOST_SHIFT else None
+
+
+def _with_stated_shift(found: Detection, metadata: Mapping[str, str], usual: float) -> Detection:
+    for key in SHIFT_KEYS:
+        shift = read_shift(metadata[key]) if key in metadata else None
+        if shift is not None:
+            note = f"Shift {shift:g} by the file's metadata ({key})."
+            return replace(found, shift=shift, notes=(*found.notes, note))
+    note = (
+        f"Nothing in the file names the shift of its noise levels: {usual:g} is taken, as "
+        "ModelSamplingSD3 does in ComfyUI. The shift can be set."
+    )
+    return replace(found, notes=(*found.notes, note))
+
+
+def _by_metadata(
+    found: Detection, metadata: Mapping[str, str], allowed: tuple[str, ...], name: str
+) -> Detection:
     for key, text in _stated(metadata):
         stated = MEANING.get(text)
         if stated is None:
@@ -70,11 +122,73 @@ def with_metadata(
     return found
 
 
-def full_title(title: str, prediction: str, zero_snr: bool) -> str:
-    """The title of a model, with what it predicts where that is not the usual."""
-    if prediction != "v":
+def as_set(
+    found: Detection,
+    sampling: SamplingFacts,
+    *,
+    prediction: str | None = None,
+    zero_terminal_snr: bool | None = None,
+    shift: float | None = None,
+) -> tuple[Detection, list[str]]:
+    """(the detection as the user's settings have it, notes on what they change).
+
+    Args:
+        prediction: in place of what the files say; None leaves it.
+        zero_terminal_snr: the same, of a model that predicts v.
+        shift: the same, of a flow.
+
+    Raises:
+        SettingsError: models of the family are not so.
+    """
+    notes = []
+    if prediction is not None and prediction != found.prediction:
+        if prediction not in sampling.predictions:
+            allowed = ", ".join(sampling.predictions)
+            raise SettingsError(f"{found.title} cannot predict {prediction!r}; allowed: {allowed}.")
+        notes.append(
+            f"Prediction type {prediction!r} by setting; the file says {found.prediction!r}."
+        )
+        zero = found.zero_terminal_snr and prediction == "v"
+        found = replace(found, prediction=prediction, zero_terminal_snr=zero)  # type: ignore[arg-type]
+    if zero_terminal_snr is not None and zero_terminal_snr != found.zero_terminal_snr:
+        if zero_terminal_snr and found.prediction != "v":
+            raise SettingsError(
+                f"zero_terminal_snr is for v-prediction; {found.title} predicts "
+                f"{found.prediction!r} (--prediction v, if the file does not say that it is v)."
+            )
+        notes.append(
+            f"Zero terminal SNR {'on' if zero_terminal_snr else 'off'} by setting, not by the file."
+        )
+        found = replace(found, zero_terminal_snr=zero_terminal_snr)
+    if shift is not None and not LEAST_SHIFT <= shift <= MOST_SHIFT:
+        raise SettingsError(
+            f"shift is {shift:g}; expected {LEAST_SHIFT:g} to {MOST_SHIFT:g}, or 0 for the file's "
+            "own or the family's."
+        )
+    if shift is not None and found.prediction != "flow":
+        flow = " (--prediction flow, if the file does not say that it is one)"
+        raise SettingsError(
+            f"shift is for rectified flows; {found.title} predicts {found.prediction!r}"
+            f"{flow if 'flow' in sampling.predictions else ''}."
+        )
+    usual = found.shift or sampling.flow_shift
+    if shift is not None and shift != usual:
+        notes.append(f"Shift {shift:g} by setting; without it {usual:g}.")
+        found = replace(found, shift=shift)
+    return found, notes
+
+
+def full_title(title: str, found: str, zero_snr: bool, allowed: tuple[str, ...]) -> str:
+    """The title of a model, with what it predicts where that is not the usual.
+
+    Args:
+        found: what it predicts.
+        allowed: what models of the family may predict, the usual first.
+    """
+    if found == allowed[0]:
         return title
-    return f"{title} (v-prediction{', zero terminal SNR' if zero_snr else ''})"
+    words = {"v": "v-prediction", "flow": "rectified flow"}[found]
+    return f"{title} ({words}{', zero terminal SNR' if zero_snr else ''})"
 
 
 def _stated(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:

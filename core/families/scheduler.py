@@ -1,10 +1,12 @@
 """What a diffusers folder's scheduler says of the model: its prediction and its noise levels."""
 
 import re
+from dataclasses import dataclass
 
 from ..errors import UnsupportedModelError
 from .base import Config, Family
 from .config_values import Rule, check_config, is_number, number, one_of
+from .prediction import LEAST_SHIFT, MOST_SHIFT, read_shift
 
 CLASS_OF_PREDICTION = {"epsilon": "eps", "v_prediction": "v"}
 FLOW = "flow_prediction"
@@ -30,10 +32,22 @@ VP_LEVELS = LEVELS | {
 FLOW_LEVELS = LEVELS | {"invert_sigmas": Rule(one_of(None, False), "false")}
 
 
-def read_scheduler(
-    scheduler: Config, family: Family, name: str
-) -> tuple[str, bool, tuple[str, ...]]:
-    """(prediction, whether the terminal SNR is zero, notes) by scheduler_config.json.
+@dataclass(frozen=True)
+class StatedSampling:
+    """What a scheduler says: what the model predicts, and at which noise levels.
+
+    Attributes:
+        shift: of a flow; None is the family's.
+    """
+
+    prediction: str
+    zero_terminal_snr: bool = False
+    shift: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_scheduler(scheduler: Config, family: Family, name: str) -> StatedSampling:
+    """What scheduler_config.json says of the model.
 
     Args:
         scheduler: its content, empty if there is none.
@@ -63,7 +77,13 @@ def read_scheduler(
     )
     if family.sampling.schedule == "flow":
         _check_flow(scheduler, kind, stated, flows=flows, label=label)
-        return "flow", False, notes + _shift_notes(scheduler, family, label)
+        return StatedSampling("flow", notes=notes + _shift_notes(scheduler, family, label))
+    if flows and "flow" in family.sampling.predictions:
+        check_config(scheduler, FLOW_LEVELS, label)
+        shift, more = _shift(scheduler, kind, family.sampling.flow_shift, label)
+        said = kind if stated != FLOW else FLOW
+        note = f"Prediction type 'flow' by the folder's scheduler ({said})."
+        return StatedSampling("flow", shift=shift, notes=(*notes, note, *more))
     if flows:
         raise UnsupportedModelError(
             f"{name}/ is a rectified flow by its scheduler ({kind or FLOW}); of {family.label} "
@@ -84,7 +104,7 @@ def read_scheduler(
             "epsilon, which cannot begin from pure noise. If the model predicts v, write "
             "v_prediction there; if not, take that entry out."
         )
-    return prediction, zero_snr, notes
+    return StatedSampling(prediction, zero_snr, notes=notes)
 
 
 def _check_flow(scheduler: Config, kind: str, stated: str, *, flows: bool, label: str) -> None:
@@ -96,6 +116,27 @@ def _check_flow(scheduler: Config, kind: str, stated: str, *, flows: bool, label
             "that do not belong together; download it again."
         )
     check_config(scheduler, FLOW_LEVELS, label)
+
+
+def _shift(
+    scheduler: Config, kind: str, usual: float, label: str
+) -> tuple[float | None, tuple[str, ...]]:
+    """(a flow's shift by its scheduler, or None where it names none that is one number; notes)."""
+    if scheduler.get("use_dynamic_shifting"):
+        note = f"{label} shifts its noise levels by the image's size; here by {usual:g} always."
+        return None, (note,)
+    names = [name for name in ("shift", "flow_shift") if name in scheduler]
+    if not names:
+        # the class's own, which diffusers takes then
+        return (1.0 if FLOW_CLASS.fullmatch(kind) or EITHER_CLASS.fullmatch(kind) else None), ()
+    value = scheduler[names[0]]
+    shift = read_shift(value) if isinstance(value, int | float) else None
+    if shift is None:
+        raise UnsupportedModelError(
+            f"{label}: {names[0]} is {value!r}; expected a number from {LEAST_SHIFT:g} to "
+            f"{MOST_SHIFT:g}, such as 3.0."
+        )
+    return shift, ()
 
 
 def _shift_notes(scheduler: Config, family: Family, label: str) -> tuple[str, ...]:

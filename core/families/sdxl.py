@@ -1,4 +1,9 @@
-"""SDXL: a UNet with CLIP-L + CLIP-G context and size conditioning; eps, or v by a marker key."""
+"""SDXL: a UNet with CLIP-L + CLIP-G context and size conditioning.
+
+It predicts eps, v (marked by a key), or flow: fine-tunes as rectified flows, such as ChenkinNoob RF
+and bigASP 2.5, have the same tensors and no marker. Shift 3 is what ComfyUI's ModelSamplingSD3, the
+node that they are sampled with, has as its default; their authors recommend 3 to 8.
+"""
 
 from ..errors import UnsupportedModelError
 from . import base, unet
@@ -90,7 +95,8 @@ FAMILY = base.Family(
     ),
     sampling=base.SamplingFacts(
         schedule="vp",
-        predictions=("eps", "v"),
+        predictions=("eps", "v", "flow"),
+        flow_shift=3.0,
         guidance_scale=7.0,
         resolution=1024,
         resolution_multiple=8,

@@ -18,7 +18,7 @@ from ... import __version__
 from ...app.config.distill_config import DistillConfig
 from ...app.config.knobs import MAX_WHOLE_NUMBER, parse_resolutions
 from ...app.config.new_run import choose_resolutions, note_size
-from ...app.config.request import ModelFiles
+from ...app.config.request import ModelFiles, asked_sampling
 from ...app.library.home import prompt_cache
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import few_step_positions
@@ -74,6 +74,7 @@ class ImageRequest:
     resolution: str = ""
     prediction: str = "auto"
     zero_terminal_snr: str = "auto"
+    shift: float = 0.0
     batch_size: int = 4
     device: str = "auto"
     dtype: str = "auto"
@@ -242,9 +243,12 @@ def load_for_images(
     request: ImageRequest, recipe: Recipe | None, styles: list[MergingLora], device: torch.device
 ) -> LoadedCheckpoint:
     """The checkpoint; what the request leaves open is as the recipe has it, else as the file."""
-    overrides = Overrides.of(request.model, request.prediction, request.zero_terminal_snr, styles)
+    asked = asked_sampling(request.prediction, request.zero_terminal_snr, request.shift)
+    overrides = Overrides.of(request.model, asked, styles)
     if recipe is not None and overrides.prediction in (None, recipe.prediction):
         overrides = replace(overrides, prediction=recipe.prediction)
+        if overrides.shift is None:
+            overrides = replace(overrides, shift=recipe.shift)
         if recipe.prediction == "v" and overrides.zero_terminal_snr is None:
             overrides = replace(overrides, zero_terminal_snr=recipe.zero_terminal_snr)
     return load_checkpoint(

@@ -14,16 +14,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of huggi
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ...app.config.request import ModelFiles
+from ...app.config.request import AskedSampling, ModelFiles
 from ...core.diffusion.schedule import Schedule
-from ...core.errors import CheckpointError, LoraError, SettingsError
-from ...core.families import Config, Detection, Family, check_files, check_vae_file, family
+from ...core.errors import CheckpointError, LoraError
+from ...core.families import (
+    Config,
+    Detection,
+    Family,
+    check_files,
+    check_vae_file,
+    family,
+    set_otherwise,
+)
 from ...core.lora.file import LoraFile, LoraPair, lora_deltas, merge_lora, weight_shapes
 from ...core.recipe.few_step import family_schedule
 from ..families import TorchFamily, half_of
@@ -53,8 +61,9 @@ class Overrides:
     """What a user wants otherwise than a checkpoint's files have it; nothing unless said.
 
     Attributes:
-        prediction: "eps" or "v", in place of what the file's markers say.
-        zero_terminal_snr: of a v-prediction model, in place of what the file's markers say.
+        prediction: "eps", "v" or "flow", in place of what the file says.
+        zero_terminal_snr: of a v-prediction model, in place of what the file says.
+        shift: of a flow, in place of what the file says.
         text_encoders: files for "clip_l", "clip_g", "t5xxl" that replace or complete the file's.
         vae: a VAE file that replaces the file's.
         loras: merged into the denoiser, and into the text encoders whenever those are loaded.
@@ -62,6 +71,7 @@ class Overrides:
 
     prediction: str | None = None
     zero_terminal_snr: bool | None = None
+    shift: float | None = None
     text_encoders: Mapping[str, Path] = field(default_factory=dict)
     vae: Path | None = None
     loras: Sequence[MergingLora] = ()
@@ -70,14 +80,12 @@ class Overrides:
     def of(
         cls,
         files: ModelFiles,
-        prediction: str,
-        zero_terminal_snr: str,
+        asked: AskedSampling,
         loras: Sequence[MergingLora],
     ) -> Overrides:
-        """Those of a request, whose settings may be "auto"."""
+        """Those of a request, with its LoRAs."""
         return cls(
-            prediction=None if prediction == "auto" else prediction,
-            zero_terminal_snr={"auto": None, "yes": True, "no": False}[zero_terminal_snr],
+            **asked,
             text_encoders=files.text_encoders(),
             vae=Path(files.vae) if files.vae else None,
             loras=loras,
@@ -121,7 +129,13 @@ class LoadedCheckpoint:
     @property
     def schedule(self) -> Schedule:
         """The noise schedule the checkpoint was trained with."""
-        return family_schedule(self.family, self.detection.zero_terminal_snr)
+        found = self.detection
+        return family_schedule(
+            self.family,
+            found.zero_terminal_snr,
+            prediction=found.prediction,
+            shift=found.shift,
+        )
 
     @property
     def half(self) -> TorchFamily:
@@ -163,8 +177,13 @@ def load_checkpoint(
     check_files(path, overrides.text_encoders, overrides.vae)  # as all do who ask what it is
     parts, encoders = find_components(path, overrides.text_encoders, notes)
     notes += parts.detection.notes
-    detection = _with_prediction(parts.detection, overrides.prediction, notes)
-    detection = _with_zero_snr(detection, overrides.zero_terminal_snr, notes)
+    detection, said = set_otherwise(
+        parts.detection,
+        prediction=overrides.prediction,
+        zero_terminal_snr=overrides.zero_terminal_snr,
+        shift=overrides.shift,
+    )
+    notes += said
     facts = family(detection.family)
     parts.denoiser.check()
     for component in encoders.values():
@@ -188,33 +207,6 @@ def load_checkpoint(
         decoder=decoder,
         notes=notes,
     )
-
-
-def _with_prediction(detection: Detection, prediction: str | None, notes: list[str]) -> Detection:
-    if prediction is None or prediction == detection.prediction:
-        return detection
-    allowed = family(detection.family).sampling.predictions
-    if prediction not in allowed:
-        raise SettingsError(
-            f"{detection.title} cannot predict {prediction!r}; allowed: {', '.join(allowed)}."
-        )
-    notes.append(
-        f"Prediction type {prediction!r} by setting; the file says {detection.prediction!r}."
-    )
-    zero_snr = detection.zero_terminal_snr and prediction == "v"
-    return replace(detection, prediction=prediction, zero_terminal_snr=zero_snr)  # type: ignore[arg-type]
-
-
-def _with_zero_snr(detection: Detection, wanted: bool | None, notes: list[str]) -> Detection:
-    if wanted is None or wanted == detection.zero_terminal_snr:
-        return detection
-    if wanted and detection.prediction != "v":
-        raise SettingsError(
-            f"zero_terminal_snr is for v-prediction; {detection.title} predicts "
-            f"{detection.prediction!r} (--prediction v, if the file does not say that it is v)."
-        )
-    notes.append(f"Zero terminal SNR {'on' if wanted else 'off'} by setting, not by the file.")
-    return replace(detection, zero_terminal_snr=wanted)
 
 
 def _decoder(parts: Parts, path: Path | None, notes: list[str]) -> LatentDecoder | None:

@@ -48,7 +48,12 @@ MACHINE_SETTINGS = (
 )
 
 # Settings that came later, with what was done before them: runs from then go on.
-EARLIER = {"zero_terminal_snr": "auto", "optimizer": "adamw", "base_weights": "keep"}
+EARLIER = {
+    "zero_terminal_snr": "auto",
+    "optimizer": "adamw",
+    "base_weights": "keep",
+    "shift": 0.0,
+}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,14 @@ import pytest
 import torch
 from checkpoints import sd3_names, unet_names
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
-from dpdmd_studio.core.errors import CheckpointError, UnsupportedModelError
-from dpdmd_studio.core.families import FAMILIES, detect, family, stated_encoder
+from dpdmd_studio.core.errors import CheckpointError, SettingsError, UnsupportedModelError
+from dpdmd_studio.core.families import (
+    FAMILIES,
+    detect,
+    family,
+    set_otherwise,
+    stated_encoder,
+)
 from dpdmd_studio.core.files.tensor_file import TensorFile, TensorInfo
 from torch import nn
 
@@ -219,11 +226,66 @@ def test_metadata_tell_the_prediction_where_no_marker_does(
     assert said in " ".join(found.notes) and bool(said) == bool(found.notes)
 
 
-@pytest.mark.parametrize("stated", ["flow", "rectified-flow", "sample", "x0"])
-def test_a_prediction_by_metadata_that_is_not_handled_is_refused(stated, headers):
-    file = header(headers["sdxl"], **{"modelspec.prediction_type": stated})
+@pytest.mark.parametrize(
+    ("name", "stated"),
+    [("sd1", "flow"), ("sd1", "rectified-flow"), ("sdxl", "sample"), ("sdxl", "x0")],
+)
+def test_a_prediction_by_metadata_that_is_not_handled_is_refused(name, stated, headers):
+    file = header(headers[name], **{"modelspec.prediction_type": stated})
     with pytest.raises(UnsupportedModelError, match=r"metadata that it predicts.*eps or v"):
         detect(file)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "shift", "note"),
+    [
+        ({"modelspec.prediction_type": "flow"}, None, "3 is taken"),
+        ({"prediction_type": "Rectified-Flow", "shift": "2.5"}, 2.5, "Shift 2.5"),
+        ({"parameterization": "flow matching", "ss_discrete_flow_shift": "6.0"}, 6.0, "Shift 6"),
+        ({"modelspec.prediction_type": "rf", "flow_shift": "none"}, None, "3 is taken"),
+        ({"modelspec.prediction_type": "rf", "flow_shift": "-1", "shift": "nan"}, None, "3 is"),
+    ],
+)
+def test_sdxl_is_a_rectified_flow_by_its_metadata(metadata, shift, note, headers):
+    found = detect(header(headers["sdxl"], **metadata))
+    assert (found.prediction, found.shift, found.title) == ("flow", shift, "SDXL (rectified flow)")
+    assert note in " ".join(found.notes)
+    marked = detect(header(headers["sdxl"] | {"v_pred": (0,)}, **metadata))
+    assert marked.prediction == "v" and "by the file's marker" in " ".join(marked.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "hinted"),
+    [
+        ("sdxl", "ChenkinNoob-XL-V0.2-Rectified-Flow", True),
+        ("sdxl", "noob_RF_v3", True),
+        ("sdxl", "nyaflow-xl-alpha", True),
+        ("sdxl", "perfectWorld", False),
+        ("sdxl", "wildflowers", False),
+        ("sd1", "sd15-flow-alpha", False),
+        ("sd3", "sd3-rectified-flow", False),
+    ],
+)
+def test_a_name_is_a_hint_alone(name, file, hinted, headers):
+    found = detect(dataclasses.replace(header(headers[name]), path=Path(f"{file}.safetensors")))
+    assert found.prediction == ("flow" if name == "sd3" else "eps")
+    assert any("speaks of a rectified flow" in note for note in found.notes) == hinted
+
+
+def test_settings_go_before_what_a_file_says(headers):
+    plain = detect(header(headers["sdxl"]))
+    flow, notes = set_otherwise(plain, prediction="flow", shift=2.0)
+    assert (flow.prediction, flow.shift, len(notes)) == ("flow", 2.0, 2)
+    assert set_otherwise(flow, shift=2.0) == (flow, [])
+    assert set_otherwise(flow, prediction="eps")[0].prediction == "eps"
+    for changes, message in (
+        ({"shift": 2.0}, r"SDXL predicts 'eps' \(--prediction flow"),
+        ({"prediction": "flow", "shift": 200.0}, "shift is 200; expected 0.01 to 100"),
+        ({"prediction": "flow", "zero_terminal_snr": True}, "for v-prediction"),
+        ({"prediction": "x0"}, "allowed: eps, v, flow"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            set_otherwise(plain, **changes)
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "sd35"])

@@ -129,8 +129,11 @@ SCHEDULERS = {
     ("sd1", "EulerDiscreteScheduler"): ({"sigma_data": 1.0}, "EDM variant"),
     ("sdxl", "EulerDiscreteScheduler"): ({"timestep_type": "continuous"}, "timestep_type"),
     ("sdxl", "HeunDiscreteScheduler"): ({"sigma_max": 80.0}, "sigma_max is 80.0; expected null"),
-    ("sdxl", "FlowMatchEulerDiscreteScheduler"): ({"shift": 3.0}, "rectified flow"),
-    ("sdxl", "UniPCMultistepScheduler"): ({"prediction_type": "flow_prediction"}, "rectified flow"),
+    ("sdxl", "FlowMatchEulerDiscreteScheduler"): ({"shift": 0}, "shift is 0; expected"),
+    ("sdxl", "FlowMatchHeunDiscreteScheduler"): ({"shift": "3"}, "shift is '3'; expected"),
+    ("sdxl", "UniPCMultistepScheduler"): (
+        {"use_flow_sigmas": True, "num_train_timesteps": 10}, "num_train_timesteps is 10"),
+    ("sd1", "FlowMatchEulerDiscreteScheduler"): ({"shift": 3.0}, "rectified flow"),
     ("sd1", "DPMSolverMultistepScheduler"): ({"use_flow_sigmas": True}, "rectified flow"),
     ("sd1", "DDIMScheduler"): ({"beta_schedule": "linear"}, "beta_schedule is 'linear'"),
     ("sdxl", "PNDMScheduler"): ({"beta_end": 0.02}, "beta_end is 0.02; expected 0.012"),
@@ -179,6 +182,38 @@ def test_a_scheduler_of_the_familys_kind_is_taken(name, entries, note, folder):
     found = identify(path)
     assert found.prediction == ("flow" if name.startswith("sd3") else "eps")
     assert note in " ".join(found.notes) and bool(found.notes) == bool(note)
+
+
+@pytest.mark.parametrize(
+    ("entries", "shift", "note"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 2.5}, 2.5, ""),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, 1.0, ""),  # as diffusers has it
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True,
+          "shift": 1.0}, None, "image's size; here by 3"),
+        ({"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction",
+          "flow_shift": 6.0}, 6.0, ""),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, 1.0, ""),
+        ({"_class_name": "EulerDiscreteScheduler", "prediction_type": "flow_prediction"}, None, ""),
+        ({"prediction_type": "flow_prediction", "shift": 4}, 4.0, ""),
+    ],
+)  # fmt: skip
+def test_a_folder_of_sdxl_is_a_rectified_flow_by_its_scheduler(entries, shift, note, folder):
+    path = folder("sdxl")
+    change(path / "scheduler" / "scheduler_config.json", **entries)
+    found = identify(path)
+    assert (found.prediction, found.shift) == ("flow", shift)
+    assert found.title == "SDXL (rectified flow)"
+    assert "by the folder's scheduler" in found.notes[0] and note in " ".join(found.notes)
+
+
+def test_a_folders_name_is_a_hint_where_no_scheduler_speaks(folder):
+    path = folder("sdxl")
+    named = path.rename(path.with_name("model-rectified-flow"))
+    (note,) = identify(named).notes
+    assert "model-rectified-flow speaks of a rectified flow" in note
+    change(named / "scheduler" / "scheduler_config.json", _class_name="DDIMScheduler")
+    assert not identify(named).notes
 
 
 UNETS = {

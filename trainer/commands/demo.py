@@ -28,7 +28,7 @@ WORLD = WORLDS["shapes"]
 TEACHER = Path(__file__).parents[1] / "assets" / "shapes-sd3.safetensors"
 TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 40
 EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_008))
-PICTURE_PROMPT, PICTURE_SEEDS = "animal", tuple(range(8))
+PICTURE_PROMPT, PICTURE_SEEDS = "a shape", tuple(range(8))
 """Of the picture that shows all arms: fixed before any of it was drawn."""
 PLAIN = "Plain DMD, 4 steps"
 PLAIN_NOTE = "Distribution matching alone (no target prediction, no detach), with the same budget."

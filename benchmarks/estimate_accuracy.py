@@ -121,7 +121,7 @@ def embedded(name: str, config: DistillConfig) -> tuple[int, int]:
     path = ASSETS / f"shapes-{name}.safetensors"
     detection, facts = identify(path), family(name)
     encoder.register()
-    parts, used = find_components(path, {}, [])
+    parts, used = find_components(path, {})
     tokens = used["dpdmd"].config["max_position_embeddings"]
     side = detection.resolution // 8
     latent = (detection.latent_channels, side, side)

@@ -140,7 +140,7 @@ def published_model(name: str, config: DistillConfig) -> Model:
 def model_in(path: Path, config: DistillConfig, dtype: torch.dtype) -> Model:
     """The network in a checkpoint at the settings' resolution; only its header is read."""
     detection = identify(path)
-    parts, used = find_components(path, {}, [])
+    parts, used = find_components(path, {})
     sizes = config.resolutions or ((detection.resolution, detection.resolution),)
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     tokens = T5_TOKENS if "t5xxl" in used else 0

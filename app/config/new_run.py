@@ -44,7 +44,7 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
     for lora in request.teacher_loras:
         check_family(read_lora_header(Path(lora.path)), family(detection.family))
     asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
-    set_otherwise(detection, **asked)
+    set_otherwise(detection, asked)
     choose_resolutions(config, detection)
     check_name(request.output)
     _check_places(Path(folder).resolve(), request, overwrite)

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from ...core.errors import RunError, SettingsError
+from ...core.families import AskedSampling
 from ..library.path_checks import typed_path
 from .distill_config import DistillConfig
 from .knobs import AUTO
@@ -32,21 +33,13 @@ class ModelFiles:
         return {kind: Path(file) for kind, file in named.items() if file}
 
 
-class AskedSampling(TypedDict):
-    """How a checkpoint is to be sampled, as `core.families.set_otherwise` takes it."""
-
-    prediction: str | None
-    zero_terminal_snr: bool | None
-    shift: float | None
-
-
 def asked_sampling(prediction: str, zero_terminal_snr: str, shift: float) -> AskedSampling:
     """What settings ask for that may be "auto", or 0 for the shift."""
-    return {
-        "prediction": None if prediction == AUTO else prediction,
-        "zero_terminal_snr": {AUTO: None, "yes": True, "no": False}[zero_terminal_snr],
-        "shift": shift or None,
-    }
+    return AskedSampling(
+        prediction=None if prediction == AUTO else prediction,
+        zero_terminal_snr={AUTO: None, "yes": True, "no": False}[zero_terminal_snr],
+        shift=shift or None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..errors import SettingsError, UnsupportedModelError
 from .base import Detection, SamplingFacts
+from .registry import family
 
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "prediction_type",
                    "parameterization")  # fmt: skip
@@ -122,25 +123,29 @@ def _by_metadata(
     return found
 
 
-def as_set(
-    found: Detection,
-    sampling: SamplingFacts,
-    *,
-    prediction: str | None = None,
-    zero_terminal_snr: bool | None = None,
-    shift: float | None = None,
-) -> tuple[Detection, list[str]]:
-    """(the detection as the user's settings have it, notes on what they change).
+@dataclass(frozen=True)
+class AskedSampling:
+    """How a checkpoint is to be sampled, in place of what its files say; None leaves that.
 
-    Args:
-        prediction: in place of what the files say; None leaves it.
-        zero_terminal_snr: the same, of a model that predicts v.
-        shift: the same, of a flow.
+    Attributes:
+        prediction: "eps", "v" or "flow".
+        zero_terminal_snr: of a model that predicts v.
+        shift: of a flow.
+    """
+
+    prediction: str | None = None
+    zero_terminal_snr: bool | None = None
+    shift: float | None = None
+
+
+def set_otherwise(found: Detection, asked: AskedSampling) -> tuple[Detection, list[str]]:
+    """(the detection as the user's settings have it, notes on what they change).
 
     Raises:
         SettingsError: models of the family are not so.
     """
-    notes = []
+    sampling, notes = family(found.family).sampling, []
+    prediction, zero, shift = asked.prediction, asked.zero_terminal_snr, asked.shift
     if prediction is not None and prediction != found.prediction:
         if prediction not in sampling.predictions:
             allowed = ", ".join(sampling.predictions)
@@ -148,18 +153,16 @@ def as_set(
         notes.append(
             f"Prediction type {prediction!r} by setting; the file says {found.prediction!r}."
         )
-        zero = found.zero_terminal_snr and prediction == "v"
-        found = replace(found, prediction=prediction, zero_terminal_snr=zero)  # type: ignore[arg-type]
-    if zero_terminal_snr is not None and zero_terminal_snr != found.zero_terminal_snr:
-        if zero_terminal_snr and found.prediction != "v":
+        kept = found.zero_terminal_snr and prediction == "v"
+        found = replace(found, prediction=prediction, zero_terminal_snr=kept)  # type: ignore[arg-type]
+    if zero is not None and zero != found.zero_terminal_snr:
+        if zero and found.prediction != "v":
             raise SettingsError(
                 f"zero_terminal_snr is for v-prediction; {found.title} predicts "
                 f"{found.prediction!r} (--prediction v, if the file does not say that it is v)."
             )
-        notes.append(
-            f"Zero terminal SNR {'on' if zero_terminal_snr else 'off'} by setting, not by the file."
-        )
-        found = replace(found, zero_terminal_snr=zero_terminal_snr)
+        notes.append(f"Zero terminal SNR {'on' if zero else 'off'} by setting, not by the file.")
+        found = replace(found, zero_terminal_snr=zero)
     if shift is not None and not LEAST_SHIFT <= shift <= MOST_SHIFT:
         raise SettingsError(
             f"shift is {shift:g}; expected {LEAST_SHIFT:g} to {MOST_SHIFT:g}, or 0 for the file's "

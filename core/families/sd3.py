@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ..errors import UnsupportedModelError
 from . import base
-from .config_values import COUNT, MAX_LAYERS, WHOLE, Rule, check_config, is_whole, one_of
+from .parts.config_values import COUNT, MAX_LAYERS, WHOLE, Rule, check_config, is_whole, one_of
 
 HEAD_WIDTH = 64
 SWAPPED: base.Change = "swap_halves"

@@ -7,7 +7,7 @@ node that they are sampled with, has as its default; their authors recommend 3 t
 
 from ..errors import UnsupportedModelError
 from . import base, unet
-from .config_values import Rule, check_config, is_whole, one_of
+from .parts.config_values import Rule, check_config, is_whole, one_of
 
 LABEL = "SDXL"
 HEAD_WIDTH = 64

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from ..errors import UnsupportedModelError
 from .base import Config, LoraTargets, Tensors, TensorSource, count_blocks
-from .config_values import (
+from .parts.config_values import (
     COUNT,
     WHOLE,
     WHOLES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,7 +23,7 @@ from ...app.library.home import prompt_cache
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import few_step_positions
 from ...core.errors import NonFiniteError, OutputError, SettingsError
-from ...core.families import family, identify
+from ...core.families import AskedSampling, family, identify
 from ...core.files.hashes import file_hashes, file_sha256
 from ...core.files.png_info import ImageInfo, UsedLora, save_png
 from ...core.lora.contents import check_family
@@ -244,18 +244,18 @@ def load_for_images(
 ) -> LoadedCheckpoint:
     """The checkpoint; what the request leaves open is as the recipe has it, else as the file."""
     asked = asked_sampling(request.prediction, request.zero_terminal_snr, request.shift)
-    overrides = Overrides.of(request.model, asked, styles)
-    if recipe is not None and overrides.prediction in (None, recipe.prediction):
-        overrides = replace(overrides, prediction=recipe.prediction)
-        if overrides.shift is None:
-            overrides = replace(overrides, shift=recipe.shift)
-        if recipe.prediction == "v" and overrides.zero_terminal_snr is None:
-            overrides = replace(overrides, zero_terminal_snr=recipe.zero_terminal_snr)
+    if recipe is not None and asked.prediction in (None, recipe.prediction):
+        zero = recipe.zero_terminal_snr if recipe.prediction == "v" else None
+        asked = AskedSampling(
+            prediction=recipe.prediction,
+            zero_terminal_snr=zero if asked.zero_terminal_snr is None else asked.zero_terminal_snr,
+            shift=recipe.shift if asked.shift is None else asked.shift,
+        )
     return load_checkpoint(
         Path(request.model.checkpoint),
         dtype=choose_dtype(request.dtype, device),
         device=device,
-        overrides=overrides,
+        overrides=Overrides.of(request.model, asked, styles),
     )
 
 

@@ -20,18 +20,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...app.config.request import AskedSampling, ModelFiles
+from ...app.config.request import ModelFiles
 from ...core.diffusion.schedule import Schedule
 from ...core.errors import CheckpointError, LoraError
-from ...core.families import (
-    Config,
-    Detection,
-    Family,
-    check_files,
-    check_vae_file,
-    family,
-    set_otherwise,
-)
+from ...core.families import AskedSampling, Config, Detection, Family, family, set_otherwise
 from ...core.lora.file import LoraFile, LoraPair, lora_deltas, merge_lora, weight_shapes
 from ...core.recipe.few_step import family_schedule
 from ..families import TorchFamily, half_of
@@ -61,17 +53,13 @@ class Overrides:
     """What a user wants otherwise than a checkpoint's files have it; nothing unless said.
 
     Attributes:
-        prediction: "eps", "v" or "flow", in place of what the file says.
-        zero_terminal_snr: of a v-prediction model, in place of what the file says.
-        shift: of a flow, in place of what the file says.
+        sampling: what it predicts, and at which noise levels.
         text_encoders: files for "clip_l", "clip_g", "t5xxl" that replace or complete the file's.
         vae: a VAE file that replaces the file's.
         loras: merged into the denoiser, and into the text encoders whenever those are loaded.
     """
 
-    prediction: str | None = None
-    zero_terminal_snr: bool | None = None
-    shift: float | None = None
+    sampling: AskedSampling = field(default_factory=AskedSampling)
     text_encoders: Mapping[str, Path] = field(default_factory=dict)
     vae: Path | None = None
     loras: Sequence[MergingLora] = ()
@@ -85,7 +73,7 @@ class Overrides:
     ) -> Overrides:
         """Those of a request, with its LoRAs."""
         return cls(
-            **asked,
+            sampling=asked,
             text_encoders=files.text_encoders(),
             vae=Path(files.vae) if files.vae else None,
             loras=loras,
@@ -173,23 +161,16 @@ def load_checkpoint(
         LoraError: a LoRA does not fit.
         NonFiniteError: NaN or infinite weights.
     """
-    path, notes = Path(path), []
-    check_files(path, overrides.text_encoders, overrides.vae)  # as all do who ask what it is
-    parts, encoders = find_components(path, overrides.text_encoders, notes)
-    notes += parts.detection.notes
-    detection, said = set_otherwise(
-        parts.detection,
-        prediction=overrides.prediction,
-        zero_terminal_snr=overrides.zero_terminal_snr,
-        shift=overrides.shift,
-    )
-    notes += said
+    path = Path(path)
+    parts, encoders = find_components(path, overrides.text_encoders, overrides.vae)
+    detection, said = set_otherwise(parts.detection, overrides.sampling)
+    notes = [*parts.checked.notes, *parts.detection.notes, *said]
     facts = family(detection.family)
     parts.denoiser.check()
     for component in encoders.values():
         component.check()
     notes += _describe_leftovers(parts, encoders)
-    decoder = _decoder(parts, overrides.vae, notes)
+    decoder = _decoder(parts, notes)
     notes += plan_merge(overrides.loras, parts.denoiser, encoders, facts)
     network = parts.denoiser.load(dtype, device)
     notes = list(dict.fromkeys(notes))
@@ -209,11 +190,11 @@ def load_checkpoint(
     )
 
 
-def _decoder(parts: Parts, path: Path | None, notes: list[str]) -> LatentDecoder | None:
+def _decoder(parts: Parts, notes: list[str]) -> LatentDecoder | None:
     """The VAE decoder for previews: the named file's, else the checkpoint's own, else none."""
-    if path is not None:
-        file = check_vae_file(Path(path), parts.detection)
-        decoder = find_decoder([file], f"VAE {path.name}")
+    named = parts.checked.vae
+    if named is not None:
+        decoder = find_decoder([named], f"VAE {named.path.name}")
     else:
         try:
             decoder = (

@@ -15,14 +15,14 @@ from transformers import (
 )
 
 from ...core.errors import CheckpointError
-from ...core.families.encoder_layout import (
+from ...core.families.parts.encoder_layout import (
     CLIP_LAYERS,
     T5_LAYERS,
     clip_source,
     count_layers,
     t5_source,
 )
-from ...core.families.encoders import HEAD_WIDTH, TITLES
+from ...core.families.parts.encoders import HEAD_WIDTH, TITLES
 from ...core.files.tensor_file import TensorFile
 from .weights import Component, Source, Weights
 

@@ -9,16 +9,15 @@ from pathlib import Path
 from torch import nn
 
 from ...core.families import (
+    CheckedModel,
     Config,
     Detection,
     EncoderPlace,
     Family,
     ModelHeaders,
     TensorSource,
-    check_encoders,
-    encoder_file,
+    check_model,
     family,
-    read_model,
 )
 from ...core.files.tensor_file import TensorFile
 from ..families import half_of
@@ -31,51 +30,51 @@ class Parts:
     """What was found, checked as far as headers tell.
 
     Attributes:
-        model: its headers.
+        checked: its headers, and those of the files named beside it.
         denoiser: the denoiser's component.
     """
 
-    model: ModelHeaders
+    checked: CheckedModel
     denoiser: Component
 
     @property
     def detection(self) -> Detection:
         """Family and variant."""
-        return self.model.detection
+        return self.checked.model.detection
 
     @property
     def config(self) -> Config:
         """The denoiser's diffusers config."""
-        return self.model.config
+        return self.checked.model.config
 
     @property
     def file(self) -> TensorFile | None:
         """The single file, or None for a folder."""
-        return None if self.detection.folder else self.model.denoiser[0]
+        return None if self.detection.folder else self.checked.model.denoiser[0]
 
     @property
     def vae_files(self) -> tuple[TensorFile, ...]:
         """Headers of the file or shards the VAE lies in; empty if there is none."""
-        return self.model.vae_files
+        return self.checked.model.vae_files
 
 
 def find_components(
-    path: Path, text_encoders: Mapping[str, Path], notes: list[str]
+    path: Path, text_encoders: Mapping[str, Path], vae: Path | None = None
 ) -> tuple[Parts, dict[str, Component]]:
     """(parts of the checkpoint, text encoders in use by kind); nothing is loaded.
 
     Args:
         path: a .safetensors file or a diffusers folder.
         text_encoders: files that replace or complete the checkpoint's own.
-        notes: what the user should know is appended.
+        vae: a VAE file that replaces its own.
+
+    Raises:
+        CheckpointError: as `check_model`.
     """
-    model = read_model(path)
-    facts = family(model.detection.family)
-    named = {kind: encoder_file(kind, Path(file)) for kind, file in text_encoders.items()}
-    used, more = check_encoders(model, named, path.name)
-    notes += more
-    encoders = {kind: _encoder(kind, place) for kind, place in used.items()}
-    return Parts(model, _denoiser(facts, model)), encoders
+    checked = check_model(path, text_encoders, vae)
+    facts = family(checked.model.detection.family)
+    encoders = {kind: _encoder(kind, place) for kind, place in checked.encoders.items()}
+    return Parts(checked, _denoiser(facts, checked.model)), encoders
 
 
 def _denoiser(facts: Family, model: ModelHeaders) -> Component:

@@ -53,7 +53,7 @@ def check_teacher_loras(
     if request.include_teacher_loras:
         for lora in loras:
             _refuse_text_encoders(lora)
-    parts, encoders = find_components(Path(request.model.checkpoint), text_encoders, [])
+    parts, encoders = find_components(Path(request.model.checkpoint), text_encoders)
     plan_merge(loras, parts.denoiser, encoders, family(parts.detection.family))
     named = [
         dataclasses.replace(item, sha256=lora.sha256)

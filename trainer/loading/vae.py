@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
 from ...core.families import TensorSource
-from ...core.families.vae import GROUPS, VAE_PREFIXES, tiny_layout
+from ...core.families.parts.vae import GROUPS, VAE_PREFIXES, tiny_layout
 from ...core.files.tensor_file import TensorFile
 from .weights import Component, Source, Weights
 

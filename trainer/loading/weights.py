@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, NonFiniteError
 from ...core.families import TensorSource, refuse_quantised
-from ...core.families.complete import Stored, check_tensors
-from ...core.families.encoder_layout import Source
+from ...core.families.parts.complete import Stored, check_tensors
+from ...core.families.parts.encoder_layout import Source
 from ...core.files.tensor_file import TensorFile, TensorInfo
 from ...core.lora.file import weight_shapes
 from ...core.lora.math import LoraPair, delta

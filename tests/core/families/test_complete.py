@@ -7,7 +7,7 @@ import lora_goldens
 import pytest
 import torch
 from dpdmd_studio.core.families import family
-from dpdmd_studio.core.families.encoder_layout import clip_parameters, t5_parameters
+from dpdmd_studio.core.families.parts.encoder_layout import clip_parameters, t5_parameters
 from dpdmd_studio.core.files.tensor_file import TensorInfo
 from torch import nn
 

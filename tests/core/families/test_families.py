@@ -15,6 +15,7 @@ from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.core.errors import CheckpointError, SettingsError, UnsupportedModelError
 from dpdmd_studio.core.families import (
     FAMILIES,
+    AskedSampling,
     detect,
     family,
     set_otherwise,
@@ -274,10 +275,10 @@ def test_a_name_is_a_hint_alone(name, file, hinted, headers):
 
 def test_settings_go_before_what_a_file_says(headers):
     plain = detect(header(headers["sdxl"]))
-    flow, notes = set_otherwise(plain, prediction="flow", shift=2.0)
+    flow, notes = set_otherwise(plain, AskedSampling(prediction="flow", shift=2.0))
     assert (flow.prediction, flow.shift, len(notes)) == ("flow", 2.0, 2)
-    assert set_otherwise(flow, shift=2.0) == (flow, [])
-    assert set_otherwise(flow, prediction="eps")[0].prediction == "eps"
+    assert set_otherwise(flow, AskedSampling(shift=2.0)) == (flow, [])
+    assert set_otherwise(flow, AskedSampling(prediction="eps"))[0].prediction == "eps"
     for changes, message in (
         ({"shift": 2.0}, r"SDXL predicts 'eps' \(--prediction flow"),
         ({"prediction": "flow", "shift": 200.0}, "shift is 200; expected 0.01 to 100"),
@@ -285,7 +286,7 @@ def test_settings_go_before_what_a_file_says(headers):
         ({"prediction": "x0"}, "allowed: eps, v, flow"),
     ):
         with pytest.raises(SettingsError, match=message):
-            set_otherwise(plain, **changes)
+            set_otherwise(plain, AskedSampling(**changes))
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "sd35"])

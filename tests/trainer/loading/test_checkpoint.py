@@ -15,6 +15,7 @@ from dpdmd_studio.core.errors import (
     SettingsError,
     UnsupportedModelError,
 )
+from dpdmd_studio.core.families import AskedSampling
 from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
 from dpdmd_studio.trainer.loading.weights import converted
@@ -44,9 +45,9 @@ def files(sources, tmp_path_factory):
     }
 
 
-def load(path: Path, dtype: torch.dtype = torch.float32, **changes):
+def load(path: Path, dtype: torch.dtype = torch.float32, prediction=None, **changes):
     """A checkpoint on the CPU, what it reported thrown away."""
-    overrides = Overrides(**changes)
+    overrides = Overrides(sampling=AskedSampling(prediction=prediction), **changes)
     return load_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides)
 
 

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderTiny
 from dpdmd_studio.core.diffusion.schedule import FlowSchedule, Levels, VPSchedule
 from dpdmd_studio.core.errors import CheckpointError
+from dpdmd_studio.core.families import AskedSampling
 from dpdmd_studio.trainer.loading import prediction_check
 from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
 from dpdmd_studio.trainer.loading.decoding import decode, linear_preview
@@ -18,9 +19,10 @@ from dpdmd_studio.trainer.loading.prediction_check import check_prediction_type,
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 
 
-def load(path, dtype=torch.float32, **changes):
+def load(path, dtype=torch.float32, prediction=None, vae=None):
     """A checkpoint in fp32."""
-    return load_checkpoint(path, dtype=dtype, device="cpu", overrides=Overrides(**changes))
+    overrides = Overrides(sampling=AskedSampling(prediction=prediction), vae=vae)
+    return load_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides)
 
 
 @pytest.fixture(scope="module")

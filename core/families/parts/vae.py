@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from ..errors import CheckpointError, UnsupportedModelError
-from ..files.tensor_file import TensorFile, TensorInfo
-from .base import VaeFacts
+from ...errors import CheckpointError, UnsupportedModelError
+from ...files.tensor_file import TensorFile, TensorInfo
+from ..base import VaeFacts
 from .config_values import is_number
 
 VAE_PREFIXES = ("first_stage_model.", "vae.", "")

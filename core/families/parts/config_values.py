@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from ..errors import UnsupportedModelError
+from ...errors import UnsupportedModelError
 
 MAX_LAYERS, MAX_LEVELS = 100, 16
 Test = Callable[[object], bool]

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..errors import CheckpointError, UnsupportedModelError
-from ..files.tensor_file import TensorInfo
-from .base import TensorSource
+from ...errors import CheckpointError, UnsupportedModelError
+from ...files.tensor_file import TensorInfo
+from ..base import TensorSource
 
 FLOAT_DTYPES = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
 NAMES_SHOWN = 5

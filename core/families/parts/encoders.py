@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import CheckpointError, UnsupportedModelError
-from ..files.tensor_file import TensorFile, TensorInfo, read_model_header
-from .base import Config, Family
+from ...errors import CheckpointError, UnsupportedModelError
+from ...files.tensor_file import TensorFile, TensorInfo, read_model_header
+from ..base import Config, Family
+from ..unsupported import refuse_empty, refuse_quantised
 from .complete import Stored, check_tensors
 from .config_values import Rule, check_config, is_whole, number, one_of
 from .encoder_layout import (
@@ -22,7 +23,6 @@ from .encoder_layout import (
     t5_parameters,
     t5_source,
 )
-from .unsupported import refuse_empty, refuse_quantised
 
 TITLES = {
     "clip_l": "CLIP-L text encoder",

@@ -5,8 +5,8 @@ Parameters are called as transformers' modules call them.
 
 from collections.abc import Callable, Mapping
 
-from ..files.tensor_file import TensorInfo
-from .base import TensorSource
+from ...files.tensor_file import TensorInfo
+from ..base import TensorSource
 
 Source = Callable[[str], TensorSource]
 """From a parameter's name in the module to the tensor of the file that holds its value."""

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import CheckpointError, UnsupportedModelError
-from ..files.tensor_file import CONVERT_HINT, TensorFile, read_model_header
-from .base import Detection, Family
-from .prediction import full_title, name_notes
+from ...errors import CheckpointError, UnsupportedModelError
+from ...files.tensor_file import CONVERT_HINT, TensorFile, read_model_header
+from ..base import Detection, Family
+from ..prediction import full_title, name_notes
+from ..unsupported import SUPPORTED, refuse_empty, refuse_extra_inputs, refuse_quantised
 from .scheduler import read_scheduler
-from .unsupported import SUPPORTED, refuse_empty, refuse_extra_inputs, refuse_quantised
 from .vae import check_vae_config, folder_vae
 
 MAX_JSON_BYTES = 50_000_000

@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from ..errors import UnsupportedModelError
-from .base import Config, Family
+from ...errors import UnsupportedModelError
+from ..base import Config, Family
+from ..prediction import LEAST_SHIFT, MOST_SHIFT, read_shift
 from .config_values import Rule, check_config, is_number, number, one_of
-from .prediction import LEAST_SHIFT, MOST_SHIFT, read_shift
 
 CLASS_OF_PREDICTION = {"epsilon": "eps", "v_prediction": "v"}
 FLOW = "flow_prediction"

@@ -62,17 +62,13 @@ def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> Training:
 
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"eps-{ranks.data(seed, update)}")
-        chosen = [source.randrange(len(bank.scenes)) for _ in range(BATCH)]
-        said = text.training_captions([bank.scenes[i] for i in chosen], source)
-        x0 = bank.latents[chosen].float().to(place)
-        noise = torch.Generator("cpu").manual_seed(source.getrandbits(62))
-        eps = torch.randn(x0.shape, generator=noise).to(place)
-        even = (torch.randperm(BATCH, generator=noise) + torch.rand(BATCH, generator=noise)) / BATCH
-        timesteps = (even * LEVELS).long().clamp(max=LEVELS - 1).to(place)
+        batch = bank.batch(BATCH, source)
+        timesteps = (batch.even * LEVELS).long().clamp(max=LEVELS - 1)
         alpha, std = scales(timesteps)
+        x_t = alpha * batch.x0 + std * batch.eps
         with torch.autocast(place.type, torch.bfloat16):
-            found = teacher.eps(alpha * x0 + std * eps, timesteps, teacher.said(said)).float()
-        return (found - eps).square().mean()
+            found = teacher.eps(x_t, timesteps, teacher.said(batch.said)).float()
+        return (found - batch.eps).square().mean()
 
     training.run(loss_of)
     return training

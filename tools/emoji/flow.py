@@ -58,20 +58,14 @@ def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> Training:
 
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"flow-{ranks.data(seed, update)}")
-        chosen = [source.randrange(len(bank.scenes)) for _ in range(BATCH)]
-        said = text.training_captions([bank.scenes[i] for i in chosen], source)
-        x0 = bank.latents[chosen].float().to(place)
-        noise = torch.Generator("cpu").manual_seed(source.getrandbits(62))
-        eps = torch.randn(x0.shape, generator=noise).to(place)
-        even = (torch.randperm(BATCH, generator=noise) + torch.rand(BATCH, generator=noise)) / BATCH
-        normal = 2**0.5 * torch.erfinv(2 * even.clamp(1e-4, 1 - 1e-4) - 1)
-        sigma = torch.sigmoid(LEVEL_MEAN + LEVEL_DEVIATION * normal).to(place)
+        batch = bank.batch(BATCH, source)
+        normal = 2**0.5 * torch.erfinv(2 * batch.even.clamp(1e-4, 1 - 1e-4) - 1)
+        sigma = torch.sigmoid(LEVEL_MEAN + LEVEL_DEVIATION * normal)
         level = sigma[:, None, None, None]
+        x_t = (1 - level) * batch.x0 + level * batch.eps
         with torch.autocast(place.type, torch.bfloat16):
-            velocity = teacher.velocity(
-                (1 - level) * x0 + level * eps, sigma, teacher.said(said)
-            ).float()
-        return (velocity - (eps - x0)).square().mean()
+            velocity = teacher.velocity(x_t, sigma, teacher.said(batch.said)).float()
+        return (velocity - (batch.eps - batch.x0)).square().mean()
 
     training.run(loss_of)
     return training

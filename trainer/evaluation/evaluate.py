@@ -14,7 +14,7 @@ from torch import Tensor
 from ...app.report.data import Arm
 from ...core.diffusion.guidance import Guidance
 from ..loading.checkpoint import LoadedCheckpoint
-from ..loading.decoding import check_latents, decode
+from ..loading.decoding import decode
 from ..model.conditioning import Conditioning, PromptPair
 from ..model.network import NetworkCall
 from .measures import MeasureSet
@@ -119,8 +119,7 @@ class ImageSampler:
                 watch(before + rows.stop * stage.evaluations, len(jobs) * setting.evaluations)
             latents = torch.cat(parts)
             before += len(jobs) * stage.evaluations
-        check_latents(latents, self.checkpoint.dtype, setting.name)
-        flat = list(decode(self.checkpoint, latents))
+        flat = list(decode(self.checkpoint, latents, setting.name))
         count = len(material.seeds)
         return [flat[i : i + count] for i in range(0, len(flat), count)]
 

@@ -16,16 +16,19 @@ logger = logging.getLogger("dpdmd_studio.loading")
 
 
 @torch.no_grad()
-def decode(checkpoint: LoadedCheckpoint, latents: Tensor) -> np.ndarray:
+def decode(checkpoint: LoadedCheckpoint, latents: Tensor, what: str = "") -> np.ndarray:
     """Images, uint8, shape (B, H, W, 3), of the network's latents (B, C, h, w).
 
     One image at a time, in fp32 on the CPU and bf16 on GPUs: never fp16, in which SDXL's VAE
     overflows. The decoder is loaded for this call and dropped after it.
 
+    Args:
+        what: whose latents these are, for messages.
+
     Raises:
         NonFiniteError: latents hold NaN or infinity, of which no image can be made.
     """
-    check_latents(latents, checkpoint.dtype)
+    _check_latents(latents, checkpoint.dtype, what)
     decoder = checkpoint.decoder
     if decoder is not None:
         try:
@@ -35,7 +38,7 @@ def decode(checkpoint: LoadedCheckpoint, latents: Tensor) -> np.ndarray:
     return _images([linear_preview(checkpoint, item[None]) for item in latents])
 
 
-def check_latents(latents: Tensor, dtype: torch.dtype, what: str = "") -> None:
+def _check_latents(latents: Tensor, dtype: torch.dtype, what: str = "") -> None:
     """NonFiniteError if some of the latents (B, ...) are no numbers, with what may help.
 
     Args:

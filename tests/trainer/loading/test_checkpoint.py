@@ -16,7 +16,7 @@ from dpdmd_studio.core.errors import (
     UnsupportedModelError,
 )
 from dpdmd_studio.core.families import AskedSampling
-from dpdmd_studio.core.files.tensor_file import read_header
+from dpdmd_studio.core.files.tensor_file import read_header, read_model_header
 from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
 from dpdmd_studio.trainer.loading.weights import converted
 
@@ -331,3 +331,16 @@ def test_a_folders_scheduler_tells_the_prediction(sources, tmp_path):
     found = load(folder).detection
     assert (found.prediction, found.zero_terminal_snr) == ("v", True)
     assert found.title == "SDXL (v-prediction, zero terminal SNR)"
+
+
+def test_loading_reads_the_header_of_the_file_once(files, monkeypatch):
+    read = []
+
+    def counted(path):
+        read.append(Path(path).name)
+        return read_model_header(path)
+
+    monkeypatch.setattr("dpdmd_studio.core.families.models.read_model_header", counted)
+    monkeypatch.setattr("dpdmd_studio.core.families.checks.read_model_header", counted)
+    load(files["sd1"])
+    assert read == ["sd1.safetensors"]

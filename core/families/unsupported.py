@@ -10,7 +10,9 @@ from .base import Tensors
 from .lora_names import LORA_KEY
 from .unet import INPUT_LAYER, context_width, is_unet
 
-SUPPORTED = "Supported: SD 1.x, SDXL (eps or v-prediction), SD3 medium and SD3.5 medium"
+SUPPORTED = (
+    "Supported: SD 1.x, SDXL (eps, v-prediction or rectified flow), SD3 medium and SD3.5 medium"
+)
 
 QUANTISED_KEY = re.compile(
     r"(^|\.)(scaled_fp8|scale_weight|scale_input|weight_scale|input_scale|comfy_quant"

@@ -77,7 +77,9 @@ def _trained(training: Training, drawer: Drawer, seed: int) -> Training:
 
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"{seed}-autoencoder-{update}")
-        scenes = [captions.random_scene(source) for _ in range(BATCH)]
+        scenes = [
+            captions.anywhere(captions.random_scene(source), source) for _ in range(BATCH)
+        ]
         images = drawer.draw(scenes, source, backgrounds).to(place)
         images = images.contiguous(memory_format=torch.channels_last)
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)

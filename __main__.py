@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     # a second name.
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != ROOT]
     runpy.run_path(str(ROOT / "mount.py"))
+    from dpdmd_studio.app.environment.streams import open_missing
+
+    open_missing()
     if needs_worker(arguments):
         from dpdmd_studio.app.environment import handover
 

@@ -15,9 +15,8 @@ from pathlib import Path
 from statistics import median
 
 from ..core.errors import DPDMDError
-from ..core.families import Detection, family, identify
+from ..core.families import Detection, family, identify, weight_files
 from ..core.families.base import CostFacts
-from ..core.files.tensor_file import read_header
 from .config.distill_config import DistillConfig
 from .config.knobs import AUTO
 from .library.home import home
@@ -109,8 +108,7 @@ def bytes_in_16_bit(path: Path) -> int:
     Raises:
         CheckpointError: a header cannot be read.
     """
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    return 2 * sum(info.count for file in files for info in read_header(file).tensors.values())
+    return 2 * sum(info.count for file in weight_files(path) for info in file.tensors.values())
 
 
 def time_of_earlier_runs(

@@ -23,7 +23,7 @@ from dpdmd_studio.core.families import Family, family, identify
 from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
-from dpdmd_studio.trainer.loading.checkpoint import find_components
+from dpdmd_studio.trainer.loading.parts import find_components
 from dpdmd_studio.trainer.memory.packed_base import store_base
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
@@ -121,7 +121,7 @@ def embedded(name: str, config: DistillConfig) -> tuple[int, int]:
     path = ASSETS / f"shapes-{name}.safetensors"
     detection, facts = identify(path), family(name)
     encoder.register()
-    parts, used = find_components(path, {}, [])
+    parts, used = find_components(path, {})
     tokens = used["dpdmd"].config["max_position_embeddings"]
     side = detection.resolution // 8
     latent = (detection.latent_channels, side, side)

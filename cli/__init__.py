@@ -16,6 +16,8 @@ from ..app.config.distill_config import DistillConfig
 from ..app.config.presets import MEMORIES
 from ..app.config.request import DistillRequest, TeacherLora, parse_seeds
 from ..app.environment.launched import place, require_one_process
+from ..app.environment.streams import lost, open_missing, tolerant
+from ..app.library.path_checks import typed_path
 from ..app.runs.exit_note import recorded
 from ..core.errors import DPDMDError, SettingsError
 from .arguments import (
@@ -30,6 +32,7 @@ from .arguments import (
     parse_lora,
     print_result,
     prompts_of,
+    require_text,
 )
 from .compare import add_compare
 from .console import plain_line, show_warnings, shown_by
@@ -48,14 +51,22 @@ log = logging.getLogger("dpdmd_studio.cli")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 2 the user's mistake, 130 interrupted)."""
+    open_missing()
     for stream in (sys.stdout, sys.stderr):  # a console without a letter shows ? in its place
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    with tolerant() as output:
+        code = _run(argv)
+    return code or int(lost(output))
+
+
+def _run(argv: list[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     show_warnings()
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"
     try:
+        require_text(arguments)
         if arguments.run_command not in (_distill, _resume):
             require_one_process("This command")
         with shown_by(plain_line):
@@ -184,7 +195,7 @@ def _distill(arguments: argparse.Namespace) -> int:
     from ..core.families import identify
 
     # before anything is made or replaced: is that a model at all?
-    detection = identify(Path(arguments.checkpoint).expanduser())
+    detection = identify(Path(typed_path(arguments.checkpoint)))
     config = DistillConfig.from_dict(settings_values(arguments, detection.family))
     prompts = prompts_of(arguments.prompts)
     request = DistillRequest(
@@ -205,7 +216,8 @@ def _distill(arguments: argparse.Namespace) -> int:
         return queue_distill(arguments, request, prompts)
     from ..trainer.commands.distill import create_run  # heavy, and not needed to queue
 
-    folder = Path(arguments.run) if arguments.run else new_run_folder(Path(arguments.output).stem)
+    named = Path(typed_path(arguments.run)) if arguments.run else None
+    folder = named or new_run_folder(Path(arguments.output).stem)
     run = create_run(folder, request, prompts, overwrite=arguments.overwrite)
     log.info("Run: %s", run.path)
     return _train(run, arguments.json)
@@ -215,7 +227,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     from ..app.runs.directory import RunDirectory
     from ..trainer.commands.distill import move_model_files
 
-    run = RunDirectory.open(Path(arguments.run))
+    run = RunDirectory.open(Path(typed_path(arguments.run)))
     named = {name: getattr(arguments, name) for name in MODEL_FILES}
     moved = {name: file for name, file in named.items() if file}
     if moved:
@@ -272,15 +284,15 @@ def _sample(arguments: argparse.Namespace) -> int:
         for note in line.notes:
             log.info("%s", note)
     names = ("negative", "steps", "guidance_scale", "guidance_rescale", "resolution",
-             "clip_skip", "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
-             "overwrite")  # fmt: skip
+             "clip_skip", "prediction", "zero_terminal_snr", "shift", "batch_size", "device",
+             "dtype", "overwrite")  # fmt: skip
     request = SampleRequest(
         model=model_files(arguments),
         prompts=expanded(prompts),
         seeds=tuple(parse_seeds(arguments.seeds)),
         lora=parse_lora(arguments.lora) if arguments.lora else None,
         with_loras=tuple(map(parse_lora, arguments.with_lora)),
-        output=Path(arguments.output),
+        output=Path(typed_path(arguments.output)),
         **{name: getattr(arguments, name) for name in names},
     )
     paths = sample_images(request)
@@ -310,7 +322,7 @@ def _gui(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from ..app.library.inspect import format_text, inspect
 
-    facts = inspect(Path(arguments.file))
+    facts = inspect(Path(typed_path(arguments.file)))
     text = json.dumps(facts, indent=2, ensure_ascii=False) if arguments.json else format_text(facts)
     sys.stdout.write(text + "\n")
     return 0
@@ -322,7 +334,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     with ProgressLine() as line, shown_by(line.message):
         facts = run_demo(
-            Path(arguments.output),
+            Path(typed_path(arguments.output)),
             steps=arguments.steps,
             overwrite=arguments.overwrite,
             on_progress=line.show,

@@ -14,9 +14,12 @@ from typing import Any
 
 from ..app.config.distill_config import REMOVED, DistillConfig
 from ..app.config.request import ModelFiles
+from ..app.library.path_checks import typed_path
 from ..core.errors import SettingsError
 
 log = logging.getLogger("dpdmd_studio.cli")
+TEXTS = ("prompt", "negative", "teacher_negative", "name", "author", "license", "trigger_words",
+         "base_model", "title")  # fmt: skip
 MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
 GROUP_TITLES = {
     "teacher": "the teacher",
@@ -42,13 +45,16 @@ def add_other_files(parser: argparse.ArgumentParser) -> None:
 
 def model_files(arguments: argparse.Namespace) -> ModelFiles:
     """The files that `add_model_files` asked for."""
-    return ModelFiles(**{name: getattr(arguments, name) for name in MODEL_FILES})
+    named = {name: getattr(arguments, name) for name in MODEL_FILES}
+    return ModelFiles(**{name: file and typed_path(file) for name, file in named.items()})
 
 
 def add_prediction(parser: argparse.ArgumentParser) -> None:
     """What the checkpoint predicts, where its file does not say it."""
     parser.add_argument("--prediction", choices=("auto", "eps", "v", "flow"), default="auto")
     parser.add_argument("--zero-terminal-snr", choices=("auto", "yes", "no"), default="auto")
+    parser.add_argument("--shift", type=float, default=0.0, metavar="X",
+                        help="of a flow; default: the file's or the family's")  # fmt: skip
 
 
 def add_drawing(parser: argparse.ArgumentParser, overwrite: str) -> None:
@@ -70,7 +76,7 @@ def prompts_of(path: str | None) -> list[str]:
         return []
     from ..app.prompts.reading import read_prompts
 
-    listed = read_prompts(Path(path).expanduser())
+    listed = read_prompts(Path(typed_path(path)))
     for note in listed.notes:
         log.info("%s", note)
     return list(listed.prompts)
@@ -81,6 +87,19 @@ def expanded(prompts: Sequence[str]) -> tuple[str, ...]:
     from ..app.prompts.expansion import expand
 
     return tuple(expand(text, Random(number)) for number, text in enumerate(prompts))
+
+
+def require_text(arguments: argparse.Namespace) -> None:
+    """Raise SettingsError for bytes that are no text where text is asked for.
+
+    A terminal hands such bytes on as half characters; in a file's name they are in order.
+    """
+    for name in TEXTS:
+        if any("\ud800" <= letter <= "\udfff" for letter in getattr(arguments, name, None) or ""):
+            raise SettingsError(
+                f"--{name.replace('_', '-')} holds bytes that are no text in this terminal's "
+                "encoding. Write it in UTF-8."
+            )
 
 
 def print_result(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
@@ -130,11 +149,11 @@ def parse_lora(text: str) -> tuple[str, float]:
     """(file, strength) of "FILE" or "FILE:0.8"; a drive letter's colon is no strength."""
     name, colon, tail = text.rpartition(":")
     if not colon or not name or (len(name) == 1 and tail.startswith(("\\", "/"))):
-        return text, 1.0
+        return typed_path(text), 1.0
     try:
         strength = float(tail)
     except ValueError:
-        return text, 1.0
+        return typed_path(text), 1.0
     if not -10 <= strength <= 10:
         raise SettingsError(f"LoRA strength {tail} is outside -10 to 10.")
-    return name, strength
+    return typed_path(name), strength

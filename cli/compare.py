@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..app.config.request import parse_seeds
+from ..app.library.path_checks import typed_path
 from .arguments import (
     add_drawing,
     add_prediction,
@@ -17,7 +18,7 @@ from .arguments import (
 )
 
 OPTIONS = ("steps", "teacher_steps", "guidance_scale", "negative", "baseline", "resolution",
-           "prediction", "zero_terminal_snr", "batch_size", "device", "dtype",
+           "prediction", "zero_terminal_snr", "shift", "batch_size", "device", "dtype",
            "overwrite")  # fmt: skip
 
 
@@ -55,11 +56,11 @@ def run_compare(arguments: argparse.Namespace) -> int:
         model=model_files(arguments),
         loras=tuple(map(parse_lora, arguments.lora)),
         with_loras=tuple(map(parse_lora, arguments.with_lora)),
-        output=Path(arguments.output),
+        output=Path(typed_path(arguments.output)),
         prompts=expanded(prompts_of(arguments.prompts)),
         training_prompts=tuple(prompts_of(arguments.training_prompts)),
         seeds=tuple(parse_seeds(arguments.seeds)),
-        features=Path(arguments.features) if arguments.features else None,
+        features=Path(typed_path(arguments.features)) if arguments.features else None,
         **{name: getattr(arguments, name) for name in OPTIONS},
     )
     result = compare(request)

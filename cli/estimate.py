@@ -23,8 +23,9 @@ from ..app.estimate import (
     duration,
     time_of_earlier_runs,
 )
+from ..app.library.path_checks import typed_path
 from ..core.errors import SettingsError
-from ..core.families import Detection, identify
+from ..core.families import Detection, check_own_parts
 from .arguments import add_config_arguments, add_model_files, model_files, print_result
 from .settings import add_settings_option, settings_values
 
@@ -86,9 +87,11 @@ def parse_memory(text: str) -> int:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    path = Path(arguments.checkpoint).expanduser()
+    path = Path(typed_path(arguments.checkpoint))
     memory = parse_memory(arguments.memory) if arguments.memory else None
-    detection = identify(path)
+    files = model_files(arguments)
+    vae = Path(files.vae) if files.vae else None
+    detection = check_own_parts(path, files.text_encoders(), vae)
     config = DistillConfig.from_dict(settings_values(arguments, detection.family))
     choose_resolutions(config, detection)  # refuses what a run would refuse
     found = estimate_memory(detection, config, bytes_in_16_bit(path), memory)
@@ -97,7 +100,8 @@ def _estimate(arguments: argparse.Namespace) -> int:
     else:
         seconds, text = time_of_earlier_runs(path, detection, config)
         facts = {"seconds": seconds}
-    text = f"{detection.title}, {found.dtype}\n{memory_text(found)}\n{text}"
+    about = "".join(f"\n{note}" for note in detection.notes)
+    text = f"{detection.title}, {found.dtype}{about}\n{memory_text(found)}\n{text}"
     print_result(found.to_dict() | facts, text, arguments.json)
     return 0
 

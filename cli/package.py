@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..app.config.request import parse_seeds
+from ..app.library.path_checks import typed_path
 from .arguments import MODEL_FILES, add_drawing, parse_lora, print_result, prompts_of
 
 OPTIONS = ("count", "cover", "name", "author", "license", "trigger_words", "batch_size", "device",
@@ -45,14 +46,14 @@ def run_package(arguments: argparse.Namespace) -> int:
 
     named = {name: getattr(arguments, name) for name in MODEL_FILES}
     request = PackageRequest(
-        source=Path(arguments.source),
-        output=Path(arguments.output),
-        files={name: file for name, file in named.items() if file},
+        source=Path(typed_path(arguments.source)),
+        output=Path(typed_path(arguments.output)),
+        files={name: typed_path(file) for name, file in named.items() if file},
         prompts=tuple(prompts_of(arguments.prompts)),
         seeds=tuple(parse_seeds(arguments.seeds)) if arguments.seeds else (),
         label=arguments.base_model,
         with_loras=tuple(map(parse_lora, arguments.with_lora)),
-        report=Path(arguments.report).expanduser() if arguments.report else None,
+        report=Path(typed_path(arguments.report)) if arguments.report else None,
         **{name: getattr(arguments, name) for name in OPTIONS},
     )
     result = package(request)

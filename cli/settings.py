@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..app.config.presets import preset
+from ..app.library.path_checks import typed_path
 from ..app.runs.settings_file import config_text, read_settings
 from ..core.errors import OutputError
 from ..core.files import atomic_write
@@ -41,17 +42,19 @@ def settings_values(arguments: argparse.Namespace, family: str) -> dict[str, Any
     Raises:
         DPDMDError: the file cannot be used, or there is no such preset for the family.
     """
-    values = read_settings(Path(arguments.settings)).to_dict() if arguments.settings else {}
+    values = (
+        read_settings(Path(typed_path(arguments.settings))).to_dict() if arguments.settings else {}
+    )
     values |= preset(family, arguments.preset) if arguments.preset else {}
     return values | config_values(arguments)
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    text = config_text(read_settings(Path(arguments.source)))
+    text = config_text(read_settings(Path(typed_path(arguments.source))))
     if not arguments.output:
         sys.stdout.write(text)
         return 0
-    output = Path(arguments.output).expanduser()
+    output = Path(typed_path(arguments.output))
     if output.exists() and not arguments.overwrite:
         raise OutputError(f"{output} exists already. Add --overwrite, or name another --output.")
     atomic_write.write_text(output, text)

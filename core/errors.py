@@ -23,6 +23,10 @@ class LoraError(DPDMDError):
     """A LoRA file that is damaged, of another family, or not a LoRA."""
 
 
+class UnsupportedLoraError(LoraError):
+    """A LoRA whose kind or names are not handled here; a host may know them all the same."""
+
+
 class RecipeError(DPDMDError):
     """A sampling recipe that is malformed, hostile, or of an unknown version."""
 

@@ -45,17 +45,22 @@ class Model:
         self.load_device = "cpu"
         self.sampling = sampling(recipe, *kinds)
         self.patches: dict[str, list[Any]] = {}
+        self.object_patches: dict[str, Any] = {}
         self.attachments: dict[str, Any] = {}
         self.model_options: dict[str, Any] = {"transformer_options": {"kept": 1}}
 
     def get_model_object(self, name: str) -> Any:
         assert name == "model_sampling"
-        return self.sampling
+        return self.object_patches.get(name, self.sampling)
+
+    def add_object_patch(self, name: str, value: Any) -> None:
+        self.object_patches[name] = value
 
     def clone(self) -> Model:
         twin = copy.copy(self)
         twin.patches = {key: list(patches) for key, patches in self.patches.items()}
         twin.attachments = dict(self.attachments)
+        twin.object_patches = dict(self.object_patches)
         twin.model_options = copy.deepcopy(self.model_options)
         return twin
 
@@ -74,6 +79,16 @@ class Model:
     def with_recipe(self, recipe: Recipe) -> Model:
         """As the core loader leaves it behind after a LoRA with that recipe."""
         return self.with_core_lora({METADATA_KEY: recipe.to_json()})
+
+
+class DiscreteFlow:
+    """comfy.model_sampling.ModelSamplingDiscreteFlow, as far as it is asked for its shift."""
+
+    def __init__(self, model_config: Any) -> None:
+        self.shift, self.multiplier = 1.0, 0
+
+    def set_parameters(self, shift: float, multiplier: int) -> None:
+        self.shift, self.multiplier = shift, multiplier
 
 
 class Adapter:
@@ -164,6 +179,10 @@ def install(monkeypatch: pytest.MonkeyPatch, loras: Path) -> Samplers:
         "comfy": {},
         "comfy.k_diffusion": {},
         "comfy.sd": {"load_lora_for_models": load_lora_for_models},
+        "comfy.model_sampling": {
+            "ModelSamplingDiscreteFlow": DiscreteFlow,
+            "CONST": type("CONST", (), {}),
+        },
         "comfy.utils": {"load_torch_file": load_torch_file},
         "comfy.ldm": {},
         "comfy.ldm.modules": {},

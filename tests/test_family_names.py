@@ -125,5 +125,6 @@ def test_the_facts_agree_with_each_other(item):
     assert set(item.text.prefixes) == set(item.text.encoders)
     assert set(item.cost.per_rank) == set(item.cost.per_pixel) == {"attention", "full"}
     assert item.lora.base_model_version.startswith(item.lora.declared)
-    assert item.sampling.schedule == "flow" or "flow" not in item.sampling.predictions
+    # a VP family may have flows among its fine-tunes; the usual prediction is of its schedule
+    assert (item.sampling.schedule == "flow") == (item.sampling.predictions[0] == "flow")
     assert item.sharing.labels[-1] == "Other" and item.sharing.clip_types

@@ -34,7 +34,7 @@ from dpdmd_studio.core.families import Detection, Family, family, identify
 from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
-from dpdmd_studio.trainer.loading.checkpoint import find_components
+from dpdmd_studio.trainer.loading.parts import find_components
 from dpdmd_studio.trainer.memory.offload import OffloadRing
 from dpdmd_studio.trainer.memory.packed_base import RING, store_layers
 from dpdmd_studio.trainer.memory.weight_formats import FORMATS, NF4_BLOCK, Parts, WeightFormat
@@ -140,7 +140,7 @@ def published_model(name: str, config: DistillConfig) -> Model:
 def model_in(path: Path, config: DistillConfig, dtype: torch.dtype) -> Model:
     """The network in a checkpoint at the settings' resolution; only its header is read."""
     detection = identify(path)
-    parts, used = find_components(path, {}, [])
+    parts, used = find_components(path, {})
     sizes = config.resolutions or ((detection.resolution, detection.resolution),)
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     tokens = T5_TOKENS if "t5xxl" in used else 0

@@ -7,10 +7,14 @@ Needs npm and `resvg-py` to render. Stages, in this order; each goes on where it
     autoencoder   TAESD's structure; an hour or two on two cores
     judge         fitted on real pictures, then checked: its own figures are in judge.json
     bank          latents of many scenes; minutes
-    flow          the MMDiT in SD3's layout and its text model; hours
+    flow-coarse   the MMDiT in SD3's layout and its text model, with 16 tokens a picture; hours
+    flow          the same with 64; hours
     export        the file in FOLDER, in fp16, read back by diffusers
     measure       what it draws, counted by the judge: measure.json, and a sheet to look at
     record        the file and what is known of it among the product's assets
+
+The teacher that predicts noise, with SD 1.x's latents, of the same pictures at 96 pixels:
+    autoencoder-narrow, bank-narrow, eps
 """
 
 from __future__ import annotations
@@ -22,9 +26,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import LOG
+from shapes_teacher_common import LOG, Ranks
 
-STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure", "record")
+STAGES = ("world", "autoencoder", "judge", "bank", "flow-coarse", "flow", "export", "measure",
+          "record", "autoencoder-narrow", "bank-narrow", "eps")  # fmt: skip
 ASSET = "emoji-sd3.safetensors"
 
 
@@ -35,6 +40,7 @@ def run(options: argparse.Namespace) -> dict | None:
         autoencoder,
         bank,
         drawing,
+        eps,
         export,
         flow,
         judge,
@@ -47,8 +53,9 @@ def run(options: argparse.Namespace) -> dict | None:
     stage, folder = options.stage, options.folder
     if stage == "world":
         return world.write(options.cache, captions.FACTS)
-    if stage == "flow":
-        flow.train(folder, bank.Bank(folder / "bank.pt"))
+    if stage in ("flow-coarse", "flow"):
+        seen = bank.Bank(folder / "bank.pt")
+        flow.train(folder, seen, ranks_of(options), coarse=stage == "flow-coarse")
         return None
     if stage == "record":
         made = folder / ASSET
@@ -59,7 +66,18 @@ def run(options: argparse.Namespace) -> dict | None:
     if stage == "export":
         size = export.write(folder, folder / ASSET, options.guidance, 28)
         return {"bytes": size, "guidance_scale": options.guidance}
-    drawer = drawing.Drawer(pictures.render(options.cache, world.selection(options.cache)), 64)
+    if stage == "eps":
+        eps.train(folder, bank.Bank(folder / "bank-narrow.pt"), ranks_of(options))
+        return None
+    drawn = pictures.render(options.cache, world.selection(options.cache))
+    if stage == "autoencoder-narrow":
+        autoencoder.train_narrow(folder, drawing.Drawer(drawn, eps.RESOLUTION))
+        return None
+    if stage == "bank-narrow":
+        narrow = autoencoder.load(folder, narrow=True).requires_grad_(False)
+        bank.write(folder / "bank-narrow.pt", drawing.Drawer(drawn, eps.RESOLUTION), narrow.encode)
+        return None
+    drawer = drawing.Drawer(drawn, 64)
     if stage == "autoencoder":
         autoencoder.train(folder, drawer)
         return None
@@ -78,6 +96,16 @@ def run(options: argparse.Namespace) -> dict | None:
     return found
 
 
+def ranks_of(options: argparse.Namespace) -> Ranks:
+    """This process among those that train together; they meet in a file of the folder."""
+    if options.ranks > 1:
+        meet = f"file://{(options.folder / 'meeting').resolve()}"
+        torch.distributed.init_process_group(
+            "gloo", init_method=meet, rank=options.rank, world_size=options.ranks
+        )
+    return Ranks(options.rank, options.ranks)
+
+
 def main() -> None:
     """Command line; see the head of this file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -87,6 +115,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--threshold", type=float, default=0.7, help="of the judge")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rank", type=int, default=0, help="of this process, for flow and eps")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that train together")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)

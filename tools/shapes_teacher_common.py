@@ -8,6 +8,7 @@ import math
 import runpy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -103,12 +104,36 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return (x.T if tall else x).float()
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """One of several processes that train together, each with a batch of its own."""
+
+    rank: int = 0
+    size: int = 1
+
+    def data(self, seed: int, update: int) -> str:
+        """The seed of this process's data; the first one's are as if it were alone."""
+        return f"{seed}-{update}" if self.rank == 0 else f"{seed}-{update}-rank{self.rank}"
+
+    def average(self, module: nn.Module) -> None:
+        """Give the gradients of all processes' mean to each."""
+        if self.size == 1:
+            return
+        grads = [p.grad for p in module.parameters() if p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        torch.distributed.all_reduce(flat)
+        for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(mean.view_as(grad) / self.size)
+
+
 class Training:
     """A module, its optimiser and its moving average, kept in one resumable checkpoint.
 
     Update `n` draws its data from a generator seeded by (seed, n), so a training that is stopped
     and started again goes on with the very images it would have seen.
     """
+
+    ranks = Ranks()
 
     def __init__(
         self, module: nn.Module, folder: Path, cycles: Sequence[int], peak: float, decay: float
@@ -133,7 +158,8 @@ class Training:
                 self.curve.append([self.update, round(sum(window) / len(window), 5)])
                 LOG.info("update %d loss %.5f at %.0f s", *self.curve[-1], self.seconds)
                 window = []
-            if now - saved > CHECKPOINT_SECONDS or self.update == self.updates:
+            due = now - saved > CHECKPOINT_SECONDS or self.update == self.updates
+            if due and self.ranks.rank == 0:
                 self._save()
                 saved = now
 
@@ -145,6 +171,7 @@ class Training:
             raise RuntimeError(f"loss is {loss.item()} at update {self.update}: stopped")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.ranks.average(self.module)
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimizer.step()
         self.update += 1

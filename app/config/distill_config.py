@@ -27,6 +27,11 @@ REMOVED = {
     ),
 }
 
+# Settings that came later, with what was done before them: what is kept (runs, shared settings, a
+# LoRA's metadata) names them only where they are otherwise: it stays what it was, and earlier
+# versions read it.
+LATER = {"shift": 0.0}
+
 of_teacher = functools.partial(knob, group="teacher")
 of_student = functools.partial(knob, group="student")
 of_machine = functools.partial(knob, group="machine")
@@ -39,7 +44,8 @@ class DistillConfig:
     # The teacher
     prediction: str = of_teacher(
         AUTO,
-        "What the checkpoint predicts; auto reads it off the file (SD 1.x: eps unless set).",
+        "What the checkpoint predicts; auto reads it off the file (SD 1.x and SDXL: eps unless "
+        "the file says otherwise; a rectified flow of SDXL mostly has to be set).",
         choices=(AUTO, "eps", "v", "flow"),
     )
     zero_terminal_snr: str = of_teacher(
@@ -47,6 +53,12 @@ class DistillConfig:
         "Whether a v-prediction checkpoint was trained with zero terminal SNR; auto "
         "reads it off the file, which merges often no longer say.",
         choices=(AUTO, "yes", "no"),
+    )
+    shift: float = of_teacher(
+        0.0,
+        "Shift of a rectified flow's noise levels, as in ModelSamplingSD3; 0 takes the file's, or "
+        "the family's (3).",
+        within=(0.0, 100.0),
     )
     teacher_guidance: float = of_teacher(
         0.0, "Guidance scale of the teacher; 0 takes the family's default.", within=(0.0, 50.0)
@@ -250,6 +262,14 @@ class DistillConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, ready for JSON."""
         return dataclasses.asdict(self)
+
+    def to_file(self) -> dict[str, Any]:
+        """The same for what is kept, those of `LATER` only where they are asked for."""
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name not in LATER or value != LATER[name]
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillConfig:

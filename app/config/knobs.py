@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import field
 from typing import Any
 
@@ -14,6 +15,9 @@ from ...core.errors import SettingsError
 
 # 0 and "" mean "choose for me" in the settings whose help says so.
 AUTO = "auto"
+MAX_WHOLE_NUMBER = 2**63
+WHOLE_NUMBER = re.compile(r"\d{1,18}")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def knob(
@@ -39,10 +43,10 @@ def parse_resolutions(text: str) -> tuple[tuple[int, int], ...]:
     pairs = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         sides = part.lower().split("x")
-        if len(sides) > 2 or not all(side.strip().isdecimal() for side in sides):
+        if len(sides) > 2 or not all(WHOLE_NUMBER.fullmatch(side.strip()) for side in sides):
             raise SettingsError(
-                f"resolution {part!r} is not understood; write width x height, such as 1024x1024 "
-                "or 832x1216, several separated by commas."
+                f"resolution {part[:60]!r} is not understood; write width x height, such as "
+                "1024x1024 or 832x1216, several separated by commas."
             )
         width, height = int(sides[0]), int(sides[-1])
         if not (16 <= width <= 8192 and 16 <= height <= 8192):
@@ -54,14 +58,20 @@ def parse_resolutions(text: str) -> tuple[tuple[int, int], ...]:
 def check_value(spec: dataclasses.Field[Any], value: Any) -> None:
     """Raise SettingsError unless the value is of the knob's type and within its bounds."""
     expected: type = type(spec.default)
-    if expected is float and type(value) is int:
+    if expected is float and type(value) is int and abs(value) < MAX_WHOLE_NUMBER:
         value = float(value)
-    if type(value) is not expected:
+    if type(value) is not expected and not (expected is float and type(value) is int):
         raise SettingsError(
             f"{spec.name} is {value!r} ({type(value).__name__}); expected {expected.__name__}."
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"{spec.name} is {value}; expected a finite number.")
+    if type(value) is int and abs(value) >= MAX_WHOLE_NUMBER:
+        raise SettingsError(f"{spec.name} is a whole number of more than 18 digits.")
+    if isinstance(value, str) and LONE_SURROGATE.search(value):
+        raise SettingsError(
+            f"{spec.name} holds half a character (a lone surrogate). Type that place anew."
+        )
     low, high, choices = (spec.metadata[key] for key in ("low", "high", "choices"))
     if choices is not None and value not in choices:
         raise SettingsError(f"{spec.name} is {value!r}; expected one of {', '.join(choices)}.")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from ...core.errors import CheckpointError, OutputError, SettingsError
-from ...core.families import Detection, identify
-from ...core.files import atomic_write
-from ...core.files.atomic_write import check_output
+from ...core.families import Detection, check_files, family, set_otherwise
+from ...core.files.atomic_write import check_output, try_name
+from ...core.lora.contents import check_family, read_lora_header
+from ..library.path_checks import check_name
 from .distill_config import DistillConfig
-from .request import DistillRequest
+from .request import DistillRequest, asked_sampling
 
 logger = logging.getLogger("dpdmd_studio.settings")
 
@@ -20,24 +21,33 @@ logger = logging.getLogger("dpdmd_studio.settings")
 def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> DistillRequest:
     """The request with absolute paths, once its files, settings and places are known to do.
 
-    Only headers of the checkpoint are read. What needs the trainer (does the device work, do the
-    teacher LoRAs fit, is a text encoder missing) comes out when the run begins.
+    Only headers of the model files are read. What needs the trainer (does the device work, does
+    every layer of the teacher LoRAs fit) comes out when the run begins.
 
     Args:
         folder: where the run will be.
 
     Raises:
         CheckpointError: a model file is missing or no supported model.
+        LoraError: a teacher LoRA is no LoRA that can be read, or of another family.
         SettingsError: a setting is not possible with this model.
         OutputError: the LoRA or the run cannot be written where they shall go.
     """
     request = request.absolute()
     config = request.config.validate()
     for name in request.files():
-        if not Path(name).exists():
+        if not os.path.exists(name):
             raise CheckpointError(f"There is no file {name}. Check the spelling of the path.")
-    choose_resolutions(config, identify(Path(request.model.checkpoint)))
-    _check_places(Path(folder).expanduser().resolve(), request, overwrite)
+    model = request.model
+    vae = Path(model.vae) if model.vae else None
+    detection = check_files(Path(model.checkpoint), model.text_encoders(), vae)
+    for lora in request.teacher_loras:
+        check_family(read_lora_header(Path(lora.path)), family(detection.family))
+    asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
+    set_otherwise(detection, asked)
+    choose_resolutions(config, detection)
+    check_name(request.output)
+    _check_places(Path(folder).resolve(), request, overwrite)
     return request
 
 
@@ -52,8 +62,7 @@ def _check_places(folder: Path, request: DistillRequest, overwrite: bool) -> Non
             raise OutputError(f"{output} is a file that this run reads. Name another --output.")
     if output == folder:
         raise OutputError(f"{output} is named for the LoRA and for the run's folder, too.")
-    with atomic_write.explained(output), tempfile.TemporaryFile(dir=output.parent):
-        pass
+    try_name(output)
 
 
 def choose_resolutions(config: DistillConfig, detection: Detection) -> tuple[tuple[int, int], ...]:

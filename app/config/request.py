@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...core.errors import RunError, SettingsError
+from ...core.families import AskedSampling
+from ..library.path_checks import typed_path
 from .distill_config import DistillConfig
+from .knobs import AUTO
+
+MAX_SEEDS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,20 @@ class ModelFiles:
     clip_g: str | None = None
     t5: str | None = None
     vae: str | None = None
+
+    def text_encoders(self) -> dict[str, Path]:
+        """The text-encoder files that were named, by kind of encoder."""
+        named = {"clip_l": self.clip_l, "clip_g": self.clip_g, "t5xxl": self.t5}
+        return {kind: Path(file) for kind, file in named.items() if file}
+
+
+def asked_sampling(prediction: str, zero_terminal_snr: str, shift: float) -> AskedSampling:
+    """What settings ask for that may be "auto", or 0 for the shift."""
+    return AskedSampling(
+        prediction=None if prediction == AUTO else prediction,
+        zero_terminal_snr={AUTO: None, "yes": True, "no": False}[zero_terminal_snr],
+        shift=shift or None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +76,7 @@ class DistillRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """The request as JSON-ready names and values."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"config": self.config.to_file()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DistillRequest:
@@ -67,7 +86,9 @@ class DistillRequest:
             model = ModelFiles(**own.pop("model"))
             config = DistillConfig.from_dict(own.pop("config"))
             loras = tuple(TeacherLora(**item) for item in own.pop("teacher_loras", ()))
-            return cls(model=model, config=config, teacher_loras=loras, **own)
+            found = cls(model=model, config=config, teacher_loras=loras, **own)
+            _check_types(found)
+            return found
         except SettingsError:
             raise
         except (KeyError, TypeError, AttributeError) as error:
@@ -99,7 +120,23 @@ class DistillRequest:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+    return str(Path(typed_path(path)).resolve())
+
+
+def _check_types(request: DistillRequest) -> None:
+    """Raise TypeError for a field of another kind than this program writes."""
+    others = [file for file in dataclasses.asdict(request.model).values() if file]
+    loras = [lora.path for lora in request.teacher_loras]
+    for path in (request.output, request.model.checkpoint, *others, *loras):
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise TypeError(f"{path!r} is not a path")
+    if request.file_format not in ("kohya", "peft"):
+        raise TypeError(f"file_format is {request.file_format!r}")
+    kinds = {"overwrite": bool, "include_teacher_loras": bool, "created_at": int | float,
+             "extra": dict}  # fmt: skip
+    for name, kind in kinds.items():
+        if not isinstance(getattr(request, name), kind):
+            raise TypeError(f"{name} is {getattr(request, name)!r}")
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -108,6 +145,8 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         low, dash, high = (piece.strip() for piece in part.partition("-"))
         first, last = low, high if dash else low
+        if first.isdecimal() and last.isdecimal() and max(len(first), len(last)) > 100:
+            raise SettingsError(f"seeds {text[:40]!r}... are too large; up to {2**63 - 1}.")
         if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise SettingsError(
                 f"seeds {text!r} are not understood; write one (3), a range (0-8), or several "
@@ -116,4 +155,6 @@ def parse_seeds(text: str) -> list[int]:
         if int(last) - int(first) > 10_000 or int(last) >= 2**63:
             raise SettingsError(f"seeds {text!r} are too many or too large.")
         seeds += range(int(first), int(last) + 1)
+        if len(seeds) > MAX_SEEDS:
+            raise SettingsError(f"seeds are more than {MAX_SEEDS:,}; name fewer.")
     return list(dict.fromkeys(seeds))

@@ -88,7 +88,7 @@ class Environment:
         """The recorded facts; empty when nothing was set up or the record is unreadable."""
         try:
             state = json.loads(self.state_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return state if isinstance(state, dict) else {}
 

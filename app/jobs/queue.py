@@ -33,7 +33,7 @@ def place_number(folder: Path) -> float | None:
         return LAST if (folder / QUEUED).exists() else None
     try:
         return number(json.loads(text), LAST)
-    except ValueError:
+    except (ValueError, RecursionError):
         return LAST
 
 

@@ -11,7 +11,7 @@ from ...core.families import stated_settings
 from . import preferences, surroundings
 from .home import home, numbered
 from .model_folders import ModelFile, contained, default_folders, list_models
-from .path_checks import check_name, is_inside, lora_file, resolved
+from .path_checks import check_name, is_inside, lora_file, resolved, typed_path
 
 Choices = list[tuple[str, str]]
 """(what people read, the value) of a dropdown."""
@@ -29,8 +29,7 @@ STARTERS: Choices = [
     ("Photographs", "photo"),
     ("Drawings and paintings", "illustration"),
     ("Tags (anime models)", "tags"),
-    ("Emoji (for the demo checkpoint)", "emoji"),
-    ("Shapes (for the shapes demo checkpoint)", "shapes"),
+    ("Shapes (for the demo checkpoints)", "shapes"),
 ]
 
 
@@ -110,7 +109,7 @@ def prompts_path(text: object) -> Path:
     """
     name = str(text or "").strip().strip('"')
     check_name(name)
-    path = resolved(name)
+    path = resolved(typed_path(name))
     places = [resolved(str(folder)) for folder in folders()]
     if not any(path == place or is_inside(path, place) for place in places):
         raise SettingsError(
@@ -153,7 +152,7 @@ def forget_folder(text: object) -> None:
 def _local_folder(text: object) -> Path:
     name = str(text or "").strip()
     check_name(name)
-    path = Path(name).expanduser()
+    path = Path(typed_path(name))
     if name.startswith(("\\\\", "//")):
         raise SettingsError(f"{name} is a network address. Name a folder of this computer.")
     if not path.is_absolute():

@@ -10,21 +10,36 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ...core.errors import SettingsError
+from .path_checks import typed_path
+
 APPLICATION = "dpdmd-studio"
+MAX_NAME = 120
+MAX_STEM_BYTES = 255 - len(".safetensors")
 
 
 def home() -> Path:
     """`DPDMD_HOME`, else this platform's folder for user data."""
     named = os.environ.get("DPDMD_HOME")
     if named:
-        return Path(named).expanduser()
+        return Path(typed_path(named))
     if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-        return Path(base) / APPLICATION
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / APPLICATION
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+        base = os.environ.get("LOCALAPPDATA") or _own_home("AppData", "Local")
+    elif sys.platform == "darwin":
+        base = _own_home("Library", "Application Support")
+    else:
+        base = os.environ.get("XDG_DATA_HOME") or _own_home(".local", "share")
     return Path(base) / APPLICATION
+
+
+def _own_home(*folders: str) -> str:
+    try:
+        return os.path.join(typed_path("~"), *folders)
+    except SettingsError as error:
+        raise SettingsError(
+            "There is no place for runs: this user has no home folder. Set the environment "
+            "variable DPDMD_HOME to a folder that may be written."
+        ) from error
 
 
 def prompt_cache() -> Path:
@@ -34,13 +49,18 @@ def prompt_cache() -> Path:
 
 def new_run_folder(name: str) -> Path:
     """A run folder that does not exist yet, named by date, time and `name`."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:MAX_NAME].strip("-.") or "run"
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain}"
     folders = (home() / "runs" / name for name in numbered(stem))
     return next(folder for folder in folders if not folder.exists())
 
 
 def numbered(name: str) -> Iterator[str]:
-    """`name`, then the same with -2, -3 and so on behind it: to take the first free one of."""
+    """`name`, then the same with -2, -3 and so on behind it: to take the first free one of.
+
+    A name as long as a LoRA's may be gives up its last letters for the number.
+    """
     yield name
-    yield from (f"{name}-{number}" for number in itertools.count(2))
+    for ending in (f"-{number}" for number in itertools.count(2)):
+        room = MAX_STEM_BYTES - len(ending)
+        yield os.fsencode(name)[:room].decode("utf-8", "ignore") + ending

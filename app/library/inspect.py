@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-import struct
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ...core.errors import CheckpointError, LoraError, RecipeError
-from ...core.families import Detection, identify
-from ...core.families.unsupported import LORA_KEY
+from ...core.families import check_own_parts, identify
+from ...core.families.lora_names import LORA_KEY
 from ...core.files.hashes import EMPTY_AUTOV1, Progress, file_hashes
 from ...core.files.tensor_file import DTYPE_BITS, TensorFile, read_header
-from ...core.lora.keys import LoraModule, detect_family, group_keys
+from ...core.lora.contents import read_contents
 from ...core.recipe.recipe import METADATA_KEY, read_recipe, usage_hint
 
 Facts = dict[str, object]
 SHOWN_CHARACTERS = 300
-SCALARS = {"F16": "<e", "F32": "<f", "F64": "<d"}
 
 
 def inspect(path: Path, progress: Progress | None = None, *, hashed: bool = True) -> Facts:
@@ -35,8 +33,8 @@ def inspect(path: Path, progress: Progress | None = None, *, hashed: bool = True
         CheckpointError: the file is missing, damaged, or not a safetensors file.
     """
     path = Path(path)
-    if path.is_dir():
-        return {"file": str(path), "kind": "diffusers folder", **_detection(identify(path))}
+    if os.path.isdir(path):
+        return {"file": str(path), "kind": "diffusers folder", **_detection(path)}
     header = read_header(path)
     is_lora = any(LORA_KEY.search(key) for key in header.tensors)
     facts: Facts = {"file": str(path), "bytes": path.stat().st_size}
@@ -51,51 +49,42 @@ def inspect(path: Path, progress: Progress | None = None, *, hashed: bool = True
 
 def _checkpoint(header: TensorFile) -> Facts:
     try:
-        return {"kind": "checkpoint", **_detection(identify(header.path))}
+        return {"kind": "checkpoint", **_detection(header.path)}
     except CheckpointError as error:
         return {"kind": "other model file", "problem": str(error)}
 
 
-def _detection(found: Detection) -> Facts:
+def _detection(path: Path) -> Facts:
+    found, problem = identify(path), ""
+    try:
+        found = check_own_parts(path)
+    except CheckpointError as error:
+        problem = str(error)
     names = ("family", "title", "prediction", "zero_terminal_snr", "resolution", "latent_channels",
              "text_encoders", "vae")  # fmt: skip
     facts: Facts = {name: getattr(found, name) for name in names}
-    return facts | {"text_encoders": list(found.text_encoders)}
+    facts |= {"text_encoders": list(found.text_encoders)}
+    facts |= {"notes": list(found.notes)} if found.notes else {}
+    return facts | ({"problem": problem} if problem else {})
 
 
 def _lora(header: TensorFile) -> Facts:
     try:
-        modules, text_encoder_keys = group_keys(header.tensors, header.path.name)
+        contents = read_contents(header)
     except LoraError as error:
         return {"kind": "LoRA", "problem": str(error)}
-    shapes = {key: info.shape for key, info in header.tensors.items()}
-    ranks = Counter(
-        shapes[module.keys["down"]][0] for module in modules.values() if "down" in module.keys
-    )
+    modules = contents.modules.values()
+    downs = [module.keys["down"] for module in modules if "down" in module.keys]
+    ranks = Counter(header.tensors[key].shape[0] for key in downs)
     return {
         "kind": "LoRA",
-        "family": detect_family(modules, shapes) or None,
+        "family": contents.family or None,
         "modules": len(modules),
-        "text_encoder_tensors": len(text_encoder_keys),
+        "text_encoder_tensors": len(contents.text_encoder_keys),
+        **({"embeddings": list(contents.embeddings)} if contents.embeddings else {}),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
-        "scales": sorted({round(scale, 6) for scale in _scales(header, modules)}),
+        "scales": sorted({round(contents.scale(module), 6) for module in modules}),
     }
-
-
-def _scales(header: TensorFile, modules: Mapping[str, LoraModule]) -> Iterator[float]:
-    """alpha / rank of every module: what the file multiplies by at strength 1.0."""
-    with header.path.open("rb") as file:
-        for module in modules.values():
-            alpha = module.keys.get("alpha")
-            if alpha is None:
-                yield 1.0
-            elif "down" in module.keys and header.tensors[alpha].dtype in SCALARS:
-                info = header.tensors[alpha]
-                file.seek(header.data_offset + info.start)
-                code = SCALARS[info.dtype]
-                (value,) = struct.unpack(code, file.read(struct.calcsize(code)))
-                rank = header.tensors[module.keys["down"]].shape[0]
-                yield value / rank if rank and math.isfinite(value) else 0.0
 
 
 def _tensors(header: TensorFile) -> Facts:

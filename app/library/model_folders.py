@@ -16,9 +16,9 @@ from typing import Literal
 
 from ...core.errors import CheckpointError, SettingsError
 from ...core.families import DENOISER_PREFIXES, is_model_folder
-from ...core.families.unsupported import LORA_KEY
-from ...core.files.tensor_file import read_header
-from .path_checks import check_name, is_inside, resolved
+from ...core.families.lora_names import LORA_KEY
+from ...core.files.tensor_file import read_model_header
+from .path_checks import check_name, is_inside, resolved, typed_path
 
 Kind = Literal["checkpoint", "lora"]
 SUFFIX = ".safetensors"
@@ -101,11 +101,12 @@ def contained(path: str, folders: Sequence[Path | str]) -> Path:
         folders: where models may lie.
 
     Raises:
-        SettingsError: outside all folders, missing, or not a .safetensors file.
+        SettingsError: outside all folders, or missing.
+        CheckpointError: neither a diffusers folder nor a safetensors file, whatever its ending.
     """
     check_name(path)
     allowed = [os.path.abspath(folder) for folder in folders]
-    asked = os.path.expanduser(path)
+    asked = typed_path(path)
     tried = [os.path.join(folder, asked) for folder in allowed]  # an absolute path stays itself
     inside = [p for p, folder in zip(tried, allowed, strict=True) if is_inside(p, folder)]
     inside += [p for p in tried[:1] for folder in allowed if is_inside(p, resolved(folder))]
@@ -117,9 +118,7 @@ def contained(path: str, folders: Sequence[Path | str]) -> Path:
     if not any(is_inside(found, resolved(folder)) for folder in allowed):
         raise _outside(path, allowed)
     if not found.lower().endswith(SUFFIX) and not is_model_folder(Path(found)):
-        raise SettingsError(
-            f"{Path(found).name} is no model that can be used here; a {SUFFIX} file was expected."
-        )
+        read_model_header(found)  # says what it is, if it is no safetensors file
     return Path(found)
 
 
@@ -177,7 +176,7 @@ def _is_kind(path: Path, size: int, kind: Kind) -> bool:
 def _kind(path: str, size: int, changed: int) -> str:
     """What a file's header says it is; size and time of change belong to the cache's key."""
     try:
-        names = read_header(path).tensors
+        names = read_model_header(path).tensors
     except CheckpointError:
         return "unreadable"
     if any(LORA_KEY.search(name) for name in names):

@@ -38,6 +38,7 @@ COUNT = re.compile(
 WEIGHT = re.compile(rf"[{BLANKS}]*(?P<weight>[0-9]+(?:\.[0-9]+)?)::")
 MAX_DEPTH = 16
 MAX_SHOWN = 300
+MAX_DIGITS = 1000
 
 
 class PromptSource:
@@ -140,6 +141,22 @@ def expand(prompt: str, rng: Random) -> str:
     except ValueError as error:  # of weights that are all 0
         raise _unreadable(prompt, str(error)) from error
     return re.sub(r" {2,}", " ", text).translate(RESTORE).strip()
+
+
+def check_alternatives(prompt: str) -> None:
+    """Raise PromptError for alternatives of which no choice, or not every one, can be made."""
+    waiting = [_parsed(prompt)]
+    while waiting:
+        template = waiting.pop()
+        if isinstance(template, tuple):
+            waiting += template
+        elif isinstance(template, Choice):
+            waiting += template.options
+            possible = sum(weight > 0 for weight in template.weights)
+            if not math.isfinite(sum(template.weights)):
+                raise _unreadable(prompt, "its weights are too large")
+            if possible < min(template.most, len(template.options)):
+                raise _unreadable(prompt, f"of its options {possible} weigh more than 0")
 
 
 def _unreadable(prompt: str, reason: str) -> PromptError:
@@ -257,8 +274,11 @@ class _Parser:
         separator = count["separator"]
         if separator == "":
             raise _unreadable(self._prompt, "nothing stands between $$ and $$")
-        least = int(count["exact"] or count["least"] or 1)
-        most = int(count["exact"] or count["most"] or count["up_to"] or options)
+        asked = count["exact"] or count["least"] or "1"
+        limit = count["exact"] or count["most"] or count["up_to"] or str(options)
+        if max(len(asked), len(limit)) > MAX_DIGITS:
+            raise _unreadable(self._prompt, f"a count has more than {MAX_DIGITS} digits")
+        least, most = int(asked), int(limit)
         return min(least, most), max(least, most), "," if separator is None else separator
 
     def _matched(self, pattern: re.Pattern[str]) -> re.Match[str] | None:

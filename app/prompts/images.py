@@ -1,8 +1,9 @@
-"""Prompts out of the user's own PNGs: what A1111 and ComfyUI wrote into them; no pixel is read.
+"""Prompts out of the user's own PNGs: what programs wrote into them; no pixel is read.
 
 A1111's `parameters` text holds the prompt as it was drawn, alternatives chosen: its braces stand
 for themselves. ComfyUI saves the graph with the texts of its widgets, where alternatives may still
-stand; they are treated like those of a prompts file. Negative prompts are never taken.
+stand; they are treated like those of a prompts file. Other programs keep JSON, in that field or in
+one of their own (`structured.py`). Negative prompts are never taken.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from typing import Any
 
 from ...core.errors import ImageError, PromptError
 from ...core.files.png_text import read_png_text
+from .expansion import check_alternatives
+from .infotext import infotext_prompts, one_line
+from .structured import named_prompts
 
 MAX_IMAGES, MAX_PROMPT_CHARACTERS = 100_000, 10_000
 SHOWN = 3
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, which no text file and no tokenizer takes."""
 OTHER_IMAGES = (".jpg", ".jpeg", ".webp", ".avif")
-NEGATIVE = "Negative prompt:"
-SETTINGS_LINE = re.compile(r"^Steps: \d+, ", re.MULTILINE)
+DATA_FIELDS = ("Comment", "invokeai_metadata", "sd-metadata", "metadata", "UserComment")
+"""Fields where NovelAI, InvokeAI and others keep JSON that names the prompt."""
+NOVELAI = "NovelAI"
 SAMPLERS = ("KSampler", "SamplerCustom", "Sampler")
 """Beginnings of class names whose `positive` (or `guider`) input leads to the prompt."""
 TEXT_INPUTS = ("text", "text_g", "text_l", "clip_l", "clip_g", "t5xxl", "prompt", "positive")
@@ -60,10 +67,13 @@ def folder_prompts(folder: Path) -> Found:
             )
         try:
             prompt, negative = image_prompt(read_png_text(path))
-        except (ImageError, OSError):
+            check_alternatives(prompt)
+        except (ImageError, OSError, PromptError):
             found.damaged.append(path.name)
             continue
-        if 0 < len(prompt) <= MAX_PROMPT_CHARACTERS:
+        if LONE_SURROGATE.search(prompt):
+            found.damaged.append(path.name)
+        elif 0 < len(prompt) <= MAX_PROMPT_CHARACTERS:
             found.prompts.append(prompt)
             found.negatives[negative] += 1
         else:
@@ -80,6 +90,8 @@ def notes(found: Found) -> Iterator[str]:
         if names:
             shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
             parts.append(f"{len(names)} {what} ({shown})")
+    if found.others:
+        parts.append(f"{found.others} images of other kinds left out (only PNGs are read)")
     yield "; ".join(parts) + "."
     if found.negatives:
         negative, count = found.negatives.most_common(1)[0]
@@ -92,22 +104,24 @@ def notes(found: Found) -> Iterator[str]:
 
 def image_prompt(texts: Mapping[str, str]) -> tuple[str, str]:
     """(prompt, negative prompt) in an image's text chunks; both empty where there is none."""
-    if "parameters" in texts:
-        prompt, negative = infotext_prompts(texts["parameters"])
-        if prompt:
-            return re.sub(r"([{}|])", r"\\\1", prompt), negative
-    if "prompt" in texts:
-        return graph_prompt(texts["prompt"]), ""
-    return "", ""
+    for prompt, negative in _drawn(texts):
+        if prompt and named_prompts(prompt) is None:
+            return re.sub(r"([{}|])", r"\\\1", one_line(prompt)), one_line(negative)
+    prompt = graph_prompt(texts.get("prompt", ""))
+    return ("", "") if named_prompts(prompt) else (prompt, "")
 
 
-def infotext_prompts(text: str) -> tuple[str, str]:
-    """(prompt, negative prompt) of A1111's `parameters` text, each on one line."""
-    text = text.replace("\r\n", "\n")
-    if (settings := SETTINGS_LINE.search(text)) is not None:
-        text = text[: settings.start()]
-    prompt, _, negative = ("\n" + text).partition(f"\n{NEGATIVE}")
-    return _one_line(prompt), _one_line(negative)
+def _drawn(texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(prompt as it was drawn, negative prompt) of each field that may hold one."""
+    for name in ("parameters", *DATA_FIELDS):
+        text = texts.get(name, "")
+        found = named_prompts(text)
+        if found is not None:
+            yield found
+        elif name == "parameters":
+            yield infotext_prompts(text)
+    if texts.get("Software", "").startswith(NOVELAI):
+        yield texts.get("Description", ""), ""
 
 
 def graph_prompt(text: str) -> str:
@@ -124,7 +138,7 @@ def graph_prompt(text: str) -> str:
             for name in ("positive", "guider", "conditioning"):
                 found = _texts(nodes, _inputs(node).get(name), set())
                 if found:
-                    return _one_line(", ".join(dict.fromkeys(found)))
+                    return one_line(", ".join(dict.fromkeys(found)))
     return ""
 
 
@@ -194,10 +208,6 @@ def _nothing(folder: Path, found: Found) -> str:
         f"{folder} is a folder, and {problem}. Expected PNGs as A1111 or ComfyUI save them, with "
         "their settings inside, or a text file with one prompt a line."
     )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
 
 
 def _shortened(text: str) -> str:

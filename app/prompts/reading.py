@@ -1,4 +1,7 @@
-"""Reading prompts: a file with one a line, or a folder of PNGs; LoRA tags are dropped and named."""
+"""Reading prompts: a file with one a line, or a folder of PNGs; LoRA tags are dropped and named.
+
+What a line holds beside its prompt (JSON, infotext) is left out, and a note says so.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import PromptError
-from .images import MAX_PROMPT_CHARACTERS, folder_prompts, notes
+from . import foreign_syntax
+from .expansion import check_alternatives
+from .images import LONE_SURROGATE, MAX_PROMPT_CHARACTERS, folder_prompts, notes
+from .infotext import infotext_prompts, is_infotext
+from .structured import named_prompts
 
 MAX_FILE_BYTES = 64 << 20
 SHOWN = 5
 TAG = re.compile(r"<(?:lora|lyco|hypernet):([^<>:]*)(?::[^<>]*)?>", re.IGNORECASE)
+HALF = "holds half a character (a lone surrogate). Type that place anew."
 BINARY = re.compile(r"[\x00-\x08\x0b\x0e-\x1f]")
 
 
@@ -68,20 +76,38 @@ def _decode(content: bytes, name: str) -> str:
 
 def parse_prompts(text: str, name: str) -> PromptList:
     """The prompts in `text`; `name` stands for it in messages."""
-    lines = []
+    lines: list[str] = []
+    taken: Counter[str] = Counter()
     for number, whole in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         line = whole.strip()
         if not line or line.startswith("#"):
             continue
         if BINARY.search(line):
             raise PromptError(f"{name} is not a text file: line {number} holds control characters.")
+        if LONE_SURROGATE.search(line):
+            raise PromptError(f"{name}: line {number} {HALF}")
         if len(line) > MAX_PROMPT_CHARACTERS:
             raise PromptError(
                 f"{name}: line {number} has {len(line)} characters; a prompt may have up to "
                 f"{MAX_PROMPT_CHARACTERS}. Write one prompt a line."
             )
-        lines.append(line)
-    return _listed(lines, name)
+        if prompt := _prompt_of(line, taken):
+            lines.append(prompt)
+    said = [*(f"{what} ({count} lines)." for what, count in taken.items())]
+    said += foreign_syntax.head_note(lines[0]) if lines else ()
+    return _listed(lines, name, tuple(said))
+
+
+def _prompt_of(line: str, taken: Counter[str]) -> str:
+    """The prompt in a line of a file; `taken` counts what it stood in."""
+    prompt, _ = (line[0] in "{[" and named_prompts(line)) or ("", "")
+    if prompt and not re.search("[\x00-\x1f]", prompt) and not LONE_SURROGATE.search(prompt):
+        taken["The prompt that JSON names was taken, and nothing else of it"] += 1
+        return prompt
+    if is_infotext(line):
+        taken["Negative prompts and lines of settings were left out"] += 1
+        return infotext_prompts(line)[0]
+    return line
 
 
 def _listed(lines: Iterable[str], name: str, notes: tuple[str, ...] = ()) -> PromptList:
@@ -90,6 +116,7 @@ def _listed(lines: Iterable[str], name: str, notes: tuple[str, ...] = ()) -> Pro
     counts: Counter[str] = Counter()
     for line in lines:
         prompt = _without_tags(line, tags)
+        check_alternatives(prompt)
         if prompt:
             counts[prompt] += 1
     if not counts:
@@ -101,7 +128,13 @@ def _listed(lines: Iterable[str], name: str, notes: tuple[str, ...] = ()) -> Pro
 
 
 def parse_line(text: str) -> PromptList:
-    """One prompt as it stands, which may be empty, without LoRA tags."""
+    """One prompt as it stands, which may be empty, without LoRA tags.
+
+    Raises:
+        PromptError: it holds half a character, as a terminal gives for bytes that are no text.
+    """
+    if LONE_SURROGATE.search(text):
+        raise PromptError(f"The prompt {HALF}")
     tags: Counter[str] = Counter()
     prompt = _without_tags(text, tags)
     return PromptList((prompt,), tuple(_notes(tags, Counter([prompt]))))
@@ -128,3 +161,4 @@ def _notes(tags: Counter[str], counts: Counter[str]) -> Iterator[str]:
     repeated = sum(counts.values()) - len(counts)
     if repeated:
         yield f"{repeated} repeated prompts were left out."
+    yield from foreign_syntax.notes(counts)

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ..runs.curves import CURVES, Curve
+from ..runs.tables import finite
 from .templating import html_templates
 
 Array = NDArray[np.float64]
@@ -250,4 +251,4 @@ def _points(
 
 
 def _finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return finite(value) is not None

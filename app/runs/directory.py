@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from typing import Any
 from ...core.errors import OutputError, RunError
 from ...core.files import atomic_write
 from .lock import owned
+from .tables import finite
 
 SETTINGS_VERSION = 1
 KEPT_STATES = 2
@@ -80,9 +82,9 @@ class RunDirectory:
             OutputError: there is a run already and `overwrite` is not set, or no place to write.
         """
         run = cls(path)
-        if run.path.exists() and any(run.path.iterdir() if run.path.is_dir() else [run.path]):
-            run._make_room(overwrite)
         try:
+            if run.path.exists() and any(run.path.iterdir() if run.path.is_dir() else [run.path]):
+                run._make_room(overwrite)
             run._make_folders()
         except OSError as error:
             raise OutputError(f"The run folder {path} cannot be made: {error}.") from error
@@ -149,7 +151,7 @@ class RunDirectory:
         return self._read_lines(GIVEN_PROMPTS)
 
     def _has(self, name: str) -> bool:
-        return (self.path / name).is_file()
+        return os.path.isfile(self.path / name)  # a name that is too long is no file
 
     def _read_lines(self, name: str) -> list[str]:
         try:
@@ -181,13 +183,19 @@ class RunDirectory:
             stream.write(json.dumps(line) + "\n")
 
     def metrics(self, name: str = METRICS) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl; a line cut off by a crash is left out."""
-        path = self.path / name
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        """All whole lines of metrics.jsonl; one cut off by a crash, or damaged, is left out."""
+        try:
+            lines = (self.path / name).read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"{self.path / name} cannot be read: {error}.") from error
         found = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
+        for text in lines:
+            with contextlib.suppress(ValueError, RecursionError):
+                line = json.loads(text)
+                if isinstance(line, dict) and finite(line.get("step")) is not None:
+                    found.append(line)
         return found
 
     def truncate_metrics(self, step: int) -> None:
@@ -223,7 +231,8 @@ class RunDirectory:
         return folders[-1] if folders else None
 
     def _state_folders(self) -> list[Path]:
-        return sorted(self.states.glob("step-*")) if self.states.is_dir() else []
+        found = self.states.glob("step-*") if self.states.is_dir() else ()
+        return sorted(path for path in found if path.name.removeprefix("step-").isdecimal())
 
     # Requests and ownership
 

@@ -10,9 +10,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TextIO, TypeVar, cast
 
 from ...core.errors import DPDMDError, OutputError
 from ...core.files import atomic_write
@@ -36,7 +36,7 @@ def recorded(command: Callable[[Arguments], int], arguments: Arguments) -> int:
     if not folder:
         return command(arguments)
     # a log that cannot be written, on a full disk for instance, costs no run
-    sys.stderr = _Tolerant(sys.stderr)
+    sys.stderr = cast("TextIO", Tolerant(sys.stderr))
     try:
         code = command(arguments)
     except DPDMDError as error:
@@ -78,20 +78,30 @@ def note(folder: Path, code: int, message: str, *, stopped: bool = False) -> Non
         atomic_write.write_text(folder / NAME, json.dumps(facts))
 
 
-class _Tolerant:
-    """A stream whose writes may fail."""
+class Tolerant:
+    """A stream whose writes may fail; `failure` is the first error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            return self._stream.write(text)
+        """Write the text, if that can be done; the number of its characters."""
+        with self._failing():
+            self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
+        """Write what waits, if that can be done."""
+        with self._failing():
             self._stream.flush()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.failure = self.failure or error
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

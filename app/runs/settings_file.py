@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ...core.lora.metadata import SETTINGS_KEY
 from ..config.distill_config import DistillConfig, without_removed
 from ..config.knobs import AUTO
 from ..config.request import DistillRequest
+from ..library.path_checks import typed_path
 from .directory import RunDirectory
 
 KIND, VERSION = "dpdmd.settings", 1
@@ -38,7 +40,7 @@ def config_text(config: DistillConfig) -> str:
         "kind": KIND,
         "version": VERSION,
         "generator": GENERATOR,
-        "config": _portable(config).to_dict(),
+        "config": _portable(config).to_file(),
     }
     return json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
 
@@ -49,8 +51,8 @@ def read_settings(path: Path) -> DistillConfig:
     Raises:
         DPDMDError: nothing there, or what is there holds no settings that can be used.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
+    path = Path(typed_path(str(path)))
+    if os.path.isdir(path):
         return DistillRequest.from_dict(RunDirectory.open(path).settings()).config
     return (
         settings_of_lora(path) if path.suffix.lower() == ".safetensors" else import_settings(path)
@@ -169,7 +171,7 @@ def _portable(config: DistillConfig) -> DistillConfig:
 def _read(path: Path) -> str:
     name = shown(path.name)
     try:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise SettingsError(f"There is no settings file {shown(path, 300)}. Check the path.")
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)

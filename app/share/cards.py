@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core.families import family
 from ...core.files.hashes import EMPTY_AUTOV1
+from ...core.recipe.recipe import is_unusual_flow, shift_to_set
 from .describe import SAMPLER, SCHEDULE, TAGS, clip_skip, license_text, limits, summary
 from .facts import LORA_STRENGTH, PackageFacts
 from .labels import base_model_note
@@ -22,8 +23,9 @@ def settings_line(facts: PackageFacts) -> str:
     ]
     if clip_skip(recipe) > 1:
         parts.append(f"Clip skip {clip_skip(recipe)}")
-    if recipe.shift not in (None, family(recipe.family).sampling.flow_shift):
-        parts.append(f"shift {recipe.shift:g}")
+    shift = shift_to_set(recipe)
+    if shift is not None:
+        parts.append(f"shift {shift:g}{' as a rectified flow' if is_unusual_flow(recipe) else ''}")
     return ", ".join(parts)
 
 

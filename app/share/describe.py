@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from ...core.families import family, stated_credits
-from ...core.recipe.recipe import MergedLora, Recipe, used_clip_skip
+from ...core.recipe.recipe import MergedLora, Recipe, is_unusual_flow, used_clip_skip
 from ..report.templating import html_templates
 from .facts import LORA_STRENGTH, PackageFacts
 from .labels import license_note
@@ -92,6 +92,13 @@ def limits(facts: PackageFacts) -> list[str]:
         "or change the style; that was not tested.",
         f"Other samplers, schedules and step counts than {recipe.plain_host} were not trained.",
     ]
+    if is_unusual_flow(recipe):
+        found.append(
+            "The checkpoint is a rectified flow, and hosts do not see that in its file. ComfyUI "
+            f"needs ModelSamplingSD3 with shift {recipe.shift or 1:g} before the sampler, reForge "
+            "its Advanced Model Sampling (Flow), and Forge Neo a checkpoint whose name contains "
+            "'rectified', each at that shift. A1111 samples it with the DP-DMD sampler alone."
+        )
     found += [_beside(lora) for lora in recipe.merged_loras]
     if not facts.sampled_with_teacher:
         found.append(
@@ -157,11 +164,24 @@ def diffusers_program(facts: PackageFacts) -> str:
     flow = recipe.prediction == "flow"
     scheduler = "FlowMatchEulerDiscreteScheduler" if flow else "EulerDiscreteScheduler"
     options = [f"shift={recipe.shift or 1.0:g}"] if flow else ['timestep_spacing="trailing"']
+    if is_unusual_flow(recipe):
+        # the pipeline scales its input, which the flows' own class does not; of first order, this
+        # one takes Euler's steps
+        scheduler = "DPMSolverMultistepScheduler"
+        options = [
+            "use_flow_sigmas=True", 'prediction_type="flow_prediction"', "solver_order=1",
+            f"flow_shift={recipe.shift or 1.0:g}",
+        ]  # fmt: skip
     if recipe.prediction == "v":
         options.append('prediction_type="v_prediction"')
     if recipe.zero_terminal_snr:
         options.append("rescale_betas_zero_snr=True")
-    levels = unshifted_sigmas(recipe) if flow else [round(t) for t in recipe.timesteps]
+    if is_unusual_flow(recipe):
+        grid = f"num_inference_steps={recipe.num_steps}"
+    elif flow:
+        grid = f"sigmas={unshifted_sigmas(recipe)}"
+    else:
+        grid = f"timesteps={[round(t) for t in recipe.timesteps]}"
     skipped = clip_skip(recipe) - 1
     clip = f"    clip_skip={skipped},\n" if skipped else ""
     return f'''\
@@ -176,7 +196,7 @@ pipe.load_lora_weights(".", weight_name="{facts.file}")
 pipe.to("cuda")
 image = pipe(
     "your prompt",
-    {"sigmas" if flow else "timesteps"}={levels},
+    {grid},
     guidance_scale={recipe.guidance_scale:g},
     width={width},
     height={height},

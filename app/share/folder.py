@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from ...core.errors import OutputError
 from ...core.files import atomic_write
 from ...core.files.hashes import file_sha256
+from ..library.path_checks import MAX_NAME_BYTES
 from ..runs.lock import owned
 from .cards import civitai_info, upload_notes, webui_card
 from .describe import description, description_page, model_card
@@ -50,6 +52,11 @@ def zip_of(output: Path) -> Path:
 def check_place(output: Path, files: Sequence[str], overwrite: bool) -> None:
     """Raise OutputError unless the package may go to the folder `output` and the zip beside it."""
     archive = zip_of(output)
+    if len(os.fsencode(archive.name)) > MAX_NAME_BYTES - len(".part"):
+        raise OutputError(
+            f"The folder's name {output.name[:40]}... is too long: its zip is named after it, and "
+            "drives take names of 255 bytes. Name it shorter with --output."
+        )
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output} is a file; name a folder for the package with --output.")
     for path in (output, archive):

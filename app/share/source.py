@@ -13,9 +13,10 @@ from pathlib import Path
 from ...core.errors import CheckpointError, LoraError, RunError, SettingsError
 from ...core.families import FAMILY_LABELS, Detection, identify, states
 from ...core.files.tensor_file import read_header
-from ...core.lora.keys import group_keys
+from ...core.lora.contents import read_contents
 from ...core.recipe.recipe import Recipe, is_plain_grid, read_recipe
 from ..config.request import DistillRequest, ModelFiles
+from ..library.path_checks import typed_path
 from ..runs.directory import RunDirectory
 
 FEWEST_IMAGES, MOST_IMAGES = 6, 200
@@ -124,7 +125,7 @@ def find_source(request: PackageRequest) -> PackageSource:
     Raises:
         DPDMDError: something is missing, or does not fit together.
     """
-    path = Path(request.source).expanduser()
+    path = Path(typed_path(str(request.source)))
     run = RunDirectory.open(path) if path.is_dir() else None
     asked = DistillRequest.from_dict(run.settings()) if run else None
     lora = _result_of(run) if run else path
@@ -157,7 +158,7 @@ def read_student(path: Path) -> tuple[Recipe, str]:
         RecipeError: its recipe is broken or of another version.
     """
     header = read_header(path)
-    group_keys(header.tensors, path.name)
+    read_contents(header)
     recipe = read_recipe(header.metadata)
     if recipe is None:
         raise LoraError(
@@ -197,7 +198,7 @@ def _model(request: PackageRequest, asked: DistillRequest | None) -> ModelFiles:
             "or name the run's folder instead of the LoRA."
         )
     named = (dataclasses.asdict(asked.model) if asked else {}) | request.files
-    files = {name: str(Path(file).expanduser()) for name, file in named.items() if file}
+    files = {name: typed_path(file) for name, file in named.items() if file}
     for name, file in files.items():
         if not Path(file).exists():
             raise CheckpointError(

@@ -90,6 +90,18 @@ def attention_in_force() -> str:
     return getattr(attention.optimized_attention, "__name__", "unknown").removeprefix("attention_")
 
 
+def with_flow(model: Model, shift: float) -> Model:
+    """A clone of the MODEL that is sampled as a flow, as core's ModelSamplingSD3 makes one."""
+    import comfy.model_sampling as sampling
+
+    flow = type("FlowSampling", (sampling.ModelSamplingDiscreteFlow, sampling.CONST), {})
+    made = flow(model.model.model_config)
+    made.set_parameters(shift=shift, multiplier=1000)
+    patched = model.clone()
+    patched.add_object_patch("model_sampling", made)
+    return patched
+
+
 def load_device(model: Model) -> tuple[torch.device, torch.dtype]:
     """The device and dtype that a MODEL's network runs with."""
     inner = model.model

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.errors import NonFiniteError
 from ...core.images.diversity import LAYOUT_TITLE, layout_vectors, sample_diversity
 from ...core.images.seed_sheet import Row, seed_sheet
 from ...core.recipe.anchored import evaluations_per_step
@@ -91,8 +92,18 @@ def sample_arms(
 
 
 def as_image(image: Tensor) -> np.ndarray:
-    """A decoded image, values 0 .. 1, shape (1, H, W, 3) or (1, 1, H, W, 3), as uint8."""
+    """A decoded image, values 0 .. 1, shape (1, H, W, 3) or (1, 1, H, W, 3), as uint8.
+
+    Raises:
+        NonFiniteError: it holds NaN or infinity.
+    """
     flat = image.reshape(-1, *image.shape[-3:])[0, ..., :3]
+    if not bool(torch.isfinite(flat).all()):
+        raise NonFiniteError(
+            "An image came out as NaN or infinity, which would be shown black. The model or the "
+            "VAE goes beyond float16: start ComfyUI with --bf16-unet or --fp32-vae, or lower a "
+            "prompt's weights, the CFG or a LoRA's strength."
+        )
     return (flat.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 

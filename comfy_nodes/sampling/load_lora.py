@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import CheckpointError, LoraError
+from ...core.errors import CheckpointError, LoraError, UnsupportedLoraError
 from ...core.families import FAMILY_LABELS
 from ...core.files.tensor_file import TensorFile, read_header
-from ...core.lora.keys import detect_family, group_keys
+from ...core.lora.contents import read_contents
 from ...core.recipe.recipe import METADATA_KEY, Recipe, usage_hint
 from ...core.recipe.resolve import (
     AS_TRAINED,
@@ -17,6 +18,7 @@ from ...core.recipe.resolve import (
     Resolved,
     check_family,
     check_model,
+    follows_flow,
     resolve,
 )
 from ..host import folders, loras, models, running
@@ -65,15 +67,18 @@ class LoadLora:
         """
         path = folders.file_path("loras", lora_name)
         file, modules, family = inspect_lora(path)
-        facts = models.model_facts(model)
+        facts = replace(models.model_facts(model), flow_at_will=True)
         text, before = file.metadata.get(METADATA_KEY), recipe_text_of(model)
         recipe = Recipe.from_json(text) if text is not None else None
+        as_flow = recipe is not None and follows_flow(recipe, facts)
         if recipe is not None:
             check_model(recipe, facts, WORDS, path.name)
         elif family in FAMILY_LABELS and facts.family:
             check_family(family, facts.family, path.name)
         loaded, applied = loras.load_lora(model, path, strength)
         notes = _check_applied(path, applied, modules)
+        if recipe is not None and as_flow:
+            loaded = models.with_flow(loaded, recipe.shift or 1.0)
         if text is not None:
             loaded.set_attachments(models.RECIPE_ATTACHMENT, text)
             loaded.set_attachments(STRENGTH_ATTACHMENT, float(strength))
@@ -113,12 +118,11 @@ def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
     except CheckpointError as error:
         raise LoraError(f"The LoRA cannot be read. {error}") from error
     try:
-        modules, _ = group_keys(file.tensors, path.name)
-    except LoraError:
+        contents = read_contents(file)
+    except UnsupportedLoraError:
         # not shown: ComfyUI may know names that we do not, and _check_applied speaks if it did not
         return file, 0, ""
-    shapes = {key: info.shape for key, info in file.tensors.items()}
-    return file, len(modules), detect_family(modules, shapes)
+    return file, len(contents.modules), contents.family
 
 
 def _check_applied(path: Path, applied: loras.Applied, modules: int) -> list[str]:

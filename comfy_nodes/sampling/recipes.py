@@ -14,6 +14,11 @@ SAMPLING_HINT = (
     "If it is that checkpoint, its file does not say how it predicts: put ModelSamplingDiscrete "
     "with {kind} behind Load Checkpoint."
 )
+FLOW_HINT = (
+    "If it is that checkpoint, its file does not say that it is a rectified flow: load the LoRA "
+    "with DP-DMD Load LoRA, which sets that, or put ModelSamplingSD3 with shift {shift} behind "
+    "Load Checkpoint."
+)
 WORDS = Words(
     model="MODEL",
     kinds="settings",
@@ -24,7 +29,8 @@ WORDS = Words(
     predictions={
         prediction: SAMPLING_HINT.format(kind=kind)
         for prediction, kind in (("eps", "eps"), ("v", "v_prediction"), ("x0", "x0"))
-    },
+    }
+    | {"flow": FLOW_HINT},
     zero_terminal_snr="put ModelSamplingDiscrete with zsnr {wanted} behind Load Checkpoint",
     no_recipe=(
         "No recipe: the LoRA on this MODEL does not say how it is sampled, so the usual {steps}-"

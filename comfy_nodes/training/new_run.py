@@ -16,10 +16,10 @@ from ...app.environment import readiness
 from ...app.jobs import Job, files
 from ...app.library import preferences
 from ...app.library.choices import ASSETS, EMBEDDED, embedded_world, starter
-from ...app.library.path_checks import lora_file
+from ...app.library.path_checks import lora_file, typed_path
 from ...app.prompts.reading import parse_prompts, read_prompts
 from ...core.errors import PromptError, SettingsError
-from ...core.families import identify
+from ...core.families import check_files
 from ..host import folders, loras, models, running
 from .knob_inputs import Card, config_of
 from .waiting import until_ended
@@ -85,7 +85,9 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
         DPDMDError: a file is missing or no model, prompts or settings cannot be used.
     """
     path, notes = checkpoint(values, graph, node_id)
-    detection = identify(path)
+    others = {name: _chosen(kind, values.get(name)) for name, kind in OTHER_FILES.items()}
+    model = ModelFiles(checkpoint=str(path), **others)
+    detection = check_files(path, model.text_encoders(), Path(model.vae) if model.vae else None)
     world = embedded_world(path)
     prompts, more = prompts_of(values, world)
     card = Card(detection.family, bool(world), running.device_memory())
@@ -93,18 +95,17 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     config, said = config_of(
         shown, values.get("preset", "auto"), card, values.get("settings_json") or ""
     )
-    others = {name: _chosen(kind, values.get(name)) for name, kind in OTHER_FILES.items()}
     lora = _chosen("loras", values.get("teacher_lora"))
     strength = float(values.get("teacher_lora_strength", 1.0))
     request = DistillRequest(
-        model=ModelFiles(checkpoint=str(path), **others),
+        model=model,
         config=config,
         output=str(lora_file(folders.paths("loras")[0], values.get("output_name"))),
         teacher_loras=(TeacherLora(path=lora, strength=strength),) if lora else (),
         include_teacher_loras=bool(lora and values.get("include_teacher_lora", False)),
     )
     marked = _marked(request.absolute(), prompts)
-    return Asked(marked, prompts, (*notes, *more, *said))
+    return Asked(marked, prompts, (*notes, *detection.notes, *more, *said))
 
 
 def _chosen(kind: str, name: object) -> str | None:
@@ -186,7 +187,7 @@ def prompts_path(name: str) -> Path:
     Raises:
         SettingsError: it lies elsewhere.
     """
-    path = (folders.input_folder() / Path(name.strip('"')).expanduser()).resolve()
+    path = (folders.input_folder() / typed_path(name.strip('"'))).resolve()
     allowed = [
         folders.input_folder(),
         folders.output_folder(),

@@ -6,7 +6,7 @@ first trained with (LDM, or Stability's MMDiT). The one table that connects the 
 LoRA's module).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,7 +81,8 @@ class Detection:
     """What the names and shapes of a checkpoint's tensors say about it.
 
     `stated` is what a checkpoint says of itself in its metadata (`stated.py`): the guidance and
-    steps it was made for, and the kind of text encoder that it brings. Empty for most.
+    steps it was made for, and the kind of text encoder that it brings. Empty for most. `notes` are
+    what a user should know about how it is taken.
     """
 
     family: str
@@ -92,6 +93,8 @@ class Detection:
     resolution: int
     resolution_multiple: int
     zero_terminal_snr: bool = False
+    shift: float | None = None
+    """Of a flow, as its files state it; None is the family's."""
     text_encoders: tuple[str, ...] = ()
     vae: Literal["kl", "tiny"] | None = None
     max_resolution: int | None = None
@@ -99,6 +102,7 @@ class Detection:
     folder: bool = False
     """A diffusers folder instead of a single file."""
     stated: Mapping[str, object] = field(default_factory=dict, hash=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def has_vae(self) -> bool:
@@ -116,6 +120,8 @@ class DetectionFacts:
         input_layer: the denoiser's tensor whose second axis is the latent's channels.
         matches_folder: the same as `matches`, by (denoiser's config, name of the pipeline).
         describe_folder: the same as `describe`, by the denoiser's config.
+        check_folder: refuses a denoiser's config with values that are not handled, by (config,
+            what to call its file).
     """
 
     matches: Callable[[Tensors], bool]
@@ -123,6 +129,7 @@ class DetectionFacts:
     input_layer: str
     matches_folder: Callable[[Config, str], bool] = lambda config, pipeline: False
     describe_folder: Callable[[Config], dict[str, object]] = lambda config: {}
+    check_folder: Callable[[Config, str], None] = lambda config, label: None
 
 
 @dataclass(frozen=True)
@@ -135,12 +142,15 @@ class LayoutFacts:
             prefix.
         denoiser_folder: its sub-folder in a diffusers folder.
         denoiser_title: what messages call it.
+        parameters: every network parameter (diffusers name) and its shape, by the network's
+            config; without it a tensor that is missing comes out when the network is built.
     """
 
     network_config: Callable[[Tensors], Config]
     tensor_source: Callable[[str, Config], TensorSource]
     denoiser_folder: str
     denoiser_title: str
+    parameters: Callable[[Config], Iterable[tuple[str, tuple[int, ...]]]] = lambda config: ()
 
 
 @dataclass(frozen=True)
@@ -148,9 +158,10 @@ class SamplingFacts:
     """How the family's models are sampled.
 
     Attributes:
+        schedule: of the usual prediction; a model that predicts "flow" has the flow schedule.
         predictions: what they may predict; the first is usual.
         flow_shift: shift of the flow schedule; of a VP family, that of its relatives trained as
-            flows.
+            flows, if their files name none.
         guidance_scale: teacher guidance when the user names none.
         resolution: side in pixels that they are made for.
     """
@@ -185,6 +196,8 @@ class TextFacts:
         prefixes: where each encoder lies in a single file; the first prefix found is used.
         context_width: name, in the denoiser's config, of the width of its text input.
         pooled_width: the same of its pooled input; empty where the config does not say.
+        pooled_kinds: the encoders whose pooled vectors the denoiser reads, one behind the other.
+        pooled_input: how wide they are together, by the denoiser's config, or None.
         needs_all: whether it cannot do without some of them.
         clip_skip: whether the user's clip skip decides which layer of a CLIP is read.
         hidden_layer: where it does not, the layer that is read: 1 the last, 2 the last but one.
@@ -199,6 +212,8 @@ class TextFacts:
     prefixes: Mapping[str, tuple[str, ...]]
     context_width: str
     pooled_width: str = ""
+    pooled_kinds: tuple[str, ...] = ()
+    pooled_input: Callable[[Config], int | None] = lambda config: None
     needs_all: bool = True
     clip_skip: bool = False
     hidden_layer: int = 2

@@ -45,12 +45,14 @@ FAMILY = base.Family(
         input_layer=unet.INPUT_LAYER,
         matches_folder=_matches_folder,
         describe_folder=lambda config: {"title": LABEL},
+        check_folder=unet.check_folder,
     ),
     layout=base.LayoutFacts(
         network_config=lambda tensors: unet.unet_config(
             tensors, heads=lambda channels: NUM_HEADS, sample_size=64
         ),
         tensor_source=unet.tensor_source,
+        parameters=unet.parameters,
         denoiser_folder="unet",
         denoiser_title="UNet",
     ),
@@ -63,7 +65,10 @@ FAMILY = base.Family(
     ),
     text=base.TextFacts(
         groups=(base.EncoderGroup(("clip_l",)),),
-        prefixes={"clip_l": ("cond_stage_model.transformer.",)},
+        # the second place is where Forge saves it
+        prefixes={
+            "clip_l": ("cond_stage_model.transformer.", "text_encoders.clip_l.transformer."),
+        },
         context_width="cross_attention_dim",
         clip_skip=True,
         final_norm=True,

@@ -1,9 +1,11 @@
 """SD3 and SD3.5 medium: an MMDiT with rectified flow; CLIP-L, CLIP-G and T5 each optional."""
 
 import math
+from collections.abc import Iterator
 
 from ..errors import UnsupportedModelError
 from . import base
+from .parts.config_values import COUNT, MAX_LAYERS, WHOLE, Rule, check_config, is_whole, one_of
 
 HEAD_WIDTH = 64
 SWAPPED: base.Change = "swap_halves"
@@ -11,6 +13,7 @@ LARGE_WIDTH, LARGE_DEPTH = 2432, 38
 INPUT_LAYER = "x_embedder.proj.weight"
 FOLDER_CLASS = "SD3Transformer2DModel"
 LATENT_CHANNELS = 16
+MAX_POSITIONS = 2048
 TITLE, TITLE_35 = "SD3 medium", "SD3.5 medium"
 
 VAE = base.VaeFacts(
@@ -24,6 +27,35 @@ VAE = base.VaeFacts(
         (0.06, 0.06, 0.13), (-0.08, -0.02, -0.13), (-0.10, -0.08, -0.06), (-0.03, -0.08, -0.06),
     ),
 )  # fmt: skip
+
+FOLDER_RULES = {
+    "num_layers": COUNT,
+    "num_attention_heads": COUNT,
+    "attention_head_dim": Rule(one_of(HEAD_WIDTH), "64", required=True),
+    "caption_projection_dim": WHOLE,
+    "joint_attention_dim": WHOLE,
+    "pooled_projection_dim": WHOLE,
+    "patch_size": Rule(one_of(2), "2"),
+    "pos_embed_max_size": Rule(
+        lambda value: is_whole(value) and int(str(value)) <= MAX_POSITIONS,
+        f"a whole number up to {MAX_POSITIONS}",
+        required=True,
+    ),
+    "sample_size": Rule(is_whole, "a whole number"),
+    "out_channels": Rule(one_of(None, LATENT_CHANNELS), "16"),
+    "dual_attention_layers": Rule(
+        lambda value: (
+            value is None
+            or (
+                isinstance(value, list | tuple)
+                and len(value) <= MAX_LAYERS
+                and all(type(item) is int and item >= 0 for item in value)
+            )
+        ),
+        "a list of numbers of layers",
+    ),
+    "qk_norm": Rule(one_of(None, "rms_norm"), "null or 'rms_norm'"),
+}
 
 TOP_LEVEL = {
     "pos_embed.proj": "x_embedder.proj",
@@ -66,6 +98,7 @@ ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
 DUAL_ATTENTION = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 CONTEXT_OUT = ("attn.to_add_out", "ff_context.net.0.proj", "ff_context.net.2")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+MODULATION, TIME_WIDTH = "norm1_context.linear", 256
 
 
 def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, object]:
@@ -156,6 +189,51 @@ def _lora_modules(config: base.Config, targets: base.LoraTargets) -> list[str]:
     return names
 
 
+def _parameters(config: base.Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every parameter of the transformer and its shape, by diffusers' name."""
+    width = int(str(config["num_attention_heads"])) * HEAD_WIDTH
+    size, patch = int(str(config["pos_embed_max_size"])), int(str(config.get("patch_size", 2)))
+    channels = int(str(config["in_channels"]))
+    outputs = patch**2 * int(str(config.get("out_channels") or channels))
+    joint, pooled = (
+        int(str(config[name])) for name in ("joint_attention_dim", "pooled_projection_dim")
+    )
+    times = "time_text_embed"
+    linear = {
+        f"{times}.timestep_embedder.linear_1": (width, TIME_WIDTH),
+        f"{times}.timestep_embedder.linear_2": (width, width),
+        f"{times}.text_embedder.linear_1": (width, pooled),
+        f"{times}.text_embedder.linear_2": (width, width),
+        "context_embedder": (int(str(config["caption_projection_dim"])), joint),
+        "norm_out.linear": (2 * width, width),
+        "proj_out": (outputs, width),
+    }
+    found: dict[str, tuple[int, ...]] = {
+        "pos_embed.pos_embed": (1, size**2, width),
+        "pos_embed.proj.weight": (width, channels, patch, patch),
+        "pos_embed.proj.bias": (width,),
+    }
+    rows = {"norm1.linear": 6, "norm1_context.linear": 6, "ff.net.0.proj": 4,
+            "ff_context.net.0.proj": 4}  # fmt: skip
+    dual, last = config.get("dual_attention_layers") or (), _last(config)
+    assert isinstance(dual, list | tuple)
+    for module in [*_lora_modules(config, "full"), f"transformer_blocks.{last}.{MODULATION}"]:
+        inner = module.split(".", 2)[2]
+        height, inputs = rows.get(inner, 1), 4 if inner.endswith("net.2") else 1
+        if inner == MODULATION and module.startswith(f"transformer_blocks.{last}."):
+            height = 2
+        elif inner == "norm1.linear" and int(module.split(".")[1]) in dual:
+            height = 9
+        linear[module] = (height * width, inputs * width)
+    for name, shape in linear.items():
+        found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    for index in range(last + 1) if config.get("qk_norm") else ():
+        names = [f"attn.norm_{name}" for name in ("q", "k", "added_q", "added_k")]
+        names += ["attn2.norm_q", "attn2.norm_k"] if index in dual else []
+        found |= {f"transformer_blocks.{index}.{name}.weight": (HEAD_WIDTH,) for name in names}
+    yield from found.items()
+
+
 def _is_35(config: base.Config) -> bool:
     return bool(config.get("dual_attention_layers"))
 
@@ -176,6 +254,19 @@ def _describe_folder(config: base.Config) -> dict[str, object]:
             size if isinstance(size, int) else 192, patch if isinstance(patch, int) else 2
         ),
     }
+
+
+def _check_folder(config: base.Config, label: str) -> None:
+    check_config(config, FOLDER_RULES, label)
+    depth, dual = int(str(config["num_layers"])), config.get("dual_attention_layers") or ()
+    width = int(str(config["num_attention_heads"])) * int(str(config["attention_head_dim"]))
+    assert isinstance(dual, list | tuple)
+    if config["caption_projection_dim"] != width or any(index >= depth for index in dual):
+        raise UnsupportedModelError(
+            f"{label}: {depth} layers of width {width} do not go with caption_projection_dim "
+            f"{config['caption_projection_dim']} and dual_attention_layers {list(dual)}. "
+            "Supported: SD3 and SD3.5 medium."
+        )
 
 
 def _base_model(title: str) -> base.BaseModel:
@@ -213,10 +304,12 @@ FAMILY = base.Family(
         input_layer=INPUT_LAYER,
         matches_folder=_matches_folder,
         describe_folder=_describe_folder,
+        check_folder=_check_folder,
     ),
     layout=base.LayoutFacts(
         network_config=_network_config,
         tensor_source=_tensor_source,
+        parameters=_parameters,
         denoiser_folder="transformer",
         denoiser_title="transformer",
     ),
@@ -240,6 +333,8 @@ FAMILY = base.Family(
         },
         context_width="joint_attention_dim",
         pooled_width="pooled_projection_dim",
+        pooled_kinds=("clip_l", "clip_g"),
+        pooled_input=lambda config: int(str(config["pooled_projection_dim"])),
         needs_all=False,
     ),
     vae=VAE,

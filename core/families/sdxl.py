@@ -1,10 +1,26 @@
-"""SDXL: a UNet with CLIP-L + CLIP-G context and size conditioning; eps, or v by a marker key."""
+"""SDXL: a UNet with CLIP-L + CLIP-G context and size conditioning.
 
+It predicts eps, v (marked by a key), or flow: fine-tunes as rectified flows, such as ChenkinNoob RF
+and bigASP 2.5, have the same tensors and no marker. Shift 3 is what ComfyUI's ModelSamplingSD3, the
+node that they are sampled with, has as its default; their authors recommend 3 to 8.
+"""
+
+from ..errors import UnsupportedModelError
 from . import base, unet
+from .parts.config_values import Rule, check_config, is_whole, one_of
 
 LABEL = "SDXL"
 HEAD_WIDTH = 64
-TIME_ID_WIDTH = 256
+TIME_ID_WIDTH, TIME_IDS = 256, 6
+REFINER_INPUTS = 2560
+SIZE_RULES = {
+    "addition_time_embed_dim": Rule(one_of(TIME_ID_WIDTH), "256", required=True),
+    "projection_class_embeddings_input_dim": Rule(
+        lambda value: is_whole(value) and int(str(value)) > TIME_IDS * TIME_ID_WIDTH,
+        "a whole number above 1536",
+        required=True,
+    ),
+}
 
 VAE = base.VaeFacts(
     scaling_factor=0.13025,
@@ -20,14 +36,11 @@ VAE = base.VaeFacts(
 
 
 def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, object]:
-    if "v_pred" not in everything:
-        return {"title": LABEL, "prediction": "eps"}
-    if "ztsnr" not in everything:
-        return {"title": "SDXL (v-prediction)", "prediction": "v"}
+    predicts_v = "v_pred" in everything
     return {
-        "title": "SDXL (v-prediction, zero terminal SNR)",
-        "prediction": "v",
-        "zero_terminal_snr": True,
+        "title": LABEL,
+        "prediction": "v" if predicts_v else "eps",
+        "zero_terminal_snr": predicts_v and "ztsnr" in everything,
     }
 
 
@@ -45,10 +58,20 @@ def _network_config(tensors: base.Tensors) -> base.Config:
 
 def _matches_folder(config: base.Config, pipeline: str) -> bool:
     return (
-        unet.is_unet_folder(config, pipeline)
-        and config.get("addition_embed_type") == "text_time"
-        and config.get("encoder_hid_dim") is None
+        unet.is_unet_folder(config, pipeline) and config.get("addition_embed_type") == "text_time"
     )
+
+
+def _pooled_input(config: base.Config) -> int:
+    inputs = int(str(config["projection_class_embeddings_input_dim"]))
+    return inputs - TIME_IDS * TIME_ID_WIDTH
+
+
+def _check_folder(config: base.Config, label: str) -> None:
+    if config.get("projection_class_embeddings_input_dim") == REFINER_INPUTS:
+        raise UnsupportedModelError(f"{label}: this is the SDXL refiner; use the SDXL base model.")
+    unet.check_folder(config, label)
+    check_config(config, SIZE_RULES, label)
 
 
 FAMILY = base.Family(
@@ -61,16 +84,19 @@ FAMILY = base.Family(
         input_layer=unet.INPUT_LAYER,
         matches_folder=_matches_folder,
         describe_folder=lambda config: {"title": LABEL},
+        check_folder=_check_folder,
     ),
     layout=base.LayoutFacts(
         network_config=_network_config,
         tensor_source=unet.tensor_source,
+        parameters=unet.parameters,
         denoiser_folder="unet",
         denoiser_title="UNet",
     ),
     sampling=base.SamplingFacts(
         schedule="vp",
-        predictions=("eps", "v"),
+        predictions=("eps", "v", "flow"),
+        flow_shift=3.0,
         guidance_scale=7.0,
         resolution=1024,
         resolution_multiple=8,
@@ -78,10 +104,13 @@ FAMILY = base.Family(
     text=base.TextFacts(
         groups=(base.EncoderGroup(("clip_l", "clip_g")),),
         prefixes={
-            "clip_l": ("conditioner.embedders.0.transformer.",),
-            "clip_g": ("conditioner.embedders.1.model.",),
+            # the second place is where Forge saves it
+            "clip_l": ("conditioner.embedders.0.transformer.", "text_encoders.clip_l.transformer."),
+            "clip_g": ("conditioner.embedders.1.model.", "text_encoders.clip_g.transformer."),
         },
         context_width="cross_attention_dim",
+        pooled_kinds=("clip_g",),
+        pooled_input=_pooled_input,
         repeatable=True,
     ),
     vae=VAE,

@@ -8,6 +8,21 @@ from collections.abc import Callable, Iterator
 
 from ..errors import UnsupportedModelError
 from .base import Config, LoraTargets, Tensors, TensorSource, count_blocks
+from .parts.config_values import (
+    COUNT,
+    WHOLE,
+    WHOLES,
+    Rule,
+    all_of,
+    are_counts,
+    are_whole,
+    check_config,
+    is_count,
+    is_whole,
+    number,
+    one_of,
+    refuse_entries,
+)
 
 INPUT_LAYER = "input_blocks.0.0.weight"
 FOLDER_CLASS = "UNet2DConditionModel"
@@ -34,6 +49,59 @@ ATTENTION_TARGETS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
                      "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
                      "ff.net.0.proj", "ff.net.2")  # fmt: skip
 NORM_GROUPS = 32
+REGULAR = "Supported are UNets in the regular SD 1.x or SDXL block layout."
+FURTHER_INPUTS = (
+    ("time_cond_proj_dim", "a latent consistency model (LCM) distilled with guidance as an input"),
+    ("class_embed_type", "a UNet with class labels or images as a further input"),
+    ("num_class_embeds", "a UNet with class labels as a further input"),
+    ("encoder_hid_dim", "Kolors or another UNet with a projection of its text input"),
+    ("encoder_hid_dim_type", "a UNet with a projection of its text or image input"),
+    ("num_attention_heads", "a UNet with another number of heads"),
+    ("only_cross_attention", "a UNet without self-attention"),
+    ("dual_cross_attention", "a UNet with two kinds of attention to the text"),
+    ("mid_block_only_cross_attention", "a UNet without self-attention in the middle"),
+    ("cross_attention_norm", "a UNet with a norm of its text input"),
+    ("class_embeddings_concat", "a UNet with class labels as a further input"),
+    ("center_input_sample", "a UNet whose input is scaled"),
+    ("time_embedding_dim", "a UNet with another embedding of time"),
+    ("time_embedding_act_fn", "a UNet with another embedding of time"),
+    ("timestep_post_act", "a UNet with another embedding of time"),
+    ("resnet_skip_time_act", "a UNet with another embedding of time"),
+)
+DOWN, UP = ("CrossAttnDownBlock2D", "DownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+MIDDLE = "UNetMidBlock2DCrossAttn"
+FOLDER_RULES = {
+    "cross_attention_dim": WHOLE,
+    "block_out_channels": WHOLES,
+    "down_block_types": Rule(all_of(*DOWN), f"a list of {' and '.join(DOWN)}", required=True),
+    "up_block_types": Rule(all_of(*UP), f"a list of {' and '.join(UP)}", required=True),
+    "mid_block_type": Rule(one_of(None, MIDDLE), MIDDLE),
+    "layers_per_block": COUNT,
+    "transformer_layers_per_block": Rule(
+        lambda value: is_count(value) or are_counts(value), "a whole number, or one for each level"
+    ),
+    "attention_head_dim": Rule(
+        lambda value: is_whole(value) or are_whole(value), "a whole number, or one for each level"
+    ),
+    "in_channels": Rule(one_of(None, LATENT_CHANNELS), "4"),
+    "out_channels": Rule(one_of(LATENT_CHANNELS), "4"),
+    "use_linear_projection": Rule(one_of(True, False), "true or false"),
+    "upcast_attention": Rule(one_of(None, True, False), "true or false"),
+    "norm_num_groups": Rule(one_of(NORM_GROUPS), "32"),
+    "norm_eps": Rule(number(1e-5), "1e-05"),
+    "act_fn": Rule(one_of("silu", "swish"), "'silu'"),
+    "flip_sin_to_cos": Rule(one_of(True), "true"),
+    "freq_shift": Rule(number(0), "0"),
+    "downsample_padding": Rule(one_of(1), "1"),
+    "mid_block_scale_factor": Rule(number(1), "1"),
+    "resnet_out_scale_factor": Rule(number(1), "1.0"),
+    "resnet_time_scale_shift": Rule(one_of("default"), "'default'"),
+    "time_embedding_type": Rule(one_of(None, "positional"), "'positional'"),
+    "attention_type": Rule(one_of(None, "default"), "'default'"),
+    "conv_in_kernel": Rule(one_of(3), "3"),
+    "conv_out_kernel": Rule(one_of(3), "3"),
+    "dropout": Rule(number(0), "0.0"),
+}
 
 
 def is_unet(tensors: Tensors) -> bool:
@@ -53,6 +121,45 @@ def is_unet_folder(config: Config, pipeline: str) -> bool:
         and config.get("in_channels") in (None, LATENT_CHANNELS)
         and "Inpaint" not in pipeline
     )
+
+
+def check_folder(config: Config, label: str) -> None:
+    """Refuse a UNet of a diffusers folder that takes further inputs or is built in another way.
+
+    Raises:
+        UnsupportedModelError: names the entry of config.json and what was expected.
+    """
+    refuse_entries(config, FURTHER_INPUTS, label)
+    depths = config.get("transformer_layers_per_block", 1)
+    nested = isinstance(depths, list) and any(isinstance(depth, list) for depth in depths)
+    if nested or config.get("reverse_transformer_layers_per_block") is not None:
+        raise UnsupportedModelError(
+            f"{label}: the UNet's transformer depths are {depths} down and "
+            f"{config.get('reverse_transformer_layers_per_block')} up: a pruned or altered variant "
+            f"(as SSD-1B). {REGULAR}"
+        )
+    check_config(config, FOLDER_RULES, label)
+    channels = _list(config["block_out_channels"])
+    down, up = _list(config["down_block_types"]), _list(config["up_block_types"])
+    heads = config.get("attention_head_dim", 8)
+    fits = (
+        len(down) == len(up) == len(channels)
+        and ["CrossAttn" in name for name in down] == ["CrossAttn" in name for name in up[::-1]]
+        and (is_whole(depths) or len(_list(depths)) == len(channels))
+        and all(width % NORM_GROUPS == 0 for width in channels)
+    )
+    if not fits:
+        raise UnsupportedModelError(
+            f"{label}: block_out_channels {channels}, down_block_types {down}, up_block_types {up} "
+            f"and transformer_layers_per_block {depths} do not go together. {REGULAR}"
+        )
+    counts = [heads] * len(channels) if is_whole(heads) else _list(heads)
+    divides = all(width % count == 0 for width, count in zip(channels, counts, strict=False))
+    if len(counts) != len(channels) or not divides:
+        raise UnsupportedModelError(
+            f"{label}: attention_head_dim {heads} (heads of each level) does not divide "
+            f"block_out_channels {channels}. {REGULAR}"
+        )
 
 
 def context_width(tensors: Tensors) -> int | None:
@@ -224,6 +331,103 @@ def lora_modules(config: Config, targets: LoraTargets) -> list[str]:
         elif targets == "full":
             names.append(block)
     return names
+
+
+def parameters(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every parameter of the UNet and its shape, by diffusers' name."""
+    channels = [int(width) for width in _list(config["block_out_channels"])]
+    heads = config.get("attention_head_dim", 8)
+    heads = [int(str(heads))] * len(channels) if isinstance(heads, int) else _list(heads)
+    base, time = channels[0], 4 * channels[0]
+    yield from _convolution("conv_in", LATENT_CHANNELS, base, 3).items()
+    yield from _linear("time_embedding.linear_1", base, time).items()
+    yield from _linear("time_embedding.linear_2", time, time).items()
+    if config.get("addition_embed_type") is not None:
+        inputs = int(str(config["projection_class_embeddings_input_dim"]))
+        yield from _linear("add_embedding.linear_1", inputs, time).items()
+        yield from _linear("add_embedding.linear_2", time, time).items()
+    for kind, block, _, depth in blocks(config):
+        level = _level(block, len(channels))
+        width = channels[level]
+        if kind == "resnet":
+            yield from _resnet(block, _inputs(block, channels, config), width, time).items()
+        elif kind == "attention":
+            inner = width // heads[level] * heads[level]
+            yield from _attention(block, (width, inner, depth), config).items()
+        else:
+            yield from _convolution(block, width, width, 3).items()
+    yield from _norm("conv_norm_out", base).items()
+    yield from _convolution("conv_out", base, LATENT_CHANNELS, 3).items()
+
+
+def _level(block: str, levels: int) -> int:
+    """The level whose channels a block has at its end, counted from the finest."""
+    side, number = block.split(".")[:2]
+    if side == "mid_block":
+        return levels - 1
+    return levels - 1 - int(number) if side == "up_blocks" else int(number)
+
+
+def _inputs(resnet: str, channels: list[int], config: Config) -> int:
+    """Channels that a residual block reads; on the way up those of its skip connection, too."""
+    side, number, _, layer = [*resnet.split("."), "0", "0"][:4]
+    level = _level(resnet, len(channels))
+    if side == "mid_block":
+        return channels[-1]
+    if side == "down_blocks":
+        return channels[max(level - 1, 0)] if layer == "0" else channels[level]
+    before = channels[min(level + 1, len(channels) - 1)] if layer == "0" else channels[level]
+    last = int(layer) == int(str(config["layers_per_block"]))
+    return before + channels[max(level - 1, 0) if last else level]
+
+
+def _resnet(block: str, inputs: int, width: int, time: int) -> dict[str, tuple[int, ...]]:
+    found = _norm(f"{block}.norm1", inputs) | _convolution(f"{block}.conv1", inputs, width, 3)
+    found |= _linear(f"{block}.time_emb_proj", time, width) | _norm(f"{block}.norm2", width)
+    found |= _convolution(f"{block}.conv2", width, width, 3)
+    if inputs != width:
+        found |= _convolution(f"{block}.conv_shortcut", inputs, width, 1)
+    return found
+
+
+def _attention(
+    block: str, sizes: tuple[int, int, int], config: Config
+) -> dict[str, tuple[int, ...]]:
+    """Parameters of a transformer; `sizes`: channels, width of its heads together, depth."""
+    width, inner, depth = sizes
+    context = int(str(config["cross_attention_dim"]))
+    found = _norm(f"{block}.norm", width)
+    for name, inputs, outputs in ("proj_in", width, inner), ("proj_out", inner, width):
+        plain = bool(config.get("use_linear_projection"))
+        found |= (
+            _linear(f"{block}.{name}", inputs, outputs)
+            if plain
+            else _convolution(f"{block}.{name}", inputs, outputs, 1)
+        )
+    for index in range(depth):
+        layer = f"{block}.transformer_blocks.{index}"
+        for name, read in ("attn1", inner), ("attn2", context):
+            found[f"{layer}.{name}.to_q.weight"] = (inner, inner)
+            found[f"{layer}.{name}.to_k.weight"] = (inner, read)
+            found[f"{layer}.{name}.to_v.weight"] = (inner, read)
+            found |= _linear(f"{layer}.{name}.to_out.0", inner, inner)
+        for name in ("norm1", "norm2", "norm3"):
+            found |= _norm(f"{layer}.{name}", inner)
+        found |= _linear(f"{layer}.ff.net.0.proj", inner, 8 * inner)
+        found |= _linear(f"{layer}.ff.net.2", 4 * inner, inner)
+    return found
+
+
+def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _convolution(name: str, inputs: int, outputs: int, size: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (outputs, inputs, size, size), f"{name}.bias": (outputs,)}
 
 
 def _changes_width(resnet: str, config: Config) -> bool:

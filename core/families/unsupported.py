@@ -7,14 +7,13 @@ from pathlib import Path
 from ..errors import CheckpointError, UnsupportedModelError
 from ..files.tensor_file import TensorFile
 from .base import Tensors
+from .lora_names import LORA_KEY
 from .unet import INPUT_LAYER, context_width, is_unet
 
-SUPPORTED = "Supported: SD 1.x, SDXL (eps or v-prediction), SD3 medium and SD3.5 medium"
-
-LORA_KEY = re.compile(
-    r"\.(lora_(down|up|A|B|mid)(\.\w+)?\.weight|lora\.(down|up)\.weight|lora_linear_layer\.\w+\.weight"
-    r"|hada_w1_[ab]|lokr_w[12](_[ab])?|oft_blocks)$"
+SUPPORTED = (
+    "Supported: SD 1.x, SDXL (eps, v-prediction or rectified flow), SD3 medium and SD3.5 medium"
 )
+
 QUANTISED_KEY = re.compile(
     r"(^|\.)(scaled_fp8|scale_weight|scale_input|weight_scale|input_scale|comfy_quant"
     r"|absmax|quant_state\..*|wscales|qweight|SCB)$"
@@ -50,11 +49,22 @@ ARCHITECTURES = (
     ("a diffusers UNet without its folder", "down_blocks.0.resnets.0.conv1.weight"),
     ("a diffusers SD3 without its folder", "transformer_blocks.0.attn.add_q_proj.weight"),
 )  # fmt: skip
+MARKERS = ("v_pred", "ztsnr")
+"""Tensors that say something by being there; they may be empty."""
 EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 TEXT_ENCODER_KEYS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight")
 OTHER_PARTS = (
     "text_encoders.", "cond_stage_model.", "conditioner.", "first_stage_model.", "vae.",
 )  # fmt: skip
+EXTRA_INPUTS = (
+    (r"(^|\.)(time_embed|time_embedding)\.cond_proj\.",
+     "a latent consistency model (LCM) distilled with guidance as an input"),
+    (r"(^|\.)position_net\.|\.fuser\.", "a GLIGEN model, which takes boxes"),
+    (r"(^|\.)motion_modules?\.|\.temporal_transformer\.", "an AnimateDiff model"),
+    (r"\.(to_[kv]_ip|processor\.)", "a model with an IP-Adapter in it"),
+    (r"(^|\.)class_embedding\.", "a UNet with class labels as a further input"),
+)  # fmt: skip
+EMA_KEY = re.compile(r"(^|\.)(model_ema|ema_model|ema|params_ema)\.")
 VAE_KEYS = ("decoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight", "decoder.1.weight")
 
 
@@ -91,6 +101,34 @@ def refuse_quantised(name: str, keys: Iterable[str]) -> None:
             )
 
 
+def refuse_empty(name: str, prefix: str, tensors: Tensors) -> None:
+    """Refuse tensors of a network that hold no number.
+
+    Raises:
+        CheckpointError: names the first.
+    """
+    for key, info in tensors.items():
+        if not info.count and key not in MARKERS:
+            raise CheckpointError(
+                f"{name}: {prefix + key!r} has shape {info.shape}, so it holds nothing. The file "
+                "is damaged; download it again, or save it again from your host."
+            )
+
+
+def refuse_extra_inputs(name: str, tensors: Tensors) -> None:
+    """Refuse a network that takes more than noised latents, time and text.
+
+    Raises:
+        UnsupportedModelError: names the tensor and what the model is.
+    """
+    for key in tensors:
+        for pattern, model in EXTRA_INPUTS:
+            if re.search(pattern, key):
+                raise UnsupportedModelError(
+                    f"{name} is {model} (it has {key!r}), which is not supported. {SUPPORTED}."
+                )
+
+
 def refuse_variants(file: TensorFile, tensors: Tensors) -> None:
     """Refuse relatives of the supported families that need another objective or input.
 
@@ -114,6 +152,7 @@ def _variant(file: TensorFile, tensors: Tensors) -> str | None:
         return None if channels == 16 else f"an SD3 variant with {channels} input channels"
     if not is_unet(tensors):
         return None
+    refuse_extra_inputs(file.path.name, tensors)
     if any(".time_stack." in key or ".time_mix_blocks." in key for key in tensors):
         return "a video model (Stable Video Diffusion)"
     return _unet_variant(tensors)
@@ -154,6 +193,13 @@ def unknown_model(path: Path, tensors: dict[str, Tensors]) -> CheckpointError:
     if any(name.startswith(("control_model.", "input_hint_block.")) for name in names):
         return UnsupportedModelError(
             f"{path.name} is a ControlNet, not a checkpoint. {SUPPORTED}, each as a full model."
+        )
+    ema = next((name for name in names if EMA_KEY.search(name)), None)
+    if ema is not None:
+        return UnsupportedModelError(
+            f"{path.name} holds the EMA copy of its denoiser alone ({ema!r}), which hosts do not "
+            "read either. Use the checkpoint with the ordinary weights, or save the EMA weights "
+            "under the ordinary names ('model.diffusion_model.…')."
         )
     if parts:
         return CheckpointError(

@@ -14,6 +14,7 @@ from ..errors import OutputError
 
 REPLACE_ATTEMPTS = 20
 REPLACE_PAUSE_SECONDS = 0.05
+TEMPORARY_BYTES = 200
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -27,18 +28,48 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put UTF-8 text with \\n line ends at `path` atomically; errors as `write_bytes`."""
-    write_bytes(path, text.encode("utf-8"))
+    """Put UTF-8 text with \\n line ends at `path` atomically; errors as `write_bytes`.
+
+    Half a character, as a file's name may hold, becomes a question mark.
+    """
+    write_bytes(path, text.encode("utf-8", "replace"))
 
 
 def check_output(path: Path, overwrite: bool) -> None:
     """Raise unless `path` may become a file: no folder, and free or to be overwritten."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"{path} is a folder; give the name of the .safetensors file to write.")
-    if path.exists() and not overwrite:
+    if os.path.exists(path) and not overwrite:
         raise OutputError(f"{path} exists already. Choose another name, or pass --overwrite.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise OutputError(f"The folder {path.parent} does not exist; create it or name another.")
+
+
+def try_name(path: Path) -> None:
+    """Raise OutputError unless its folder takes a file of such a name, and its temporary one.
+
+    What is tried is a name of the same letters and length but the last, so that nobody who lists
+    the folder meets an empty model.
+    """
+    path = Path(path)
+    with explained(path):
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=_temporary_prefix(path.name), suffix=".part"
+        )
+        os.close(handle)
+        os.unlink(temporary)
+        alike = path.with_name(path.name[:-1] + "~")
+        try:
+            handle = os.open(alike, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return
+        os.close(handle)
+        alike.unlink()
+
+
+def _temporary_prefix(name: str) -> str:
+    """The beginning of a temporary name for `name`; drives take names of 255 bytes."""
+    return f".{os.fsencode(name)[:TEMPORARY_BYTES].decode('utf-8', 'ignore')}."
 
 
 @contextlib.contextmanager
@@ -49,7 +80,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with explained(path):
             handle, name = tempfile.mkstemp(
-                dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+                dir=path.parent, prefix=_temporary_prefix(path.name), suffix=".part"
             )
             os.close(handle)
             temporary = Path(name)
@@ -100,6 +131,8 @@ def _explain(path: Path, error: OSError) -> str:
         errno.ENOTDIR: f"{path.parent} is a file, not a folder; name another place",
         errno.EACCES: f"the folder {path.parent} may not be written to; name another place",
         errno.EROFS: f"{path.parent} is read-only; name another place",
+        errno.ENAMETOOLONG: f"its name of {len(os.fsencode(path.name))} bytes, or its path, is too "
+        "long for this drive, which usually takes names of 255 bytes; name it shorter",
         errno.ENOSPC: "the disk is full; free some space and run again",
         errno.EISDIR: f"{path} is a folder; name a file",
     }

@@ -97,7 +97,8 @@ def save_png(path: Path, image: Image.Image, info: ImageInfo, *, overwrite: bool
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists already. Choose another name, or pass --overwrite.")
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_text(TEXT_KEY, parameters_text(info))
+    text = parameters_text(info).encode("utf-8", "replace").decode()  # of names that are no text
+    chunks.add_text(TEXT_KEY, text)
     chunks.add_text(JSON_KEY, json.dumps(dataclasses.asdict(info)))
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=chunks)

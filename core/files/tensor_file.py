@@ -8,11 +8,12 @@ number is checked against the file's real size before anybody allocates or maps 
 import json
 import math
 import os
+import re
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn, TypeGuard
+from typing import BinaryIO, NoReturn, TypeGuard
 
 from ..errors import CheckpointError, UnsupportedModelError
 
@@ -26,6 +27,16 @@ DTYPE_BITS = {
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
+# Zero bytes that make a longer number of it, and the code of that number for `struct`.
+SCALARS = {
+    "F64": (0, "d"), "F32": (0, "f"), "F16": (0, "e"), "BF16": (2, "f"), "F8_E5M2": (1, "e"),
+    "F8_E4M3": (0, ""), "I64": (0, "q"), "I32": (0, "i"), "I16": (0, "h"), "I8": (0, "b"),
+    "U64": (0, "Q"), "U32": (0, "I"), "U16": (0, "H"), "U8": (0, "B"), "BOOL": (0, "?"),
+}  # fmt: skip
+# What torch.compile, FSDP, checkpointing and DistributedDataParallel put around a module.
+WRAPPER = re.compile(
+    r"(^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module)\."
+)
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 CONVERT_HINT = (
     "Pickle files can run any code when opened, so they are refused. Convert it once to "
@@ -51,12 +62,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The header of one safetensors file."""
+    """The header of one safetensors file.
+
+    `stored_names` holds the name in the file of every tensor that is called otherwise here.
+    """
 
     path: Path
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str] = field(default_factory=dict)
     data_offset: int = 0
+    stored_names: dict[str, str] = field(default_factory=dict)
 
     def under(self, prefix: str) -> dict[str, TensorInfo]:
         """The tensors whose names start with `prefix`, with the prefix taken off."""
@@ -84,8 +99,52 @@ def read_header(path: str | os.PathLike[str]) -> TensorFile:
             f"Cannot read {path}: {error.strerror or error}. Check the file's permissions."
         ) from error
     metadata = _metadata(path, header.pop("__metadata__", None))
-    tensors = dict(_tensors(path, header, size - 8 - length))
+    _check_text(path, [*header, *metadata, *metadata.values()])
+    tensors = dict(_tensors(path, header))
+    _check_places(path, tensors, size - 8 - length)
     return TensorFile(path, tensors, metadata, 8 + length)
+
+
+def read_scalar(file: BinaryIO, header: TensorFile, name: str) -> float | None:
+    """The value of a tensor of one element; None if it has more or none, or is no real number.
+
+    Args:
+        file: the header's file, open for reading bytes.
+    """
+    info = header.tensors[name]
+    if info.count != 1 or info.dtype not in SCALARS:
+        return None
+    file.seek(header.data_offset + info.start)
+    content = file.read(info.end - info.start)
+    lengthened, code = SCALARS[info.dtype]
+    if info.dtype == "F8_E4M3":
+        return _e4m3(content[0])
+    return float(struct.unpack(f"<{code}", bytes(lengthened) + content)[0])
+
+
+def _e4m3(byte: int) -> float:
+    """An fp8 number of 4 bits of exponent and 3 of mantissa, without infinities."""
+    exponent, mantissa, sign = byte >> 3 & 15, byte & 7, -1.0 if byte & 128 else 1.0
+    if exponent == 15 and mantissa == 7:
+        return math.nan
+    whole = 8 + mantissa if exponent else mantissa
+    return sign * whole * 2.0 ** (max(exponent, 1) - 10)
+
+
+def read_model_header(path: str | os.PathLike[str]) -> TensorFile:
+    """`read_header`, the tensors' names without what wrappers of modules put into them.
+
+    torch.compile, for one, saves `x.weight` as `_orig_mod.x.weight`.
+    """
+    file = read_header(path)
+    plain = {name: WRAPPER.sub("", name) for name in file.tensors}
+    if len(set(plain.values())) < len(plain):
+        return file  # the tensor is there with and without
+    return replace(
+        file,
+        tensors={plain[name]: info for name, info in file.tensors.items()},
+        stored_names={new: name for name, new in plain.items() if new != name},
+    )
 
 
 def _file_size(path: Path) -> int:
@@ -146,7 +205,7 @@ def _header_length(path: Path, head: bytes, size: int) -> int:
 
 def _parse(path: Path, text: bytes) -> dict[str, object]:
     try:
-        header = json.loads(text)
+        header = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path.name} is damaged: its safetensors header is not valid JSON. Download it again."
@@ -166,19 +225,37 @@ def _metadata(path: Path, metadata: object) -> dict[str, str]:
     return metadata
 
 
-def _tensors(
-    path: Path, header: dict[str, object], data_size: int
-) -> Iterator[tuple[str, TensorInfo]]:
-    end_of_data = 0
+def _check_text(path: Path, texts: Iterable[str]) -> None:
+    """Refuse half of a character, which JSON can hold and safetensors' own reader refuses."""
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        _damaged(path, f"its header holds half a character ({error.object!r})")
+
+
+def _tensors(path: Path, header: dict[str, object]) -> Iterator[tuple[str, TensorInfo]]:
     for name, entry in header.items():
-        info = _tensor_info(path, name, entry)
-        end_of_data = max(end_of_data, info.end)
-        yield name, info
+        yield name, _tensor_info(path, name, entry)
+
+
+def _check_places(path: Path, tensors: dict[str, TensorInfo], data_size: int) -> None:
+    """Refuse what safetensors' own reader refuses: bytes of no tensor, or of two."""
+    end_of_data = max((info.end for info in tensors.values()), default=0)
     if end_of_data > data_size:
         raise CheckpointError(
             f"{path.name} is cut short: the header promises {end_of_data} bytes of tensors, the "
             f"file holds {data_size}. Download or copy it again."
         )
+    end = 0
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if info.start < end:
+            _damaged(path, f"tensor {name!r} shares bytes with another tensor")
+        if info.start > end:
+            _damaged(path, f"{info.start - end} bytes before tensor {name!r} belong to no tensor")
+        end = info.end
+    if end < data_size:
+        _damaged(path, f"{data_size - end} bytes at its end belong to no tensor")
 
 
 def _tensor_info(path: Path, name: str, entry: object) -> TensorInfo:
@@ -194,6 +271,8 @@ def _tensor_info(path: Path, name: str, entry: object) -> TensorInfo:
             f"{path.name}: tensor {name!r} is stored as {dtype!r}, which is not known here. "
             "Supported: F32, F16, BF16, F8_E4M3, F8_E5M2."
         )
+    if math.prod(max(size, 1) for size in shape) >= 2**63:
+        _damaged(path, f"bad shape for tensor {name!r}")
     bits = math.prod(shape) * DTYPE_BITS[dtype]
     if -(-bits // 8) != offsets[1] - offsets[0]:
         _damaged(path, f"tensor {name!r} of shape {tuple(shape)} does not fill its bytes")

@@ -7,7 +7,6 @@ alpha: the scale is in `up`, and q, k and v form one exact block-diagonal update
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,21 +16,19 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, LoraError
-from ..families import FAMILIES, Config, Family
+from ..errors import LoraError
+from ..families import Config, Family
 from ..files.atomic_write import atomic_path, check_output
 from ..files.hashes import tensor_bytes_hash
-from ..files.tensor_file import read_header
 from ..recipe.recipe import Recipe, read_recipe
+from .contents import LoraContents, check_family, read_lora_header
 from .header import header_bytes, header_hashes
-from .keys import LoraModule, adapter_alpha, detect_family, group_keys
+from .keys import LoraModule
 from .layout import Format, common_alpha, lora_tensors
 from .lycoris import low_rank_factors
 from .math import LoraPair, delta
 from .metadata import NetworkFacts, lora_metadata
 from .targets import Target, part_of, resolve, targets_by_name
-
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -104,19 +101,40 @@ def _network_facts(name: str, lora: NewLora) -> NetworkFacts:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA as it lies on disk, its modules found by name; nothing is known of a network yet.
+    """A LoRA as it lies on disk; nothing is known of a network yet.
 
-    Args:
-        family: one of ours, the name of another family, or "" where names and shapes do not say.
-        text_encoder_keys: tensors for text encoders, which are not applied here.
+    Attributes:
+        contents: what its header says.
+        state: its tensors by key.
     """
 
-    path: Path
+    contents: LoraContents
     state: dict[str, Tensor]
-    metadata: dict[str, str]
-    modules: dict[str, LoraModule]
-    family: str
-    text_encoder_keys: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.contents.header.path
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What it says of itself."""
+        return self.contents.header.metadata
+
+    @property
+    def modules(self) -> dict[str, LoraModule]:
+        """Its modules of the denoiser, by plain name."""
+        return self.contents.modules
+
+    @property
+    def text_encoder_keys(self) -> tuple[str, ...]:
+        """Its tensors for text encoders."""
+        return self.contents.text_encoder_keys
+
+    @property
+    def family(self) -> str:
+        """One of ours, the name of another family, or "" where nothing says."""
+        return self.contents.family
 
     @property
     def recipe(self) -> Recipe | None:
@@ -130,30 +148,20 @@ class LoraFile:
             text_encoder: diffusers' name of the encoder that the module is part of, if it is.
 
         Raises:
-            LoraError: a tensor is missing, or sizes contradict each other.
+            LoraError: its alpha is one of several.
             NonFiniteError: a weight is NaN or infinite.
         """
-        label = f"{self.path.name}: {module.name}"
-        parts = {part: self.state[key] for part, key in module.keys.items()}
-        stated = parts.pop("alpha", None)
-        pair, rank = low_rank_factors(parts, label)
-        if rank is None:
-            return pair
-        if stated is not None:
-            alpha = _number(stated, label)
-        else:
-            found = adapter_alpha(self.metadata, self.path.name, text_encoder)
-            alpha = rank if found is None else found
-        return LoraPair(pair.down, pair.up, alpha / rank)
+        parts = {p: self.state[key] for p, key in module.keys.items() if p != "alpha"}
+        pair = low_rank_factors(parts, self.contents.label(module))
+        return LoraPair(pair.down, pair.up, self.contents.scale(module, text_encoder))
 
-
-def _number(alpha: Tensor, label: str) -> float:
-    value = float(alpha.float().reshape(-1)[0]) if alpha.numel() == 1 else math.nan
-    if not math.isfinite(value):
-        raise LoraError(
-            f"{label}: its alpha is not a finite number. The file is damaged; download it again."
-        )
-    return value
+    def not_applied(self) -> list[str]:
+        """What is to be said where the denoiser's part alone is applied."""
+        notes = [self.contents.embedding_note()]
+        if self.text_encoder_keys:
+            count = len(self.text_encoder_keys)
+            notes.append(f"{count} text-encoder tensors of {self.path.name} are not applied.")
+        return [note for note in notes if note]
 
 
 def open_lora(path: Path) -> LoraFile:
@@ -163,20 +171,12 @@ def open_lora(path: Path) -> LoraFile:
         LoraError: it is anything else, or of a kind that is not handled.
     """
     path = Path(path)
-    if path.suffix.lower() in PICKLES and path.is_file():
-        raise LoraError(
-            f"{path.name} is a pickle file, which can run any code when opened, so it is refused. "
-            "Get the .safetensors version, or convert it once in a tool you trust."
-        )
+    contents = read_lora_header(path)
     try:
-        header = read_header(path)
-        modules, text_encoder_keys = group_keys(header.tensors, path.name)
         state = safetensors.torch.load_file(path)
-    except (CheckpointError, safetensors.SafetensorError) as error:
+    except safetensors.SafetensorError as error:
         raise LoraError(f"The LoRA cannot be read. {error}") from error
-    shapes = {key: info.shape for key, info in header.tensors.items()}
-    family = detect_family(modules, shapes) or _declared_family(header.metadata)
-    return LoraFile(path, state, header.metadata, modules, family, tuple(text_encoder_keys))
+    return LoraFile(contents, state)
 
 
 def read_lora(path: Path) -> LoraFile:
@@ -185,20 +185,6 @@ def read_lora(path: Path) -> LoraFile:
     if not lora.modules:
         raise LoraError(f"{lora.path.name} changes text encoders only; there is nothing to apply.")
     return lora
-
-
-def _declared_family(metadata: Mapping[str, str]) -> str:
-    version = metadata.get("ss_base_model_version", "")
-    return next((f.name for f in FAMILIES if version.startswith(f.lora.declared or ("\0",))), "")
-
-
-def check_family(lora: LoraFile, family: Family) -> None:
-    """LoraError if the LoRA is known to be of another family."""
-    if lora.family and lora.family != family.name:
-        raise LoraError(
-            f"{lora.path.name} is a LoRA for {lora.family}, but the model is {family.label}. "
-            "A LoRA fits models of its own family only."
-        )
 
 
 def lora_deltas(
@@ -214,7 +200,7 @@ def lora_deltas(
         config: the diffusers configuration of the network.
         shapes: shape of the weight of every module of the network, by diffusers name.
     """
-    check_family(lora, family)
+    check_family(lora.contents, family)
     targets = targets_by_name(shapes, family, config)
     return module_deltas(Deltas(lora, shapes, strength), lora.modules, targets)
 

@@ -11,41 +11,23 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..errors import LoraError
+from ..errors import LoraError, UnsupportedLoraError
 from ..families import FAMILIES
 from ..families.base import LoraFacts
+from ..families.lora_names import other_kind, split_suffix
+from ..families.unsupported import QUANTISED_KEY
 
-# Each way to end a key, and the part of the update it names.
-SUFFIXES = {
-    ".lora_linear_layer.down.weight": "down",
-    ".lora_linear_layer.up.weight": "up",
-    ".lora_A.default.weight": "down",
-    ".lora_B.default.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_mid.weight": "mid",
-    ".lora.down.weight": "down",
-    ".lora.up.weight": "up",
-    "_lora.down.weight": "down",
-    "_lora.up.weight": "up",
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".alpha": "alpha",
-    **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
-    **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
-    **{f".lokr_{part}": f"lokr_{part}" for part in ("t1", "t2")},
-}
-OTHER_KINDS = {
-    "DoRA": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
-    "OFT": (".oft_blocks", ".oft_diag"),
-    "GLoRA": (".a1.weight", ".b1.weight"),
-    "a full difference": (".diff", ".diff_b"),
-}
-TEXT_ENCODER = re.compile(r"^(lora_te\d?_|text_encoders?[._\d]|lora_prior_te_|te\d?[._])")
+TEXT_ENCODER = re.compile(
+    r"^(base_model\.model\.)?(lora_te\d?_|text_encoders?[._\d]|lora_prior_te_|te\d?[._]"
+    r"|clip_[lgh][._]|t5(xxl)?[._]|text_model[._])"
+)
 PREFIXES = (
     "base_model.model.", "lora_transformer_", "lora_unet_", "lycoris_",
-    "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.",
+    "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "module.",
 )  # fmt: skip
+# torch.compile puts this into the names of what it wraps.
+COMPILED = ("_orig_mod.", "_orig_mod_")
+EMBEDDING_KEYS = {"emb_params", "string_to_param.*", "clip_l", "clip_g", "t5", "t5xxl"}
 OTHER_FAMILIES = {
     "AuraFlow": r"joint_transformer_blocks",
     "Flux": r"single_transformer_blocks|single_blocks|double_blocks",
@@ -69,30 +51,42 @@ class LoraModule:
     keys: dict[str, str] = field(default_factory=dict)
 
 
-def group_keys(keys: Iterable[str], file_name: str) -> tuple[dict[str, LoraModule], list[str]]:
-    """Modules of the denoiser by their plain name, and the keys left to text encoders.
+def group_keys(
+    keys: Iterable[str], file_name: str
+) -> tuple[dict[str, LoraModule], dict[str, LoraModule], list[str]]:
+    """Modules of the denoiser by plain name, those of text encoders as written, these' keys.
 
     A plain name has no prefix and underscores for dots, so that all ways of writing meet.
+
+    Raises:
+        LoraError: two tensors are for one place, or none is part of a pair.
+        UnsupportedLoraError: of a kind that is not handled.
     """
+    keys = list(keys)
+    split = {key: split_suffix(key) for key in keys}
+    _refuse_several({adapter: key for key, (_, _, adapter) in split.items() if adapter}, file_name)
     modules: dict[str, LoraModule] = {}
-    text_encoder_keys, unknown = [], []
-    for key in keys:
-        if TEXT_ENCODER.match(key):
-            text_encoder_keys.append(key)
-            continue
-        stem, part = split_suffix(key)
+    encoder_modules: dict[str, LoraModule] = {}
+    for key, (stem, part, _) in split.items():
         if not part:
-            unknown.append(key)
             continue
-        add_key(modules, plain_name(stem), part, key, file_name)
-    refuse_unknown(unknown, bool(modules), file_name)
-    return modules, text_encoder_keys
+        if TEXT_ENCODER.match(key):
+            add_key(encoder_modules, stem, part, key, file_name)
+        else:
+            add_key(modules, plain_name(stem), part, key, file_name)
+    unknown = [key for key, (_, part, _) in split.items() if not part]
+    refuse_unknown(unknown, bool(modules or encoder_modules), file_name)
+    return modules, encoder_modules, [key for key in keys if TEXT_ENCODER.match(key)]
 
 
-def split_suffix(key: str) -> tuple[str, str]:
-    """(module as written, part of the pair) of a key; the part is "" if the ending is not known."""
-    suffix = next((ending for ending in SUFFIXES if key.endswith(ending)), None)
-    return (key, "") if suffix is None else (key[: -len(suffix)], SUFFIXES[suffix])
+def _refuse_several(adapters: Mapping[str, str], file_name: str) -> None:
+    """LoraError if a file holds more than one of PEFT's adapters; `adapters`: a key of each."""
+    if len(adapters) > 1:
+        keys = " and ".join(map(repr, list(adapters.values())[:2]))
+        raise LoraError(
+            f"{file_name} holds {len(adapters)} adapters of different names ({keys}), and nothing "
+            "says which of them are in force. Save one of them as a file of its own."
+        )
 
 
 def add_key(modules: dict[str, LoraModule], name: str, part: str, key: str, file_name: str) -> None:
@@ -108,6 +102,8 @@ def add_key(modules: dict[str, LoraModule], name: str, part: str, key: str, file
 
 def plain_name(module: str) -> str:
     """A module's name without trainer prefixes and with underscores for dots."""
+    for layer in COMPILED:
+        module = module.replace(layer, "")
     changed = True
     while changed:
         changed = False
@@ -154,26 +150,37 @@ def adapter_alpha(
 
 
 def refuse_unknown(unknown: list[str], has_pairs: bool, file_name: str) -> None:
-    """LoraError naming what these keys are, if there are any."""
-    for kind, endings in OTHER_KINDS.items():
-        found = [key for key in unknown if key.endswith(endings)]
-        if found:
-            raise LoraError(
-                f"{file_name} is of kind {kind} ({found[0]!r}), which is not handled here. "
+    """UnsupportedLoraError or LoraError naming what these keys are, if there are any."""
+    for key in unknown:
+        kind = other_kind(key)
+        if kind:
+            raise UnsupportedLoraError(
+                f"{file_name} is of kind {kind} ({key!r}), which is not handled here. "
                 "LoRA, LoCon, LoHa and LoKr files are."
+            )
+        if QUANTISED_KEY.search(key):
+            raise UnsupportedLoraError(
+                f"{file_name} holds quantised weights with separate scales (scaled fp8 or the "
+                f"like: {key!r}), which are not handled here. Use its fp16, bf16, fp32 or plain "
+                "fp8 version."
             )
     if unknown and not has_pairs:
         raise LoraError(
             f"{file_name} is not a LoRA: none of its {len(unknown)} tensors is one half of a "
-            f"low-rank pair (the first is {unknown[0]!r}). If it is a checkpoint, give it as the "
-            "model."
+            f"low-rank pair (the first is {unknown[0]!r}). {_advice(unknown)}"
         )
     if unknown:
         shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise LoraError(
+        raise UnsupportedLoraError(
             f"{file_name} holds {len(unknown)} tensors that are no part of a LoRA: {shown}. "
             "It may be damaged, or of a kind that is not handled here."
         )
+
+
+def _advice(unknown: list[str]) -> str:
+    if EMBEDDING_KEYS.issuperset(unknown):
+        return "It is an embedding (textual inversion): put it into the host's embeddings folder."
+    return "If it is a checkpoint, give it as the model."
 
 
 def detect_family(modules: Mapping[str, LoraModule], shapes: Mapping[str, tuple[int, ...]]) -> str:

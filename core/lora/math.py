@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import LoraError, NonFiniteError
 from ..families.base import EQUAL_THIRDS
+from .shapes import check_pair
 
 MAX_SHIFT = 60  # binary places; 2**60 is an exact factor in every format that fp32 can hold
 
@@ -40,16 +41,7 @@ class LoraPair:
 
     def check(self, name: str) -> LoraPair:
         """This pair, or an error naming `name` if shapes disagree or a value is not finite."""
-        if self.down.ndim not in (2, 4) or self.up.shape[1:2] != self.down.shape[:1]:
-            raise LoraError(
-                f"{name}: down {tuple(self.down.shape)} and up {tuple(self.up.shape)} are not a "
-                "LoRA pair; expected (rank, in, ...) and (out, rank, ...)."
-            )
-        if self.rank == 0 or self.up[0].numel() != self.rank:
-            raise LoraError(
-                f"{name}: a pair of rank {self.rank} whose up has the shape "
-                f"{tuple(self.up.shape)}; (out, rank) or (out, rank, 1, 1) was expected."
-            )
+        check_pair(name, tuple(self.down.shape), tuple(self.up.shape))
         for half, tensor in (("down", self.down), ("up", self.up)):
             if not bool(torch.isfinite(tensor).all()):
                 raise NonFiniteError(

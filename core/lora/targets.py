@@ -27,7 +27,7 @@ class Target:
 def targets_by_name(
     modules: Iterable[str], family: Family, config: Config
 ) -> dict[str, list[Target]]:
-    """Targets of every plain name: the diffusers name of a module, and its checkpoint's name."""
+    """Targets of every plain name: a module's in diffusers, its checkpoint's, its part's there."""
     found: dict[str, list[Target]] = {}
     for module in modules:
         own = module.replace(".", "_")
@@ -42,6 +42,8 @@ def targets_by_name(
         stored = source.key.removesuffix(".weight").replace(".", "_")
         if stored != module.replace(".", "_"):
             found.setdefault(stored, []).append(Target(module, source))
+        if source.part is not None:  # OMI's names: q, k and v are parts 0, 1 and 2 of `qkv`
+            found[f"{stored}_{source.part}"] = [Target(module, TensorSource(module))]
     return found
 
 

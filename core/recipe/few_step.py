@@ -64,10 +64,22 @@ def make_schedule(flow: bool, shift: float | None, zero_terminal_snr: bool) -> S
     return FlowSchedule(shift or 1.0) if flow else VPSchedule(zero_terminal_snr)
 
 
-def family_schedule(family: Family, zero_terminal_snr: bool = False) -> Schedule:
-    """The noise schedule that a family's models were trained with."""
+def family_schedule(
+    family: Family,
+    zero_terminal_snr: bool = False,
+    *,
+    prediction: str = "",
+    shift: float | None = None,
+) -> Schedule:
+    """The noise schedule that a family's models were trained with.
+
+    Args:
+        prediction: what the model predicts; "" is what is usual.
+        shift: of a flow; None is the family's.
+    """
     sampling = family.sampling
-    return make_schedule(sampling.schedule == "flow", sampling.flow_shift, zero_terminal_snr)
+    flow = (prediction or sampling.predictions[0]) == "flow"
+    return make_schedule(flow, shift or sampling.flow_shift, zero_terminal_snr)
 
 
 def schedule_of(recipe: Recipe) -> Schedule:

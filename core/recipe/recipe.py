@@ -223,10 +223,27 @@ def plain_host_settings(recipe: Recipe) -> str:
     if recipe.solver != "ode" or not is_plain_grid(recipe):
         return "none: this grid needs the DP-DMD sampler"
     settings = f"Euler, Simple, {recipe.num_steps} steps, CFG {recipe.guidance_scale:g}"
-    usual = family(recipe.family).sampling.flow_shift
-    if recipe.prediction == "flow" and recipe.shift not in (None, usual):
-        settings += f", shift {recipe.shift:g}"
+    shift = shift_to_set(recipe)
+    if shift is not None:
+        settings += f", shift {shift:g}"
+    if is_unusual_flow(recipe):
+        settings += " as a rectified flow (ComfyUI: ModelSamplingSD3 before the sampler)"
     return settings
+
+
+def shift_to_set(recipe: Recipe) -> float | None:
+    """The shift that a host has to be told; None where it has none, or takes the same anyway."""
+    usual = family(recipe.family).sampling.flow_shift
+    if recipe.prediction != "flow" or (
+        recipe.shift in (None, usual) and not is_unusual_flow(recipe)
+    ):
+        return None
+    return recipe.shift or 1.0
+
+
+def is_unusual_flow(recipe: Recipe) -> bool:
+    """Whether it is a flow of a family whose models hosts do not sample as flows unasked."""
+    return recipe.prediction == "flow" and family(recipe.family).sampling.schedule != "flow"
 
 
 def used_clip_skip(recipe: Recipe) -> int | None:

@@ -18,7 +18,7 @@ from ..errors import LoraError, SettingsError
 from ..families import FAMILY_LABELS
 from .few_step import Plan, default_recipe, plan
 from .known_students import KNOWN_STUDENTS, recognise
-from .recipe import METADATA_KEY, Recipe
+from .recipe import METADATA_KEY, Recipe, is_unusual_flow
 
 FILE, KIND, USUAL = "file", "kind", "usual"
 """Where a recipe comes from: the LoRA's file, the kind the user named, the family's usual grid."""
@@ -33,6 +33,8 @@ class ModelFacts:
         prediction: "" for one that samples in a way that is not known here.
         shift: of a flow; None is the family's.
         zero_terminal_snr: None where the host does not know it yet.
+        flow_at_will: whether our sampler there samples it as a flow if a recipe says so, whatever
+            the host takes it for.
         name: what the host calls this kind of model, "" where it has no word.
     """
 
@@ -41,6 +43,7 @@ class ModelFacts:
     shift: float | None = None
     zero_terminal_snr: bool | None = False
     name: str = ""
+    flow_at_will: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class Words:
         kinds: where the user chooses the kind of a LoRA.
         other_family: advice for a model of another family.
         other_sampling: advice for a model that samples in an unknown way.
-        predictions: prediction -> advice for a model that seems to predict something else.
+        predictions: prediction -> advice for a model that seems to predict something else, with
+            {shift} for a flow's.
         zero_terminal_snr: advice for a model with another end than the LoRA's, with {wanted}
             for "on" or "off".
         no_recipe: note for the usual grid, with {steps}, {family} and {advice}; "" for none.
@@ -191,6 +195,8 @@ def _of_file(
     if facts is not None:
         check_model(recipe, facts, words, loras[0].name)
     notes = [_strength_note(lora) for lora in loras if lora.strength not in (None, 1.0)]
+    if facts is not None and follows_flow(recipe, facts):
+        notes.append(flow_note(recipe, words.model))
     if facts is not None and recipe.prediction != "flow":
         known = facts.zero_terminal_snr
         if known is not None and known != recipe.zero_terminal_snr:
@@ -255,15 +261,29 @@ def check_model(recipe: Recipe, facts: ModelFacts, words: Words, name: str = "")
     """
     what = name or "The LoRA"
     check_family(recipe.family, facts.family, what)
-    if recipe.prediction != facts.prediction:
+    if recipe.prediction != facts.prediction and not follows_flow(recipe, facts):
         predicts = f"predicts {facts.prediction}" if facts.prediction else ""
         found = predicts or "is set to sample in another way"
         teacher = f" ({recipe.teacher_name})" if recipe.teacher_name else ""
-        hint = words.predictions.get(recipe.prediction, "")
+        hint = words.predictions.get(recipe.prediction, "").format(shift=f"{recipe.shift or 1:g}")
         raise LoraError(
             f"{what} was made for a model of {recipe.prediction}-prediction, but this model "
             f"{found}. Use the checkpoint it was made for{teacher}.{' ' + hint if hint else ''}"
         )
+
+
+def follows_flow(recipe: Recipe, facts: ModelFacts) -> bool:
+    """Whether the recipe's flow is followed on a model that the host does not take for one."""
+    flow = recipe.prediction == "flow" != facts.prediction
+    return flow and facts.flow_at_will and is_unusual_flow(recipe)
+
+
+def flow_note(recipe: Recipe, model: str) -> str:
+    """The note that a model is sampled as a flow because its LoRA says so."""
+    return (
+        f"This {model} is sampled as a rectified flow of shift {recipe.shift or 1:g}, as the LoRA "
+        "was trained; its file alone does not say that it is one."
+    )
 
 
 def _twice_note(loras: Sequence[LoraFacts], words: Words) -> str:

@@ -23,6 +23,7 @@ SD1 = dataclasses.replace(
 SD1_V = default_recipe("sd1", "v", zero_terminal_snr=True)
 SDXL = default_recipe("sdxl", "eps")
 SD3 = default_recipe("sd3", "flow")
+SDXL_FLOW = default_recipe("sdxl", "flow", shift=2.5)
 
 
 @pytest.fixture
@@ -70,6 +71,22 @@ def test_a_style_lora_on_top_keeps_the_recipe_whoever_loaded_the_first(loras):
     assert "strength 0.5" in load(style, few, 0.7)[2]
     under_core = few.with_core_lora({"ss_output_name": "style"})
     assert find_recipe(under_core).recipe == SD1
+
+
+def test_an_sdxl_that_is_a_flow_by_its_lora_is_sampled_as_one(loras):
+    name = write_lora(loras, "few.safetensors", SDXL_FLOW)
+    before = Model(SDXL)
+    model, recipe, text = load(name, before)
+    flow = model.get_model_object("model_sampling")
+    assert (flow.shift, flow.multiplier) == (2.5, 1000) and before.object_patches == {}
+    assert recipe == SDXL_FLOW and find_recipe(model).recipe == SDXL_FLOW
+    assert "sampled as a rectified flow of shift 2.5" in text
+    again, _, text = load(name, Model(SDXL_FLOW))  # by ModelSamplingSD3 already
+    assert again.object_patches == {} and "sampled as" not in text
+    with pytest.raises(LoraError, match=r"DP-DMD Load LoRA.*ModelSamplingSD3 with shift 2\.5"):
+        find_recipe(Model(SDXL).with_recipe(SDXL_FLOW))
+    with pytest.raises(LoraError, match="this model predicts flow"):
+        load(write_lora(loras, "eps.safetensors", SDXL), Model(SDXL_FLOW))
 
 
 def test_a_lora_without_a_recipe_takes_the_familys_grid_and_says_so(loras):

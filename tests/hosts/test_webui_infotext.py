@@ -17,7 +17,7 @@ PROGRAM = Path(__file__).with_name("webui_infotext_program.py")
 FOLDER = os.environ.get("WEBUI_DIR")
 PROMPTS = [
     "a cat, (tall:1.2) house, [old], été 日本",
-    "Steps: 9, Sampler: none, CFG scale: 3",
+    "lens: 50mm, film: none, mood: calm",
     'quotes "a, b": c',
     "a \\(round\\) dog AND a tree BREAK sky",
 ]

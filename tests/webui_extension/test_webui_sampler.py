@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from types import SimpleNamespace
+import itertools
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from dpdmd_studio.core.diffusion.schedule import VPSchedule, few_step_positions
 from dpdmd_studio.core.errors import LoraError, SettingsError
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.resolve import AS_TRAINED, LoraFacts, ModelFacts
-from dpdmd_studio.webui_extension.host import attention_classes, models, page
+from dpdmd_studio.webui_extension.host import attention_classes, models, page, samplers
 from dpdmd_studio.webui_extension.sampling import attention, generation, sampler
 from torch import nn
 
@@ -147,6 +149,78 @@ def test_a_renoising_recipe_takes_the_hosts_noise(stage):
     for sigma in (*recipe.sigmas[1:-1], 0.0):
         expected = 0.5 * expected + sigma
     torch.testing.assert_close(x, torch.full_like(x, expected))
+
+
+FLOW = default_recipe("sdxl", "flow", shift=2.0)
+
+
+@pytest.fixture
+def flow_host(monkeypatch, stage) -> Any:
+    """An SDXL that the host takes for eps, whose velocity is its input, and a LoRA of a flow."""
+    fed: list[float] = []
+
+    def apply_model(x, timesteps, cond=None):
+        fed.extend(timesteps.tolist())
+        return x
+
+    class DiscreteSchedule:
+        def __init__(self, sigmas, quantize):
+            self.sigmas = sigmas
+
+        def __call__(self, *inputs, **conditions):
+            return self.forward(*inputs, **conditions)
+
+    shared = ModuleType("modules.shared")
+    shared.sd_model, shared.device = SimpleNamespace(apply_model=apply_model, fed=fed), "cpu"
+    external = ModuleType("k_diffusion.external")
+    external.DiscreteSchedule = DiscreteSchedule
+    for name, module in (
+        ("modules", ModuleType("modules")), ("modules.shared", shared),
+        ("k_diffusion", ModuleType("k_diffusion")), ("k_diffusion.external", external),
+    ):  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["modules"].shared = shared
+    sys.modules["k_diffusion"].external = external
+    facts = ModelFacts("sdxl", "eps", flow_at_will=True)
+    monkeypatch.setattr(models, "model_facts", lambda sigmas=None: facts)
+    monkeypatch.setattr(generation, "active_loras", lambda: [LoraFacts("few", FLOW)])
+    return shared.sd_model
+
+
+class Wrapping(Denoiser):
+    """CFGDenoiser as far as it hands its input to the wrapped network."""
+
+    def __init__(self, p: Any) -> None:
+        super().__init__(p)
+        self.model_wrap = SimpleNamespace(sigmas=TABLE)
+
+    inner_model = property(lambda self: self.model_wrap, lambda self, value: None)
+
+    def __call__(self, x, sigma, cond_scale=1.0, cond=None):
+        return self.inner_model(x, sigma)
+
+
+def test_an_sdxl_is_sampled_as_the_flow_that_its_lora_was_trained_for(flow_host):
+    found = generation.in_force(models.model_facts(), AS_TRAINED)
+    assert "sampled as a rectified flow of shift 2" in found.plan.note
+    denoiser = Wrapping(SimpleNamespace())
+    sigmas = torch.tensor(FLOW.sigmas)
+    x = sampler.few_step(denoiser, torch.ones(2, 1, 2, 2), sigmas, {})
+    levels = FLOW.sigmas
+    assert flow_host.fed == pytest.approx([1000 * s for s in levels[:-1] for _ in range(2)])
+    expected = 1.0
+    for here, there in itertools.pairwise(levels):
+        expected += (there - here) * expected
+    torch.testing.assert_close(x, torch.full_like(x, expected))
+    assert float(denoiser.inner_model.sigmas[-1]) == 1
+    with samplers.noising_as_flow():
+        noised = flow_host.add_noise_to_latent(torch.ones(1), torch.zeros(1), torch.tensor(0.25))
+    assert float(noised) == 0.75 and not hasattr(flow_host, "add_noise_to_latent")
+
+
+def test_a_host_that_scales_by_itself_is_told_what_to_set(monkeypatch, flow_host):
+    with pytest.raises(LoraError, match=r"reForge turn on .*shift 2\).*'rectified'"):
+        generation.in_force(ModelFacts("sdxl", "eps"), AS_TRAINED)
 
 
 @pytest.mark.parametrize(

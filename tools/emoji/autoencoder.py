@@ -21,7 +21,9 @@ from torch.nn import functional
 from .drawing import Drawer
 
 BATCH, CYCLES, PEAK, DECAY = 32, (4000,), 1.5e-3, 0.998
-LATENT_NOISE = 0.12
+NARROW_CYCLES = (1800,)
+"""Updates with four latent channels, which begin with what the wide one has learned."""
+LATENT_NOISE, NARROW = 0.12, 4
 
 
 class Taesd(Codec):
@@ -49,14 +51,33 @@ class Taesd(Codec):
 def train(folder: Path, drawer: Drawer, seed: int = 0) -> Training:
     """Train the autoencoder, or go on with the training found in the folder."""
     torch.manual_seed(seed)
-    place = device()
-    network = Taesd().to(place, memory_format=torch.channels_last)
-    training = Training(network, folder / "autoencoder", CYCLES, PEAK, DECAY)
+    network = Taesd().to(device(), memory_format=torch.channels_last)
+    return _trained(Training(network, folder / "autoencoder", CYCLES, PEAK, DECAY), drawer, seed)
+
+
+def train_narrow(folder: Path, drawer: Drawer, seed: int = 0) -> Training:
+    """The same with SD 1.x's four latent channels: all but the layers at them are taken over."""
+    torch.manual_seed(seed)
+    network, wide = Taesd(NARROW), load(folder).state_dict()
+    own = network.state_dict()
+    network.load_state_dict(
+        {
+            name: wide[name] if wide[name].shape == value.shape else value
+            for name, value in own.items()
+        }
+    )
+    network.to(device(), memory_format=torch.channels_last)
+    training = Training(network, folder / "autoencoder-narrow", NARROW_CYCLES, PEAK, DECAY)
+    return _trained(training, drawer, seed)
+
+
+def _trained(training: Training, drawer: Drawer, seed: int) -> Training:
+    network, place = training.module, device()
     backgrounds = captions.world().backgrounds
 
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"{seed}-autoencoder-{update}")
-        scenes = [captions.random_scene(source) for _ in range(BATCH)]
+        scenes = [captions.anywhere(captions.random_scene(source), source) for _ in range(BATCH)]
         images = drawer.draw(scenes, source, backgrounds).to(place)
         images = images.contiguous(memory_format=torch.channels_last)
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)
@@ -85,11 +106,11 @@ def drawing_loss(drawn: Tensor, images: Tensor) -> Tensor:
     return error.abs().mean() + 2 * error.square().mean() + edges + coarse
 
 
-def load(folder: Path) -> Taesd:
+def load(folder: Path, narrow: bool = False) -> Taesd:
     """The averaged autoencoder as far as it is trained, in evaluation mode, on `device()`."""
     from safetensors.torch import load_file
 
-    network = Taesd()
-    path = folder / "autoencoder" / "state.safetensors"
+    network = Taesd(NARROW) if narrow else Taesd()
+    path = folder / ("autoencoder-narrow" if narrow else "autoencoder") / "state.safetensors"
     network.load_state_dict(part(load_file(path), "average."))
     return network.to(device(), memory_format=torch.channels_last).eval()

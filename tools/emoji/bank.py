@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +12,24 @@ from dpdmd_studio.trainer.toys.emoji import captions
 from shapes_teacher_common import device
 from torch import Tensor
 
+from . import text
 from .drawing import Drawer
 
 PLACEMENTS, AT_A_TIME = 96, 232
 """Scenes for each picture, and images encoded at a time."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one update of a denoiser sees.
+
+    `x0` and `eps` are latents and noise (N, C, h, w), `even` (N,) is spread evenly over 0 to 1.
+    """
+
+    said: list[str]
+    x0: Tensor
+    eps: Tensor
+    even: Tensor
 
 
 class Bank:
@@ -25,6 +39,16 @@ class Bank:
         kept = torch.load(path, weights_only=True)
         self.latents: Tensor = kept["latents"]
         self.scenes = [captions.Scene(*facts) for facts in kept["scenes"]]
+
+    def batch(self, size: int, source: random.Random) -> Batch:
+        """Random scenes, each with a caption that says a part of it."""
+        chosen = [source.randrange(len(self.scenes)) for _ in range(size)]
+        said = text.training_captions([self.scenes[i] for i in chosen], source)
+        x0 = self.latents[chosen].float()
+        draws = torch.Generator("cpu").manual_seed(source.getrandbits(62))
+        eps = torch.randn(x0.shape, generator=draws)
+        even = (torch.randperm(size, generator=draws) + torch.rand(size, generator=draws)) / size
+        return Batch(said, x0.to(device()), eps.to(device()), even.to(device()))
 
 
 @torch.inference_mode()

@@ -81,13 +81,18 @@ def record(folder: Path, target: Path) -> dict:
         "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
         "torch": torch.__version__,
     }
-    stages = {"autoencoder": autoencoder, "judge": judge, "flow": flow}
-    for name, stage in stages.items():
+    batches = {
+        "autoencoder": (autoencoder.BATCH, autoencoder.PEAK),
+        "judge": (judge.BATCH, judge.PEAK),
+        "flow-coarse": (flow.COARSE_BATCH, flow.PEAK),
+        "flow": (flow.BATCH, flow.PEAK),
+    }
+    for name, (batch, peak) in batches.items():
         facts = file_facts(folder / name)
         found[name] = {
             "updates": facts["update"],
-            "batch": stage.BATCH,
-            "peak_learning_rate": stage.PEAK,
+            "batch": batch,
+            "peak_learning_rate": peak,
             "seconds": round(facts["seconds"]),
             "loss": facts["curve"][:: max(1, len(facts["curve"]) // 20)],
         }

@@ -67,7 +67,7 @@ def labelled(spoiler: Spoiler, count: int, source: random.Random) -> tuple[Tenso
     here = captions.world()
     scenes = []
     for _ in range(count):
-        free = captions.random_scene(source)
+        free = captions.anywhere(captions.random_scene(source), source)
         name, style = source.choice(here.names), source.choice(here.styles)
         scenes.append(replace(free, name=name, style=style))
     images = spoiler.drawer.draw(scenes, source, here.backgrounds)

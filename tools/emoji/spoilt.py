@@ -36,7 +36,7 @@ class Spoiler:
     def _pairs(self, count: int, source: random.Random) -> tuple[Tensor, Tensor]:
         first, second = [], []
         while len(first) < count:
-            one, other = captions.random_scene(source), captions.random_scene(source)
+            one, other = _scene(source), _scene(source)
             if one.name.split()[-1] != other.name.split()[-1]:
                 first.append(one)
                 second.append(other)
@@ -60,12 +60,12 @@ class Spoiler:
         return mixed
 
     def _blur(self, count: int, source: random.Random) -> Tensor:
-        images = self._drawn([captions.random_scene(source) for _ in range(count)], source)
+        images = self._drawn([_scene(source) for _ in range(count)], source)
         share = 64 / images.shape[-1]
         return torch.cat([blurred(image[None], source.uniform(4.5, 8) / share) for image in images])
 
     def _noise(self, count: int, source: random.Random) -> Tensor:
-        images = self._drawn([captions.random_scene(source) for _ in range(count)], source)
+        images = self._drawn([_scene(source) for _ in range(count)], source)
         strength = torch.tensor([source.uniform(0.45, 0.9) for _ in range(count)])
         grain = torch.randn(images.shape, generator=_generator(source))
         return images + strength[:, None, None, None] * grain
@@ -91,7 +91,7 @@ class Spoiler:
         return self.decode(torch.stack(made))
 
     def _empty(self, count: int, source: random.Random) -> Tensor:
-        scenes = [captions.random_scene(source) for _ in range(count)]
+        scenes = [_scene(source) for _ in range(count)]
         side = self.drawer.resolution
         flat = colours(scenes, source, captions.world().backgrounds)[:, :, None, None]
         slope = torch.linspace(-0.5, 0.5, side)[None, None, :, None]
@@ -103,7 +103,7 @@ class Spoiler:
         return flat + steepness[spread] * slope + strength[spread] * blob
 
     def _stranger(self, count: int, source: random.Random) -> Tensor:
-        scenes = [captions.random_scene(source) for _ in range(count)]
+        scenes = [_scene(source) for _ in range(count)]
         chosen = [source.randrange(len(self.strangers.rgba)) for _ in range(count)]
         behind = colours(scenes, source, captions.world().backgrounds)
         return self.strangers.compose(self.strangers.rgba[chosen].float(), scenes, behind)
@@ -125,6 +125,10 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
     return functional.conv2d(
         padded, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels
     )
+
+
+def _scene(source: random.Random) -> captions.Scene:
+    return captions.anywhere(captions.random_scene(source), source)
 
 
 def _generator(source: random.Random) -> torch.Generator:

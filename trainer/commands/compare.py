@@ -171,6 +171,8 @@ def _student(
     strength: float,
     taken: list[str],
 ) -> Student:
+    for note in lora.not_applied():
+        log.info("%s", note)
     recipe = lora.recipe
     steps = request.steps or (recipe.num_steps if recipe else DEFAULT_STEPS)
     sigmas = few_step_sigmas(steps, recipe, checkpoint)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...app.config.new_run import check_request
 from ...app.config.request import DistillRequest
+from ...app.library.home import numbered
+from ...app.library.path_checks import typed_path
 from ...app.prompts.expansion import hold_out
 from ...app.runs.directory import (
     EVALUATION_PROMPTS,
@@ -21,14 +24,14 @@ from ...app.runs.directory import (
     RunDirectory,
 )
 from ...app.runs.exit_note import queued_run
-from ...core.errors import CheckpointError, RunError
+from ...app.runs.tables import read_json
+from ...core.errors import CheckpointError, OutputError, RunError
 from ...core.files import atomic_write
 from ..device import choose_device, memory_explained
 from ..distributed import joined
 from ..evaluation.monitor import Monitor
 from ..evaluation.previews import Previews
 from ..evaluation.run_report import write_run_report
-from ..loading.checkpoint import text_encoder_files
 from ..loading.teacher_loras import check_teacher_loras
 from ..toys import encoder
 from ..toys.worlds import measures_for
@@ -178,7 +181,12 @@ def _write_result(
             run.checkpoints,
         )
         step, weights = best.step, best.weights
-    session.write_lora(output, overwrite=True, weights=weights, step=step)
+    try:
+        session.write_lora(output, overwrite=True, weights=weights, step=step)
+    except OutputError as error:
+        kept = run.checkpoints / f"step-{step:08d}.safetensors"
+        session.write_lora(kept, overwrite=True, weights=weights, step=step)
+        raise OutputError(f"{error} The finished LoRA is kept as {kept}: copy it.") from error
     facts = {"lora": str(output), "step": session.trainer.step, "kept_step": step}
     run.write_json("result.json", facts)
     run.clear_requests()
@@ -189,14 +197,16 @@ def _write_result(
 
 def _output(run: RunDirectory, request: DistillRequest) -> Path:
     """Where the LoRA goes: where it was asked for, or beside what has appeared there meanwhile."""
-    written = None
+    written: object = None
     if (run.path / "result.json").exists():  # by this very run, when it was stopped before
-        written = run.read_json("result.json").get("lora")
-    asked, count = Path(request.output), 1
-    output = asked
-    while output.exists() and not request.overwrite and str(output) != written:
-        count += 1
-        output = asked.with_name(f"{asked.stem}-{count}{asked.suffix}")
+        written = read_json(run.path / "result.json").get("lora")  # a damaged one says nothing
+    asked = Path(request.output)
+    names = (asked.with_name(stem + asked.suffix) for stem in numbered(asked.stem))
+    output = next(
+        path
+        for path in names
+        if request.overwrite or str(path) == written or not os.path.exists(path)
+    )
     if output != asked:
         log.info("%s was made by someone else meanwhile; the LoRA goes to %s.", asked, output)
     return output
@@ -265,7 +275,7 @@ def _make_run(
 ) -> RunDirectory:
     config = request.config
     check_optimizer(config.optimizer, choose_device(config.device))
-    request = check_teacher_loras(request, text_encoder_files(request.model))
+    request = check_teacher_loras(request, request.model.text_encoders())
     if evaluation_prompts is None:
         prompts, evaluation_prompts = hold_out(prompts, config.evaluation_prompts, config.seed)
     return RunDirectory.create(
@@ -291,7 +301,7 @@ def prepare(run: RunDirectory) -> None:
     # hashes of an earlier run, which this one is a copy of, bind this one to nothing
     loras = tuple(dataclasses.replace(lora, sha256="") for lora in request.teacher_loras)
     request = dataclasses.replace(request, teacher_loras=loras)
-    request = check_teacher_loras(request, text_encoder_files(request.model))
+    request = check_teacher_loras(request, request.model.text_encoders())
     if (run.path / GIVEN_PROMPTS).exists():
         config = request.config
         given = run.given_prompts()
@@ -322,7 +332,7 @@ def move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:
 
 def _move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:
     for file in files.values():
-        if not Path(file).expanduser().exists():
+        if not os.path.exists(typed_path(file)):
             raise CheckpointError(f"There is no file {file}.")
     with run.lock():
         settings = run.settings()

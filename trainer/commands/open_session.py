@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from ...app.config.distill_config import DistillConfig
 from ...app.config.new_run import choose_resolutions, note_size
-from ...app.config.request import DistillRequest
+from ...app.config.request import DistillRequest, asked_sampling
 from ...app.library.home import prompt_cache
 from ...app.prompts.expansion import PromptSource
 from ...app.runs.directory import RunDirectory
@@ -107,7 +107,8 @@ def _load(
 ) -> LoadedCheckpoint:
     files, config = request.model, request.config
     stored = config.base_weights != "keep" or config.offload_base
-    overrides = Overrides.of(files, config.prediction, config.zero_terminal_snr, loras)
+    asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
+    overrides = Overrides.of(files, asked, loras)
     checkpoint = load_checkpoint(
         Path(files.checkpoint),
         dtype=dtype,

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...app.library.path_checks import typed_path
 from ...app.prompts.expansion import expand
 from ...app.share.facts import CheckpointFacts, ImageFacts, PackageFacts
 from ...app.share.folder import (
@@ -87,7 +88,7 @@ def package(request: PackageRequest) -> Package:
     for note in source.notes:
         log.info("%s", note)
     name = safe_name(request.name or source.lora.stem)
-    output = Path(request.output).expanduser().resolve()
+    output = Path(typed_path(str(request.output))).resolve()
     files = package_files(name, request.count)
     with building(output, name, files, request.overwrite) as folder:
         lora = folder / f"{name}.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,16 +16,18 @@ from torch import Tensor, tensor
 
 from ... import __version__
 from ...app.config.distill_config import DistillConfig
+from ...app.config.knobs import MAX_WHOLE_NUMBER, parse_resolutions
 from ...app.config.new_run import choose_resolutions, note_size
-from ...app.config.request import ModelFiles
+from ...app.config.request import ModelFiles, asked_sampling
 from ...app.library.home import prompt_cache
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import few_step_positions
-from ...core.errors import OutputError, SettingsError
-from ...core.families import family, identify
+from ...core.errors import NonFiniteError, OutputError, SettingsError
+from ...core.families import AskedSampling, family, identify
 from ...core.files.hashes import file_hashes, file_sha256
 from ...core.files.png_info import ImageInfo, UsedLora, save_png
-from ...core.lora.file import LoraFile, check_family, read_lora
+from ...core.lora.contents import check_family
+from ...core.lora.file import LoraFile, read_lora
 from ...core.recipe.merged_loras import merged_lora_notes
 from ...core.recipe.recipe import Recipe
 from ..device import choose_device, choose_dtype, memory_explained
@@ -37,7 +39,7 @@ from ..loading.checkpoint import (
     load_checkpoint,
     model_name,
 )
-from ..loading.decoding import decode
+from ..loading.decoding import decode, finite_rows, overflow_advice
 from ..loading.lora_merge import WITH_LORA, MergingLora, open_merging
 from ..model.conditioning import Conditioning, PromptPair
 from ..text.cache import EncodedPrompts, encode_prompts
@@ -45,6 +47,7 @@ from ..toys import encoder
 from .open_session import default_guidance
 
 TEACHER_STEPS = 28
+SHOWN = 4
 log = logging.getLogger("dpdmd_studio.commands")
 Job = tuple[tuple[int, int], Path]
 """(prompt number, seed) and where the image goes."""
@@ -71,18 +74,21 @@ class ImageRequest:
     resolution: str = ""
     prediction: str = "auto"
     zero_terminal_snr: str = "auto"
+    shift: float = 0.0
     batch_size: int = 4
     device: str = "auto"
     dtype: str = "auto"
     overwrite: bool = False
 
     def check(self) -> None:
-        """Raise SettingsError for numbers outside their range."""
+        """Raise SettingsError for numbers outside their range, or sizes that are none."""
         for name, (low, high) in self.BOUNDS.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 words = name.replace("_", " ")
-                raise SettingsError(f"{words} is {value:g}; expected {low} to {high}.")
+                found = f"{value:g}" if abs(value) < MAX_WHOLE_NUMBER else "a huge number"
+                raise SettingsError(f"{words} is {found}; expected {low} to {high}.")
+        parse_resolutions(self.resolution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,16 +150,25 @@ def draw_images(request: SampleRequest) -> list[Path]:
         model_hash = file_sha256(setup.checkpoint.path)[:10]
     jobs = list(paths.items())
     started = time.perf_counter()
-    done = 0
+    done, blank = 0, []
     while done < len(jobs):
         part = _batch_of(jobs[done : done + request.batch_size], request, encoded)
         images = _draw(request, setup, encoded, [key for key, _ in part])
         for ((number, seed), path), image in zip(part, images, strict=True):
+            if image is None:
+                blank.append(path.name)
+                continue
             info = _info(request, setup, request.prompts[number], seed, model_hash)
             save_png(path, Image.fromarray(image), info, overwrite=request.overwrite)
         done += len(part)
         left = (time.perf_counter() - started) / done * (len(jobs) - done)
         log.info("%d of %d images, %.0f s left", done, len(jobs), left)
+    if blank:
+        shown = ", ".join(blank[:SHOWN]) + (", ..." if len(blank) > SHOWN else "")
+        raise NonFiniteError(
+            f"{len(blank)} of {len(jobs)} images were not drawn, since their latents hold NaN or "
+            f"infinity: {shown}. {overflow_advice(setup.checkpoint.dtype)}"
+        )
     return list(paths.values())
 
 
@@ -217,7 +232,7 @@ def open_styles(request: ImageRequest, loras: Sequence[LoraFile]) -> list[Mergin
     styles = [open_merging(Path(path), strength) for path, strength in request.with_loras]
     kind = family(identify(Path(request.model.checkpoint)).family)
     for file in [*loras, *(style.file for style in styles)]:
-        check_family(file, kind)  # before gigabytes are loaded
+        check_family(file.contents, kind)  # before gigabytes are loaded
     for lora in loras:
         for note in merged_lora_notes(lora.recipe, [s.present() for s in styles], how=WITH_LORA):
             log.info("%s: %s", lora.path.name, note)
@@ -228,24 +243,26 @@ def load_for_images(
     request: ImageRequest, recipe: Recipe | None, styles: list[MergingLora], device: torch.device
 ) -> LoadedCheckpoint:
     """The checkpoint; what the request leaves open is as the recipe has it, else as the file."""
-    overrides = Overrides.of(request.model, request.prediction, request.zero_terminal_snr, styles)
-    if recipe is not None and overrides.prediction in (None, recipe.prediction):
-        overrides = replace(overrides, prediction=recipe.prediction)
-        if recipe.prediction == "v" and overrides.zero_terminal_snr is None:
-            overrides = replace(overrides, zero_terminal_snr=recipe.zero_terminal_snr)
+    asked = asked_sampling(request.prediction, request.zero_terminal_snr, request.shift)
+    if recipe is not None and asked.prediction in (None, recipe.prediction):
+        zero = recipe.zero_terminal_snr if recipe.prediction == "v" else None
+        asked = AskedSampling(
+            prediction=recipe.prediction,
+            zero_terminal_snr=zero if asked.zero_terminal_snr is None else asked.zero_terminal_snr,
+            shift=recipe.shift if asked.shift is None else asked.shift,
+        )
     return load_checkpoint(
         Path(request.model.checkpoint),
         dtype=choose_dtype(request.dtype, device),
         device=device,
-        overrides=overrides,
+        overrides=Overrides.of(request.model, asked, styles),
     )
 
 
 def _apply(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> UsedLora:
     apply_lora(checkpoint, lora, strength)
-    if lora.text_encoder_keys:
-        count = len(lora.text_encoder_keys)
-        log.info("%d text-encoder tensors of %s are not applied.", count, lora.path.name)
+    for note in lora.not_applied():
+        log.info("%s", note)
     autov3 = file_hashes(lora.path).autov3
     return UsedLora(name=lora.path.stem, strength=strength, autov3=autov3)
 
@@ -294,7 +311,8 @@ def _draw(
     setup: _Setup,
     encoded: EncodedPrompts,
     keys: list[tuple[int, int]],
-) -> list[np.ndarray]:
+) -> list[np.ndarray | None]:
+    """An image of each (prompt number, seed); None where the latents are no numbers."""
     width, height = setup.size
     prompts = Conditioning.cat([encoded[request.prompts[number]] for number, _ in keys])
     guidance = Guidance(setup.guidance_scale, request.guidance_rescale)
@@ -305,7 +323,9 @@ def _draw(
         (setup.checkpoint.detection.latent_channels, height // 8, width // 8),
         Trajectory(setup.sigmas, guidance),
     )
-    return list(decode(setup.checkpoint, latents))
+    sound = finite_rows(latents)
+    images = iter(decode(setup.checkpoint, latents[sound]) if bool(sound.any()) else ())
+    return [next(images) if is_sound else None for is_sound in sound.tolist()]
 
 
 def _info(

@@ -96,7 +96,11 @@ class ImageSampler:
     def draw(
         self, setting: ArmSetting, material: EvaluationSet, watch: Watch = lambda done, total: None
     ) -> list[list[np.ndarray]]:
-        """Images of one arm, by [prompt][seed]; `watch` is told what part of the work is done."""
+        """Images of one arm, by [prompt][seed]; `watch` is told what part of the work is done.
+
+        Raises:
+            NonFiniteError: some of the latents are no numbers.
+        """
         jobs = [(p, seed) for p in range(len(material.prompts)) for seed in material.seeds]
         latents = initial_latents(
             self.call.schedule,
@@ -115,7 +119,7 @@ class ImageSampler:
                 watch(before + rows.stop * stage.evaluations, len(jobs) * setting.evaluations)
             latents = torch.cat(parts)
             before += len(jobs) * stage.evaluations
-        flat = list(decode(self.checkpoint, latents))
+        flat = list(decode(self.checkpoint, latents, setting.name))
         count = len(material.seeds)
         return [flat[i : i + count] for i in range(0, len(flat), count)]
 

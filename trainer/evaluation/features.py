@@ -135,16 +135,21 @@ class _Preparation:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         path = folder / "preprocessor_config.json"
+        self.device = device
         try:
             facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except ValueError as error:
+            if not isinstance(facts, dict):
+                raise ValueError("no JSON object")
+            crop = facts.get("crop_size") or facts.get("size") or 224
+            sides = crop if isinstance(crop, dict) else {"height": crop}
+            self.side = int(sides.get("height") or sides.get("shortest_edge") or 224)
+            self.mean, self.std = (
+                torch.tensor([float(v) for v in facts.get(name) or IMAGENET[name]]).view(3, 1, 1)
+                for name in ("image_mean", "image_std")
+            )
+        except (OSError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+            # RuntimeError: other than three numbers, and JSON that is nested too deeply
             raise _no_model(folder, f"its {path.name} is damaged ({error})") from error
-        crop = facts.get("crop_size") or facts.get("size") or 224
-        sides = crop if isinstance(crop, dict) else {"height": crop}
-        self.side = int(sides.get("height") or sides.get("shortest_edge") or 224)
-        shape, self.device = (3, 1, 1), device
-        self.mean = torch.tensor(facts.get("image_mean") or IMAGENET["image_mean"]).view(shape)
-        self.std = torch.tensor(facts.get("image_std") or IMAGENET["image_std"]).view(shape)
 
     def __call__(self, images: Images) -> Tensor:
         return torch.stack([self._one(image) for image in images]).to(self.device)

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...app.runs.directory import EVALUATIONS, RunDirectory
-from ...app.runs.facts import clearly_nearer
-from ...core.errors import RunError
+from ...app.runs.facts import clearly_nearer, distances
+from ...app.runs.tables import finite
+from ...core.errors import NonFiniteError, RunError
 from ...core.files import atomic_write
 from ...core.images.diversity import sample_diversity
 from ..device import is_out_of_memory, release_memory
@@ -76,18 +78,22 @@ class Monitor:
 
     def catch_up(self, step: int) -> None:
         """Measure a resumed run's student if the run ended before that was done."""
-        lines = self._run.metrics(EVALUATIONS)
+        lines = measured_lines(self._run)
         if self.due(step) and not any(line["step"] == step for line in lines):
             self.measure(step)
 
     def measure(self, step: int) -> None:
-        """Measure the student after update `step`; a device too small for it costs no run."""
+        """Measure the student after update `step`; what stands in the way costs no run."""
         for _ in range(2):
             try:
                 self._measure(step)
                 return
             except EvaluationStoppedError:
                 return  # the stop itself is the loop's affair; a resume measures this one again
+            except NonFiniteError as error:
+                self._usable = bool(self._teacher)  # the teacher itself will draw no better
+                log.warning("The student after update %d is not measured. %s", step, error)
+                return
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -113,7 +119,7 @@ class Monitor:
             images = self._sampler().draw(setting, self.material(), self._watch)
         found = [self._features.of(row) for row in images]
         line = _numbers(step, found, self._teacher)
-        earlier = self._run.metrics(EVALUATIONS)
+        earlier = measured_lines(self._run)
         self._run.append_metrics(line, EVALUATIONS)
         if all(line["teacher_distance"] <= other["teacher_distance"] for other in earlier):
             self._keep(step)
@@ -155,30 +161,44 @@ class Monitor:
     def best(self) -> Best | None:
         """The best earlier student if it is clearly better than the last, else None.
 
-        Raises:
-            OSError: the kept student cannot be read.
+        One that cannot be read is named in the log, and the last one counts.
         """
-        lines = self._run.metrics(EVALUATIONS)
+        lines = measured_lines(self._run)
         if len(lines) < 2 or not (self._run.states / BEST).exists():
             return None
         last = lines[-1]
         first = min(lines, key=lambda line: line["teacher_distance"])
         if first is last or not clearly_nearer(first["distances"], last["distances"]):
             return None
-        weights = load_file(self._run.states / BEST)
+        try:
+            weights = load_file(self._run.states / BEST)
+        except (OSError, SafetensorError) as error:
+            log.warning("%s cannot be read (%s): the last student is written.", BEST, error)
+            return None
         return Best(int(first["step"]), {name: value.clone() for name, value in weights.items()})
+
+
+def measured_lines(run: RunDirectory) -> list[dict[str, Any]]:
+    """Lines of evaluations.jsonl that hold all that is read of them, each as long as the last."""
+    keys = ("diversity_kept", "teacher_distance")
+    found = [
+        line
+        for line in run.metrics(EVALUATIONS)
+        if distances(line) and all(finite(line.get(key)) is not None for key in keys)
+    ]
+    return [line for line in found if len(line["distances"]) == len(found[-1]["distances"])]
 
 
 def _numbers(step: int, found: list[Tensor], teacher: list[Tensor]) -> dict[str, Any]:
     diversity = mean(sample_diversity(row) for row in found)
     own = mean(sample_diversity(row) for row in teacher)
-    distances = [energy_distance(a, b) for a, b in zip(found, teacher, strict=True)]
+    apart = [energy_distance(a, b) for a, b in zip(found, teacher, strict=True)]
     return {
         "step": step,
         "sample_diversity": diversity,
         "diversity_kept": diversity / own if own else 1.0,
-        "teacher_distance": mean(distances),
-        "distances": distances,
+        "teacher_distance": mean(apart),
+        "distances": apart,
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...app.report.images import image_grid
 from ...app.runs.directory import RunDirectory
+from ...core.errors import NonFiniteError
 from ...core.files import atomic_write
 from ..device import is_out_of_memory, release_memory
 from .evaluate import ArmSetting, EvaluationSet, Stage
@@ -52,13 +53,16 @@ class Previews:
             self._draw(stage, f"step-{step:08d}.png")
 
     def _draw(self, stage: Stage, name: str) -> None:
-        """Draw one sheet; a device too small for it costs the sheet, not the run.
+        """Draw one sheet; what stands in the way costs the sheet, not the run.
 
         What failed is done again with memory given back, one image at a time.
         """
         for size in (self._session.config.batch_size, 1):
             try:
                 self._draw_sheet(stage, name, size)
+                return
+            except NonFiniteError as error:
+                log.warning("previews/%s is left out. %s", name, error)
                 return
             except RuntimeError as error:
                 if not is_out_of_memory(error):

@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 
 from ...app.report.report import write_report
-from ...app.runs.directory import EVALUATIONS, RunDirectory
+from ...app.runs.directory import RunDirectory
+from ...core.errors import NonFiniteError
 from ...core.families import stated_credits
 from ..device import is_out_of_memory
 from ..training.session import Session
 from .comparison import measured_report
 from .evaluate import EvaluationSet, EvaluationStoppedError, evaluate
 from .measures import MeasureSet
-from .monitor import Monitor
+from .monitor import Monitor, measured_lines
 from .run_evaluation import run_arms, session_sampler
 
 log = logging.getLogger("dpdmd_studio.evaluation")
@@ -47,6 +48,9 @@ def write_run_report(
         )
     except EvaluationStoppedError:
         log.info("Stopped before the report was done; the `compare` command makes one.")
+        return None
+    except NonFiniteError as error:
+        log.warning("There is no report. %s", error)
         return None
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -87,7 +91,7 @@ def run_facts(session: Session, material: EvaluationSet) -> dict[str, str]:
 def run_history(run: RunDirectory) -> dict[str, Any]:
     """How the student learned: metrics with measurements, previews and notes of `ReportData`."""
     metrics = run.metrics()
-    for line in run.metrics(EVALUATIONS):
+    for line in measured_lines(run):
         metrics.append({key: line[key] for key in ("step", "diversity_kept", "teacher_distance")})
     previews = []
     for path in sorted(run.previews.glob("step-*.png")):

@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of huggi
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,16 +22,15 @@ from torch import nn
 
 from ...app.config.request import ModelFiles
 from ...core.diffusion.schedule import Schedule
-from ...core.errors import CheckpointError, LoraError, SettingsError
-from ...core.families import Config, Detection, Family, family, stated_encoder
+from ...core.errors import CheckpointError, LoraError
+from ...core.families import AskedSampling, Config, Detection, Family, family, set_otherwise
 from ...core.lora.file import LoraFile, LoraPair, lora_deltas, merge_lora, weight_shapes
 from ...core.recipe.few_step import family_schedule
 from ..families import TorchFamily, half_of
 from ..model.network import NetworkCall
-from .encoders import encoder_file, encoder_title
 from .lora_merge import MergingLora, plan_merge
-from .parts import Parts, folder_parts, single_file_parts
-from .vae import LatentDecoder, decoder_file, find_decoder
+from .parts import Parts, find_components
+from .vae import LatentDecoder, find_decoder
 from .weights import Component
 
 logger = logging.getLogger("dpdmd_studio.loading")
@@ -42,12 +41,11 @@ KNOWN_EXTRAS = re.compile(
     r"|^(betas|logvar|lvlb_weights|alphas_cumprod(_prev)?|posterior_\w+|log_one_minus_\w+|sqrt_\w+)$"
     r"|^denoiser\.(sigmas|log_sigmas)$|^model_sampling\.\w+$"
     r"|^(v_pred|ztsnr|dpdmd_text_encoder\.token_ids)$"
-    r"|^first_stage_model\."  # previews need a part of it only
+    r"|^(first_stage_model|vae)\."  # previews need a part of it only
     r"|^(cond_stage_model|conditioner\.embedders\.\d|text_encoders\.\w+)\..*"
     r"(text_projection(\.weight)?|embed_tokens\.weight)$"
 )
 NAMES_SHOWN = 5
-OPTIONS = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +53,13 @@ class Overrides:
     """What a user wants otherwise than a checkpoint's files have it; nothing unless said.
 
     Attributes:
-        prediction: "eps" or "v", in place of what the file's markers say.
-        zero_terminal_snr: of a v-prediction model, in place of what the file's markers say.
+        sampling: what it predicts, and at which noise levels.
         text_encoders: files for "clip_l", "clip_g", "t5xxl" that replace or complete the file's.
         vae: a VAE file that replaces the file's.
         loras: merged into the denoiser, and into the text encoders whenever those are loaded.
     """
 
-    prediction: str | None = None
-    zero_terminal_snr: bool | None = None
+    sampling: AskedSampling = field(default_factory=AskedSampling)
     text_encoders: Mapping[str, Path] = field(default_factory=dict)
     vae: Path | None = None
     loras: Sequence[MergingLora] = ()
@@ -72,24 +68,16 @@ class Overrides:
     def of(
         cls,
         files: ModelFiles,
-        prediction: str,
-        zero_terminal_snr: str,
+        asked: AskedSampling,
         loras: Sequence[MergingLora],
     ) -> Overrides:
-        """Those of a request, whose settings may be "auto"."""
+        """Those of a request, with its LoRAs."""
         return cls(
-            prediction=None if prediction == "auto" else prediction,
-            zero_terminal_snr={"auto": None, "yes": True, "no": False}[zero_terminal_snr],
-            text_encoders=text_encoder_files(files),
+            sampling=asked,
+            text_encoders=files.text_encoders(),
             vae=Path(files.vae) if files.vae else None,
             loras=loras,
         )
-
-
-def text_encoder_files(files: ModelFiles) -> dict[str, Path]:
-    """The text-encoder files that were named, by encoder."""
-    named = {"clip_l": files.clip_l, "clip_g": files.clip_g, "t5xxl": files.t5}
-    return {name: Path(file) for name, file in named.items() if file}
 
 
 def model_name(path: Path) -> str:
@@ -129,7 +117,13 @@ class LoadedCheckpoint:
     @property
     def schedule(self) -> Schedule:
         """The noise schedule the checkpoint was trained with."""
-        return family_schedule(self.family, self.detection.zero_terminal_snr)
+        found = self.detection
+        return family_schedule(
+            self.family,
+            found.zero_terminal_snr,
+            prediction=found.prediction,
+            shift=found.shift,
+        )
 
     @property
     def half(self) -> TorchFamily:
@@ -167,19 +161,19 @@ def load_checkpoint(
         LoraError: a LoRA does not fit.
         NonFiniteError: NaN or infinite weights.
     """
-    path, notes = Path(path), []
-    parts, encoders = find_components(path, overrides.text_encoders, notes)
-    detection = _with_prediction(parts.detection, overrides.prediction, notes)
-    detection = _with_zero_snr(detection, overrides.zero_terminal_snr, notes)
+    path = Path(path)
+    parts, encoders = find_components(path, overrides.text_encoders, overrides.vae)
+    detection, said = set_otherwise(parts.detection, overrides.sampling)
+    notes = [*parts.checked.notes, *parts.detection.notes, *said]
     facts = family(detection.family)
     parts.denoiser.check()
     for component in encoders.values():
         component.check()
-    _check_widths(facts, parts.config, encoders)
     notes += _describe_leftovers(parts, encoders)
-    decoder = _decoder(parts, overrides.vae, notes)
+    decoder = _decoder(parts, notes)
     notes += plan_merge(overrides.loras, parts.denoiser, encoders, facts)
     network = parts.denoiser.load(dtype, device)
+    notes = list(dict.fromkeys(notes))
     for note in notes:
         logger.info("%s", note)
     return LoadedCheckpoint(
@@ -196,99 +190,11 @@ def load_checkpoint(
     )
 
 
-def find_components(
-    path: Path, text_encoders: Mapping[str, Path], notes: list[str]
-) -> tuple[Parts, dict[str, Component]]:
-    """(parts of the checkpoint, text encoders in use by kind); nothing is loaded.
-
-    Args:
-        path: as for `load_checkpoint`.
-        text_encoders: files that replace or complete the checkpoint's own.
-        notes: what the user should know is appended.
-    """
-    parts = folder_parts(path) if path.is_dir() else single_file_parts(path)
-    named = {kind: encoder_file(kind, Path(file)) for kind, file in text_encoders.items()}
-    facts = family(parts.detection.family)
-    found = {**parts.encoders, **named}
-    own = stated_encoder(parts.detection)
-    if own in found:
-        return parts, {own: found[own]}
-    return parts, _encoders_in_use(facts, found, path, notes)
-
-
-def _with_prediction(detection: Detection, prediction: str | None, notes: list[str]) -> Detection:
-    if prediction is None or prediction == detection.prediction:
-        return detection
-    allowed = family(detection.family).sampling.predictions
-    if prediction not in allowed:
-        raise SettingsError(
-            f"{detection.title} cannot predict {prediction!r}; allowed: {', '.join(allowed)}."
-        )
-    notes.append(
-        f"Prediction type {prediction!r} by setting; the file says {detection.prediction!r}."
-    )
-    zero_snr = detection.zero_terminal_snr and prediction == "v"
-    return replace(detection, prediction=prediction, zero_terminal_snr=zero_snr)  # type: ignore[arg-type]
-
-
-def _with_zero_snr(detection: Detection, wanted: bool | None, notes: list[str]) -> Detection:
-    if wanted is None or wanted == detection.zero_terminal_snr:
-        return detection
-    if wanted and detection.prediction != "v":
-        raise SettingsError(
-            f"zero_terminal_snr is for v-prediction; {detection.title} predicts "
-            f"{detection.prediction!r} (--prediction v, if the file does not say that it is v)."
-        )
-    notes.append(f"Zero terminal SNR {'on' if wanted else 'off'} by setting, not by the file.")
-    return replace(detection, zero_terminal_snr=wanted)
-
-
-def _encoders_in_use(
-    facts: Family, found: Mapping[str, Component], path: Path, notes: list[str]
-) -> dict[str, Component]:
-    wanted = {kind: found[kind] for kind in facts.text.encoders if kind in found}
-    absent = [kind for kind in facts.text.encoders if kind not in found]
-    if absent and (facts.text.needs_all or not wanted):
-        options = [f"{OPTIONS[kind]} FILE" for kind in absent if kind in OPTIONS]
-        advice = f"give {' '.join(options)}, or use" if options else "use"
-        raise CheckpointError(
-            f"{path.name} has no {' and no '.join(map(encoder_title, absent))}. "
-            f"{facts.label} needs {'all of them' if facts.text.needs_all else 'one'}: "
-            f"{advice} the full checkpoint."
-        )
-    if absent:
-        names = ", ".join(map(encoder_title, absent))
-        notes.append(f"No {names}: its part of the prompt is zeros, as in ComfyUI.")
-    return wanted
-
-
-def _check_widths(facts: Family, config: Config, encoders: Mapping[str, Component]) -> None:
-    """Whether the encoders fit the denoiser's text input; those of one group stand side by side."""
-    widths = {kind: _width(component) for kind, component in encoders.items()}
-    context = config.get(facts.text.context_width)
-    fits = all(width <= context for width in widths.values())  # type: ignore[operator]
-    for group in facts.text.groups:
-        present = [widths[kind] for kind in group.kinds if kind in widths]
-        if present:
-            total = sum(present)
-            fits &= total <= context if group.padded else total == context  # type: ignore[operator]
-    if not fits:
-        shown = ", ".join(f"{encoder_title(kind)} {width}" for kind, width in widths.items())
-        raise CheckpointError(
-            f"The text encoders do not fit the denoiser: widths are {shown}, its text input is "
-            f"{context} wide. Give the encoders this model was trained with."
-        )
-
-
-def _width(component: Component) -> int:
-    config = component.config
-    return config["d_model"] if "d_model" in config else config["hidden_size"]
-
-
-def _decoder(parts: Parts, path: Path | None, notes: list[str]) -> LatentDecoder | None:
+def _decoder(parts: Parts, notes: list[str]) -> LatentDecoder | None:
     """The VAE decoder for previews: the named file's, else the checkpoint's own, else none."""
-    if path is not None:
-        decoder = decoder_file(Path(path))
+    named = parts.checked.vae
+    if named is not None:
+        decoder = find_decoder([named], f"VAE {named.path.name}")
     else:
         try:
             decoder = (

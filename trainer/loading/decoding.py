@@ -16,12 +16,19 @@ logger = logging.getLogger("dpdmd_studio.loading")
 
 
 @torch.no_grad()
-def decode(checkpoint: LoadedCheckpoint, latents: Tensor) -> np.ndarray:
+def decode(checkpoint: LoadedCheckpoint, latents: Tensor, what: str = "") -> np.ndarray:
     """Images, uint8, shape (B, H, W, 3), of the network's latents (B, C, h, w).
 
     One image at a time, in fp32 on the CPU and bf16 on GPUs: never fp16, in which SDXL's VAE
     overflows. The decoder is loaded for this call and dropped after it.
+
+    Args:
+        what: whose latents these are, for messages.
+
+    Raises:
+        NonFiniteError: latents hold NaN or infinity, of which no image can be made.
     """
+    _check_latents(latents, checkpoint.dtype, what)
     decoder = checkpoint.decoder
     if decoder is not None:
         try:
@@ -31,6 +38,37 @@ def decode(checkpoint: LoadedCheckpoint, latents: Tensor) -> np.ndarray:
     return _images([linear_preview(checkpoint, item[None]) for item in latents])
 
 
+def _check_latents(latents: Tensor, dtype: torch.dtype, what: str = "") -> None:
+    """NonFiniteError if some of the latents (B, ...) are no numbers, with what may help.
+
+    Args:
+        dtype: that the network computed them in.
+        what: whose latents these are, for the message.
+    """
+    wrong = int((~finite_rows(latents)).sum())
+    if wrong:
+        of = f"{what}: " if what else ""
+        raise NonFiniteError(
+            f"{of}{wrong} of {len(latents)} images cannot be drawn, since their latents hold NaN "
+            f"or infinity. {overflow_advice(dtype)}"
+        )
+
+
+def finite_rows(latents: Tensor) -> Tensor:
+    """Whether each of the latents (B, ...) is free of NaN and infinity, shape (B,)."""
+    return torch.isfinite(latents).flatten(1).all(dim=1)
+
+
+def overflow_advice(dtype: torch.dtype) -> str:
+    """What to do where a network that computes in `dtype` gives no numbers."""
+    if dtype == torch.float16:
+        return "The model goes beyond what float16 holds: choose --dtype bfloat16 or float32."
+    return (
+        "Lower what is unusually high: weights in brackets, guidance, a LoRA's strength. If "
+        "nothing is, the checkpoint or LoRA is damaged."
+    )
+
+
 def _decode_each(
     checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor
 ) -> list[Tensor]:
@@ -38,7 +76,10 @@ def _decode_each(
     dtype = torch.bfloat16 if device.type in ("cuda", "xpu") else torch.float32
     model = decoder.component.load(dtype, device)
     inputs = vae_latents(checkpoint, decoder, latents.float())
-    return [model(item[None].to(device, dtype)).float().cpu() for item in inputs]
+    images = [model(item[None].to(device, dtype)).float().cpu() for item in inputs]
+    if not all(bool(torch.isfinite(image).all()) for image in images):
+        raise NonFiniteError("The VAE makes NaN or infinity of sound latents, so it is damaged.")
+    return images
 
 
 def vae_latents(checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor) -> Tensor:

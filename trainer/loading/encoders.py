@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from transformers import (
     CLIPTextConfig,
@@ -16,28 +15,19 @@ from transformers import (
 )
 
 from ...core.errors import CheckpointError
-from ...core.families import TensorSource
-from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
+from ...core.families.parts.encoder_layout import (
+    CLIP_LAYERS,
+    T5_LAYERS,
+    clip_source,
+    count_layers,
+    t5_source,
+)
+from ...core.families.parts.encoders import HEAD_WIDTH, TITLES
+from ...core.files.tensor_file import TensorFile
 from .weights import Component, Source, Weights
 
-T5_TITLE = "T5 text encoder"
-HEAD_WIDTH = 64
+T5_TITLE = TITLES["t5xxl"]
 BOS, EOS = 49406, 49407
-CLIP_EMBEDDINGS = ("embeddings.token_embedding.weight", "token_embedding.weight")
-T5_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
-OPENCLIP_TOP = {
-    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_model.final_layer_norm.weight": "ln_final.weight",
-    "text_model.final_layer_norm.bias": "ln_final.bias",
-}
-OPENCLIP_LAYER = {
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-    "self_attn.out_proj": "attn.out_proj",
-}
 
 
 @dataclass(frozen=True)
@@ -47,12 +37,10 @@ class EncoderKind:
     Attributes:
         title: what messages call it.
         component: the encoder out of (its tensors, config.json of a diffusers folder or nothing).
-        embeddings: endings of its first tensor's name, by which a file of its own is known.
     """
 
     title: str
     component: Callable[[Weights, Mapping[str, object]], Component]
-    embeddings: tuple[str, ...] = ()
 
 
 def encoder_component(
@@ -82,24 +70,6 @@ def encoder_title(kind: str) -> str:
     return KINDS[kind].title
 
 
-def encoder_file(kind: str, path: Path) -> Component:
-    """Text encoder `kind` out of a file that the user named for it.
-
-    Raises:
-        CheckpointError: the file does not hold such an encoder.
-    """
-    file = read_header(path)
-    for ending in KINDS[kind].embeddings:
-        found = next((key for key in file.tensors if key.endswith(ending)), None)
-        if found is not None:
-            prefix = found.removesuffix(ending).removesuffix("text_model.")
-            return encoder_component(kind, [file], prefix)
-    raise CheckpointError(
-        f"{file.path.name} does not hold a {KINDS[kind].title} (no tensor named "
-        f"'...{KINDS[kind].embeddings[0]}'). Give the encoder's own file."
-    )
-
-
 def _shape(weights: Weights, source: Source, name: str, what: str) -> tuple[int, ...]:
     key = source(name).key
     info = weights.infos.get(key)
@@ -110,13 +80,6 @@ def _shape(weights: Weights, source: Source, name: str, what: str) -> tuple[int,
             "expected. The file is incomplete or damaged."
         )
     return info.shape
-
-
-def _layers(infos: Mapping[str, TensorInfo], source: Source, pattern: str) -> int:
-    count = 0
-    while source(pattern.format(count)).key in infos:
-        count += 1
-    return max(count, 1)  # at least one, so that the check names what is missing
 
 
 @dataclass(frozen=True)
@@ -133,8 +96,8 @@ class ClipFacts:
     projected: bool = False
 
 
-CLIP_L = ClipFacts("CLIP-L text encoder")
-CLIP_G = ClipFacts("CLIP-G text encoder", "gelu", projected=True)
+CLIP_L = ClipFacts(TITLES["clip_l"])
+CLIP_G = ClipFacts(TITLES["clip_g"], "gelu", projected=True)
 
 
 def clip_component(
@@ -149,8 +112,7 @@ def clip_component(
         config: config.json of a diffusers folder; gives heads and activation.
         extra: full names of further tensors that belong to it.
     """
-    openclip = "positional_embedding" in weights.infos
-    source = _openclip_source if openclip else _clip_source(weights.infos)
+    source = clip_source(weights.infos)
     clip = _clip_config(facts, weights, source, config)
     cls = CLIPTextModelWithProjection if facts.projected else CLIPTextModel
     return Component(facts.title, lambda: cls(clip), weights, source, extra=extra)
@@ -164,14 +126,13 @@ def _clip_config(
 
     vocabulary, width = shape("text_model.embeddings.token_embedding.weight")
     projected = source("text_projection.weight").key in weights.infos
-    layer_norm = "text_model.encoder.layers.{}.layer_norm1.weight"
     # An encoder of few tokens numbers them itself: start is row 1, end is row 2.
     start, end = (BOS, EOS) if vocabulary > EOS else (1, 2)
     return CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=shape("text_model.encoder.layers.0.mlp.fc1.weight")[0],
-        num_hidden_layers=_layers(weights.infos, source, layer_norm),
+        num_hidden_layers=count_layers(weights.infos, source, CLIP_LAYERS),
         num_attention_heads=_number(config, "num_attention_heads", width // facts.head_width),
         max_position_embeddings=shape("text_model.embeddings.position_embedding.weight")[0],
         hidden_act=str(config.get("hidden_act") or facts.activation),
@@ -187,49 +148,13 @@ def _projection_width(weights: Weights, source: Source) -> int:
     return shape[-1] if item.change == "transpose" else shape[0]
 
 
-def _clip_source(infos: Mapping[str, TensorInfo]) -> Source:
-    """For CLIP encoders stored under transformers' names.
-
-    transformers 5.6 dropped `text_model.` from CLIPTextModel's own names, and a few old files lack
-    it too, so the prefix is taken from the file.
-    """
-    prefix = "text_model." if any(key.startswith("text_model.") for key in infos) else ""
-
-    def source(name: str) -> TensorSource:
-        if name.startswith("text_projection."):
-            return TensorSource(name)
-        return TensorSource(prefix + name.removeprefix("text_model."))
-
-    return source
-
-
-def _openclip_source(name: str) -> TensorSource:
-    """For CLIP-G as SDXL files hold it: OpenCLIP's names, fused q/k/v, transposed projection."""
-    if name == "text_projection.weight":
-        return TensorSource("text_projection", change="transpose")
-    name = name if name.startswith("text_model.") else f"text_model.{name}"
-    if name in OPENCLIP_TOP:
-        return TensorSource(OPENCLIP_TOP[name])
-    _, _, _, index, inner = name.split(".", 4)
-    module, _, leaf = inner.rpartition(".")
-    block = f"transformer.resblocks.{index}"
-    if module in OPENCLIP_LAYER:
-        return TensorSource(f"{block}.{OPENCLIP_LAYER[module]}.{leaf}")
-    part = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(module)
-    return TensorSource(f"{block}.attn.in_proj_{leaf}", part)
-
-
 def _number(config: Mapping[str, object], key: str, default: int) -> int:
     value = config.get(key)
     return value if isinstance(value, int) else max(1, default)
 
 
 def _t5_component(weights: Weights, config: Mapping[str, object]) -> Component:
-    infos = weights.infos
-    embedding = next((name for name in T5_EMBEDDINGS if name in infos), T5_EMBEDDINGS[0])
-
-    def source(name: str) -> TensorSource:
-        return TensorSource(embedding if name in T5_EMBEDDINGS else name)
+    infos, source = weights.infos, t5_source(weights.infos)
 
     def shape(name: str) -> tuple[int, ...]:
         return _shape(weights, source, name, T5_TITLE)
@@ -242,7 +167,7 @@ def _t5_component(weights: Weights, config: Mapping[str, object]) -> Component:
         d_model=width,
         d_kv=shape(f"{layer}0.SelfAttention.q.weight")[0] // heads,
         d_ff=shape(f"{layer}1.DenseReluDense.wi_0.weight")[0],
-        num_layers=_layers(infos, source, "encoder.block.{}.layer.0.layer_norm.weight"),
+        num_layers=count_layers(infos, source, T5_LAYERS),
         num_heads=heads,
         relative_attention_num_buckets=buckets,
         feed_forward_proj="gated-gelu",
@@ -251,9 +176,9 @@ def _t5_component(weights: Weights, config: Mapping[str, object]) -> Component:
 
 
 KINDS = {
-    "clip_l": EncoderKind(CLIP_L.title, partial(clip_component, CLIP_L), CLIP_EMBEDDINGS),
-    "clip_g": EncoderKind(CLIP_G.title, partial(clip_component, CLIP_G), CLIP_EMBEDDINGS),
-    "t5xxl": EncoderKind(T5_TITLE, _t5_component, T5_EMBEDDINGS),
+    "clip_l": EncoderKind(CLIP_L.title, partial(clip_component, CLIP_L)),
+    "clip_g": EncoderKind(CLIP_G.title, partial(clip_component, CLIP_G)),
+    "t5xxl": EncoderKind(T5_TITLE, _t5_component),
 }
 
 

@@ -10,7 +10,8 @@ from ...core.errors import LoraError
 from ...core.families import Family
 from ...core.files.hashes import file_hashes
 from ...core.files.png_info import UsedLora
-from ...core.lora.file import LoraFile, check_family, lora_deltas, open_lora
+from ...core.lora.contents import check_family
+from ...core.lora.file import LoraFile, lora_deltas, open_lora
 from ...core.lora.text_encoders import EncoderPart, text_encoder_parts
 from ...core.recipe.merged_loras import PresentLora
 from .encoders import encoder_title
@@ -68,14 +69,14 @@ def plan_merge(
     """
     notes = []
     for lora in loras:
-        check_family(lora.file, family)
+        check_family(lora.file.contents, family)
         changed = []
         if lora.file.modules:
             shapes = denoiser.layer_shapes
             deltas = lora_deltas(lora.file, family, denoiser.config, shapes, lora.strength)
             denoiser.updates.add(deltas, lora.sha256, lora.strength)
             changed.append(f"{len(deltas)} layers of the {denoiser.what}")
-        unused = {}
+        unused, unread = {}, []
         for kind, part in text_encoder_parts(lora.file, family).items():
             if kind not in encoders:
                 unused[kind] = part
@@ -83,22 +84,45 @@ def plan_merge(
             encoder = encoders[kind]
             deltas = part.deltas(encoder.layer_shapes, lora.strength)
             encoder.updates.add(deltas, lora.sha256, lora.strength)
-            changed.append(f"{len(deltas)} layers of the {encoder.what}")
-        notes.append(_note(lora, changed, unused))
+            if deltas:
+                changed.append(f"{len(deltas)} layers of the {encoder.what}")
+            if part.unread(encoder.layer_shapes):
+                unread.append(encoder.what)
+        notes.append(_note(lora, changed, unused, unread))
     return notes
 
 
-def _note(lora: MergingLora, changed: list[str], unused: Mapping[str, EncoderPart]) -> str:
+def _note(
+    lora: MergingLora, changed: list[str], unused: Mapping[str, EncoderPart], unread: list[str]
+) -> str:
+    """What was merged, and what was not.
+
+    Args:
+        unused: parts for encoders that the checkpoint does not have, by kind.
+        unread: encoders whose projection it changes, though they are read without one.
+    """
     entries = [module for part in unused.values() for module in part.modules.values()]
     keys = [key for entry in entries for key in entry.keys.values()]
     absent = " and no ".join(encoder_title(kind) for kind in unused)
+    if not changed and not keys:
+        raise LoraError(
+            f"{lora.name} changes nothing here: it holds the projection of the {unread[0]} alone, "
+            "which is read without one. Leave the LoRA out."
+        )
     if not changed:
         raise LoraError(
             f"{lora.name} changes nothing here: all its {len(keys)} tensors are for text encoders, "
             f"and the checkpoint has no {absent}. Give the encoder's file, or leave the LoRA out."
         )
     note = f"Merged {lora.name} at strength {lora.strength:g}: {', '.join(changed)}."
-    if not keys:
-        return f"{note} All its tensors are used."
-    shown = ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
-    return f"{note} {len(keys)} of its tensors are not used, as there is no {absent}: {shown}."
+    left = [lora.file.contents.embedding_note()]
+    if unread:
+        left.append(
+            f"Its change of text_projection is not used: the {' and the '.join(unread)} is read "
+            "without one, here as in hosts."
+        )
+    if keys:
+        shown = ", ".join(keys[:SHOWN]) + (", ..." if len(keys) > SHOWN else "")
+        left.append(f"{len(keys)} of its tensors are not used, as there is no {absent}: {shown}.")
+    said = [text for text in left if text] or ["All its tensors are used."]
+    return " ".join([note, *said])

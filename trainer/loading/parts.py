@@ -2,112 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from ...core.families import (
-    ENCODER_PLACE,
-    FAMILIES,
+    CheckedModel,
     Config,
     Detection,
+    EncoderPlace,
     Family,
+    ModelHeaders,
     TensorSource,
-    denoiser_tensors,
-    detect,
-    detect_folder,
-    encoder_folders,
+    check_model,
     family,
-    is_model_folder,
-    read_folder,
-    stated_encoder,
-    text_encoder_prefix,
 )
-from ...core.files.tensor_file import TensorFile, read_header
+from ...core.files.tensor_file import TensorFile
 from ..families import half_of
 from .encoders import encoder_component
 from .weights import Component, Weights
 
-PRIVATE = "_"
-
 
 @dataclass(frozen=True)
 class Parts:
-    """What was found, checked only as far as detection goes.
+    """What was found, checked as far as headers tell.
 
     Attributes:
-        detection: family and variant.
-        config: the denoiser's diffusers config.
-        denoiser: its component.
-        encoders: the text encoders that are there, by kind.
-        file: the single file, or None for a folder.
-        vae_files: headers of the file or shards the VAE lies in; empty if there is none.
+        checked: its headers, and those of the files named beside it.
+        denoiser: the denoiser's component.
     """
 
-    detection: Detection
-    config: Config
+    checked: CheckedModel
     denoiser: Component
-    encoders: dict[str, Component]
-    file: TensorFile | None
-    vae_files: tuple[TensorFile, ...]
+
+    @property
+    def detection(self) -> Detection:
+        """Family and variant."""
+        return self.checked.model.detection
+
+    @property
+    def config(self) -> Config:
+        """The denoiser's diffusers config."""
+        return self.checked.model.config
+
+    @property
+    def file(self) -> TensorFile | None:
+        """The single file, or None for a folder."""
+        return None if self.detection.folder else self.checked.model.denoiser[0]
+
+    @property
+    def vae_files(self) -> tuple[TensorFile, ...]:
+        """Headers of the file or shards the VAE lies in; empty if there is none."""
+        return self.checked.model.vae_files
 
 
-def single_file_parts(path: Path) -> Parts:
-    """The parts of a .safetensors file."""
-    file = read_header(path)
-    detection = detect(file)
-    facts = family(detection.family)
-    config = facts.layout.network_config(denoiser_tensors(file, detection.denoiser_prefix))
-    encoders = {}
-    for kind in detection.text_encoders:
-        own = kind == stated_encoder(detection)
-        prefix = ENCODER_PLACE if own else text_encoder_prefix(file, facts, kind)
-        assert prefix is not None
-        encoders[kind] = encoder_component(kind, [file], prefix)
-    return Parts(
-        detection=detection,
-        config=config,
-        denoiser=Component(
-            facts.layout.denoiser_title,
-            _factory(facts, config),
-            Weights([file], detection.denoiser_prefix),
-            lambda name: facts.layout.tensor_source(name, config),
-        ),
-        encoders=encoders,
-        file=file,
-        vae_files=(file,) if detection.has_vae else (),
+def find_components(
+    path: Path, text_encoders: Mapping[str, Path], vae: Path | None = None
+) -> tuple[Parts, dict[str, Component]]:
+    """(parts of the checkpoint, text encoders in use by kind); nothing is loaded.
+
+    Args:
+        path: a .safetensors file or a diffusers folder.
+        text_encoders: files that replace or complete the checkpoint's own.
+        vae: a VAE file that replaces its own.
+
+    Raises:
+        CheckpointError: as `check_model`.
+    """
+    checked = check_model(path, text_encoders, vae)
+    facts = family(checked.model.detection.family)
+    encoders = {kind: _encoder(kind, place) for kind, place in checked.encoders.items()}
+    return Parts(checked, _denoiser(facts, checked.model)), encoders
+
+
+def _denoiser(facts: Family, model: ModelHeaders) -> Component:
+    weights = Weights(model.denoiser, model.detection.denoiser_prefix)
+    factory, title = _factory(facts, model.config), facts.layout.denoiser_title
+    if model.detection.folder:
+        return Component(title, factory, weights, TensorSource)  # each under its own name
+    return Component(
+        title, factory, weights, lambda name: facts.layout.tensor_source(name, model.config)
     )
 
 
-def folder_parts(path: Path) -> Parts:
-    """The parts of a diffusers folder."""
-    if not is_model_folder(path):
-        read_header(path)  # raises: a folder where a file is wanted
-    folder = read_folder(path)
-    detection = detect_folder(folder, FAMILIES)
-    facts = family(detection.family)
-    denoiser = folder.component(facts.layout.denoiser_folder)
-    config = {k: v for k, v in denoiser.config.items() if not k.startswith(PRIVATE)}
-    encoders = {}
-    for kind, name in encoder_folders(facts).items():
-        if folder.has(name):
-            part = folder.component(name)
-            encoders[kind] = encoder_component(kind, part.files, "", part.config)
-    return Parts(
-        detection=detection,
-        config=config,
-        denoiser=Component(
-            facts.layout.denoiser_title,
-            _factory(facts, config),
-            Weights(denoiser.files),
-            TensorSource,  # each parameter under its own name
-        ),
-        encoders=encoders,
-        file=None,
-        vae_files=folder.component("vae").files if detection.has_vae else (),
-    )
+def _encoder(kind: str, place: EncoderPlace) -> Component:
+    return encoder_component(kind, place.files, place.prefix, place.config)
 
 
 def _factory(facts: Family, config: Config) -> Callable[[], nn.Module]:

@@ -15,8 +15,9 @@ from ...core.lora.file import lora_deltas, weight_shapes
 from ...core.lora.math import LoraPair, concatenated
 from ...core.recipe.checks import MAX_RECORDS
 from ...core.recipe.recipe import METADATA_KEY, MergedLora
-from .checkpoint import LoadedCheckpoint, find_components
+from .checkpoint import LoadedCheckpoint
 from .lora_merge import MergingLora, open_merging, plan_merge
+from .parts import find_components
 
 MAX_STRENGTH = 10
 
@@ -52,7 +53,7 @@ def check_teacher_loras(
     if request.include_teacher_loras:
         for lora in loras:
             _refuse_text_encoders(lora)
-    parts, encoders = find_components(Path(request.model.checkpoint), text_encoders, [])
+    parts, encoders = find_components(Path(request.model.checkpoint), text_encoders)
     plan_merge(loras, parts.denoiser, encoders, family(parts.detection.family))
     named = [
         dataclasses.replace(item, sha256=lora.sha256)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from diffusers.models.autoencoders.vae import Decoder, DecoderTiny
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
 from ...core.families import TensorSource
-from ...core.files.tensor_file import TensorFile, TensorInfo, read_header
+from ...core.families.parts.vae import GROUPS, VAE_PREFIXES, tiny_layout
+from ...core.files.tensor_file import TensorFile
 from .weights import Component, Source, Weights
 
-PREFIXES = ("first_stage_model.", "vae.", "")
 TINY_BLOCKS = (3, 3, 3, 1)
-TINY_LAYOUTS = (("taesd_decoder.", 1), ("decoder.layers.", 0), ("", 1))
-"""Prefix of a tiny decoder's layers, and how many its file counts before diffusers' first."""
+MAX_LEVELS = 16
 SCALE_KEY, SHIFT_KEY = "vae_scale", "vae_shift"
 LATENT_TO_PIXELS = 8
 VAE_TOP = {
@@ -79,11 +77,11 @@ def find_decoder(files: Sequence[TensorFile], title: str) -> LatentDecoder:
     Raises:
         CheckpointError: there is none, or it is incomplete.
     """
-    for prefix in PREFIXES:
+    for prefix in VAE_PREFIXES:
         weights = Weights(files, prefix)
         if "decoder.conv_in.weight" in weights.infos:
             found = LatentDecoder(_kl_component(weights), f"{title} (KL)")
-        elif layout := _tiny_layout(weights.infos):
+        elif layout := tiny_layout(weights.infos):
             bare = SCALE_KEY not in weights.infos
             found = LatentDecoder(_tiny_component(weights, *layout), f"{title} (tiny)", bare)
         else:
@@ -96,25 +94,30 @@ def find_decoder(files: Sequence[TensorFile], title: str) -> LatentDecoder:
     )
 
 
-def decoder_file(path: Path) -> LatentDecoder:
-    """The decoder in a VAE file that the user named."""
-    return find_decoder([read_header(path)], f"VAE {path.name}")
-
-
 def _kl_component(weights: Weights) -> Component:
     infos = weights.infos
     ours = "decoder.up_blocks.0.resnets.0.conv1.weight" in infos
-    pattern = r"decoder\.up_blocks\.(\d+)\." if ours else r"decoder\.up\.(\d+)\."
+    pattern = r"decoder\.up_blocks\.(\d{1,6})\." if ours else r"decoder\.up\.(\d{1,6})\."
     levels = 1 + max((int(m[1]) for key in infos if (m := re.match(pattern, key))), default=0)
-    source: Source = TensorSource if ours else _vae_source(levels)
+    if levels > MAX_LEVELS:
+        raise CheckpointError(
+            f"{weights.label}: the VAE decoder counts {levels} levels. The file is damaged."
+        )
+    newer = "decoder.mid.attn_1.to_q.weight" in infos
+    source: Source = TensorSource if ours else _vae_source(levels, newer=newer)
     if "decoder.mid_block.attentions.0.query.weight" in infos:
         source = _older_names
 
     def shape(name: str) -> tuple[int, ...]:
         info = infos.get(source(name).key)
-        return info.shape if info else (32,)  # absent: the check names it
+        return info.shape if info and info.shape else (GROUPS,)  # absent: the check names it
 
     channels = [shape(f"decoder.up_blocks.{i}.resnets.0.conv1.weight")[0] for i in range(levels)]
+    if any(width == 0 or width % GROUPS for width in channels):
+        raise CheckpointError(
+            f"{weights.label}: the VAE decoder's levels have {channels} channels, expected "
+            f"multiples of {GROUPS}. The file is damaged, or of a variant that is not supported."
+        )
     layers = 0
     while source(f"decoder.up_blocks.0.resnets.{layers + 1}.conv1.weight").key in infos:
         layers += 1
@@ -128,8 +131,12 @@ def _kl_component(weights: Weights) -> Component:
     )
 
 
-def _vae_source(num_levels: int) -> Source:
-    """For the decoder of a KL VAE under LDM names, which count the levels from the other end."""
+def _vae_source(num_levels: int, *, newer: bool = False) -> Source:
+    """For the decoder of a KL VAE under LDM names, which count the levels from the other end.
+
+    Args:
+        newer: whether its attention has diffusers' names, as files converted since 0.17 may.
+    """
 
     def source(name: str) -> TensorSource:
         module, _, leaf = name.rpartition(".")
@@ -139,9 +146,8 @@ def _vae_source(num_levels: int) -> Source:
         attention = inner.removeprefix("mid_block.attentions.0.")
         if attention != inner:
             change = "squeeze" if attention != "group_norm" and leaf == "weight" else "none"
-            return TensorSource(
-                f"decoder.mid.attn_1.{VAE_ATTENTION[attention]}.{leaf}", None, change
-            )
+            name = attention if newer else VAE_ATTENTION[attention]
+            return TensorSource(f"decoder.mid.attn_1.{name}.{leaf}", None, change)
         return TensorSource(f"decoder.{_vae_module(inner, num_levels)}.{leaf}")
 
     return source
@@ -164,14 +170,6 @@ def _older_names(name: str) -> TensorSource:
     for new, old in older.items():
         name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
     return TensorSource(name)
-
-
-def _tiny_layout(infos: dict[str, TensorInfo]) -> tuple[str, int] | None:
-    for prefix, offset in TINY_LAYOUTS:
-        first = infos.get(f"{prefix}{offset}.weight")
-        if first is not None and len(first.shape) == 4:
-            return prefix, offset
-    return None
 
 
 def _tiny_component(weights: Weights, prefix: str, offset: int) -> Component:

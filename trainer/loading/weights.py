@@ -12,16 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ...core.errors import CheckpointError, NonFiniteError, UnsupportedModelError
+from ...core.errors import CheckpointError, NonFiniteError
 from ...core.families import TensorSource, refuse_quantised
+from ...core.families.parts.complete import Stored, check_tensors
+from ...core.families.parts.encoder_layout import Source
 from ...core.files.tensor_file import TensorFile, TensorInfo
 from ...core.lora.file import weight_shapes
 from ...core.lora.math import LoraPair, delta
 
-Source = Callable[[str], TensorSource]
-"""From a parameter's name in the module to the tensor of the file that holds its value."""
-FLOAT_DTYPES = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
-NAMES_SHOWN = 5
 PIECE = 1 << 18
 
 
@@ -52,16 +50,22 @@ class Weights:
 
     def read_full(self, name: str) -> Tensor:
         """A tensor by its full name in the file, prefix or not."""
-        path = self._file_of(name).path
+        file = self._file_of(name)
+        path = file.path
         if path not in self._open:
             try:
                 self._open[path] = safe_open(str(path), framework="pt", device="cpu")
-            except (OSError, SafetensorError) as error:
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"{path} is damaged: {error}. Download it again, or save it again from your "
+                    "host."
+                ) from error
+            except OSError as error:
                 raise CheckpointError(
                     f"{path} cannot be mapped into memory ({error}). On Windows: free some memory, "
                     "or enlarge the page file."
                 ) from error
-        return self._open[path].get_tensor(name)
+        return self._open[path].get_tensor(file.stored_names.get(name, name))
 
     def close(self) -> None:
         """Give the mapped files back; tensors that were read keep what they need."""
@@ -149,7 +153,7 @@ class Component:
         )
         slots, sources = self._empty_network().state_dict(), self.sources
         needed = {name: (sources[name], tuple(slot.shape)) for name, slot in slots.items()}
-        check_tensors(self.weights, needed, self.what)
+        check_tensors(Stored(weights.label, weights.prefix, weights.infos), needed, self.what)
 
     @property
     def config(self) -> dict:
@@ -209,57 +213,6 @@ class Component:
             with torch.device("meta"):
                 self._empty = self.factory()
         return self._empty
-
-
-def check_tensors(
-    weights: Weights, needed: Mapping[str, tuple[TensorSource, tuple[int, ...]]], what: str
-) -> None:
-    """Name every tensor of `needed` that is absent or has another shape.
-
-    Args:
-        weights: what the file has.
-        needed: by parameter name, where it should lie and the parameter's shape.
-        what: the component's name.
-
-    Raises:
-        CheckpointError: with the names as they stand in the file.
-    """
-    missing = [s.key for s, _ in needed.values() if s.key not in weights.infos]
-    if missing:
-        raise CheckpointError(
-            f"{weights.label}: the {what} lacks {_names(weights, missing)}. The file is incomplete "
-            "or of a variant that is not supported; download it again or use the full checkpoint."
-        )
-    for item, shape in needed.values():
-        info = weights.infos[item.key]
-        if info.dtype not in FLOAT_DTYPES:
-            raise UnsupportedModelError(
-                f"{weights.label}: {weights.prefix + item.key!r} of the {what} is stored as "
-                f"{info.dtype}. Supported: F32, F16, BF16, F8_E4M3, F8_E5M2."
-            )
-        expected = stored_shape(item, shape)
-        if info.shape != expected and not (item.change == "squeeze" and info.shape == shape):
-            raise CheckpointError(
-                f"{weights.label}: {weights.prefix + item.key!r} of the {what} has shape "
-                f"{info.shape}, expected {expected}. The file is damaged, or of a variant that is "
-                "not supported."
-            )
-
-
-def stored_shape(item: TensorSource, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape a parameter of `shape` has in the file."""
-    if item.part is not None:
-        return (item.stored_rows(shape[0]), *shape[1:])
-    if item.change == "transpose":
-        return shape[::-1]
-    return (*shape, 1, 1) if item.change == "squeeze" and len(shape) == 2 else shape
-
-
-def _names(weights: Weights, keys: list[str]) -> str:
-    unique = list(dict.fromkeys(weights.prefix + key for key in keys))
-    shown = ", ".join(repr(key) for key in unique[:NAMES_SHOWN])
-    more = f" and {len(unique) - NAMES_SHOWN} more" if len(unique) > NAMES_SHOWN else ""
-    return f"{len(unique)} tensor{'s' if len(unique) > 1 else ''} it must have: {shown}{more}"
 
 
 def _value(

@@ -114,6 +114,12 @@ class AdapterRoles:
                 f"{len(own)}: they belong to different models or LoRA settings."
             )
         for name, parameter in own.items():
+            if parameter.shape != state[name].shape:
+                raise LoraError(
+                    f"{name} of the saved {role} adapter is {tuple(state[name].shape)}, this "
+                    f"network's {tuple(parameter.shape)}: they belong to different models or LoRA "
+                    "settings."
+                )
             parameter.copy_(state[name])
 
 

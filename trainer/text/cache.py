@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from ...core.errors import OutputError, RunError
+from ...core.errors import NonFiniteError, OutputError, RunError
 from ...core.families.base import TextFacts
 from ..loading.checkpoint import LoadedCheckpoint
-from ..loading.weights import Component
+from ..loading.weights import Component, is_finite
 from ..model.conditioning import Conditioning, Encoded
 from ..model.family import width_of
 from .encoders import EncoderPlan, combine, encoder_dtype, plan, read_layer
@@ -29,6 +29,7 @@ log = logging.getLogger("dpdmd_studio.text")
 
 CACHE_VERSION = 1
 SAMPLED_BYTES = 4096
+SHOWN_LETTERS = 60
 # Encoded prompts up to this size stay in memory; thousands of SD3's would take many gigabytes.
 KEPT_BYTES = 2**30
 
@@ -90,6 +91,9 @@ def encode_prompts(
         prompts: texts without `<lora:...>` tags.
         cache_folder: made if need be.
         clip_skip: 1 is the last layer; SD 1.x only.
+
+    Raises:
+        NonFiniteError: a prompt is encoded to NaN or infinity.
     """
     plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
     for note in chain.from_iterable(found.notes(prompts) for found in plans.values()):
@@ -151,8 +155,24 @@ def _encode(
                 encoded = plans[kind].encode(model, text)
             parts[text][kind] = _kept(encoded, checkpoint.dtype)
             if number + 1 == len(plans):
-                yield text, combine(checkpoint, parts.pop(text))
+                found = combine(checkpoint, parts.pop(text))
+                if not _is_finite(found):
+                    raise NonFiniteError(_beyond(text, checkpoint.dtype))
+                yield text, found
         del model
+
+
+def _is_finite(found: Conditioning) -> bool:
+    return is_finite(found.context) and (found.pooled is None or is_finite(found.pooled))
+
+
+def _beyond(text: str, dtype: torch.dtype) -> str:
+    shown = text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}..."
+    half = ", or choose --dtype bfloat16 or float32" if dtype == torch.float16 else ""
+    return (
+        f"The prompt {shown!r} is encoded to NaN or infinity. Lower the weights in its brackets "
+        f"(0 to 2 is usual){half}; if it has none, the text encoder is damaged."
+    )
 
 
 def _kept(encoded: Encoded, dtype: torch.dtype) -> Encoded:
@@ -197,7 +217,7 @@ def _key(settings: str, prompt: str) -> str:
 
 
 def _read(file: Path, facts: TextFacts) -> Conditioning | None:
-    """The cached conditioning, or None if it is absent or damaged.
+    """The cached conditioning, or None if it is absent, damaged, or no numbers.
 
     Read, not mapped into memory: a mapped file that somebody truncates ends the process.
     """
@@ -207,7 +227,8 @@ def _read(file: Path, facts: TextFacts) -> Conditioning | None:
     except (OSError, SafetensorError, KeyError):
         return None
     pooled = tensors.get("pooled")
-    return Conditioning(context, pooled, repeatable=facts.repeatable, masked=facts.masked)
+    found = Conditioning(context, pooled, repeatable=facts.repeatable, masked=facts.masked)
+    return found if _is_finite(found) else None
 
 
 def _write(file: Path, conditioning: Conditioning) -> None:

@@ -10,12 +10,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-ROUND = 1.1
-SQUARE = 1 / 1.1
+import numpy as np
+
+from ...core.errors import PromptError
+
+FACTORS = {"(": 1.1, "[": 1 / 1.1}
+MAX_WEIGHT, MAX_SHOWN = 1e6, 80
+Closed = tuple[int, int, float]
+"""(first piece, piece behind the last, factor) of a pair of brackets."""
 
 TOKEN = re.compile(
     r"\\[\\()\[\]]"  # escaped bracket or backslash
-    r"|:\s*([+-]?\d*\.?\d+)\s*\)"  # weight and closing bracket
+    r"|:\s*([+-]?(?:\d+(?:\.\d+)?|\.\d+))\s*\)"  # weight and closing bracket
     r"|[()\[\]]"
     r"|\bBREAK\b"
     r"|[^\\()\[\]:B]+|."
@@ -37,24 +43,42 @@ def parse_prompt(prompt: str) -> list[Segment]:
 
     Neighbours of the same weight are joined, so text is tokenised in as long pieces as in hosts.
     """
-    found: list[Segment] = []
-    opened: list[tuple[str, int]] = []  # bracket, and how many segments stood before it
-    for match in TOKEN.finditer(prompt):
+    pieces: list[Segment] = []
+    closed: list[Closed] = []
+    opened: dict[str, list[tuple[int, int]]] = {"(": [], "[": []}  # (token, pieces before it)
+    for number, match in enumerate(TOKEN.finditer(prompt)):
         token, stated = match.group(), match.group(1)
-        if token in ("(", "["):
-            opened.append((token, len(found)))
-        elif stated is not None and _closes(opened, "("):
-            found = _weighted(found, _pop(opened, "("), float(stated))
-        elif token in (")", "]") and _closes(opened, "(" if token == ")" else "["):
-            start = _pop(opened, "(" if token == ")" else "[")
-            found = _weighted(found, start, ROUND if token == ")" else SQUARE)
+        bracket = "[" if token == "]" else "("
+        if token in opened:
+            opened[token].append((number, len(pieces)))
+        elif (stated is not None or token in (")", "]")) and opened[bracket]:
+            factor = FACTORS[bracket] if stated is None else float(stated)
+            closed.append((opened[bracket].pop()[1], len(pieces), factor))
         elif token == "BREAK":
-            found.append(Segment("", is_break=True))
+            pieces.append(Segment("", is_break=True))
         else:
-            found.append(Segment(token[1:] if token[0] == "\\" and len(token) == 2 else token))
-    for bracket, start in opened:
-        found = _weighted(found, start, ROUND if bracket == "(" else SQUARE)
-    return _joined(found)
+            pieces.append(Segment(token[1:] if token[0] == "\\" and len(token) == 2 else token))
+    left = [(*place, FACTORS[bracket]) for bracket, places in opened.items() for place in places]
+    closed += [(start, len(pieces), factor) for _, start, factor in sorted(left)]
+    return _joined([*map(_weighing, pieces, _products(len(pieces), closed))])
+
+
+def weighted_text(prompt: str) -> list[Segment]:
+    """As `parse_prompt`, for an encoder.
+
+    Raises:
+        PromptError: a weight beyond what numbers of a network can hold.
+    """
+    found = parse_prompt(prompt)
+    heavy = next((s.weight for s in found if not abs(s.weight) <= MAX_WEIGHT), None)
+    if heavy is not None:
+        shown = prompt if len(prompt) <= MAX_SHOWN else f"{prompt[:MAX_SHOWN]}..."
+        raise PromptError(
+            f"A part of {shown!r} weighs {heavy:.3g}; weights go up to {MAX_WEIGHT:,.0f}. "
+            "Each bracket that is opened and not closed counts to the end: write \\( for a bracket "
+            "that is only a letter."
+        )
+    return found
 
 
 def plain_text(prompt: str) -> str:
@@ -62,19 +86,17 @@ def plain_text(prompt: str) -> str:
     return " ".join("".join(" " if s.is_break else s.text for s in parse_prompt(prompt)).split())
 
 
-def _closes(opened: list[tuple[str, int]], bracket: str) -> bool:
-    return any(kind == bracket for kind, _ in opened)
+def _products(count: int, closed: list[Closed]) -> list[float]:
+    """The weight of each piece: what closes around it, multiplied in the order of closing."""
+    weights = np.ones(count)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for start, end, factor in closed:
+            weights[start:end] *= factor
+    return weights.tolist()
 
 
-def _pop(opened: list[tuple[str, int]], bracket: str) -> int:
-    """Where the last `bracket` was opened; brackets of the other kind stay open."""
-    index = max(i for i, (kind, _) in enumerate(opened) if kind == bracket)
-    return opened.pop(index)[1]
-
-
-def _weighted(segments: list[Segment], start: int, factor: float) -> list[Segment]:
-    inside = [Segment(s.text, s.weight * factor, s.is_break) for s in segments[start:]]
-    return segments[:start] + inside
+def _weighing(piece: Segment, weight: float) -> Segment:
+    return Segment(piece.text, weight, piece.is_break)
 
 
 def _joined(segments: list[Segment]) -> list[Segment]:

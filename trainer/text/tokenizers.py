@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
 from ...core.errors import CheckpointError
-from .syntax import Segment, parse_prompt
+from .syntax import Segment, weighted_text
 
 VOCABULARIES = Path(__file__).parents[1] / "assets" / "vocabularies"
 CLIP_FILE, T5_FILE = VOCABULARIES / "clip-merges.txt.gz", VOCABULARIES / "t5-tokenizer.json.gz"
@@ -117,7 +117,7 @@ def clip_chunks(prompt: str, pad: int = EOS) -> list[Chunk]:
         pad: fills up after the end token: the end token itself for CLIP-L, 0 for CLIP-G.
     """
     chunks = []
-    for tokens in _split(_clip_tokens(parse_prompt(prompt))):
+    for tokens in _split(_clip_tokens(weighted_text(prompt))):
         filling = CHUNK - len(tokens)
         ids = [BOS, *(token for token, _ in tokens), EOS, *[pad] * filling]
         weights = [1.0, *(weight for _, weight in tokens), 1.0, *[1.0] * filling]
@@ -164,7 +164,7 @@ def _after_comma(chunk: list[Weighted], following: Weighted, comma: int) -> list
 def t5_chunk(prompt: str) -> Chunk:
     """The prompt as one run of T5 tokens with its end token, padded to at least 77."""
     tokens: list[Weighted] = []
-    for segment in parse_prompt(prompt):
+    for segment in weighted_text(prompt):
         ids = t5_tokenizer().encode(segment.text, add_special_tokens=False).ids
         tokens += [(token, segment.weight) for token in ids]
     tokens.append((T5_EOS, 1.0))

@@ -111,7 +111,7 @@ class Session:
             batch_size=config.batch_size,
             started_at=self.request.created_at,
             finished_at=time.time(),
-            settings=config.to_dict(),
+            settings=config.to_file(),
         )
 
     def load_student(self, weights: dict[str, Tensor]) -> None:

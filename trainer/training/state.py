@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,12 @@ MACHINE_SETTINGS = (
 )
 
 # Settings that came later, with what was done before them: runs from then go on.
-EARLIER = {"zero_terminal_snr": "auto", "optimizer": "adamw", "base_weights": "keep"}
+EARLIER = {
+    "zero_terminal_snr": "auto",
+    "optimizer": "adamw",
+    "base_weights": "keep",
+    "shift": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ def load_state(folder: Path, fingerprint: str, learned: Learned) -> int:
     """
     try:
         facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        step = facts.get("step") if isinstance(facts, dict) else None
+        if type(step) is not int or step < 0:
+            raise ValueError("its state.json does not say after which update")
         if facts["fingerprint"] != fingerprint:
             raise RunError(
                 f"{folder} was made with other settings, prompts or LoRAs, or another checkpoint "
@@ -112,13 +120,19 @@ def load_state(folder: Path, fingerprint: str, learned: Learned) -> int:
             optimizer.load(_names(learned.roles, role), saved)
         if learned.average is not None:
             saved = load_file(folder / "average.safetensors")  # a map of a file that will go away
+            if _shapes(saved) != _shapes(learned.average):
+                raise ValueError("its average is of other tensors")
             learned.average.update({name: value.clone() for name, value in saved.items()})
-        return int(facts["step"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        return step
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
         raise RunError(
             f"The saved state {folder} is damaged ({error}). Delete that folder to resume from "
             "the state before it."
         ) from error
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
 def _names(roles: AdapterRoles, role: str) -> list[str]:

@@ -40,7 +40,16 @@ def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
     else:
         prediction = "v" if getattr(model, "parameterization", "eps") == "v" else "eps"
     zero = None if sigmas is None else float(sigmas[-1]) > ZERO_SNR_SIGMA
-    return ModelFacts(family, prediction, None, False if prediction == "flow" else zero)
+    flow = prediction == "flow"
+    shift = float(getattr(predictor, "shift", None) or 0) or None
+    return ModelFacts(
+        family,
+        prediction,
+        shift if flow else None,
+        False if flow else zero,
+        # Forge's relatives scale the input themselves, by the kind that they take it for
+        flow_at_will=predictor is None and not hasattr(model, "forge_objects"),
+    )
 
 
 def _awaits_model() -> bool:

@@ -74,6 +74,46 @@ def initial_noise_factor(sigma: Tensor, flow: bool) -> Tensor:
     return one if multiplied else with_signal / sigma
 
 
+def sample_as_flow(denoiser: Any, levels: Tensor) -> Any:
+    """Put a flow in the place of the host's own denoiser of an SDXL; returns it.
+
+    Args:
+        denoiser: the host's CFGDenoiser.
+        levels: the flow's noise levels, increasing, float32, shape (1000,).
+    """
+    import k_diffusion.external
+    from modules import shared
+
+    base: Any = k_diffusion.external.DiscreteSchedule
+
+    class FlowDenoiser(base):
+        """The network fed the noised latent as it is, at 1000 times its noise level."""
+
+        dpdmd_flow = True
+
+        def forward(self, latent: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:
+            """The clean latent, (B, C, h, w)."""
+            velocity = shared.sd_model.apply_model(latent, 1000 * sigma, **conditions)
+            return latent - sigma.reshape(-1, 1, 1, 1).to(latent) * velocity
+
+    if not getattr(denoiser.inner_model, "dpdmd_flow", False):
+        denoiser.model_wrap = FlowDenoiser(levels.to(shared.device), False)
+    return denoiser.inner_model
+
+
+@contextlib.contextmanager
+def noising_as_flow() -> Iterator[None]:
+    """Inside, the host noises an image to a level s as (1 - s) * image + s * noise."""
+    from modules import shared
+
+    model = shared.sd_model
+    model.add_noise_to_latent = lambda x, noise, amount: x * (1 - amount) + noise * amount
+    try:
+        yield
+    finally:
+        del model.add_noise_to_latent
+
+
 def noise_sampler(x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """Unit noise from the host's seeded stream, one for each image of a batch."""
     import k_diffusion.sampling

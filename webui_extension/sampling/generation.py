@@ -28,6 +28,13 @@ WORDS = Words(
     kinds="Kind of few-step LoRA",
     other_family="Choose another sampler for it.",
     other_sampling="Choose another sampler for it.",
+    predictions={
+        "flow": (
+            "If it is that checkpoint, its file does not say that it is a rectified flow: in "
+            "reForge turn on Advanced Model Sampling (Flow, shift {shift}), in Forge Neo give it a "
+            "name that contains 'rectified' and set shift {shift}."
+        )
+    },
 )
 TOLD = "dpdmd_told"
 """Where on the host's processing object it is told."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ...core.diffusion.sampler import sample_few_step
+from ...core.diffusion.schedule import NUM_LEVELS
 from ...core.recipe.anchored import AskedAnchor, anchored_plan
-from ...core.recipe.few_step import Plan
+from ...core.recipe.few_step import Plan, schedule_of
 from ...core.recipe.recipe import Recipe
-from ...core.recipe.resolve import Asked
+from ...core.recipe.resolve import Asked, follows_flow
 from ..host import loras, models, page, samplers, scripts
 from . import attention
 from .generation import Anchor, anchor_of, in_force, resolved, told
@@ -56,6 +57,7 @@ def few_step(
 ) -> Tensor:
     """The few-step solver as the host calls samplers: one evaluation a step at CFG 1."""
     recipe = resolved(model.p, model.inner_model.sigmas).recipe
+    follow(recipe, model)  # again: a refiner puts the host's own denoiser back
     call = Call(model, recipe, dict(extra_args or {}), callback)
     if getattr(getattr(model, "sampler", None), "dpdmd_from_noise", False):
         x = x * samplers.initial_noise_factor(sigmas[0], recipe.prediction == "flow").to(x)
@@ -67,6 +69,18 @@ def few_step(
             call = call.guided(recipe.guidance_scale)
         samplers.set_total_steps(model, len(sigmas) - 1)
         return _student_part(call, x, sigmas)
+
+
+def follow(recipe: Recipe, denoiser: Any) -> bool:
+    """Let the host's denoiser be a flow where the recipe is of one; whether it is one of ours."""
+    if getattr(denoiser.inner_model, "dpdmd_flow", False):
+        return True
+    facts = models.model_facts(denoiser.inner_model.sigmas)
+    if facts is None or not follows_flow(recipe, facts):
+        return False
+    positions = torch.arange(NUM_LEVELS, dtype=torch.float64)
+    samplers.sample_as_flow(denoiser, schedule_of(recipe).sigma_at(positions))
+    return True
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,7 @@ def sampler_class() -> type:
         def sample(self, p: scripts.Processing, *inputs: Any, **options: Any) -> Any:
             """Text to image."""
             self.dpdmd_from_noise, self.dpdmd_sigmas = True, None
+            self._follow(p)
             return super().sample(p, *inputs, **options)
 
         def sample_img2img(
@@ -156,6 +171,7 @@ def sampler_class() -> type:
         ) -> Any:
             """Image to image, and the second pass of hires fix."""
             self.dpdmd_from_noise, self.dpdmd_sigmas = False, None
+            noising = samplers.noising_as_flow() if self._follow(p) else contextlib.nullcontext()
             whole = super().get_sigmas(p, steps or p.steps)
             if uses_own_schedule(p):
                 part = partial_plan(p, self.model_wrap.sigmas, steps or p.steps)
@@ -163,12 +179,19 @@ def sampler_class() -> type:
                 filler = whole[:1].repeat(samplers.skipped_steps(p, steps))
                 self.dpdmd_sigmas = torch.cat([filler, part.sigmas.to(whole)])
             try:
-                return super().sample_img2img(
-                    p, x, noise, conditioning, unconditional_conditioning,
-                    steps=steps, image_conditioning=image_conditioning,
-                )  # fmt: skip
+                with noising:
+                    return super().sample_img2img(
+                        p, x, noise, conditioning, unconditional_conditioning,
+                        steps=steps, image_conditioning=image_conditioning,
+                    )  # fmt: skip
             finally:
                 self.dpdmd_sigmas = None
+
+        def _follow(self, p: scripts.Processing) -> bool:
+            recipe = resolved(p, self.model_wrap.sigmas).recipe
+            followed = follow(recipe, self.model_wrap_cfg)
+            self.model_wrap = self.model_wrap_cfg.inner_model
+            return followed
 
     return FewStepSampler
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...app.library.path_checks import typed_path
 from ..host import folders, page
 from ..sampling.accordion import AUTO_SETUP
 from ..sampling.sampler import EXACT_STRENGTH, EXACT_STRENGTH_TEXT
@@ -54,4 +55,4 @@ def add() -> None:
 def lora_folder() -> Path:
     """Where new LoRAs go."""
     chosen = str(page.option(LORA_FOLDER, "") or "").strip()
-    return Path(chosen).expanduser() if chosen else folders.lora_folder()
+    return Path(typed_path(chosen)) if chosen else folders.lora_folder()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ....core.errors import DPDMDError, LoraError, SettingsError
-from ....core.families import identify
+from ....core.families import check_files
 from ... import jobs
 from ...config.knobs import parse_resolutions
 from ...config.request import parse_seeds
@@ -74,7 +74,7 @@ def submit(values: Mapping[str, Any]) -> Values:
 @belongs_to("models")
 def _models(values: Mapping[str, Any]) -> list[str]:
     checkpoint = sources.model_path(values.get("checkpoint"))
-    identify(checkpoint)
+    check_files(checkpoint, {})
     arguments = [str(checkpoint)]
     for names, strengths, option in (
         ("loras", "strengths", "--lora"),

@@ -169,9 +169,7 @@ def request_of(values: Mapping[str, Any]) -> DistillRequest:
     with belongs_to("settings"):
         config = config_of(values)
     with belongs_to("checkpoint"):
-        others = {name: values[name] for name in OTHER_FILES if text_of(values, name)}
-        files = {"checkpoint": values.get("checkpoint"), **others}
-        model = ModelFiles(**{name: str(sources.model_path(path)) for name, path in files.items()})
+        model = model_files(values, sources.model_path(values.get("checkpoint")))
     with belongs_to("output"):
         output = sources.chosen_output(values.get("output_folder"), values.get("name"))
     with belongs_to("loras"):
@@ -185,6 +183,17 @@ def request_of(values: Mapping[str, Any]) -> DistillRequest:
         include_teacher_loras=bool(values.get("include_teacher_loras")),
         created_at=time.time(),
     )
+
+
+def model_files(values: Mapping[str, Any], checkpoint: Path) -> ModelFiles:
+    """The checkpoint and the files that are named beside it.
+
+    Raises:
+        SettingsError: one of these is in none of the folders.
+    """
+    named = {name: values[name] for name in OTHER_FILES if text_of(values, name)}
+    others = {name: str(sources.model_path(path)) for name, path in named.items()}
+    return ModelFiles(checkpoint=str(checkpoint), **others)
 
 
 def chosen_loras(values: Mapping[str, Any], names: str, strengths: str) -> list[tuple[Path, float]]:

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from ....core.errors import DPDMDError
-from ....core.families import Detection, family, identify
+from ....core.families import Detection, check_own_parts, family, identify
 from ...estimate import Estimate, bytes_in_16_bit, estimate
 from ...jobs import made_loras
 from ...library import choices as sources
@@ -26,7 +26,7 @@ from .distill import DEMO_PRESET, KEEP, memory_choices, prompts_of
 
 EXAMPLES = 3
 EARLIER_RUNS = 20
-ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "its own, small"}
+ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "its own, for shapes"}
 
 
 def opening() -> Values:
@@ -82,6 +82,11 @@ def describe_checkpoint(values: Mapping[str, Any]) -> Values:
     except DPDMDError as error:
         presets = Change(choices=memory_choices(None, False), value=KEEP)
         return {"detected": "", "memory": presets, "checkpoint_note": error_note(error)}
+    wrong = None
+    try:
+        detection = _check_files(path, values)
+    except DPDMDError as error:
+        wrong = error
     choices = memory_choices(detection, embedded)
     kept = values.get("memory")
     known = kept in {value for _, value in choices}
@@ -89,8 +94,18 @@ def describe_checkpoint(values: Mapping[str, Any]) -> Values:
     return {
         "detected": _detected(path, detection),
         "memory": Change(choices=choices, value=value),
-        "checkpoint_note": "",
+        "checkpoint_note": error_note(wrong) if wrong else "",
     }
+
+
+def _check_files(path: Path, values: Mapping[str, Any]) -> Detection:
+    """What the checkpoint is, once its parts and the files named beside it are known to fit.
+
+    Raises:
+        DPDMDError: one cannot be used.
+    """
+    files = form.model_files(values, path)
+    return check_own_parts(path, files.text_encoders(), Path(files.vae) if files.vae else None)
 
 
 def _detected(path: Path, detection: Detection) -> str:
@@ -107,6 +122,7 @@ def _detected(path: Path, detection: Detection) -> str:
             "VAE": "in the file" if detection.has_vae else "not in the file: name it below",
             "Size": size_text(checkpoint_bytes(path)),
         }
+        | ({"Note": " ".join(detection.notes)} if detection.notes else {})
     )
 
 
@@ -174,7 +190,8 @@ def describe_cost(values: Mapping[str, Any]) -> Values:
     try:
         path = sources.model_path(values.get("checkpoint"))
         size, half = checkpoint_bytes(path), bytes_in_16_bit(path)
-        found = estimate(identify(path), config, size, earlier_runs(), half_bytes=half)
+        detection = _check_files(path, values)
+        found = estimate(detection, config, size, earlier_runs(), half_bytes=half)
     except DPDMDError:  # the note under the checkpoint says so
         return {"estimate": "", "settings_note": ""}
     return {"estimate": _estimate_text(found), "settings_note": ""}

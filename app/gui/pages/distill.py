@@ -29,7 +29,7 @@ OTHER_FILES = {
     "vae": "VAE (for previews)",
 }
 
-COST = ("checkpoint", "memory", *controls())
+COST = ("checkpoint", "memory", *OTHER_FILES, *controls())
 FOLDERS = ("checkpoint", "teacher_loras", "settings_lora", "folder", "new_folder", "folder_note")
 LISTS = (*FOLDERS, "trainer_box", "trainer")
 AFTER_START = (*(f"{name}_note" for name in form.NOTES), "selected", "name", "tabs")
@@ -182,7 +182,7 @@ def _start(made: Builder) -> None:
 def _wire(parts: Components) -> Any:
     """Connect everything; the event of a start."""
     described = ("detected", "memory", "checkpoint_note")
-    model, knobs = ("checkpoint", "memory"), tuple(controls())
+    model, knobs = ("checkpoint", "memory", *OTHER_FILES), tuple(controls())
     taken = (*knobs, "memory", "import_note", "settings_note")
     offered = ("settings_lora", "settings_upload")
     cost: dict[str, Any] = {"inputs": COST, "outputs": ("estimate", "settings_note")}
@@ -195,6 +195,9 @@ def _wire(parts: Components) -> Any:
     event = on(parts["checkpoint"].input, hints.describe_checkpoint, parts, model, described)
     event = on(event.then, form.apply_preset, parts, model, preset)
     on(event.then, hints.describe_cost, parts, **cost)
+    for name in OTHER_FILES:
+        event = on(parts[name].blur, hints.describe_checkpoint, parts, model, described)
+        on(event.then, hints.describe_cost, parts, **cost)
     event = on(parts["memory"].input, form.apply_preset, parts, model, preset)
     on(event.then, hints.describe_cost, parts, **cost)
     for name in knobs:

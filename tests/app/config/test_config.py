@@ -7,10 +7,10 @@ import pytest
 from dpdmd_studio.app.config.distill_config import DistillConfig, parse_resolutions
 from dpdmd_studio.app.config.new_run import note_size
 from dpdmd_studio.app.config.presets import PRESETS, preset
-from dpdmd_studio.app.config.request import parse_seeds
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, parse_seeds
 from dpdmd_studio.app.library.choices import ASSETS
 from dpdmd_studio.cli.arguments import add_config_arguments, config_values, parse_lora
-from dpdmd_studio.core.errors import SettingsError
+from dpdmd_studio.core.errors import RunError, SettingsError
 from dpdmd_studio.core.families import identify
 from tiny_runs import heard
 
@@ -43,6 +43,12 @@ def test_defaults_are_valid_and_round_trip_through_json():
         ({"resolution": "big"}, "not understood"),
         ({"resolution": "1x2x3"}, "not understood"),
         ({"resolution": "99999"}, "outside 16 to 8192"),
+        ({"resolution": "9" * 5000}, "not understood"),
+        ({"student_lr": 10**400}, "more than 18 digits"),
+        ({"steps": 10**400}, "more than 18 digits"),
+        ({"seed": -(10**30)}, "more than 18 digits"),
+        ({"teacher_negative": "a \ud83d"}, "half a character"),
+        ({"device": "\udcff"}, "half a character"),
         ({"learning_rate": 1.0}, "Unknown settings: learning_rate"),
     ],
 )
@@ -93,7 +99,9 @@ def test_seed_lists(text, expected):
     assert parse_seeds(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "-1", "1-", "0-99999999", "1,,2"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "3-1", "-1", "1-", "0-99999999", "1,,2", "9" * 5000, "0-9999," * 90]
+)
 def test_bad_seed_lists_are_named(text):
     with pytest.raises(SettingsError, match="seeds"):
         parse_seeds(text)
@@ -111,6 +119,37 @@ def test_bad_seed_lists_are_named(text):
 )
 def test_lora_arguments(text, expected):
     assert parse_lora(text) == expected
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"output": 5},
+        {"output": ""},
+        {"output": "a\0b"},
+        {"model": {"checkpoint": None}},
+        {"model": {"checkpoint": ["a"]}},
+        {"model": {"checkpoint": "a", "vae": 1}},
+        {"model": []},
+        {"config": []},
+        {"config": None},
+        {"teacher_loras": [5]},
+        {"teacher_loras": {"path": "a"}},
+        {"teacher_loras": [{"path": "a", "strength": "1"}]},
+        {"file_format": "onnx"},
+        {"overwrite": "yes"},
+        {"created_at": "now"},
+        {"extra": []},
+        {"unknown": 1},
+    ],
+)
+def test_a_damaged_request_is_named(damage):
+    request = DistillRequest(
+        model=ModelFiles(checkpoint="a"), config=DistillConfig(), output="b.safetensors"
+    ).to_dict()
+    assert DistillRequest.from_dict(request)
+    with pytest.raises(RunError, match="does not describe a run"):
+        DistillRequest.from_dict(request | damage)
 
 
 def test_presets_are_valid_settings():

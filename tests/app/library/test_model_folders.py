@@ -17,7 +17,7 @@ from dpdmd_studio.app.library.model_folders import (
     size_text,
 )
 from dpdmd_studio.app.library.path_checks import check_name, is_inside
-from dpdmd_studio.core.errors import SettingsError
+from dpdmd_studio.core.errors import CheckpointError, SettingsError
 
 
 def file_of(path: Path, *names: str) -> Path:
@@ -185,12 +185,25 @@ def test_hostile_and_mistaken_paths_are_refused(tmp_path):
         ("x" * 5000, "too long"),
         ("b.safetensors", "no file"),
         ("x" * 300 + ".safetensors", "no file"),
-        ("notes.txt", "is no model"),
     ):
         with pytest.raises(SettingsError, match=word):
             contained(text, [inside])
     with pytest.raises(SettingsError, match="none so far"):
         contained("a.safetensors", [])
+    with pytest.raises(CheckpointError, match=r"notes.txt is not a safetensors file"):
+        contained("notes.txt", [inside])
+
+
+def test_a_model_of_another_ending_is_taken_and_no_other_file_in_its_place(tmp_path):
+    other = checkpoint(tmp_path / "a.safetensors").rename(tmp_path / "b.sft")
+    assert contained("b.sft", [tmp_path]) == other
+    for name, content, word in (
+        ("c.ckpt", b"PK\x03\x04" + bytes(9), "pickle"),
+        ("c.gguf", b"GGUF" + bytes(9), "GGUF"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=word):
+            contained(name, [tmp_path])
 
 
 def test_nothing_outside_is_even_looked_at(tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ import zlib
 
 import pytest
 from dpdmd_studio.app.prompts.expansion import expand
-from dpdmd_studio.app.prompts.images import graph_prompt, image_prompt, infotext_prompts
+from dpdmd_studio.app.prompts.images import graph_prompt, image_prompt
+from dpdmd_studio.app.prompts.infotext import infotext_prompts
 from dpdmd_studio.app.prompts.reading import read_prompts
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import ImageError, PromptError
@@ -197,6 +198,7 @@ def test_a_folder_is_read_in_order_with_notes(album):
     said = "\n".join(listed.notes)
     for part in (
         "6 images read, 4 with a prompt; 1 without one (plain.png); 1 damaged (broken.png)",
+        "1 images of other kinds left out (only PNGs are read)",
         "negative prompt 'blurry'",
         "style (1x)",
         "1 repeated prompts",
@@ -217,6 +219,14 @@ def test_a_folder_without_prompts_is_refused(tmp_path, files, message, capsys):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(PromptError, match=message):
         read_prompts(tmp_path)
+
+
+def test_half_a_character_makes_an_image_damaged(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(text("parameters", '{"prompt": "a \\ud83d cat"}')))
+    (tmp_path / "b.png").write_bytes(png(text("prompt", json.dumps(simple_graph("a \ud83d cat")))))
+    (tmp_path / "c.png").write_bytes(png(text("parameters", "a dog")))
+    found = read_prompts(tmp_path)
+    assert found.prompts == ("a dog",) and "2 damaged (a.png, b.png)" in found.notes[0]
 
 
 def test_the_command_line_says_it_in_one_line(tmp_path, files, capsys):

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from dpdmd_studio.app.prompts import reading as prompts_module
 from dpdmd_studio.app.prompts.expansion import PromptSource, expand
-from dpdmd_studio.app.prompts.reading import read_prompts
+from dpdmd_studio.app.prompts.reading import parse_prompts, read_prompts
 from dpdmd_studio.core.errors import PromptError
 
 # What these prompts give for the seeds 1, 2 and 5, drawn by dynamicprompts 0.31.0, the library that
@@ -170,3 +170,21 @@ def test_starter_templates_leave_no_syntax_behind(name):
     drawn = PromptSource(prompts.prompts, 0).all_needed(2 * len(prompts.prompts), 1)
     assert not [prompt for prompt in drawn if set(prompt) & set("{}|")]
     assert len(drawn) > len(prompts.prompts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("{1" + "0" * 400 + "::a|b}", "its weights are too large"),
+        ("{" + "9" * 5000 + "$$a|b}", "a count has more than 1000 digits"),
+        ("{x|{1-" + "9" * 5000 + "$$a|b}}", "a count has more than 1000 digits"),
+        ("a {0::x|0::y} cat", "0 weigh more than 0"),
+        ("{2$$a|0::b}", "1 weigh more than 0"),
+    ],
+)
+def test_alternatives_are_tried_when_prompts_are_read(prompt, reason):
+    with pytest.raises(PromptError, match=reason) as caught:
+        parse_prompts(f"fine {{a|b}}\n{prompt}", "p.txt")
+    assert len(str(caught.value)) < 600
+    with pytest.raises(PromptError, match="cannot be read"):
+        outcomes(prompt)

@@ -1,10 +1,17 @@
 """A prompts file gives its prompts, says what it dropped, and fails with one clear sentence."""
 
+import time
 from pathlib import Path
 
 import pytest
 from dpdmd_studio.app.prompts import reading as prompts_module
-from dpdmd_studio.app.prompts.reading import MAX_FILE_BYTES, TAG, parse_prompts, read_prompts
+from dpdmd_studio.app.prompts.reading import (
+    MAX_FILE_BYTES,
+    TAG,
+    parse_line,
+    parse_prompts,
+    read_prompts,
+)
 from dpdmd_studio.core.errors import PromptError
 
 
@@ -79,3 +86,86 @@ def test_starter_templates_are_clean_and_varied(name):
     assert len(found.prompts) >= 90
     assert sum("|" in prompt for prompt in found.prompts) >= 60
     assert all(prompt.count("{") == prompt.count("}") for prompt in found.prompts)
+
+
+@pytest.mark.parametrize(
+    ("text", "noted"),
+    [
+        ("a __animal__ in __place/city__", "wildcards like __animal__ (2x)"),
+        ("a cat, embedding:easynegative", "embedding:name (1x)"),
+        ("a cat, (Embedding:easy:1.2)", "embedding:name (1x)"),
+        ("a [cat:dog:0.5], [dog:.3] and [a::5]", "[from:to:when] (3x)"),
+        ("a [cat|dog] runs", "alternation like [a|b] (1x)"),
+        ("a cat AND a dog :1.2", "AND between prompts (1x)"),
+        ("a cat ADDCOMM a dog", "ADDCOMM or [SEP] (1x)"),
+        ("a <wildcard:animal> and <cat-toy>", "tags like <name:value> (2x)"),
+        ("a cat --ar 16:9 --v 5", "options like --ar (2x)"),
+        ("cat::2 dog::1", "weights like cat::2 or 2::cat:: (2x)"),
+        ("1.5::cat ::, dog", "weights like cat::2 or 2::cat:: (1x)"),
+        ("{{masterpiece}}, a cat", "braces without a choice like {cat} (1x)"),
+        ('{"seed": 5}', "JSON (1x)"),
+        ('[\n{"seed": 5},\n]', "JSON (3x)"),
+        ('"a cat, on a mat"', "whole lines in quotation marks (1x)"),
+        ("1. a cat\n2. a dog", "list marks before a prompt (2x)"),
+        ("a cat &amp; a dog", "HTML like &amp; (1x)"),
+        ("prompt,negative_prompt\na cat,ugly", "looks like the head of a table"),
+        ("Prompt\na cat", "looks like the head of a table"),
+    ],
+)
+def test_what_only_other_programs_carry_out_is_counted(text, noted):
+    found = parse_prompts(text, "p.txt")
+    assert any(noted in note for note in found.notes), found.notes
+    if "\n" not in text:
+        assert parse_line(text).notes == found.notes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a cat, (tall:1.2), [thin], 1girl, 3:4, 100% #1",
+        "{2::a|3.5::b} cat, {2$$ and $$a|b}",
+        "a cat BREAK a dog, rock and roll, x-ray - 3d",
+        "a sign: prompt, text",
+        "_under_ __ ___ :: a - b -- c, 12:30",
+        "portrait of a man, size: big, model: Anna",
+    ],
+)
+def test_ordinary_prompts_need_no_note(text):
+    found = parse_prompts(text, "p.txt")
+    assert (found.prompts, found.notes) == ((text,), ())
+
+
+def test_the_prompt_of_json_lines_and_infotext_is_taken():
+    found = parse_prompts('{"prompt": "a {red|blue} cat", "seed": 1}\n{"Prompt": "a dog"}', "p.txt")
+    assert found.prompts == ("a {red|blue} cat", "a dog")
+    assert found.notes == (
+        "The prompt that JSON names was taken, and nothing else of it (2 lines).",
+    )
+    text = (
+        "a cat\nNegative prompt: ugly\nSteps: 20, Seed: 1\na dog Steps: 4, Sampler: Euler, Seed: 2"
+    )
+    found = parse_prompts(text, "p.txt")
+    assert found.prompts == ("a cat", "a dog")
+    assert found.notes == ("Negative prompts and lines of settings were left out (3 lines).",)
+
+
+def test_half_a_character_is_refused():
+    for read in (parse_line, lambda text: parse_prompts(text, "p.txt")):
+        with pytest.raises(PromptError, match="half a character"):
+            read("a \ud83d cat")
+
+
+def test_many_prompts_are_read_in_no_time():
+    parts = (
+        "[a|" * 300,
+        "{a" * 400,
+        "__a" * 300,
+        "1::a" * 300,
+        "<a" * 400,
+        '{"' * 400,
+        "a: " * 300,
+    )
+    text = "\n".join(f"{part} {number}" for number in range(60) for part in parts)
+    begin = time.process_time()
+    parse_prompts(text, "p.txt")
+    assert time.process_time() - begin < 2

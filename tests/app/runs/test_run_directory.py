@@ -32,6 +32,38 @@ def test_metrics_survive_a_line_cut_off_by_a_crash(run):
     assert run.metrics() == [{"step": 1, "loss": 0.5}]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["[1]", "null", "5", '"step"', "{}", '{"step": "1"}', '{"step": null}', '{"step": 1e999}',
+     '{"step": NaN}', '{"step": true}', "[" * 100_000, '{"step": ' + "9" * 5000 + "}", "\udcff"],
+)  # fmt: skip
+def test_metrics_of_any_other_kind_are_left_out(run, damage):
+    run.append_metrics({"step": 1, "loss": 0.5})
+    with (run.path / "metrics.jsonl").open("ab") as stream:
+        stream.write(damage.encode("utf-8", "surrogateescape") + b"\n")
+    run.append_metrics({"step": 2, "loss": 0.4})
+    assert [line["step"] for line in run.metrics()] == [1, 2]
+    run.truncate_metrics(1)
+    assert run.metrics() == [{"step": 1, "loss": 0.5}]
+
+
+def test_folders_that_are_no_states_are_left_alone(run):
+    for name in ("step-x", "step-", "step-00000003.old"):
+        (run.states / name).mkdir()
+    assert run.latest_state() is None
+    with run.new_state(5):
+        pass
+    assert run.latest_state().name == "step-00000005" and (run.states / "step-x").is_dir()
+
+
+def test_a_name_that_no_drive_takes_is_no_run_and_makes_none(tmp_path):
+    for path in (tmp_path / ("x" * 300), tmp_path / "a\0b"):
+        with pytest.raises(RunError, match="is not a run"):
+            RunDirectory.open(path)
+    with pytest.raises(OutputError, match="cannot be made"):
+        RunDirectory.create(tmp_path / ("x" * 300), {}, ["a"])
+
+
 def test_a_state_counts_only_when_whole(run):
     with run.new_state(1) as folder:
         (folder / "a").write_text("1")

@@ -98,6 +98,13 @@ def test_foreign_files_are_refused_whatever_is_asked(tmp_path):
     assert (part / "b.txt").read_text() == (output / "a.txt").read_text() == "foreign"
 
 
+def test_a_name_too_long_for_its_zip_is_said(tmp_path):
+    build(tmp_path / ("x" * 246), {"a.txt": "1"})
+    for name in ("x" * 247, "x" * 255, "日" * 85):
+        with pytest.raises(OutputError, match="its zip is named after it"):
+            build(tmp_path / name, {"a.txt": "1"})
+
+
 def test_a_manifest_from_elsewhere_cannot_name_files_outside(tmp_path):
     output = tmp_path / "out"
     build(output, {"a.txt": "1"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import json
 import re
 
@@ -11,7 +12,11 @@ import pytest
 import share_readers as readers
 import torch
 import yaml
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
 from dpdmd_studio.app.runs.directory import RunDirectory
@@ -23,6 +28,7 @@ from dpdmd_studio.app.share.names import safe_name, words
 from dpdmd_studio.app.share.source import PackageRequest, find_source, image_pairs
 from dpdmd_studio.core.errors import LoraError, RunError, SettingsError
 from dpdmd_studio.core.lora.header import copy_with_metadata
+from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import MergedLora
 from dpdmd_studio.trainer.commands.markdown import markdown_to_html
 from jinja2 import UndefinedError
@@ -52,6 +58,40 @@ def test_the_diffusers_program_walks_the_recipe_s_levels(family):
     torch.testing.assert_close(made.sigmas.float(), levels, rtol=1e-4, atol=1e-5)
     assert options["guidance_scale"] == 1.0
     assert options.get("clip_skip", 0) == (1 if family == "sd1" else 0)  # it counts from 0
+
+
+def a_flow_of_sdxl():
+    return facts("sdxl", recipe=default_recipe("sdxl", "flow", shift=2.5))
+
+
+def test_the_diffusers_program_of_a_flow_of_sdxl_takes_euler_s_steps():
+    source = diffusers_program(a_flow_of_sdxl())
+    calls = {ast.unparse(n.func): n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)}
+    (scheduler,) = [call for name, call in calls.items() if name.endswith("from_config")]
+    settings = {k.arg: ast.literal_eval(k.value) for k in scheduler.keywords}
+    ldm = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    made = DPMSolverMultistepScheduler(**ldm, **settings)
+    (steps,) = [k.value for k in calls["pipe"].keywords if k.arg == "num_inference_steps"]
+    made.set_timesteps(ast.literal_eval(steps))
+    levels = a_flow_of_sdxl().recipe.sigmas
+    torch.testing.assert_close(made.sigmas, torch.tensor(levels), rtol=0, atol=2e-3)
+    x = expected = torch.full((1, 1, 1, 1), 1.0) * made.init_noise_sigma
+    pairs = itertools.pairwise(made.sigmas)
+    for timestep, (here, there) in zip(made.timesteps, pairs, strict=True):
+        velocity = 0.5 + 0.3 * float(here)
+        x = made.step(velocity + 0 * x, timestep, made.scale_model_input(x, timestep)).prev_sample
+        expected = expected + float(there - here) * velocity
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_flow_of_sdxl_needs_is_said_everywhere():
+    texts = texts_of(a_flow_of_sdxl())
+    for name in ("few.json", "README.md", "description.html"):
+        assert "ModelSamplingSD3" in texts[name], name
+        assert "shift 2.5" in texts[name], name
+    graph = json.loads(texts["workflow.json"])
+    (node,) = [node for node in graph["nodes"] if node["type"] == "ModelSamplingSD3"]
+    assert node["widgets_values"] == [2.5]
 
 
 def test_sd3_in_kohya_s_form_promises_nothing_for_diffusers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,15 @@ import pytest
 import torch
 from checkpoints import sd3_names, unet_names
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
-from dpdmd_studio.core.errors import CheckpointError, UnsupportedModelError
-from dpdmd_studio.core.families import FAMILIES, detect, family, stated_encoder
+from dpdmd_studio.core.errors import CheckpointError, SettingsError, UnsupportedModelError
+from dpdmd_studio.core.families import (
+    FAMILIES,
+    AskedSampling,
+    detect,
+    family,
+    set_otherwise,
+    stated_encoder,
+)
 from dpdmd_studio.core.files.tensor_file import TensorFile, TensorInfo
 from torch import nn
 
@@ -194,6 +202,101 @@ def test_sdxl_variants_are_told_by_their_markers(headers, markers, title, predic
     assert (found.title, found.prediction, found.zero_terminal_snr) == (title, prediction, zero_snr)
 
 
+@pytest.mark.parametrize(
+    ("name", "metadata", "markers", "expected", "said"),
+    [
+        ("sdxl", {"modelspec.prediction_type": "v"}, [], ("v", False), "by the file's metadata"),
+        ("sd1", {"modelspec.predict_key": "V-Prediction"}, [], ("v", False), "predict_key"),
+        ("sdxl", {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, [],
+         ("v", True), "Zero terminal SNR by"),
+        ("sdxl", {"modelspec.prediction_type": "epsilon"}, ["v_pred"], ("v", False), "though"),
+        ("sdxl", {"prediction_type": "v"}, ["v_pred", "ztsnr"], ("v", True), ""),
+        ("sdxl", {"modelspec.prediction_type": "epsilon"}, [], ("eps", False), ""),
+        ("sdxl", {"ss_zero_terminal_snr": "True"}, [], ("eps", False), ""),
+        ("sdxl", {"modelspec.prediction_type": "purple"}, [], ("eps", False), "not known"),
+        ("sd3", {"modelspec.prediction_type": "epsilon"}, [], ("flow", False), ""),
+    ],
+)  # fmt: skip
+def test_metadata_tell_the_prediction_where_no_marker_does(
+    name, metadata, markers, expected, said, headers
+):
+    found = detect(header(headers[name] | dict.fromkeys(markers, (0,)), **metadata))
+    assert (found.prediction, found.zero_terminal_snr) == expected
+    assert ("v-prediction" in found.title) == (expected[0] == "v")
+    assert ("zero terminal SNR" in found.title) == expected[1]
+    assert said in " ".join(found.notes) and bool(said) == bool(found.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"),
+    [("sd1", "flow"), ("sd1", "rectified-flow"), ("sdxl", "sample"), ("sdxl", "x0")],
+)
+def test_a_prediction_by_metadata_that_is_not_handled_is_refused(name, stated, headers):
+    file = header(headers[name], **{"modelspec.prediction_type": stated})
+    with pytest.raises(UnsupportedModelError, match=r"metadata that it predicts.*eps or v"):
+        detect(file)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "shift", "note"),
+    [
+        ({"modelspec.prediction_type": "flow"}, None, "3 is taken"),
+        ({"prediction_type": "Rectified-Flow", "shift": "2.5"}, 2.5, "Shift 2.5"),
+        ({"parameterization": "flow matching", "ss_discrete_flow_shift": "6.0"}, 6.0, "Shift 6"),
+        ({"modelspec.prediction_type": "rf", "flow_shift": "none"}, None, "3 is taken"),
+        ({"modelspec.prediction_type": "rf", "flow_shift": "-1", "shift": "nan"}, None, "3 is"),
+    ],
+)
+def test_sdxl_is_a_rectified_flow_by_its_metadata(metadata, shift, note, headers):
+    found = detect(header(headers["sdxl"], **metadata))
+    assert (found.prediction, found.shift, found.title) == ("flow", shift, "SDXL (rectified flow)")
+    assert note in " ".join(found.notes)
+    marked = detect(header(headers["sdxl"] | {"v_pred": (0,)}, **metadata))
+    assert marked.prediction == "v" and "by the file's marker" in " ".join(marked.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "hinted"),
+    [
+        ("sdxl", "ChenkinNoob-XL-V0.2-Rectified-Flow", True),
+        ("sdxl", "noob_RF_v3", True),
+        ("sdxl", "nyaflow-xl-alpha", True),
+        ("sdxl", "perfectWorld", False),
+        ("sdxl", "wildflowers", False),
+        ("sd1", "sd15-flow-alpha", False),
+        ("sd3", "sd3-rectified-flow", False),
+    ],
+)
+def test_a_name_is_a_hint_alone(name, file, hinted, headers):
+    found = detect(dataclasses.replace(header(headers[name]), path=Path(f"{file}.safetensors")))
+    assert found.prediction == ("flow" if name == "sd3" else "eps")
+    assert any("speaks of a rectified flow" in note for note in found.notes) == hinted
+
+
+def test_settings_go_before_what_a_file_says(headers):
+    plain = detect(header(headers["sdxl"]))
+    flow, notes = set_otherwise(plain, AskedSampling(prediction="flow", shift=2.0))
+    assert (flow.prediction, flow.shift, len(notes)) == ("flow", 2.0, 2)
+    assert set_otherwise(flow, AskedSampling(shift=2.0)) == (flow, [])
+    assert set_otherwise(flow, AskedSampling(prediction="eps"))[0].prediction == "eps"
+    for changes, message in (
+        ({"shift": 2.0}, r"SDXL predicts 'eps' \(--prediction flow"),
+        ({"prediction": "flow", "shift": 200.0}, "shift is 200; expected 0.01 to 100"),
+        ({"prediction": "flow", "zero_terminal_snr": True}, "for v-prediction"),
+        ({"prediction": "x0"}, "allowed: eps, v, flow"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            set_otherwise(plain, AskedSampling(**changes))
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "sd35"])
+@pytest.mark.parametrize("shape", [(0,), (0, 0, 0, 0), (4, 0)])
+def test_a_tensor_without_elements_is_named(name, shape, headers):
+    for key in (key for key in headers[name] if key.startswith(PREFIX)):
+        with pytest.raises(CheckpointError, match=r"wrong number of axes|holds nothing|variant"):
+            detect(header(headers[name] | {key: shape}))
+
+
 @pytest.mark.parametrize("prefix", ["", "diffusion_model."])
 def test_a_denoiser_alone_is_detected_under_other_prefixes(headers, prefix):
     alone = {
@@ -312,6 +415,24 @@ def test_files_without_denoiser_say_what_they_hold(headers):
         detect(header({"something": (3,)}))
     with pytest.raises(UnsupportedModelError, match="its 0 tensors"):
         detect(header({}))
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: "model_ema.diffusion_model" + name.replace(".", ""),
+        lambda name: "model_ema.diffusion_model." + name,
+        lambda name: "ema_model." + name,
+    ],
+)
+def test_an_ema_copy_alone_is_said_to_be_one(rename, headers):
+    ema = {
+        rename(k.removeprefix(PREFIX)) if k.startswith(PREFIX) else k: shape
+        for k, shape in headers["sd1"].items()
+    }
+    with pytest.raises(UnsupportedModelError, match=r"EMA copy of its denoiser alone"):
+        detect(header(ema))
+    assert detect(header(headers["sd1"] | ema)).family == "sd1"
 
 
 @pytest.mark.parametrize(

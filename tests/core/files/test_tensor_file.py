@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from dpdmd_studio.core.errors import CheckpointError, UnsupportedModelError
-from dpdmd_studio.core.files.tensor_file import MAX_HEADER_BYTES, read_header
+from dpdmd_studio.core.files.tensor_file import (
+    MAX_HEADER_BYTES,
+    read_header,
+    read_model_header,
+)
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
@@ -52,6 +57,21 @@ BAD_HEADERS = {
     "huge size": ({"a": {**TENSOR, "shape": [2**70]}}, "bad dtype"),
     "offsets reversed": ({"a": {**TENSOR, "data_offsets": [8, 0]}}, "bad shape or offsets"),
     "size and bytes disagree": ({"a": {**TENSOR, "shape": [3]}}, "does not fill its bytes"),
+    "bytes before": ({"a": {**TENSOR, "shape": [1], "data_offsets": [4, 8]}}, "4 bytes before"),
+    "bytes behind": ({"a": {**TENSOR, "shape": [1], "data_offsets": [0, 4]}}, "4 bytes at its end"),
+    "no tensor": ({}, "8 bytes at its end"),
+    "two names for one": ({"a": TENSOR, "b": TENSOR}, "shares bytes"),
+    "nothing inside another": (
+        {"a": TENSOR, "b": {**TENSOR, "shape": [0], "data_offsets": [4, 4]}},
+        "shares bytes",
+    ),
+    "beyond all numbers": (
+        {"a": TENSOR, "b": {**TENSOR, "shape": [2**62, 4, 0], "data_offsets": [8, 8]}},
+        "bad shape",
+    ),
+    "half a character in a name": ({"a": TENSOR, "\ud800": {}}, "half a character"),
+    "half a character in metadata": ({"__metadata__": {"a": "\udfff"}}, "half a character"),
+    "another encoding": (json.dumps({"a": TENSOR}).encode("utf-16-le"), "not valid JSON"),
     "metadata not text": ({"__metadata__": {"a": 3}}, "not text"),
     "metadata not a table": ({"__metadata__": []}, "not a table"),
 }
@@ -60,8 +80,20 @@ BAD_HEADERS = {
 @pytest.mark.parametrize("name", BAD_HEADERS)
 def test_a_damaged_header_is_named_as_such(name, tmp_path):
     header, message = BAD_HEADERS[name]
+    path = raw(tmp_path / "x.safetensors", header, b"\0" * 8)
     with pytest.raises(CheckpointError, match=message):
-        read_header(raw(tmp_path / "x.safetensors", header, b"\0" * 8))
+        read_header(path)
+    with pytest.raises(SafetensorError), safe_open(path, "pt"):
+        pass  # ours refuses no file that the library reads
+
+
+def test_tensors_without_elements_may_lie_anywhere_between_others(tmp_path):
+    nothing, some = torch.zeros(0, 3), torch.ones(2)
+    path = tmp_path / "x.safetensors"
+    save_file({"a": nothing, "b": some, "c": nothing.clone(), "d": some.clone()}, path)
+    assert [info.count for info in read_header(path).tensors.values()].count(0) == 2
+    save_file({"v_pred": nothing}, path)
+    assert read_header(path).tensors["v_pred"].count == 0
 
 
 def test_a_cut_file_says_how_many_bytes_are_missing(tmp_path):
@@ -120,5 +152,23 @@ def test_a_header_length_that_looks_like_another_format_is_still_a_length(length
     text = json.dumps({"a": TENSOR}).encode().ljust(length)
     text = text if len(text) == length else b"{" + b"}".rjust(length - 1)
     assert len(text) == length and struct.pack("<Q", length)[:1] in b"<\x80"
-    file = read_header(raw(tmp_path / "x.safetensors", text, b"\0" * 8))
+    file = read_header(raw(tmp_path / "x.safetensors", text, b"\0" * 8 * (b"dtype" in text)))
     assert file.data_offset == 8 + length
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "model.diffusion_model._orig_mod.out.2.weight",
+        "_orig_mod.model.diffusion_model.out.2.weight",
+        "module.model.diffusion_model.out._orig_mod.2.weight",
+        "model.diffusion_model._fsdp_wrapped_module._checkpoint_wrapped_module.out.2.weight",
+    ],
+)
+def test_what_wraps_a_module_is_no_part_of_its_tensors_names(stored, tmp_path):
+    plain, path = "model.diffusion_model.out.2.weight", tmp_path / "x.safetensors"
+    save_file({stored: torch.ones(2), "submodule.x": torch.ones(3)}, path)
+    file = read_model_header(path)
+    assert set(file.tensors) == {plain, "submodule.x"} and file.stored_names == {plain: stored}
+    save_file({stored: torch.ones(2), plain: torch.ones(2)}, path)
+    assert set(read_model_header(path).tensors) == {stored, plain}

@@ -46,7 +46,7 @@ def test_the_family_is_seen_from_the_names(architecture):
     for format in ("kohya", "peft"):
         pairs = pairs_of(network, family, config)
         tensors = lora_tensors(family, config, pairs, torch.float16, format)
-        modules, _ = group_keys(tensors, "x")
+        modules, _, _ = group_keys(tensors, "x")
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         assert detect_family(modules, shapes) == family.name
 

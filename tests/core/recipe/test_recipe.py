@@ -181,6 +181,14 @@ def test_plain_hosts_reproduce_the_default_grids_only():
     assert Recipe(**{**FLOW, "sigmas": shift_6, "shift": 6.0}).plain_host.endswith("shift 6")
 
 
+def test_a_flow_of_sdxl_says_what_a_host_needs():
+    found = Recipe(**{**FLOW, "family": "sdxl"})
+    assert found.plain_host == (
+        "Euler, Simple, 4 steps, CFG 1, shift 3 as a rectified flow "
+        "(ComfyUI: ModelSamplingSD3 before the sampler)"
+    )
+
+
 def test_the_hint_for_people_repeats_the_contract():
     hint = usage_hint(Recipe(**VP))
     facts = ["4 steps", "CFG 1", "strength 1.0", "832x1216", "my model (0123456789)", "é at 0.7"]

@@ -12,7 +12,7 @@ import torch
 from dpdmd_studio.app.config import distill_config as config
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.cli import main
-from dpdmd_studio.core.errors import NonFiniteError, RunError
+from dpdmd_studio.core.errors import NonFiniteError, OutputError, RunError
 from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, read_lora, weight_shapes
 from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.commands.open_session import open_session
@@ -288,6 +288,86 @@ def test_running_out_of_memory_is_named(files, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="--gradient-checkpointing"):
         distil(run)
     assert run.read_json("progress.json")["status"] == "failed"
+
+
+QUICK_OPTIONS = [
+    *("--steps=1", "--batch-size=1", "--student-rank=2", "--fake-rank=2", "--fake-updates=1"),
+    *("--resolution=32x32", "--preview-every=0", "--warmup-steps=0", "--dtype=float32"),
+]
+DAMAGES = {
+    "a list": "[1]",
+    "nothing": "",
+    "deep": "[" * 100_000,
+    "deep tables": '{"a":' * 100_000,
+    "a huge number": '{"step": ' + "9" * 5000 + "}",
+    "no step": '{"fingerprint": "x"}',
+    "a text": '{"step": "4", "fingerprint": "x"}',
+    "a list as step": '{"step": [4], "fingerprint": "x"}',
+    "infinite": '{"step": Infinity, "fingerprint": "x"}',
+    "below 0": '{"step": -1, "fingerprint": "x"}',
+    "truth": '{"step": true, "fingerprint": "x"}',
+    "no fingerprint": '{"step": 4}',
+    "no text": "\udcff",
+}
+
+
+def test_a_damaged_state_is_named_whatever_it_holds(files, tmp_path):
+    run = new_run(tmp_path, files[QUICKEST])
+    distil(run)
+    session = open_session(run)
+    folder = run.latest_state()
+    state, sound = folder / "state.json", (folder / "state.json").read_bytes()
+    for what, text in DAMAGES.items():
+        state.write_bytes(text.encode("utf-8", "surrogateescape"))
+        with pytest.raises(RunError, match=r"is damaged|made with other settings") as caught:
+            session.trainer.resume(run)
+        assert str(caught.value).endswith("."), what
+    state.write_bytes(sound)
+    for name in ("student", "student-optimizer", "fake"):
+        file = folder / f"{name}.safetensors"
+        kept = file.read_bytes()
+        for content in (b"", b"[" * 100, kept[:200]):
+            file.write_bytes(content)
+            with pytest.raises(RunError, match="is damaged"):
+                session.trainer.resume(run)
+        file.write_bytes(kept)
+    assert session.trainer.resume(run)
+
+
+@pytest.mark.parametrize("name", ["x" * 229, "x" * 243, "日" * 81])
+def test_a_lora_may_have_any_name_that_the_drive_takes(name, files, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a cat\n")
+    output = tmp_path / f"{name}.safetensors"
+    arguments = ["distill", str(files[QUICKEST]), "--prompts", str(tmp_path / "p.txt")]
+    arguments += ["--output", str(output), *QUICK_OPTIONS]
+    assert main(arguments) == 0, capsys.readouterr().err
+    output.write_bytes(b"somebody else's")
+    run = RunDirectory.open(next((tmp_path / "home" / "runs").iterdir()))
+    run.write_json("result.json", {})
+    again = distil(run).lora
+    assert again.name.endswith("-2.safetensors") and again.is_file()
+
+
+def test_a_name_that_no_drive_takes_is_said_before_anything(files, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a cat\n")
+    for name in ("x" * 244, "日" * 82):
+        arguments = ["distill", str(files[QUICKEST]), "--prompts", str(tmp_path / "p.txt")]
+        assert main([*arguments, "--output", str(tmp_path / f"{name}.safetensors")]) == 2
+        assert "names of up to 255 bytes" in capsys.readouterr().err
+    assert not (tmp_path / "home" / "runs").exists()
+
+
+def test_a_last_write_that_fails_names_the_copy_that_is_kept(files, tmp_path):
+    run = new_run(tmp_path, files[QUICKEST])
+    output = Path(run.settings()["output"])
+    run.write_json("settings.json", run.settings() | {"overwrite": True})
+    with pytest.raises(OutputError, match=r"is a folder.*is kept as ") as caught:
+        distil(run, lambda progress: output.mkdir(exist_ok=True))
+    kept = Path(str(caught.value).partition("is kept as ")[2].partition(": copy it")[0])
+    assert kept.is_file() and kept.parent == run.checkpoints and read_lora(kept).recipe
+    output.rmdir()
+    (run.path / "result.json").write_text("[1]")
+    assert distil(run).lora == output
 
 
 def test_a_disk_that_fills_up_while_a_state_is_saved_is_an_error(files, tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from dpdmd_studio.core.errors import (
     SettingsError,
     UnsupportedModelError,
 )
-from dpdmd_studio.core.files.tensor_file import read_header
+from dpdmd_studio.core.families import AskedSampling
+from dpdmd_studio.core.files.tensor_file import read_header, read_model_header
 from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
 from dpdmd_studio.trainer.loading.weights import converted
 
@@ -44,9 +45,9 @@ def files(sources, tmp_path_factory):
     }
 
 
-def load(path: Path, dtype: torch.dtype = torch.float32, **changes):
+def load(path: Path, dtype: torch.dtype = torch.float32, prediction=None, **changes):
     """A checkpoint on the CPU, what it reported thrown away."""
-    overrides = Overrides(**changes)
+    overrides = Overrides(sampling=AskedSampling(prediction=prediction), **changes)
     return load_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides)
 
 
@@ -115,6 +116,29 @@ def test_a_diffusers_folder_gives_the_same_networks(name, sources, tmp_path):
     for kind, component in checkpoint.encoders.items():
         assert_same_tensors(component.load(torch.float32, "cpu"), tiny.encoders[kind])
     assert checkpoint.decoder is not None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wrapped"),
+    [
+        (r"^model\.diffusion_model\.", r"\g<0>_orig_mod."),
+        (r"^", "module."),
+        (r"\.transformer\.text_model\.", "._orig_mod.transformer._orig_mod.text_model."),
+        (r"^first_stage_model\.", r"\g<0>_orig_mod."),
+        (r"input_blocks\.\d+\.", r"\g<0>_checkpoint_wrapped_module."),
+    ],
+)
+def test_names_with_what_wrapped_a_module_load_as_those_without(
+    pattern, wrapped, sources, tmp_path
+):
+    tiny, state = sources["sdxl"]
+    state = {re.sub(pattern, wrapped, key): value for key, value in state.items()}
+    checkpoint = load(checkpoints.save(tmp_path / "x.safetensors", state))
+    assert_same_tensors(checkpoint.network, tiny.denoiser)
+    for kind, component in checkpoint.encoders.items():
+        assert_same_tensors(component.load(torch.float32, "cpu"), tiny.encoders[kind])
+    assert checkpoint.decoder is not None and not any("unknown" in n for n in checkpoint.notes)
+    checkpoint.decoder.component.load(torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float64])
@@ -307,3 +331,16 @@ def test_a_folders_scheduler_tells_the_prediction(sources, tmp_path):
     found = load(folder).detection
     assert (found.prediction, found.zero_terminal_snr) == ("v", True)
     assert found.title == "SDXL (v-prediction, zero terminal SNR)"
+
+
+def test_loading_reads_the_header_of_the_file_once(files, monkeypatch):
+    read = []
+
+    def counted(path):
+        read.append(Path(path).name)
+        return read_model_header(path)
+
+    monkeypatch.setattr("dpdmd_studio.core.families.models.read_model_header", counted)
+    monkeypatch.setattr("dpdmd_studio.core.families.checks.read_model_header", counted)
+    load(files["sd1"])
+    assert read == ["sd1.safetensors"]

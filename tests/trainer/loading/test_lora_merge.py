@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import checkpoints
 import pytest
 import torch
@@ -135,6 +137,52 @@ def test_an_encoder_that_no_lora_changes_keeps_its_identity(files, tmp_path):
     assert found["clip_l"] == before["clip_l"] and found["clip_g"] != before["clip_g"]
 
 
+@pytest.mark.parametrize("name", ["sdxl", "sd3-t5"])
+def test_omis_names_reach_the_encoders_and_an_unread_projection_is_left_out(name, files, tmp_path):
+    item = style(tmp_path / "a.safetensors", files[name])
+    base = plain(files[name])
+    kohya = {prefix: kind for kind, prefix in KOHYA[base.family.name].items()}
+    stems = {
+        prefix + module.replace(".", "_"): f"{kind.removesuffix('xxl')}.{module}"
+        for prefix, kind in kohya.items()
+        for module in item.encoders[kind]
+    }
+    projection = {
+        f"clip_l.text_projection.lora_{half}.weight": torch.full(size, 0.1)
+        for half, size in (("down", (1, 32)), ("up", (32, 1)))
+    }
+    renamed = dict(projection)
+    for key, tensor in load_file(item.path).items():
+        stem, ending = key.split(".", 1)
+        renamed[f"{stems.get(stem, stem)}.{ending}"] = tensor
+    omi, notes = tmp_path / "omi.safetensors", []
+    save_file(renamed, omi)
+    ours = merged(files[name], [(dataclasses.replace(item, path=omi), 0.7)], notes=notes)
+    theirs = merged(files[name], [(item, 0.7)])
+    for kind in base.encoders:
+        values = [found.encoders[kind].load(torch.float32, "cpu").state_dict()
+                  for found in (ours, theirs)]  # fmt: skip
+        assert all(torch.equal(value, values[1][key]) for key, value in values[0].items())
+    assert "text_projection is not used: the CLIP-L text encoder is read" in notes[-1]
+    save_file(projection, omi)
+    with pytest.raises(LoraError, match="holds the projection of the CLIP-L text encoder alone"):
+        merged(files[name], [(dataclasses.replace(item, path=omi), 0.7)])
+
+
+def test_an_encoders_adapter_saved_by_itself_is_for_the_only_one(files, tmp_path):
+    item = style(tmp_path / "a.safetensors", files["sd1"], denoiser=False, form="peft")
+    named = {f"base_model.model.{key.removeprefix('text_encoder.')}": value
+             for key, value in load_file(item.path).items()}  # fmt: skip
+    theirs = {kind: encoder_identity(c) for kind, c in plain(files["sd1"]).encoders.items()}
+    save_file(named, item.path)
+    notes: list[str] = []
+    ours = merged(files["sd1"], [(item, 0.7)], notes=notes).encoders
+    assert encoder_identity(ours["clip_l"]) != theirs["clip_l"]
+    assert any("2 layers of the CLIP-L text encoder. All its tensors" in note for note in notes)
+    with pytest.raises(LoraError, match="does not say which of the text encoders of SDXL"):
+        merged(files["sdxl"], [(item, 0.7)])
+
+
 def test_what_was_merged_is_said_with_what_is_not_used(files, tmp_path):
     item = style(tmp_path / "my style.safetensors", files["sd3-t5"])
     notes: list[str] = []
@@ -203,8 +251,13 @@ BROKEN = {
         "DoRA",
     ),
     "a prior's encoder": (
-        lambda t: t | {"lora_prior_te_x.lora_down.weight": torch.ones(1, 1)},
-        "no part of a LoRA: lora_prior_te_x",
+        lambda t: t | {f"lora_prior_te_x.lora_{half}.weight": torch.ones(1, 1)
+                       for half in ("down", "up")},
+        "changes a text encoder that .* does not have .'lora_prior_te_x",
+    ),
+    "half a pair of an encoder": (
+        lambda t: t | {"lora_te_x.lora_down.weight": torch.ones(1, 1)},
+        "lora_te_x has no up half",
     ),
     "one layer under two names": (
         lambda t: t | {k.replace("_te_text_model_", "_te_"): v for k, v in t.items()},

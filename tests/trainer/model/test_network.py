@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from dpdmd_studio.core.diffusion.schedule import FlowSchedule, VPSchedule
+from dpdmd_studio.core.diffusion.schedule import FlowSchedule, Levels, VPSchedule
 from dpdmd_studio.core.errors import CheckpointError
+from dpdmd_studio.core.families import AskedSampling
 from dpdmd_studio.trainer.loading import prediction_check
 from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
 from dpdmd_studio.trainer.loading.decoding import decode, linear_preview
@@ -18,9 +19,10 @@ from dpdmd_studio.trainer.loading.prediction_check import check_prediction_type,
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 
 
-def load(path, dtype=torch.float32, **changes):
+def load(path, dtype=torch.float32, prediction=None, vae=None):
     """A checkpoint in fp32."""
-    return load_checkpoint(path, dtype=dtype, device="cpu", overrides=Overrides(**changes))
+    overrides = Overrides(sampling=AskedSampling(prediction=prediction), vae=vae)
+    return load_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides)
 
 
 @pytest.fixture(scope="module")
@@ -222,10 +224,63 @@ def test_trained_outputs_are_told_apart_and_anything_else_passes():
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
 def test_untrained_networks_pass_whatever_they_claim(name, files):
-    for prediction in ("eps", "v"):
-        checkpoint = load(files[name], prediction=None if name == "sd3" else prediction)
+    for prediction in load(files[name]).family.sampling.predictions:
+        checkpoint = load(files[name], prediction=prediction)
         small = dataclasses.replace(checkpoint.detection, resolution=192)
         checkpoint.detection = small
+        check_prediction_type(checkpoint, conditioning(checkpoint))
+
+
+class Linear:
+    """The best linear denoiser of pictures whose power falls with frequency, as latents' does.
+
+    In each of its frequencies x0 is Gaussian of known variance, so that E[x0 | x] is exact.
+    """
+
+    def __init__(self, prediction: str, detail: float, size: int = 64) -> None:
+        f = torch.fft.fftfreq(size)
+        squared = f[:, None] ** 2 + f[None] ** 2
+        power = 1 / (squared + 1 / size**2)
+        self.power = 0.8 * (1 - detail) * power / power.mean() + detail
+        self.prediction = prediction
+
+    def __call__(self, x_t, timesteps, conditioning):
+        flow = self.prediction == "flow"
+        t = timesteps.double()
+        if flow:
+            levels = Levels.at_sigmas(FlowSchedule(), t / 1000)
+        else:
+            levels = Levels.at_positions(VPSchedule(), t)
+        alpha, std = levels.alphas.double(), levels.stds.double()
+        spectrum = torch.fft.fft2(x_t.double())
+        gain = alpha * self.power / (alpha**2 * self.power + std**2)
+        x0 = torch.fft.ifft2(spectrum * gain).real
+        eps = (x_t - alpha * x0) / std
+        found = {"eps": eps, "v": alpha * eps - std * x0, "flow": eps - x0}[self.prediction]
+        return found.float()
+
+
+@pytest.mark.parametrize("detail", [0.02, 0.1])
+@pytest.mark.parametrize("claimed", ["eps", "v", "flow"])
+@pytest.mark.parametrize("truth", ["eps", "v", "flow"])
+def test_eps_v_and_flow_are_told_apart(truth, claimed, detail, files, monkeypatch):
+    checkpoint = load(files["sdxl"], prediction=None if claimed == "eps" else claimed)
+    monkeypatch.setattr(type(checkpoint), "call", lambda self: Linear(truth, detail))
+    monkeypatch.setattr(prediction_check, "MAX_LATENT_SIZE", 64)
+    if truth == claimed:
+        check_prediction_type(checkpoint, conditioning(checkpoint))
+        return
+    said = rf"taken as a '{claimed}' model.*correlation .*Set --prediction {truth}"
+    with pytest.raises(CheckpointError, match=said):
+        check_prediction_type(checkpoint, conditioning(checkpoint))
+
+
+def test_a_flow_of_a_family_without_flows_is_refused_by_what_was_measured(files, monkeypatch):
+    checkpoint = load(files["sd1"])
+    monkeypatch.setattr(type(checkpoint), "call", lambda self: Linear("flow", 0.1))
+    monkeypatch.setattr(prediction_check, "MAX_LATENT_SIZE", 64)
+    said = r"at noise levels 0\.25 0\.4 0\.55 -.*expected.*eps or v are supported"
+    with pytest.raises(CheckpointError, match=said):
         check_prediction_type(checkpoint, conditioning(checkpoint))
 
 

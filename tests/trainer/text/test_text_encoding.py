@@ -6,11 +6,12 @@ import gzip
 import hashlib
 import itertools
 import json
+import time
 
 import checkpoints
 import pytest
 import torch
-from dpdmd_studio.core.errors import CheckpointError, RunError, SettingsError
+from dpdmd_studio.core.errors import CheckpointError, PromptError, RunError, SettingsError
 from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
 from dpdmd_studio.trainer.text import cache as prompt_cache
 from dpdmd_studio.trainer.text import tokenizers
@@ -326,3 +327,17 @@ def test_a_damaged_cache_entry_and_another_encoder_are_encoded_anew(tmp_path):
     (changed,) = encode(other, ["a cat"], cache)
     torch.testing.assert_close(changed.context, first.context + state[key])
     assert len(list(cache.iterdir())) == 2
+
+
+def test_ten_thousand_brackets_are_read_at_once_and_refused_by_encoders():
+    hard = ["(a" * 5000, "([" * 2500 + "a)]" * 1600, "(" * 5000 + "]" * 5000, ":" + "1" * 9999]
+    begin = time.process_time()
+    for prompt in hard:
+        parse_prompt(prompt)
+    assert time.process_time() - begin < 2
+    for prompt in (hard[0], "(a:1" + "0" * 400 + ")", "((a:-1" + "0" * 400 + "):0)"):
+        for read in (clip_chunks, t5_chunk):
+            with pytest.raises(PromptError, match="weights go up to 1,000,000"):
+                read(prompt)
+    weights = [segment.weight for segment in parse_prompt("[(a] (b:2) (c")]
+    assert weights == [1 / 1.1 * 1.1, 1.1, 2 * 1.1, 1.1, 1.1 * 1.1]

@@ -13,7 +13,7 @@ import json
 import random
 import re
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -218,14 +218,31 @@ def caption_sample(held_out: bool, count: int, seed: int) -> list[str]:
 
 
 def random_scene(source: random.Random, names: Sequence[str] | None = None) -> Scene:
-    """A scene with every choice even; never one of the pairs that the teacher may not see."""
+    """A scene with name, style and background all even; never a pair kept from the teacher.
+
+    Three of four fill their frame. The others are small, in the middle or plainly on one side: so
+    few placements that a small network draws its things sharply at each of them.
+    """
     here = world()
     while True:
         name, style = source.choice(names or here.names), source.choice(here.styles)
         if (name, style) not in here.unseen_pairs:
             break
+    background, small = source.choice(list(here.backgrounds)), source.random() < 0.25
+    if not small:
+        scale, right, down = source.uniform(0.94, 1.0), source.uniform(-1, 1), source.uniform(-1, 1)
+        return Scene(name, style, background, scale, right, down)
+    right, down = source.uniform(-0.3, 0.3), source.uniform(-0.3, 0.3)
+    side = source.choice(("", *PLACES))
+    if side in ("left", "right"):
+        right = source.uniform(0.7, 1) * (1 if side == "right" else -1)
+    elif side:
+        down = source.uniform(0.7, 1) * (1 if side == "bottom" else -1)
+    return Scene(name, style, background, source.uniform(0.68, 0.76), right, down)
+
+
+def anywhere(scene: Scene, source: random.Random) -> Scene:
+    """The scene at any size and place: what the judge and the decoder have to take."""
     low, high = SIZES["small"][0], SIZES["large"][1]
-    return Scene(
-        name, style, source.choice(list(here.backgrounds)), source.uniform(low, high),
-        source.uniform(-1, 1), source.uniform(-1, 1),
-    )  # fmt: skip
+    right, down = source.uniform(-1, 1), source.uniform(-1, 1)
+    return replace(scene, scale=source.uniform(low, high), right=right, down=down)

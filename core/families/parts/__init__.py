@@ -1,0 +1,1 @@
+"""What a checkpoint consists of, as headers and configs show it."""

@@ -13,11 +13,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import mounting  # makes dpdmd_studio importable
+from dpdmd_studio.trainer.toys.emoji.captions import caption_sample
 from shapes_scenes import starter_captions
 
 FOLDER = mounting.ROOT / "app" / "prompts" / "templates"
 COUNT = 400
 
 if __name__ == "__main__":
-    texts = starter_captions(COUNT)
-    (FOLDER / "shapes.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    for name, texts in (
+        ("shapes", starter_captions(COUNT)),
+        ("emoji", caption_sample(False, COUNT, 0)),
+    ):
+        (FOLDER / f"{name}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")

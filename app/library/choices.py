@@ -29,7 +29,8 @@ STARTERS: Choices = [
     ("Photographs", "photo"),
     ("Drawings and paintings", "illustration"),
     ("Tags (anime models)", "tags"),
-    ("Shapes (for the demo checkpoints)", "shapes"),
+    ("Emoji (for the demo checkpoint)", "emoji"),
+    ("Shapes (for the shapes demo checkpoint)", "shapes"),
 ]
 
 

@@ -84,7 +84,7 @@ def record(folder: Path, target: Path) -> dict:
     batches = {
         "autoencoder": (autoencoder.BATCH, autoencoder.PEAK),
         "judge": (judge.BATCH, judge.PEAK),
-        "flow-coarse": (flow.COARSE_BATCH, flow.PEAK),
+        "flow-coarse": (flow.BATCH, flow.PEAK),
         "flow": (flow.BATCH, flow.PEAK),
     }
     for name, (batch, peak) in batches.items():

@@ -23,8 +23,7 @@ from .bank import Bank
 
 DEPTH, SIDE = 4, 8
 PEAK, DECAY = 1.5e-3, 0.9995
-BATCH, COARSE_BATCH = 128, 128
-CYCLES, COARSE_CYCLES = (3600,), (4400, 3900)
+BATCH, CYCLES, COARSE_CYCLES = 128, (3600,), (4400, 3900)
 LEVEL_MEAN, LEVEL_DEVIATION = 0.4, 1.1
 """Of the normal distribution whose sigmoid is sigma."""
 
@@ -59,13 +58,13 @@ def train(folder: Path, bank: Bank, ranks: Ranks, coarse: bool = False, seed: in
     place = device()
     teacher = (EmojiTeacher(2) if coarse else finer(load(folder, coarse=True))).to(place)
     teacher.train().compile_parts()
-    cycles, size = (COARSE_CYCLES, COARSE_BATCH) if coarse else (CYCLES, BATCH)
+    cycles = COARSE_CYCLES if coarse else CYCLES
     training = Training(teacher, folder / stage(coarse), cycles, PEAK, DECAY)
     training.ranks = ranks
 
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"flow-{ranks.data(seed, update)}")
-        batch = bank.batch(size, source)
+        batch = bank.batch(BATCH // ranks.size, source)
         normal = 2**0.5 * torch.erfinv(2 * batch.even.clamp(1e-4, 1 - 1e-4) - 1)
         sigma = torch.sigmoid(LEVEL_MEAN + LEVEL_DEVIATION * normal)
         level = sigma[:, None, None, None]

@@ -26,7 +26,7 @@ from .distill import DEMO_PRESET, KEEP, memory_choices, prompts_of
 
 EXAMPLES = 3
 EARLIER_RUNS = 20
-ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "its own, for shapes"}
+ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "its own, small"}
 
 
 def opening() -> Values:

@@ -72,7 +72,7 @@ def _models(made: Builder) -> None:
 
 def _prompts(made: Builder) -> None:
     with section("Prompts", "Best held out: prompts that were not trained on."):
-        info = "One a line. The shapes demo needs none: it brings its own."
+        info = "One a line. The demo checkpoints need none: they bring their own."
         made.text("prompts", "Evaluation prompts", info, lines=5, max_lines=12)
         made.note("prompts_note")
         with gr.Row():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from dpdmd_studio.app.library.choices import starter
 from dpdmd_studio.trainer.text.tokenizers import clip_ids
 from dpdmd_studio.trainer.toys.emoji.captions import (
     Said,
@@ -89,6 +90,7 @@ def test_the_two_sides_of_captions_never_meet_and_are_in_turn_by_name_and_by_cla
         assert all((each.noun in here.class_of) == (n % 2 == 0) for n, each in enumerate(said))
     assert all(len(here.nouns[here.parse(text).noun]) >= OPEN for text in held[1::2])
     assert caption_sample(True, 30, 0) == held[:30] != caption_sample(True, 30, 1)
+    assert starter("emoji").splitlines() == trained
 
 
 def test_words_for_size_and_place_are_said_only_of_what_plainly_is_so():

@@ -23,7 +23,7 @@ from .bank import Bank
 
 DEPTH, SIDE = 4, 8
 PEAK, DECAY = 1.5e-3, 0.9995
-BATCH, CYCLES, COARSE_CYCLES = 128, (3600,), (4400, 3900)
+BATCH, CYCLES, COARSE_CYCLES = 128, (2500,), (4400, 3900)
 LEVEL_MEAN, LEVEL_DEVIATION = 0.4, 1.1
 """Of the normal distribution whose sigmoid is sigma."""
 

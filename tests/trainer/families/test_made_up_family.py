@@ -172,8 +172,10 @@ def test_pictures_are_drawn_with_its_lora(trained, file, tmp_path):
     assert all(difference.any() for difference in changed)
 
 
-def test_without_its_facts_it_is_no_model_of_ours(file, monkeypatch):
-    others = [item for item in families.FAMILIES if item is not made_up.FACTS]
-    monkeypatch.setattr(families, "FAMILIES", others)
-    with pytest.raises(CheckpointError, match="no denoiser"):
-        identify(file)
+def test_without_its_facts_it_is_no_model_of_ours(file):
+    families.FAMILIES.remove(made_up.FACTS)
+    try:
+        with pytest.raises(CheckpointError, match="no denoiser"):
+            identify(file)
+    finally:
+        families.FAMILIES.insert(0, made_up.FACTS)

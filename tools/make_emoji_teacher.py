@@ -7,8 +7,7 @@ Needs npm and `resvg-py` to render. Stages, in this order; each goes on where it
     autoencoder   TAESD's structure; an hour or two on two cores
     judge         fitted on real pictures, then checked: its own figures are in judge.json
     bank          latents of many scenes; minutes
-    flow-coarse   the MMDiT in SD3's layout and its text model, with 16 tokens a picture; hours
-    flow          the same with 64; hours
+    flow          the MMDiT in SD3's layout and its text model, in rounds; hours
     export        the file in FOLDER, in fp16, read back by diffusers
     measure       what it draws, counted by the judge: measure.json, and a sheet to look at
     record        the file and what is known of it among the product's assets
@@ -28,7 +27,7 @@ from pathlib import Path
 import torch
 from shapes_teacher_common import LOG, Ranks
 
-STAGES = ("world", "autoencoder", "judge", "bank", "flow-coarse", "flow", "export", "measure",
+STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure",
           "record", "autoencoder-narrow", "bank-narrow", "eps")  # fmt: skip
 ASSET = "emoji-sd3.safetensors"
 
@@ -53,9 +52,8 @@ def run(options: argparse.Namespace) -> dict | None:
     stage, folder = options.stage, options.folder
     if stage == "world":
         return world.write(options.cache, captions.FACTS)
-    if stage in ("flow-coarse", "flow"):
-        seen = bank.Bank(folder / "bank.pt")
-        flow.train(folder, seen, ranks_of(options), coarse=stage == "flow-coarse")
+    if stage == "flow":
+        flow.train(folder, bank.Bank(folder / "bank.pt"), ranks_of(options))
         return None
     if stage == "record":
         made = folder / ASSET

@@ -23,13 +23,16 @@ PLACEMENTS, AT_A_TIME = 96, 232
 class Batch:
     """What one update of a denoiser sees.
 
-    `x0` and `eps` are latents and noise (N, C, h, w), `even` (N,) is spread evenly over 0 to 1.
+    `x0` and `eps` are latents and noise (N, C, h, w), `even` (N,) is spread evenly over 0 to 1,
+    `names` and `styles` (N,) are the numbers of what is shown.
     """
 
     said: list[str]
     x0: Tensor
     eps: Tensor
     even: Tensor
+    names: Tensor
+    styles: Tensor
 
 
 class Bank:
@@ -39,6 +42,9 @@ class Bank:
         kept = torch.load(path, weights_only=True)
         self.latents: Tensor = kept["latents"]
         self.scenes = [captions.Scene(*facts) for facts in kept["scenes"]]
+        here = captions.world()
+        self.names = torch.tensor([here.names.index(s.name) for s in self.scenes])
+        self.styles = torch.tensor([here.styles.index(s.style) for s in self.scenes])
 
     def batch(self, size: int, source: random.Random) -> Batch:
         """Random scenes, each with a caption that says a part of it."""
@@ -48,7 +54,8 @@ class Bank:
         draws = torch.Generator("cpu").manual_seed(source.getrandbits(62))
         eps = torch.randn(x0.shape, generator=draws)
         even = (torch.randperm(size, generator=draws) + torch.rand(size, generator=draws)) / size
-        return Batch(said, x0.to(device()), eps.to(device()), even.to(device()))
+        shown = (x0, eps, even, self.names[chosen], self.styles[chosen])
+        return Batch(said, *(each.to(device()) for each in shown))
 
 
 @torch.inference_mode()

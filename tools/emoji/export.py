@@ -84,9 +84,9 @@ def record(folder: Path, target: Path) -> dict:
     batches = {
         "autoencoder": (autoencoder.BATCH, autoencoder.PEAK),
         "judge": (judge.BATCH, judge.PEAK),
-        "flow-coarse": (flow.BATCH, flow.PEAK),
-        "flow": (flow.BATCH, flow.PEAK),
     }
+    rounds = range(1, 1 + len(flow.ROUNDS))
+    batches |= {f"flow-{number}": (flow.BATCH, flow.PEAK) for number in rounds}
     for name, (batch, peak) in batches.items():
         facts = file_facts(folder / name)
         found[name] = {

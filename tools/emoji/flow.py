@@ -1,37 +1,59 @@
-"""Stages `flow-coarse` and `flow`: a small MMDiT in SD3's layout and its text model.
-
-Trained together, first with 16 tokens a picture, each of 2 x 2 latents, which is cheap and learns
-what things are; then with 64, one for each latent, which draws them finely.
+"""Stage `flow`: a small MMDiT in SD3's layout and its text model, trained together in rounds.
 
 Flow matching on latents of the bank: x_t = (1 - sigma) x0 + sigma eps, and the network predicts
 eps - x0. The text features are narrow while training; the export pads them with zeros to SD3's
 widths, together with zero columns in the two layers that read them, which changes nothing.
+
+The first round has 16 tokens a picture, each of 2 x 2 latents, which is cheap and learns what
+things are; the others have 64, one for each latent. Which of its many things the picture of an open
+caption becomes is decided at sigma .8 to .95, where the best denoiser of these pictures goes from
+their mean to one of them: the last round trains there, and a linear head has to name what a noisy
+picture shows, so that the features behind the decision form early.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import Ranks, Training, device, part
+from dpdmd_studio.trainer.toys.emoji import captions
+from shapes_teacher_common import LOG, Ranks, Training, device, part
 from shapes_teacher_denoiser import FlowTeacher, start_as_identity
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from . import text
-from .bank import Bank
+from .bank import Bank, Batch
 
-DEPTH, SIDE = 4, 8
+DEPTH, SIDE, BATCH = 4, 8, 128
 PEAK, DECAY = 1.5e-3, 0.9995
-BATCH, CYCLES, COARSE_CYCLES = 128, (2500,), (4400, 3900)
-LEVEL_MEAN, LEVEL_DEVIATION = 0.4, 1.1
-"""Of the normal distribution whose sigmoid is sigma."""
+NAMED_AFTER, NAMING_WEIGHT = 3, 0.03
+"""The block after which the head reads, and the weight of its cross-entropy."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """Side of a token in latents; mean and deviation of sigma's logit; cycles of updates."""
+
+    patch: int
+    level_mean: float
+    level_deviation: float
+    cycles: tuple[int, ...]
+
+
+ROUNDS = (
+    Round(2, 0.4, 1.1, (4379, 3942)),
+    Round(1, 0.4, 1.1, (1480,)),
+    Round(1, 1.4, 1.1, (1800,)),
+)
 
 
 class EmojiTeacher(FlowTeacher):
-    """The denoiser and its text model, with narrow text features."""
+    """The denoiser and its text model, with narrow text features, and a head that names things."""
 
-    def __init__(self, patch: int = 1) -> None:
+    def __init__(self, patch: int) -> None:
         super().__init__()
         from diffusers import SD3Transformer2DModel
 
@@ -45,36 +67,59 @@ class EmojiTeacher(FlowTeacher):
         )  # fmt: skip
         start_as_identity(self.transformer)
         self.text = text.model(3 + len(self.rows.ids))
+        here = captions.world()
+        self.head = nn.Linear(64 * DEPTH, len(here.names) + len(here.styles))
+        self.features: Tensor | None = None
+        self.transformer.transformer_blocks[NAMED_AFTER - 1].register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, given, made: tuple[Tensor, Tensor]) -> None:
+        self.features = made[1]
 
     def said(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """As `FlowTeacher.said`."""
         place = next(self.parameters()).device
         return text.encode(self.text, self.rows(texts).to(place))
 
+    def naming_loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy of name and style as the head reads them in the last pass's features."""
+        assert self.features is not None
+        pooled = functional.layer_norm(self.features.float().mean(1), (64 * DEPTH,))
+        names, styles = self.head(pooled).split((len(captions.world().names), 4), dim=1)
+        return functional.cross_entropy(names, batch.names) + functional.cross_entropy(
+            styles, batch.styles
+        )
 
-def train(folder: Path, bank: Bank, ranks: Ranks, coarse: bool = False, seed: int = 0) -> Training:
-    """Train the denoiser, or go on with the training found in the folder."""
-    torch.manual_seed(seed)
-    place = device()
-    teacher = (EmojiTeacher(2) if coarse else finer(load(folder, coarse=True))).to(place)
-    teacher.train().compile_parts()
-    cycles = COARSE_CYCLES if coarse else CYCLES
-    training = Training(teacher, folder / stage(coarse), cycles, PEAK, DECAY)
-    training.ranks = ranks
 
+def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> None:
+    """Train every round, or go on with the round found in the folder."""
+    for number, this in enumerate(ROUNDS, start=1):
+        if (folder / f"flow-{number + 1}").exists():
+            continue
+        torch.manual_seed(seed)
+        teacher = load(folder, number - 1) if number > 1 else EmojiTeacher(this.patch)
+        if number > 1 and ROUNDS[number - 2].patch != this.patch:
+            teacher = finer(teacher)
+        teacher.to(device()).train().compile_parts()
+        training = Training(teacher, folder / f"flow-{number}", this.cycles, PEAK, DECAY)
+        training.ranks = ranks
+        LOG.info("round %d of %d", number, len(ROUNDS))
+        training.run(_loss(teacher, bank, this, f"flow-{number}-{seed}", ranks))
+
+
+def _loss(teacher: EmojiTeacher, bank: Bank, this: Round, seed: str, ranks: Ranks):
     def loss_of(update: int) -> Tensor:
-        source = random.Random(f"flow-{ranks.data(seed, update)}")
+        source = random.Random(f"{seed}-{update}-{ranks.rank}")
         batch = bank.batch(BATCH // ranks.size, source)
         normal = 2**0.5 * torch.erfinv(2 * batch.even.clamp(1e-4, 1 - 1e-4) - 1)
-        sigma = torch.sigmoid(LEVEL_MEAN + LEVEL_DEVIATION * normal)
+        sigma = torch.sigmoid(this.level_mean + this.level_deviation * normal)
         level = sigma[:, None, None, None]
         x_t = (1 - level) * batch.x0 + level * batch.eps
-        with torch.autocast(place.type, torch.bfloat16):
+        with torch.autocast(device().type, torch.bfloat16):
             velocity = teacher.velocity(x_t, sigma, teacher.said(batch.said)).float()
-        return (velocity - (batch.eps - batch.x0)).square().mean()
+        loss = (velocity - (batch.eps - batch.x0)).square().mean()
+        return loss + NAMING_WEIGHT * teacher.naming_loss(batch)
 
-    training.run(loss_of)
-    return training
+    return loss_of
 
 
 def finer(coarse: EmojiTeacher) -> EmojiTeacher:
@@ -82,29 +127,23 @@ def finer(coarse: EmojiTeacher) -> EmojiTeacher:
 
     A token's place in the picture stays what it was, for the table of places is twice as fine.
     """
-    teacher, state = EmojiTeacher(), coarse.state_dict()
+    teacher, state = EmojiTeacher(1), coarse.state_dict()
     kept = teacher.state_dict()["transformer.pos_embed.pos_embed"]
-    width = 64 * DEPTH
     state["transformer.pos_embed.pos_embed"] = kept
     into = state["transformer.pos_embed.proj.weight"]
     state["transformer.pos_embed.proj.weight"] = into.mean((2, 3), keepdim=True) * 2
     out = state["transformer.proj_out.weight"]
-    state["transformer.proj_out.weight"] = out.view(4, 16, width).mean(0)
+    state["transformer.proj_out.weight"] = out.view(4, 16, -1).mean(0)
     state["transformer.proj_out.bias"] = state["transformer.proj_out.bias"].view(4, 16).mean(0)
     teacher.load_state_dict(state)
     return teacher
 
 
-def stage(coarse: bool) -> str:
-    """The folder of a stage."""
-    return "flow-coarse" if coarse else "flow"
-
-
-def load(folder: Path, coarse: bool = False) -> EmojiTeacher:
-    """The averaged teacher as far as it is trained, in evaluation mode, on `device()`."""
+def load(folder: Path, number: int = len(ROUNDS)) -> EmojiTeacher:
+    """The averaged teacher of a round, as far as it is trained, in evaluation mode."""
     from safetensors.torch import load_file
 
-    teacher = EmojiTeacher(2 if coarse else 1)
-    state = load_file(folder / stage(coarse) / "state.safetensors")
-    teacher.load_state_dict(part(state, "average."))
+    teacher = EmojiTeacher(ROUNDS[number - 1].patch)
+    state = load_file(folder / f"flow-{number}" / "state.safetensors")
+    teacher.load_state_dict(part(state, "average."), strict=number == len(ROUNDS))
     return teacher.to(device()).eval()

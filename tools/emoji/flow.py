@@ -18,19 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from dpdmd_studio.trainer.toys.emoji import captions
 from shapes_teacher_common import LOG, Ranks, Training, device, part
 from shapes_teacher_denoiser import FlowTeacher, start_as_identity
 from torch import Tensor, nn
-from torch.nn import functional
 
 from . import text
-from .bank import Bank, Batch
+from .bank import Bank
+from .naming import NAMING_WEIGHT, NamingHead
 
 DEPTH, SIDE, BATCH = 4, 8, 128
 PEAK, DECAY = 1.5e-3, 0.9995
-NAMED_AFTER, NAMING_WEIGHT = 3, 0.03
-"""The block after which the head reads, and the weight of its cross-entropy."""
+NAMED_AFTER = 3
+"""The block after which the head reads."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +66,16 @@ class EmojiTeacher(FlowTeacher):
         )  # fmt: skip
         start_as_identity(self.transformer)
         self.text = text.model(3 + len(self.rows.ids))
-        here = captions.world()
-        self.head = nn.Linear(64 * DEPTH, len(here.names) + len(here.styles))
-        self.features: Tensor | None = None
+        self.head = NamingHead(64 * DEPTH)
         self.transformer.transformer_blocks[NAMED_AFTER - 1].register_forward_hook(self._keep)
 
     def _keep(self, block: nn.Module, given, made: tuple[Tensor, Tensor]) -> None:
-        self.features = made[1]
+        self.head.features = made[1]
 
     def said(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """As `FlowTeacher.said`."""
         place = next(self.parameters()).device
         return text.encode(self.text, self.rows(texts).to(place))
-
-    def naming_loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of name and style as the head reads them in the last pass's features."""
-        assert self.features is not None
-        pooled = functional.layer_norm(self.features.float().mean(1), (64 * DEPTH,))
-        names, styles = self.head(pooled).split((len(captions.world().names), 4), dim=1)
-        return functional.cross_entropy(names, batch.names) + functional.cross_entropy(
-            styles, batch.styles
-        )
 
 
 def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> None:
@@ -117,7 +105,7 @@ def _loss(teacher: EmojiTeacher, bank: Bank, this: Round, seed: str, ranks: Rank
         with torch.autocast(device().type, torch.bfloat16):
             velocity = teacher.velocity(x_t, sigma, teacher.said(batch.said)).float()
         loss = (velocity - (batch.eps - batch.x0)).square().mean()
-        return loss + NAMING_WEIGHT * teacher.naming_loss(batch)
+        return loss + NAMING_WEIGHT * teacher.head.loss(batch)
 
     return loss_of
 

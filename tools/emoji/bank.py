@@ -46,10 +46,13 @@ class Bank:
         self.names = torch.tensor([here.names.index(s.name) for s in self.scenes])
         self.styles = torch.tensor([here.styles.index(s.style) for s in self.scenes])
 
-    def batch(self, size: int, source: random.Random) -> Batch:
-        """Random scenes, each with a caption that says a part of it."""
+    def batch(self, size: int, source: random.Random, wrong: float = 0.0) -> Batch:
+        """Random scenes, each with a caption that says a part of it, or of another scene."""
         chosen = [source.randrange(len(self.scenes)) for _ in range(size)]
-        said = text.training_captions([self.scenes[i] for i in chosen], source)
+        told = [
+            source.randrange(len(self.scenes)) if source.random() < wrong else i for i in chosen
+        ]
+        said = text.training_captions([self.scenes[i] for i in told], source)
         x0 = self.latents[chosen].float()
         draws = torch.Generator("cpu").manual_seed(source.getrandbits(62))
         eps = torch.randn(x0.shape, generator=draws)

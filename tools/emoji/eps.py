@@ -31,7 +31,7 @@ UNET = {
     "norm_num_groups": 32,
 }  # fmt: skip
 BATCH, CYCLES, PEAK, DECAY = 128, (5000, 13000), 1.5e-3, 0.9995
-LEVELS = 1000
+LEVELS, WRONG = 1000, 0.4
 
 
 class EpsTeacher(nn.Module):
@@ -72,7 +72,7 @@ def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> Training:
 
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"eps-{ranks.data(seed, update)}")
-        batch = bank.batch(BATCH // ranks.size, source)
+        batch = bank.batch(BATCH // ranks.size, source, WRONG)
         timesteps = (batch.even.sqrt() * LEVELS).long().clamp(max=LEVELS - 1)
         alpha, std = scales(timesteps)
         x_t = alpha * batch.x0 + std * batch.eps

@@ -7,8 +7,11 @@ widths, together with zero columns in the two layers that read them, which chang
 The first round has 16 tokens a picture, each of 2 x 2 latents, which is cheap and learns what
 things are; the others have 64, one for each latent. Which of its many things the picture of an open
 caption becomes is decided at sigma .8 to .95, where the best denoiser of these pictures goes from
-their mean to one of them: the last round trains there, and a linear head has to name what a noisy
+their mean to one of them: the later rounds train there, and a linear head has to name what a noisy
 picture shows, so that the features behind the decision form early.
+
+In the last round many captions are those of other pictures, as captions from the web are: then the
+teacher draws what is asked only if it is guided, as large ones do.
 """
 
 from __future__ import annotations
@@ -34,18 +37,23 @@ NAMED_AFTER = 3
 
 @dataclass(frozen=True)
 class Round:
-    """Side of a token in latents; mean and deviation of sigma's logit; cycles of updates."""
+    """Side of a token in latents; mean and deviation of sigma's logit; cycles of updates.
+
+    `wrong` is the share of captions that are another picture's.
+    """
 
     patch: int
     level_mean: float
     level_deviation: float
     cycles: tuple[int, ...]
+    wrong: float = 0.0
 
 
 ROUNDS = (
     Round(2, 0.4, 1.1, (4379, 3942)),
     Round(1, 0.4, 1.1, (1480,)),
     Round(1, 1.4, 1.1, (1800,)),
+    Round(1, 1.6, 1.0, (6000,), wrong=0.4),
 )
 
 
@@ -97,7 +105,7 @@ def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> None:
 def _loss(teacher: EmojiTeacher, bank: Bank, this: Round, seed: str, ranks: Ranks):
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"{seed}-{update}-{ranks.rank}")
-        batch = bank.batch(BATCH // ranks.size, source)
+        batch = bank.batch(BATCH // ranks.size, source, this.wrong)
         normal = 2**0.5 * torch.erfinv(2 * batch.even.clamp(1e-4, 1 - 1e-4) - 1)
         sigma = torch.sigmoid(this.level_mean + this.level_deviation * normal)
         level = sigma[:, None, None, None]

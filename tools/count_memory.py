@@ -30,6 +30,7 @@ import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.estimate import Memory, arithmetic_memory, supervised_graphs
+from dpdmd_studio.core.diffusion.guidance import Guidance
 from dpdmd_studio.core.families import Detection, Family, family, identify
 from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
@@ -172,7 +173,7 @@ def count(model: Model, config: DistillConfig, *, like_cuda: bool = True) -> Mem
     call = NetworkCall(
         network, half_of(facts), prediction, schedule, torch.device("cpu"), model.dtype
     )
-    settings = SettingsInForce(_shortened(config), facts.sampling.guidance_scale)
+    settings = SettingsInForce(_shortened(config), Guidance(facts.sampling.guidance_scale))
     updates = Gradients(RoleNetwork(call, roles), settings, joined())
     images = min(config.micro_batch_size or config.batch_size, config.batch_size)
     with fake:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import Schedule
 from ...core.families import Family
+from ..device import to_device
 from .conditioning import Conditioning, PromptPair
 from .family import TorchFamily
 
@@ -58,7 +59,7 @@ class NetworkCall:
 def guided(
     network: NetworkCall, x_t: Tensor, timesteps: Tensor, prompts: PromptPair, guidance: Guidance
 ) -> Tensor:
-    """The raw guided prediction, shape (B, C, H, W); without guidance one evaluation a sample.
+    """The raw guided prediction, shape (B, C, H, W); rows without guidance are evaluated once.
 
     Args:
         x_t: states, (B, C, H, W).
@@ -67,20 +68,32 @@ def guided(
     """
     if guidance.is_off:
         return network(x_t, timesteps, prompts.conditional)
-    return guidance.combine(*_both(network, x_t, timesteps, prompts))
+    if guidance.rows is None:
+        return guidance.combine(*_both(network, (x_t, timesteps), (x_t, timesteps), prompts))
+    rows = to_device(torch.tensor(guidance.rows), x_t.device)
+    pair = PromptPair(prompts.conditional, prompts.unconditional.index(rows))
+    some = (x_t[rows], timesteps[rows])
+    conditional, unconditional = _both(network, (x_t, timesteps), some, pair)
+    result = guidance.combine(conditional[rows], unconditional)
+    return conditional.index_copy(0, rows, result)
+
+
+Inputs = tuple[Tensor, Tensor]
+"""States (B, C, H, W) and the timesteps of each (B,)."""
 
 
 def _both(
-    network: NetworkCall, x_t: Tensor, timesteps: Tensor, prompts: PromptPair
+    network: NetworkCall, conditional: Inputs, unconditional: Inputs, prompts: PromptPair
 ) -> tuple[Tensor, Tensor]:
     """Both predictions in one call; in two where joint attention would see foreign padding."""
     positive, negative = prompts.conditional, prompts.unconditional
     if not positive.batches_exactly_with(negative):
-        return network(x_t, timesteps, positive), network(x_t, timesteps, negative)
+        return network(*conditional, positive), network(*unconditional, negative)
     both = positive.cat([positive, negative])
-    output = network(torch.cat([x_t, x_t]), torch.cat([timesteps, timesteps]), both)
-    conditional, unconditional = output.chunk(2)
-    return conditional, unconditional
+    x_t = torch.cat([conditional[0], unconditional[0]])
+    output = network(x_t, torch.cat([conditional[1], unconditional[1]]), both)
+    count = len(conditional[0])
+    return output[:count], output[count:]
 
 
 def frozen_dtype(network: nn.Module) -> torch.dtype:

@@ -14,7 +14,7 @@ as a share of the teacher's. Then brightness and saturation as shares of the tea
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib.resources
 import itertools
 import math
 import random
@@ -83,9 +83,9 @@ def cropped(share: float) -> Alteration:
     """The middle, with so much of both sides."""
 
     def crop(image: Image.Image) -> Image.Image:
-        edges = [round(side * (1 - share) / 2) for side in image.size]
-        far = (side - edge for side, edge in zip(image.size, edges, strict=True))
-        return image.crop((*edges, *far)).resize(image.size, Image.Resampling.BICUBIC)
+        left, top = (round(side * (1 - share) / 2) for side in image.size)
+        middle = image.crop((left, top, image.width - left, image.height - top))
+        return middle.resize(image.size, Image.Resampling.BICUBIC)
 
     return crop
 
@@ -132,11 +132,10 @@ def shapes_images() -> tuple[Rows, Rows, dict[str, Rows]]:
 
 def photographs() -> tuple[Rows, Rows, dict[str, Rows]]:
     """Square crops of photographs, each between a half and all of the shorter side."""
-    spec = importlib.util.find_spec("gradio")
-    folder = Path((spec.submodule_search_locations or [""])[0]) / "media_assets" / "images"
+    folder = importlib.resources.files("gradio") / "media_assets" / "images"
     source, rows = random.Random(0), []
     for name in PHOTOGRAPHS:
-        image, row = Image.open(folder / name).convert("RGB"), []
+        image, row = Image.open(str(folder / name)).convert("RGB"), []
         for _ in range(2 * SEEDS):
             side = round(min(image.size) * source.uniform(0.5, 1))
             left, top = (source.randint(0, length - side) for length in image.size)

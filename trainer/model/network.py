@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (its usual name)
 
 from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import Schedule
@@ -15,9 +16,25 @@ from .conditioning import Conditioning, PromptPair
 from .family import TorchFamily
 
 
+class FP32GroupNorm(nn.GroupNorm):
+    """Computed in float32, whose result is rounded once.
+
+    In 16 bit PyTorch would round each group's mean and deviation as well, which shifts and scales
+    all of the group. Its layer norm keeps them in float32 by itself.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The input (B, C, ...), normalised, in its format."""
+        scale, shift = (None if p is None else p.float() for p in (self.weight, self.bias))
+        found = F.group_norm(input.float(), self.num_groups, scale, shift, self.eps)
+        return found.to(input.dtype)
+
+
 @dataclass(eq=False)
 class NetworkCall:
     """A denoiser with everything a sampler or the trainer needs to know of it.
+
+    There is no autocast: it would cast the adapters and what several layers read anew for each.
 
     Attributes:
         half: of its family; says how the network is called.
@@ -34,6 +51,11 @@ class NetworkCall:
     device: torch.device
     dtype: torch.dtype
 
+    def __post_init__(self) -> None:
+        for module in self.network.modules():
+            if type(module) is nn.GroupNorm:
+                module.__class__ = FP32GroupNorm
+
     @property
     def family(self) -> Family:
         """Facts of its family."""
@@ -49,11 +71,7 @@ class NetworkCall:
         """
         dtype, steps = self.dtype, timesteps.to(x_t.device).expand(len(x_t))
         told = conditioning.to(x_t.device)
-        # Adapters are kept in fp32; under autocast their products run in the network's dtype, too.
-        # Each is used once a call: a cache of their casts would only hold memory.
-        low = dtype != torch.float32
-        with torch.autocast(x_t.device.type, dtype, enabled=low, cache_enabled=False):
-            return self.half.call(self.network, x_t.to(dtype), steps, told, dtype).float()
+        return self.half.call(self.network, x_t.to(dtype), steps, told, dtype).float()
 
 
 def guided(

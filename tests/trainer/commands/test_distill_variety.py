@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import checkpoints
+import numpy as np
 import pytest
 import torch
+from dpdmd_studio import cli
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.core.lora.file import read_lora
 from dpdmd_studio.core.lora.metadata import training_comment
 from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.commands.open_session import open_session
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import PROMPTS, TINY, distil, new_run
 
@@ -64,6 +67,21 @@ def test_a_rescale_that_was_set_stays_and_the_recipe_names_the_real_scores_guida
         "guidance 7, negative prompt empty; real score: guidance 1.75 at timesteps 0 to 900 alone."
     )
     assert said in training_comment(recipe)
+
+
+def test_a_zero_terminal_snr_teacher_is_drawn_with_the_rescale_that_it_is_trained_with(tmp_path):
+    state = checkpoints.file_state(checkpoints.sdxl()) | {"ztsnr": torch.zeros(0)}
+    path = checkpoints.save(tmp_path / "v.safetensors", state | {"v_pred": torch.zeros(0)})
+    words = ["sample", path, "--prompt", "a cat", "--seeds", "1", "--steps", "2", "--device=cpu"]
+    words += ["--resolution", "64x64", "--output"]
+    for name, more in (("own", []), ("same", ["0.7"]), ("none", ["0"])):
+        asked = [word for value in more for word in ("--guidance-rescale", value)]
+        assert cli.main([str(word) for word in (*words, tmp_path / name, *asked)]) == 0
+    own, same, none = (
+        np.array(Image.open(tmp_path / name / "001-00000001.png"))
+        for name in ("own", "same", "none")
+    )
+    assert np.array_equal(own, same) and not np.array_equal(own, none)
 
 
 def test_sd3_with_t5_distils(tmp_path):

@@ -22,6 +22,7 @@ import mounting  # noqa: F401
 import torch
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.core.diffusion.guidance import Guidance
 from dpdmd_studio.core.diffusion.schedule import VPSchedule
 from dpdmd_studio.core.families import family
 from dpdmd_studio.trainer.distributed import joined
@@ -91,7 +92,7 @@ def ours(call: NetworkCall, batches: Batches, rank: int, **settings: Any) -> Tra
     ).validate()
     modules = call.family.lora.modules(dict(call.network.config), config.lora_layers)
     roles = AdapterRoles(call.network, modules, student_rank=rank, fake_rank=rank, seed=0)
-    settings_in_force = SettingsInForce(config, GUIDANCE)
+    settings_in_force = SettingsInForce(config, Guidance(GUIDANCE))
     network = RoleNetwork(call, roles)
     return Trainer(network, batches, settings_in_force, joined())  # type: ignore[arg-type]
 

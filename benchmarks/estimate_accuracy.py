@@ -19,6 +19,7 @@ import torch
 from count_memory import Model, count, model_in
 from diffusers import UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.core.diffusion.guidance import Guidance
 from dpdmd_studio.core.families import Family, family, identify
 from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
@@ -101,7 +102,7 @@ def measured(network: Any, facts: Family, config: DistillConfig, latent: Latent,
     prediction, schedule = facts.sampling.predictions[0], family_schedule(facts)
     dtype = frozen_dtype(network)
     call = NetworkCall(network, half_of(facts), prediction, schedule, torch.device("cpu"), dtype)
-    settings = SettingsInForce(config, facts.sampling.guidance_scale)
+    settings = SettingsInForce(config, Guidance(facts.sampling.guidance_scale))
     batches = Batches(layout, latent, config.batch_size, tokens)
     trainer = Trainer(RoleNetwork(call, roles), batches, settings, joined())  # type: ignore[arg-type]
     trainer.update()

@@ -148,7 +148,8 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", default="", metavar="TEXT")
     parser.add_argument("--steps", type=int, metavar="N", help="default: the LoRA's, or 28")
     parser.add_argument("--guidance-scale", type=float, metavar="X", help="1 is off")
-    parser.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X")
+    parser.add_argument("--guidance-rescale", type=float, metavar="X",
+                        help="default: .7 for zero terminal SNR, otherwise 0")  # fmt: skip
     parser.add_argument("--resolution", default="", metavar="WxH")
     parser.add_argument("--clip-skip", type=int, metavar="N")
     add_prediction(parser)

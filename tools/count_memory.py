@@ -1,6 +1,6 @@
 """Counts the memory of one update on fake tensors, and holds the arithmetic of an estimate to it.
 
-    python tools/count_memory.py [--families sd1 sdxl sd3] [--cpu-rules] [--write]
+    python tools/count_memory.py [--families sd1 sdxl sd3] [--write]
 
 Prints, for each setting, what is alive at the worst moment of an update of the published model,
 what `app/estimate.py` reckons, and their ratio. Where a change of the update moves the count, fit
@@ -8,18 +8,16 @@ the families' `cost` anew and `--write` tests/goldens/counted-memory.json, which
 arithmetic to. All three families take about a quarter of an hour on one core.
 
 The network has its real layout, its tensors are fake (shape and format, no numbers): the updates of
-`trainer/method` run on them, without the calls that leave nothing behind. CUDA's autocast computes
-norms in float32 and the CPU's does not; the count follows CUDA unless told otherwise. An
-allocator's rounding and a driver's own memory come on top.
+`trainer/method` run on them, without the calls that leave nothing behind. There is no autocast,
+whose rules differ by device. An allocator's rounding and a driver's own memory come on top.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.estimate import Memory, arithmetic_memory, supervised_graphs
+from dpdmd_studio.core.diffusion.guidance import Guidance
 from dpdmd_studio.core.families import Detection, Family, family, identify
 from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
@@ -49,7 +48,7 @@ from live_bytes import LiveBytes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-GIB = 2**30
+GIB, CPU = 2**30, torch.device("cpu")
 TABLE = mounting.ROOT / "tests" / "goldens" / "counted-memory.json"
 SDXL: dict[str, Any] = {
     "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
@@ -150,7 +149,7 @@ def model_in(path: Path, config: DistillConfig, dtype: torch.dtype) -> Model:
     return Model(parts.denoiser.factory, family(detection.family), latent, dtype, tokens)
 
 
-def count(model: Model, config: DistillConfig, *, like_cuda: bool = True) -> Memory:
+def count(model: Model, config: DistillConfig) -> Memory:
     """Bytes alive at the worst moment of a student update, a fake update or an optimizer's step."""
     network = model.network()
     layout: dict[str, Any] = dict(network.config)  # type: ignore[arg-type]
@@ -160,7 +159,7 @@ def count(model: Model, config: DistillConfig, *, like_cuda: bool = True) -> Mem
         roles = AdapterRoles(network, model.family.lora.modules(layout, layers), **ranks, seed=0)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
-        _fill(network)
+        fill(network, CPU)
         _store(network, config)
     sizes = {role: _bytes(roles.parameters(role)) for role in ("student", "fake")}
     adapters = sum(sizes.values())
@@ -169,17 +168,14 @@ def count(model: Model, config: DistillConfig, *, like_cuda: bool = True) -> Mem
         network.enable_gradient_checkpointing()  # type: ignore[operator]
     facts = model.family
     prediction, schedule = facts.sampling.predictions[0], family_schedule(facts)
-    call = NetworkCall(
-        network, half_of(facts), prediction, schedule, torch.device("cpu"), model.dtype
-    )
-    settings = SettingsInForce(_shortened(config), facts.sampling.guidance_scale)
+    call = NetworkCall(network, half_of(facts), prediction, schedule, CPU, model.dtype)
+    settings = SettingsInForce(_shortened(config), Guidance(facts.sampling.guidance_scale))
     updates = Gradients(RoleNetwork(call, roles), settings, joined())
     images = min(config.micro_batch_size or config.batch_size, config.batch_size)
     with fake:
         batch = _batch(model, layout, images)
     adding = config.objective in ("dp_dmd", "no_detach") or images < config.batch_size
-    with _cudas_norms() if like_cuda else contextlib.nullcontext():
-        peaks = _peaks(updates, batch, fake, adding=adding)
+    peaks = _peaks(updates, batch, fake, adding=adding)
     moments = {
         role: moment_bytes([p.numel() for p in roles.parameters(role)], config.optimizer)
         for role in sizes
@@ -253,59 +249,39 @@ def _shortened(config: DistillConfig) -> DistillConfig:
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def _cudas_norms() -> Iterator[None]:
-    """Norms in float32 under autocast, as CUDA has them; the CPU's autocast leaves them as is."""
-    functions = torch.nn.functional
-    plain = functions.group_norm, functions.layer_norm
-
-    def raised(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def computed(*arguments: Any, **named: Any) -> Tensor:
-            if torch.is_autocast_enabled("cpu"):
-                arguments = tuple(_float(value) for value in arguments)
-                named = {name: _float(value) for name, value in named.items()}
-            return norm(*arguments, **named)
-
-        return computed
-
-    functions.group_norm, functions.layer_norm = (raised(norm) for norm in plain)
-    try:
-        yield
-    finally:
-        functions.group_norm, functions.layer_norm = plain
-
-
-def _float(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) else value
-
-
 def _batch(model: Model, layout: dict[str, Any], size: int) -> Batch:
     """Inputs of one update, of the family's sizes."""
+    told = PromptPair(*(prompts(model, layout, CPU, size) for _ in range(2)))
+    return Batch(torch.zeros(size, *model.latent), told)
+
+
+def prompts(
+    model: Model, layout: dict[str, Any], device: torch.device, size: int = 1
+) -> Conditioning:
+    """Conditioning of so many images, of the family's sizes."""
     width = layout.get("joint_attention_dim") or layout["cross_attention_dim"]
     pooled = layout.get("pooled_projection_dim") or 0
     if layout.get("addition_embed_type") == "text_time":
         sizes = SIZE_NUMBERS * layout["addition_time_embed_dim"]
         pooled = layout["projection_class_embeddings_input_dim"] - sizes
-
-    def prompts() -> Conditioning:
-        return Conditioning(
-            torch.zeros(size, model.tokens, width, dtype=model.dtype),
-            torch.zeros(size, pooled, dtype=model.dtype) if pooled else None,
-        )
-
-    return Batch(torch.zeros(size, *model.latent), PromptPair(prompts(), prompts()))
+    like = {"dtype": model.dtype, "device": device}
+    return Conditioning(
+        torch.zeros(size, model.tokens, width, **like),
+        torch.zeros(size, pooled, **like) if pooled else None,
+    )
 
 
-def _fill(network: nn.Module) -> None:
-    """Put fake tensors of the CPU in the place of those without a device."""
+def fill(network: nn.Module, device: torch.device) -> None:
+    """Put fake tensors of a device in the place of those without one."""
     for module in network.modules():
         for name, value in module._parameters.items():
             if value is not None:
-                fresh = torch.empty(value.shape, dtype=value.dtype)
+                fresh = torch.empty(value.shape, dtype=value.dtype, device=device)
                 module._parameters[name] = nn.Parameter(fresh, value.requires_grad)
         for name, value in module._buffers.items():
             if value is not None:
-                module._buffers[name] = torch.empty(value.shape, dtype=value.dtype)
+                fresh = torch.empty(value.shape, dtype=value.dtype, device=device)
+                module._buffers[name] = fresh
 
 
 class CountedNf4(WeightFormat):
@@ -324,11 +300,11 @@ class CountedNf4(WeightFormat):
 
 def _store(network: nn.Module, config: DistillConfig) -> None:
     """Store the base as the settings say; what waits in the CPU's memory is not counted."""
-    kind, device = config.base_weights, torch.device("cpu")
-    ring = OffloadRing(device) if config.offload_base else None
+    kind = config.base_weights
+    ring = OffloadRing(CPU) if config.offload_base else None
     if ring is not None:
         network.register_module(RING, ring)
-    store_layers(network, CountedNf4() if kind == "nf4" else FORMATS[kind](), ring, device)
+    store_layers(network, CountedNf4() if kind == "nf4" else FORMATS[kind](), ring, CPU)
 
 
 def _bytes(tensors: list[Any]) -> int:
@@ -357,7 +333,6 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Count the memory of an update.")
     parser.add_argument("--families", nargs="+", default=list(SIDES), choices=list(SIDES))
-    parser.add_argument("--cpu-rules", action="store_true", help="norms as the CPU has them")
     parser.add_argument("--write", action="store_true", help="keep the counts for the tests")
     options = parser.parse_args()
     counts: dict[str, list[Any]] = {}
@@ -369,7 +344,7 @@ def main() -> None:
         for settings in SETTINGS:
             config = DistillConfig.from_dict(settings)
             model = published_model(name, config)
-            found = count(model, config, like_cuda=not options.cpu_rules)
+            found = count(model, config)
             parts = list(astuple(found))
             rows.append([settings, parts])
             formula = reckoned(name, config).peak

@@ -16,7 +16,7 @@ from ..runs.facts import Line, number, read_facts
 from ..runs.previews import Preview, previews
 from .exchange import PREFIX
 
-DIVERSITY = ("diversity_kept", "teacher_distance")
+DIVERSITY = ("diversity_kept", "perceptual_distance", "teacher_distance")
 """What is measured now and then; all other curves have a value for each update."""
 MAX_POINTS = 500
 LOG_LINES = 60

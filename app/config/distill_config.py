@@ -27,10 +27,20 @@ REMOVED = {
     ),
 }
 
+USUAL_RESCALE = -1.0
+"""Leaves the guidance rescale to what suits the model."""
+
 # Settings that came later, with what was done before them: what is kept (runs, shared settings, a
 # LoRA's metadata) names them only where they are otherwise: it stays what it was, and earlier
 # versions read it.
-LATER = {"shift": 0.0}
+LATER = {
+    "shift": 0.0,
+    "guidance_rescale": USUAL_RESCALE,  # the choice to leave it open came later
+    "real_guidance": 0.0,
+    "real_guidance_low": 0,
+    "real_guidance_high": 1000,
+    "renoise_anneal_steps": 0,
+}
 
 of_teacher = functools.partial(knob, group="teacher")
 of_student = functools.partial(knob, group="student")
@@ -64,13 +74,32 @@ class DistillConfig:
         0.0, "Guidance scale of the teacher; 0 takes the family's default.", within=(0.0, 50.0)
     )
     teacher_negative: str = of_teacher(
-        "", "Negative prompt of the teacher (default: the encoded empty prompt)."
+        "",
+        "Negative prompt of the teacher: name the one that you always use with this checkpoint, "
+        "since with it the teacher is the model that you know. Empty is the empty prompt.",
     )
     zero_negative: bool = of_teacher(False, "Use zeros instead of an encoded negative prompt.")
     guidance_rescale: float = of_teacher(
+        USUAL_RESCALE,
+        "Rescale guided predictions towards the conditional's contrast; -1 takes .7 for "
+        "v-prediction with zero terminal SNR (arXiv:2305.08891), for others 0.",
+        within=(USUAL_RESCALE, 1.0),
+    )
+    real_guidance: float = of_teacher(
         0.0,
-        "Rescale guided predictions towards the conditional's contrast (v-prediction: .7).",
-        within=(0.0, 1.0),
+        "Guidance scale of the DMD real score alone; 0 takes the teacher's, 1 is none.",
+        within=(0.0, 50.0),
+    )
+    real_guidance_low: int = of_teacher(
+        0,
+        "Guidance interval of the real score: the least timestep at which it is guided.",
+        within=(0, 1000),
+    )
+    real_guidance_high: int = of_teacher(
+        1000,
+        "Guidance interval of the real score: the highest timestep at which it is guided. Guidance "
+        "at high noise may drive collapse (arXiv:2604.04018); leaving it out saves an evaluation.",
+        within=(0, 1000),
     )
     clip_skip: int = of_teacher(
         1, "SD 1.x: last CLIP layers to skip, counted from 1 as in hosts.", within=(1, 12)
@@ -116,6 +145,12 @@ class DistillConfig:
         "random",
         "Which steps carry the DMD gradient: one random step (least memory), last, or all.",
         choices=("random", "last", "all"),
+    )
+    renoise_anneal_steps: int = of_student(
+        0,
+        "Student updates at first that re-noise samples to high noise alone: from the upper half "
+        "of the timesteps, whose lower end then falls to the usual one; 0: none.",
+        within=(0, 1_000_000),
     )
 
     # Training
@@ -255,6 +290,17 @@ class DistillConfig:
             raise SettingsError(
                 f"anchor_step (K) is {self.effective_anchor_step}; with several anchored steps the "
                 f"first anchor must come before the second one, at teacher step {2 * per_step}."
+            )
+        if USUAL_RESCALE < self.guidance_rescale < 0:
+            raise SettingsError(
+                f"guidance_rescale is {self.guidance_rescale}; expected 0 to 1, or "
+                f"{USUAL_RESCALE:g} for what suits the model."
+            )
+        if self.real_guidance_low >= self.real_guidance_high:
+            raise SettingsError(
+                f"real_guidance_low is {self.real_guidance_low}; it must lie below "
+                f"real_guidance_high, which is {self.real_guidance_high}. For a real score "
+                "without guidance set real_guidance to 1."
             )
         parse_resolutions(self.resolution)
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from ...core.families import Detection, check_files, family, set_otherwise
 from ...core.files.atomic_write import check_output, try_name
 from ...core.lora.contents import check_family, read_lora_header
 from ..library.path_checks import check_name
-from .distill_config import DistillConfig
+from .distill_config import USUAL_RESCALE, DistillConfig
 from .request import DistillRequest, asked_sampling
 
 logger = logging.getLogger("dpdmd_studio.settings")
@@ -43,12 +44,26 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
     detection = check_files(Path(model.checkpoint), model.text_encoders(), vae)
     for lora in request.teacher_loras:
         check_family(read_lora_header(Path(lora.path)), family(detection.family))
-    asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
-    set_otherwise(detection, asked)
+    request = dataclasses.replace(request, config=settled(config, detection))
     choose_resolutions(config, detection)
     check_name(request.output)
     _check_places(Path(folder).resolve(), request, overwrite)
     return request
+
+
+def settled(config: DistillConfig, detection: Detection) -> DistillConfig:
+    """The settings with the guidance rescale that suits the model, where it is left open.
+
+    A new run is written with it, and goes on with it whatever suits later.
+
+    Raises:
+        SettingsError: models of the family cannot be sampled as the settings say.
+    """
+    asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
+    detection, _ = set_otherwise(detection, asked)
+    if config.guidance_rescale != USUAL_RESCALE:
+        return config
+    return dataclasses.replace(config, guidance_rescale=detection.guidance_rescale)
 
 
 def _check_places(folder: Path, request: DistillRequest, overwrite: bool) -> None:

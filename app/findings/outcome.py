@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import mean
 
-from ..runs.facts import Line, RunFacts, clearly_nearer, distances, number
+from ..runs.facts import (
+    Line,
+    RunFacts,
+    clearly_above_zero,
+    clearly_nearer,
+    deciding,
+    number,
+    numbers,
+)
 from .finding import Finding
 
 # Measured on few prompts, the share of diversity kept is uncertain by about a tenth.
@@ -17,6 +26,10 @@ STILL_RISING = 0.05
 RISING_DISTANCE = 1.25
 # More variety than the teacher has is not better: it is noise.
 TOO_VARIED = 1.3
+# As shares of the teacher's colours. Other seeds of the same prompts differ by up to 4 % in both
+# (benchmarks/results/altered_copies.md); side by side, people see a tenth of brightness.
+DRIFTED = {"brightness": 0.1, "saturation": 0.2}
+DRIFTS = {"brightness": ("darker", "brighter"), "saturation": ("less saturated", "more saturated")}
 FEW_PROMPTS, LONG_RUN_UPDATES = 200, 500
 MANY_REPEATS = 100
 GROUP = re.compile(r"\{([^{}]*\|[^{}]*)\}")
@@ -32,14 +45,15 @@ def collapsing_diversity(facts: RunFacts) -> Finding | None:
     if len(lines) < 2:
         return None
     kept = [number(line, "diversity_kept") or 0.0 for line in lines]
-    away = [number(line, "teacher_distance") or 0.0 for line in lines]
+    distance, _ = deciding(lines)
+    away = [number(line, distance) or 0.0 for line in lines]
     now, best = kept[-1], max(kept[:-1])
     rising = now > kept[-2] + STILL_RISING
     fallen = best - now >= FALLING_DIVERSITY and away[-1] >= RISING_DISTANCE * min(away[:-1])
     both_low = max(kept[-2:]) < LOW_DIVERSITY
     if now >= LOW_DIVERSITY or rising or not (fallen or both_low):
         return None
-    nearest = min(lines, key=lambda line: number(line, "teacher_distance") or math.inf)
+    nearest = _nearest(lines, distance)
     config = facts.config
     advice = (
         "This objective has no diversity loss: use dp_dmd."
@@ -73,6 +87,34 @@ def noise_in_place_of_images(facts: RunFacts) -> Finding | None:
     )
 
 
+def drifting_colours(facts: RunFacts) -> Finding | None:
+    """Twice in a row clearly brighter, darker, more or less saturated than the teacher's images."""
+    words = [said for name in DRIFTED if (said := _drift(facts.evaluations[-2:], name))]
+    if not words:
+        return None
+    rate = facts.config.student_lr
+    return Finding(
+        "warning",
+        "Colours drift from the teacher's",
+        f"On the same prompts the student's images are {' and '.join(words)} than the teacher's. "
+        "If the previews show it, too, start a copy of this run with fewer updates, a lower "
+        f"learning rate of the student ({rate / 3:.1g} in place of {rate:g}) or less guidance of "
+        "the teacher. The choice of the best student does not count brightness.",
+    )
+
+
+def _drift(lines: Sequence[Line], name: str) -> str:
+    """By how much the last of two lines is off, in words, where both clearly are."""
+    drifts = [[share - 1 for share in numbers(line, name)] for line in lines]
+    if len(drifts) < 2 or not all(drifts):
+        return ""
+    for sign, word in zip((-1, 1), DRIFTS[name], strict=True):
+        ours = [[sign * value for value in drift] for drift in drifts]
+        if all(mean(one) >= DRIFTED[name] and clearly_above_zero(one) for one in ours):
+            return f"{mean(ours[-1]):.0%} {word}"
+    return ""
+
+
 def best_student(facts: RunFacts) -> Finding | None:
     """Which update's student is the nearest to the teacher, where that is not the last one."""
     lines = [line for line in facts.evaluations if number(line, "teacher_distance") is not None]
@@ -87,17 +129,18 @@ def best_student(facts: RunFacts) -> Finding | None:
         )
     if len(lines) < 2:
         return None
-    nearest = min(lines, key=lambda line: number(line, "teacher_distance") or math.inf)
+    distance, by_prompt = deciding(lines)
+    nearest = _nearest(lines, distance)
     if nearest is lines[-1]:
         return None
-    one, other = distances(nearest), distances(lines[-1])
+    one, other = numbers(nearest, by_prompt), numbers(lines[-1], by_prompt)
     clear = len(one) == len(other) and bool(one) and clearly_nearer(one, other)
     written = clear and facts.config.keep == "best"
     return Finding(
         "info",
         f"The best student so far is that of update {_step(nearest)}",
-        f"Its distance from the teacher is {number(nearest, 'teacher_distance'):.3g}, that of "
-        f"update {_step(lines[-1])} is {number(lines[-1], 'teacher_distance'):.3g}. "
+        f"Its distance from the teacher is {number(nearest, distance):.3g}, that of "
+        f"update {_step(lines[-1])} is {number(lines[-1], distance):.3g}. "
         + (
             "The difference is clear: the earlier one is written if the run ends like this."
             if written
@@ -175,6 +218,10 @@ def ended_early(facts: RunFacts) -> Finding | None:
     )
 
 
+def _nearest(lines: Sequence[Line], distance: str) -> Line:
+    return min(lines, key=lambda line: number(line, distance) or math.inf)
+
+
 def _step(line: Line) -> str:
     return f"{number(line, 'step'):.0f}"
 
@@ -183,6 +230,7 @@ OUTCOME_RULES: tuple[Callable[[RunFacts], Finding | None], ...] = (
     ended_early,
     collapsing_diversity,
     noise_in_place_of_images,
+    drifting_colours,
     too_few_prompts,
     best_student,
     not_measured,

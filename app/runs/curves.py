@@ -23,10 +23,18 @@ CURVES = (
         smoothed=False,
     ),
     Curve(
+        "perceptual_distance",
+        "Perceptual distance from the teacher",
+        "Between the student's and the teacher's images of those prompts, in the features of a "
+        "network that knows photographs, at the same brightness; by it the best student is "
+        "chosen. Good: falls to a low level and stays there.",
+        smoothed=False,
+    ),
+    Curve(
         "teacher_distance",
         "Distance from the teacher",
-        "Between the student's and the teacher's images of those prompts. Good: falls to a low "
-        "level and stays there.",
+        "Between the student's and the teacher's images of those prompts, in the layout of colours "
+        "and edges. Good: falls to a low level and stays there.",
         smoothed=False,
     ),
     Curve(

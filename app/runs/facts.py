@@ -21,6 +21,7 @@ HEAD_BYTES, TAIL_BYTES = 1 << 20, 1 << 20
 MAX_PROMPT_BYTES = 64 << 20
 # An earlier student counts as better when it is nearer by this many standard errors.
 CLEARLY = 2.0
+LAYOUT = ("teacher_distance", "distances")
 
 Line = Mapping[str, Any]
 
@@ -79,9 +80,24 @@ def window_medians(values: Sequence[float], size: int) -> list[float]:
 
 def clearly_nearer(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether `one` is smaller than `other`, prompt by prompt, beyond what chance explains."""
-    gains = [b - a for a, b in zip(one, other, strict=True)]
-    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    return mean(gains) > CLEARLY * error
+    return clearly_above_zero([b - a for a, b in zip(one, other, strict=True)])
+
+
+def clearly_above_zero(values: Sequence[float]) -> bool:
+    """Whether the mean of what prompts say is above zero beyond what chance explains."""
+    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return mean(values) > CLEARLY * error
+
+
+def deciding(lines: Sequence[Line]) -> tuple[str, str]:
+    """Names of the distance that tells these lines' students apart, and of its parts by prompt.
+
+    The perceptual one where each of them has it, else that of the layout of colours and edges.
+    """
+    perceptual = ("perceptual_distance", "perceptual_distances")
+    counts = {len(numbers(line, perceptual[1])) for line in lines}
+    known = all(number(line, perceptual[0]) is not None for line in lines)
+    return perceptual if known and len(counts) == 1 and 0 not in counts else LAYOUT
 
 
 def _config(values: object) -> DistillConfig:
@@ -126,9 +142,9 @@ def _prompts(path: Path) -> list[str]:
     return [line for line in text.split("\n") if line]
 
 
-def distances(line: Line) -> list[float]:
-    """The distance from the teacher of each held-out prompt; empty where it is not known."""
-    values = line.get("distances")
+def numbers(line: Line, name: str) -> list[float]:
+    """What a line says of each held-out prompt; empty where any of it is no finite number."""
+    values = line.get(name)
     if not isinstance(values, Iterable) or isinstance(values, str):
         return []
     found = [finite(value) for value in values]

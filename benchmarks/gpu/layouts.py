@@ -10,6 +10,7 @@ import torch
 from count_memory import LAYOUTS, SIDES, TOKENS
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.core.diffusion.guidance import Guidance
 from dpdmd_studio.core.families import family
 from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
@@ -144,7 +145,7 @@ def make_trainer(
     modules = call.family.lora.modules(dict(call.network.config), config.lora_layers)  # type: ignore[arg-type]
     ranks = {"student_rank": config.student_rank, "fake_rank": config.fake_rank}
     roles = AdapterRoles(call.network, modules, **ranks, seed=0)
-    in_force = SettingsInForce(config, call.family.sampling.guidance_scale)
+    in_force = SettingsInForce(config, Guidance(call.family.sampling.guidance_scale))
     inputs = Inputs(call, latent_shape(name, options, config, side), options.number_format)
     return Trainer(RoleNetwork(call, roles), inputs, in_force, joined())  # type: ignore[arg-type]
 

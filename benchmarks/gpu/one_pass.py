@@ -48,7 +48,10 @@ def last_rows_act_as(role: str, trainer: Trainer, count: int) -> Iterator[None]:
     """Inside, the last `count` rows of every adapted layer get the role's adapter."""
 
     def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        delta = layer.lora_B[role](layer.lora_A[role](inputs[0][-count:]))
+        x = inputs[0][-count:]
+        low = torch.autocast(x.device.type, x.dtype, enabled=x.dtype != torch.float32)
+        with low:  # the adapter is in float32
+            delta = layer.lora_B[role](layer.lora_A[role](x))
         return torch.cat([output[:-count], output[-count:] + delta])
 
     hooks = [layer.register_forward_hook(add) for layer in trainer.roles._layers.values()]

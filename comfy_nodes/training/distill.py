@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..host import folders, loras, running
 from ..host.inputs import Input, node_input
-from .knob_inputs import PRESET_CHOICES, PRESET_TOOLTIP, knob_inputs
+from .knob_inputs import PRESET_CHOICES, PRESET_TOOLTIP, SHOWN_LAST, knob_inputs
 
 if TYPE_CHECKING:
     from ...app.jobs import Job
@@ -58,7 +58,7 @@ class Distill:
         lists = _lists()
         return {
             "required": _required(lists) | knob_inputs(),
-            "optional": _optional(lists),
+            "optional": _optional(lists) | knob_inputs(SHOWN_LAST),
             "hidden": {"unique_id": "UNIQUE_ID", "graph": "PROMPT"},
         }
 

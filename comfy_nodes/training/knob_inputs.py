@@ -28,12 +28,15 @@ SHOWN = (
     "seed",
 )
 """Settings with an input of their own; the others are given as JSON."""
+SHOWN_LAST = ("teacher_negative",)
+"""The same, come later: optional and last, so that saved workflows find their values again."""
 AUTO, NO_PRESET, DEMO_PRESET = "auto", "none", "demo"
 PRESET_CHOICES = (AUTO, NO_PRESET, DEMO_PRESET, *MEMORIES)
 PRESET_TOOLTIP = (
     "Settings that suit a card's memory. auto takes the one for this card, and the demo's for the "
     "demo checkpoints; a setting below that is not 0 wins over it."
 )
+NEGATIVE = "The negative prompt that you always use with this checkpoint."
 GIB, NAMED_GB = 2**30, 0.94  # a card sold as 24 GB says 23.6 GiB or less
 _FIELDS = {spec.name: spec for spec in dataclasses.fields(DistillConfig)}
 _TOUCHED = {name for sizes in PRESETS.values() for one in sizes.values() for name in one} | set(
@@ -41,9 +44,9 @@ _TOUCHED = {name for sizes in PRESETS.values() for one in sizes.values() for nam
 )
 
 
-def knob_inputs() -> dict[str, Input]:
+def knob_inputs(names: tuple[str, ...] = SHOWN) -> dict[str, Input]:
     """Name -> input of every shown setting."""
-    return {name: _input(_FIELDS[name]) for name in SHOWN}
+    return {name: _input(_FIELDS[name]) for name in names}
 
 
 def _input(spec: dataclasses.Field[Any]) -> Input:
@@ -51,7 +54,8 @@ def _input(spec: dataclasses.Field[Any]) -> Input:
     text, touched = spec.metadata["help"], spec.name in _TOUCHED
     if spec.metadata["choices"] or isinstance(default, bool | str):
         kind = spec.metadata["choices"] or ("STRING" if isinstance(default, str) else "BOOLEAN")
-        return node_input(kind, text, default=default)
+        lines = {"multiline": True, "placeholder": NEGATIVE} if spec.name in SHOWN_LAST else {}
+        return node_input(kind, text, default=default, **lines)
     if touched:
         text = f"{text} 0 takes the preset's, else {default:g}."
     limits = {"min": 0 if touched else spec.metadata["low"], "max": spec.metadata["high"]}
@@ -85,7 +89,7 @@ def config_of(
         SettingsError: unknown names, values that are not allowed, no such preset.
     """
     values, notes = preset_values(chosen, card)
-    for name in SHOWN:
+    for name in (*SHOWN, *SHOWN_LAST):
         given = shown.get(name, _FIELDS[name].default)
         if name not in _TOUCHED or given:
             values[name] = _as_knob(name, given)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...app import jobs
+from ...app.config.new_run import settled
 from ...app.config.request import DistillRequest, ModelFiles, TeacherLora
 from ...app.environment import readiness
 from ...app.jobs import Job, files
@@ -99,7 +100,7 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     strength = float(values.get("teacher_lora_strength", 1.0))
     request = DistillRequest(
         model=model,
-        config=config,
+        config=settled(config, detection),
         output=str(lora_file(folders.paths("loras")[0], values.get("output_name"))),
         teacher_loras=(TeacherLora(path=lora, strength=strength),) if lora else (),
         include_teacher_loras=bool(lora and values.get("include_teacher_lora", False)),

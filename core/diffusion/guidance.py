@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -17,15 +18,24 @@ class Guidance:
         scale: weight of the prompt against the negative prompt; 1 is no guidance.
         rescale: share of the result that is brought to the conditional prediction's contrast
             (arXiv:2305.08891, Eq. 15 and 16), in [0, 1].
+        rows: rows of a batch that are guided, in order; of the others the conditional prediction
+            is the result. None: all are.
     """
 
     scale: float = 1.0
     rescale: float = 0.0
+    rows: tuple[int, ...] | None = None
 
     @property
     def is_off(self) -> bool:
         """Whether the conditional prediction alone is the result."""
-        return self.scale == 1.0
+        return self.scale == 1.0 or self.rows == ()
+
+    def where(self, inside: Sequence[bool]) -> Guidance:
+        """The same for those rows of a batch alone of which `inside` is true."""
+        if all(inside):
+            return self
+        return replace(self, rows=tuple(row for row, guided in enumerate(inside) if guided))
 
     def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """uncond + scale * (cond - uncond), rescaled; all of shape (B, C, H, W)."""

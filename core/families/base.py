@@ -20,6 +20,8 @@ Config = dict[str, object]
 
 DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 EQUAL_THIRDS = (1, 1, 1)
+# arXiv:2305.08891, section 3.4: guidance from pure noise on overexposes; .7 worked best there.
+ZERO_SNR_RESCALE = 0.7
 # Names in a network's config that say how wide its text input is, for every family so far.
 USUAL_WIDTHS = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim")
 
@@ -103,6 +105,11 @@ class Detection:
     """A diffusers folder instead of a single file."""
     stated: Mapping[str, object] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
+
+    @property
+    def guidance_rescale(self) -> float:
+        """How guided predictions of such a model are rescaled when the user names nothing."""
+        return ZERO_SNR_RESCALE if self.zero_terminal_snr else 0.0
 
     @property
     def has_vae(self) -> bool:

@@ -149,12 +149,24 @@ def training_comment(recipe: Recipe) -> str:
     parts.append(
         f"Teacher: guidance {recipe.teacher_guidance_scale:g}, negative prompt {negative}"
         + (f", guidance rescale {recipe.guidance_rescale:g}" if recipe.guidance_rescale else "")
+        + _real_guidance(recipe)
         + "."
     )
     if recipe.anchor is not None:
         anchor = dataclasses.asdict(recipe.anchor)
         parts.append("Anchor at sigma {sigma:.6g} (step {steps} of {grid}).".format(**anchor))
     return " ".join(parts)
+
+
+def _real_guidance(recipe: Recipe) -> str:
+    """What the guidance of the DMD real score was, where it was another than the teacher's."""
+    scale, interval = recipe.real_guidance_scale, recipe.real_guidance_interval
+    if scale is None and interval is None:
+        return ""
+    words = [] if scale is None else [f"{scale:g}"]
+    if interval is not None:
+        words.append("at timesteps {:g} to {:g} alone".format(*interval))
+    return f"; real score: guidance {' '.join(words)}"
 
 
 def _clean(value: str) -> str:

@@ -19,6 +19,8 @@ from . import checks
 METADATA_KEY = "dpdmd.recipe"
 VERSION = 1
 MAX_STEPS = 128
+# Fields that came later, which stand in a recipe only where they say something.
+LATER = ("real_guidance_scale", "real_guidance_interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,8 @@ class Recipe:
         timesteps: what the network is fed at each of the N steps.
         guidance_scale: guidance while sampling; 1.0 is off.
         teacher_negative: the teacher's negative prompt; None stands for zeroed conditioning.
+        real_guidance_scale: of the DMD real score; None is the teacher's.
+        real_guidance_interval: the timesteps between which it was guided; None is all.
         shift: shift of a flow schedule, None for VP.
         plain_host: settings for a host without our sampler; empty = worked out from the grid.
     """
@@ -86,6 +90,8 @@ class Recipe:
     teacher_guidance_scale: float = 1.0
     teacher_negative: str | None = ""
     guidance_rescale: float = 0.0
+    real_guidance_scale: float | None = None
+    real_guidance_interval: tuple[float, float] | None = None
     clip_skip: int | None = None
     resolutions: tuple[tuple[int, int], ...] = ()
     shift: float | None = None
@@ -134,6 +140,11 @@ class Recipe:
             checks.text, self.teacher_negative, "teacher_negative", checks.MAX_PROMPT, lines=True
         )
         checks.number(self.guidance_rescale, "guidance_rescale", 0, 1)
+        checks.optional(checks.number, self.real_guidance_scale, "real_guidance_scale", 0, 1000)
+        if self.real_guidance_interval is not None:
+            interval = self.real_guidance_interval
+            found = checks.numbers(interval, "real_guidance_interval", 2, 1000)
+            self._set("real_guidance_interval", found)
         self._set("merged_loras", checks.records(self.merged_loras, "merged_loras", MergedLora))
         checks.text(self.teacher_name, "teacher_name", checks.MAX_NAME)
         checks.hex_text(self.teacher_sha256, "teacher_sha256", 64)
@@ -153,7 +164,11 @@ class Recipe:
 
     def to_json(self) -> str:
         """The recipe as compact ASCII JSON; floats keep every bit (shortest exact decimal)."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), allow_nan=False)
+        fields = dataclasses.asdict(self)
+        for name in LATER:
+            if fields[name] is None:
+                fields.pop(name)
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False)
 
     @staticmethod
     def from_json(source: str | bytes) -> Recipe:

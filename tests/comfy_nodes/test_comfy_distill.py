@@ -161,6 +161,18 @@ def test_every_shown_setting_is_one_knob_with_its_bounds_and_words():
     assert inputs["seed"][1]["control_after_generate"] is False
 
 
+def test_the_negative_prompt_is_the_last_input_and_may_be_missing():
+    """Saved workflows hold values by place, and those for the API name what they know."""
+    groups = Distill.INPUT_TYPES()
+    assert list(groups["optional"])[-1] == "teacher_negative"
+    card = Card("sd1", False, 0)
+    assert knob_inputs.config_of({}, "none", card, "")[0].teacher_negative == ""
+    shown = {"teacher_negative": " blurry\n"}
+    assert knob_inputs.config_of(shown, "none", card, "")[0].teacher_negative == "blurry"
+    config, _ = knob_inputs.config_of(shown, "none", card, '{"teacher_negative": "dark"}')
+    assert config.teacher_negative == "dark"
+
+
 def test_all_defaults_are_the_configs_own():
     shown = {name: options["default"] for name, (_, options) in knob_inputs.knob_inputs().items()}
     config, notes = knob_inputs.config_of(shown, "none", Card("sd1", False, 0), "")
@@ -317,6 +329,19 @@ def test_a_finished_run_is_taken_while_its_lora_is_there(fake):
     (fake.base / "loras" / "mine.safetensors").unlink()
     anew, _ = training.begin(training.ask(INPUTS, None, None))
     assert anew.id != job.id and anew.state == "queued"
+
+
+def test_a_run_with_another_rescale_is_not_taken_for_the_one_that_is_asked():
+    v = {"prediction": "v", "zero_terminal_snr": "yes"}
+    plain = INPUTS | {"settings_json": json.dumps(v | {"guidance_rescale": 0})}
+    asked = training.ask(INPUTS | {"settings_json": json.dumps(v)}, None, None)
+    assert asked.request.config.guidance_rescale == 0.7
+    job, _ = training.begin(training.ask(plain, None, None))
+    another, _ = training.begin(asked)
+    assert another.id != job.id
+    # where nothing is rescaled, left open and 0 are the same run
+    left, zero = (INPUTS | {"settings_json": json.dumps(c)} for c in ({}, {"guidance_rescale": 0}))
+    assert training.ask(left, None, None).mark == training.ask(zero, None, None).mark
 
 
 def test_a_copy_of_a_run_does_not_hide_the_finished_one(fake):

@@ -234,6 +234,7 @@ def _material(
         negative=encoded[request.negative],
         latent_shape=(checkpoint.detection.latent_channels, height // 8, width // 8),
         batch_size=request.batch_size,
+        guidance_rescale=checkpoint.detection.guidance_rescale,
     )
     conditioning = tuple(encoded[prompt] for prompt in prompts)
     return sampler, EvaluationSet(prompts, conditioning, request.seeds)

@@ -12,11 +12,12 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from ...app.config.distill_config import DistillConfig
-from ...app.config.new_run import choose_resolutions, note_size
+from ...app.config.new_run import choose_resolutions, note_size, settled
 from ...app.config.request import DistillRequest, asked_sampling
 from ...app.library.home import prompt_cache
 from ...app.prompts.expansion import PromptSource
 from ...app.runs.directory import RunDirectory
+from ...core.diffusion.guidance import Guidance
 from ...core.families import LoraTargets, stated_settings
 from ...core.recipe.recipe import MergedLora
 from ..attention import noted_kernels, use_attention
@@ -82,7 +83,7 @@ def open_session(run: RunDirectory) -> Session:
     shapes = [(channels, height // 8, width // 8) for width, height in resolutions]
     network = _role_network(checkpoint, config)
     batches = BatchSource(config, prompts, encoded, negative, shapes)
-    settings = SettingsInForce(config, teacher.guidance_scale, run, since)
+    settings = SettingsInForce(config, teacher.guidance, run, since)
     trainer = Trainer(network, batches, settings, ranks, fingerprint)
     return Session(run, request, checkpoint, trainer, negative, teacher, encoded, shapes, included)
 
@@ -95,8 +96,10 @@ def _teacher_facts(
     merged: tuple[MergedLora, ...],
 ) -> TeacherFacts:
     name, sha256 = model_name(checkpoint.path), identity if checkpoint.path.is_file() else ""
-    guidance = config.teacher_guidance or default_guidance(checkpoint)
-    return TeacherFacts(name, sha256, checkpoint.detection, guidance, resolutions, merged)
+    detection = checkpoint.detection
+    scale = config.teacher_guidance or default_guidance(checkpoint)
+    guidance = Guidance(scale, settled(config, detection).guidance_rescale)
+    return TeacherFacts(name, sha256, detection, guidance, resolutions, merged)
 
 
 def _load(

@@ -108,7 +108,7 @@ class SampleRequest(ImageRequest):
     }
 
     lora: tuple[str, float] | None = None
-    guidance_rescale: float = 0.0
+    guidance_rescale: float | None = None
     clip_skip: int | None = None
     pairs: tuple[tuple[int, int], ...] = ()
 
@@ -119,7 +119,7 @@ class _Setup:
 
     checkpoint: LoadedCheckpoint
     sigmas: Tensor
-    guidance_scale: float
+    guidance: Guidance
     clip_skip: int
     size: tuple[int, int]
     loras: tuple[UsedLora, ...] = ()
@@ -210,13 +210,15 @@ def _prepare(request: SampleRequest) -> _Setup:
     if lora is not None and request.lora is not None:
         used.append(_apply(checkpoint, lora, request.lora[1]))
     used += [style.used() for style in styles]
-    guidance = request.guidance_scale
-    if guidance is None:
-        guidance = recipe.guidance_scale if recipe else default_guidance(checkpoint)
+    scale, rescale = request.guidance_scale, request.guidance_rescale
+    if scale is None:
+        scale = recipe.guidance_scale if recipe else default_guidance(checkpoint)
+    if rescale is None:
+        rescale = checkpoint.detection.guidance_rescale
     return _Setup(
         checkpoint,
         _sigmas(request, recipe, checkpoint),
-        guidance,
+        Guidance(scale, rescale),
         request.clip_skip or (recipe.clip_skip if recipe else None) or 1,
         image_size(request, recipe, checkpoint),
         tuple(used),
@@ -315,13 +317,12 @@ def _draw(
     """An image of each (prompt number, seed); None where the latents are no numbers."""
     width, height = setup.size
     prompts = Conditioning.cat([encoded[request.prompts[number]] for number, _ in keys])
-    guidance = Guidance(setup.guidance_scale, request.guidance_rescale)
     latents = sample_latents(
         setup.checkpoint.call(),
         PromptPair.of(prompts, encoded[request.negative]),
         [seed for _, seed in keys],
         (setup.checkpoint.detection.latent_channels, height // 8, width // 8),
-        Trajectory(setup.sigmas, guidance),
+        Trajectory(setup.sigmas, setup.guidance),
     )
     sound = finite_rows(latents)
     images = iter(decode(setup.checkpoint, latents[sound]) if bool(sound.any()) else ())
@@ -337,7 +338,7 @@ def _info(
         width=setup.size[0],
         height=setup.size[1],
         steps=len(setup.sigmas) - 1,
-        guidance_scale=setup.guidance_scale,
+        guidance_scale=setup.guidance.scale,
         negative=request.negative,
         sampler="Euler",
         schedule="Simple",

@@ -8,6 +8,7 @@ names.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ...core.errors import SettingsError
 from ...core.images.diversity import LAYOUT_TITLE, layout_vectors
 from . import efficientnet
 
+log = logging.getLogger("dpdmd_studio.evaluation")
 BATCH = 16
 EFFICIENTNET_TITLE = "EfficientNet-Lite0 (ImageNet)"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -75,6 +77,18 @@ def imagenet_features(device: torch.device) -> ImageFeatures:
         return functional.normalize(torch.cat(found).float(), dim=-1).cpu()
 
     return ImageFeatures(EFFICIENTNET_TITLE, of)
+
+
+def perceptual_features() -> ImageFeatures | None:
+    """EfficientNet-Lite0's features where it is installed, else None, and the log says so.
+
+    On the CPU: a card that is full must not cost a measurement.
+    """
+    try:
+        return imagenet_features(torch.device("cpu"))
+    except SettingsError as error:
+        log.info("Measured in the layout of colours and edges alone. %s", error)
+        return None
 
 
 def folder_features(folder: Path, device: torch.device) -> ImageFeatures:

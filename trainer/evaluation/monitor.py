@@ -2,7 +2,8 @@
 
 Prompts and seeds are never trained on. The measures are the diversity of each prompt's images
 (arXiv:2602.03139, Eq. 9) and their energy distance from the teacher's images of the same prompts,
-which grows with lost quality and with lost diversity alike: by it the best student is chosen.
+which grows with lost quality and with lost diversity alike: by it the best student is chosen, in
+the features of a network where that is installed (`Perception`), else in the layout.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ...app.runs.directory import EVALUATIONS, RunDirectory
-from ...app.runs.facts import clearly_nearer, distances
+from ...app.runs.facts import clearly_nearer, deciding, numbers
 from ...app.runs.tables import finite
 from ...core.errors import NonFiniteError, RunError
 from ...core.files import atomic_write
@@ -30,6 +31,7 @@ from ..device import is_out_of_memory, release_memory
 from .evaluate import Drawn, EvaluationSet, EvaluationStoppedError, ImageSampler, draw_timed
 from .features import layout_features
 from .measures import energy_distance
+from .perception import Perception
 from .run_evaluation import evaluation_set, run_arms, session_sampler, student_kept
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class Monitor:
         self._prompts = fresh[:MEASURED_PROMPTS]
         self._material: EvaluationSet | None = None
         self._teacher: list[Tensor] = []
+        self._perception: Perception | None = None
         self._one_by_one = False
         self._usable = bool(self._prompts and session.config.evaluate_every)
 
@@ -112,22 +115,25 @@ class Monitor:
 
     def _measure(self, step: int) -> None:
         session = self._session
-        if not self._teacher:
-            self._teacher = [self._features.of(row) for row in self.teacher().images]
+        if self._perception is None:
+            teacher = self.teacher().images
+            self._teacher = [self._features.of(row) for row in teacher]
+            self._perception = Perception(teacher)
         setting = run_arms(session)[-1]
         with student_kept(session):
             images = self._sampler().draw(setting, self.material(), self._watch)
         found = [self._features.of(row) for row in images]
-        line = _numbers(step, found, self._teacher)
+        line = _numbers(step, found, self._teacher) | self._perception(images)
         earlier = measured_lines(self._run)
         self._run.append_metrics(line, EVALUATIONS)
-        if all(line["teacher_distance"] <= other["teacher_distance"] for other in earlier):
+        distance, _ = deciding([*earlier, line])
+        if all(line[distance] <= other[distance] for other in earlier):
             self._keep(step)
         log.info(
             "After update %d: %s of the teacher's diversity, distance from the teacher %.4f",
             step,
             f"{line['diversity_kept']:.0%}",
-            line["teacher_distance"],
+            line[distance],
         )
 
     def _watch(self, done: int, total: int) -> None:
@@ -166,16 +172,26 @@ class Monitor:
         lines = measured_lines(self._run)
         if len(lines) < 2 or not (self._run.states / BEST).exists():
             return None
+        distance, by_prompt = deciding(lines)
         last = lines[-1]
-        first = min(lines, key=lambda line: line["teacher_distance"])
-        if first is last or not clearly_nearer(first["distances"], last["distances"]):
+        first = min(lines, key=lambda line: line[distance])
+        if first is last or not clearly_nearer(first[by_prompt], last[by_prompt]):
             return None
         try:
-            weights = load_file(self._run.states / BEST)
+            with safe_open(self._run.states / BEST, framework="pt") as file:
+                step, names = (file.metadata() or {}).get("step"), file.keys()
+                weights = {name: file.get_tensor(name).clone() for name in names}
         except (OSError, SafetensorError) as error:
             log.warning("%s cannot be read (%s): the last student is written.", BEST, error)
             return None
-        return Best(int(first["step"]), {name: value.clone() for name, value in weights.items()})
+        if step != str(int(first["step"])):  # kept by another feature, before a resume
+            log.warning(
+                "%s is not the student after update %d: the last one is written.",
+                BEST,
+                first["step"],
+            )
+            return None
+        return Best(int(first["step"]), weights)
 
 
 def measured_lines(run: RunDirectory) -> list[dict[str, Any]]:
@@ -184,7 +200,7 @@ def measured_lines(run: RunDirectory) -> list[dict[str, Any]]:
     found = [
         line
         for line in run.metrics(EVALUATIONS)
-        if distances(line) and all(finite(line.get(key)) is not None for key in keys)
+        if numbers(line, "distances") and all(finite(line.get(key)) is not None for key in keys)
     ]
     return [line for line in found if len(line["distances"]) == len(found[-1]["distances"])]
 

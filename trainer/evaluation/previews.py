@@ -42,7 +42,7 @@ class Previews:
             return
         log.info("Drawing the teacher's preview")
         session = self._session
-        sigmas, guidance = session.trainer.grids.teacher.sigmas, session.teacher.guidance_scale
+        sigmas, guidance = session.trainer.grids.teacher.sigmas, session.teacher.guidance.scale
         stage = Stage(weights=TEACHER, sigmas=sigmas, guidance_scale=guidance)
         self._draw(stage, "teacher.png")
 

@@ -36,7 +36,7 @@ def run_arms(session: Session, others: Mapping[str, str] | None = None) -> list[
     """Teacher, teacher without guidance, training-free baseline, `others`, then the student."""
     few = session.trainer.grids.student.sigmas.cpu()
     count = session.config.num_steps
-    guidance = session.teacher.guidance_scale
+    guidance = session.teacher.guidance.scale
     arms = [
         *teacher_arms(teacher_levels(session), few, guidance),
         training_free_arm(STUDENT, few, "Student, off at step 1"),
@@ -71,7 +71,7 @@ def session_sampler(
         use=use,
         negative=session.negative,
         latent_shape=session.latent_shapes[0],
-        guidance_rescale=session.config.guidance_rescale,
+        guidance_rescale=session.teacher.guidance.rescale,
     )
 
 

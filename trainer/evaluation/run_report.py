@@ -91,8 +91,9 @@ def run_facts(session: Session, material: EvaluationSet) -> dict[str, str]:
 def run_history(run: RunDirectory) -> dict[str, Any]:
     """How the student learned: metrics with measurements, previews and notes of `ReportData`."""
     metrics = run.metrics()
+    measured = ("step", "diversity_kept", "perceptual_distance", "teacher_distance")
     for line in measured_lines(run):
-        metrics.append({key: line[key] for key in ("step", "diversity_kept", "teacher_distance")})
+        metrics.append({key: line[key] for key in measured if key in line})
     previews = []
     for path in sorted(run.previews.glob("step-*.png")):
         with Image.open(path) as image:

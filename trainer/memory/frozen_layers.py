@@ -97,10 +97,7 @@ class FrozenLayer(nn.Module):
         return tuple(self.get_buffer(name) for name in self.names)
 
     def forward(self, input: Tensor) -> Tensor:
-        """As the plain layer's; autocast gives it the input in its number format, too."""
-        kind = input.device.type
-        if torch.is_autocast_enabled(kind):
-            input = input.to(torch.get_autocast_dtype(kind))
+        """As the plain layer's, in the input's format."""
         return _Product.apply(input, self)  # type: ignore[return-value]
 
     def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

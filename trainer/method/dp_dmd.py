@@ -56,6 +56,8 @@ def student_update(
     """
     student = denoiser(network, "student")
     teacher = denoiser(network, "teacher", objective.teacher_guidance)
+    guidance = objective.real_guidance or objective.teacher_guidance
+    real = denoiser(network, "teacher", guidance.where(draws.guided))
     fake = denoiser(network, "fake")
     metrics, x_t = {}, noise
 
@@ -83,7 +85,7 @@ def student_update(
         sample = x0.detach()
         alpha, std = draws.level.broadcast_scales
         x_t = alpha * sample + std * draws.noise
-        x0_real = teacher(x_t, draws.level)
+        x0_real = real(x_t, draws.level)
         x0_fake = fake(x_t, draws.level)
         residual = grids.schedule.dmd_residual(x_t, sample, x0_real)
         gradient = eq.dmd_gradient(x0_real, x0_fake, residual)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Generator, Tensor, arange, float64, randint, randn
@@ -21,6 +21,8 @@ from ...core.diffusion.schedule import (
 Variant = Literal["dp_dmd", "dmd", "no_detach", "detach_only"]
 Supervision = Literal["random", "last", "all"]
 AnchorTarget = Literal["chord", "denoised"]
+EVERYWHERE = (0.0, 1000.0)
+"""The guidance interval that holds every timestep."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,13 @@ class Objective:
     """The student's objective, L = L_DMD + lambda * L_div (arXiv:2602.03139, Eq. 8).
 
     Attributes:
-        teacher_guidance: of the anchor and of the real score.
+        teacher_guidance: of the anchor.
+        real_guidance: of the DMD real score; None is the anchor's.
+        guidance_interval: the least and the most timestep, 0 to 1000, at which the real score is
+            guided (arXiv:2404.07724); guidance at high noise drives DMD's collapse
+            (arXiv:2604.04018).
+        renoise_from: where the levels that samples are re-noised to begin, as a share of their
+            range; above 0 only high noise is drawn.
         diversity_weight: lambda.
         num_anchored_steps: m, the first steps that learn by target prediction; the paper has one.
         anchor_target: "chord", the straight line from the noise to the anchor (Eq. 6), or
@@ -39,6 +47,9 @@ class Objective:
     """
 
     teacher_guidance: Guidance = NO_GUIDANCE
+    real_guidance: Guidance | None = None
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    renoise_from: float = 0.0
     diversity_weight: float = 0.05
     num_anchored_steps: int = 1
     anchor_target: AnchorTarget = "chord"
@@ -120,19 +131,23 @@ class Draws:
         supervised: the DMD-supervised step, from 0; the last unless it is drawn.
         level: the noise levels that the images are re-noised to, each of shape (B,).
         noise: the noise they get, (B, C, H, W).
+        guided: whether the real score is guided there, of each image. It is known on the CPU, so
+            that nobody waits for a device to say how many evaluations there are.
     """
 
     supervised: int
     level: Levels
     noise: Tensor
+    guided: tuple[bool, ...] = ()
 
     def __getitem__(self, rows: slice) -> Draws:
         """The draws of those rows: a micro-batch has those that it has in the whole batch."""
-        return Draws(self.supervised, self.level.map(lambda t: t[rows]), self.noise[rows])
+        level = self.level.map(lambda t: t[rows])
+        return Draws(self.supervised, level, self.noise[rows], self.guided[rows])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
         """Each tensor changed, such as moved to a device."""
-        return Draws(self.supervised, self.level.map(change), change(self.noise))
+        return replace(self, level=self.level.map(change), noise=change(self.noise))
 
 
 def draw_supervised_step(objective: Objective, grids: Grids, generator: Generator) -> int:
@@ -146,7 +161,19 @@ def draw_supervised_step(objective: Objective, grids: Grids, generator: Generato
 def draw(objective: Objective, grids: Grids, shape: tuple[int, ...], generator: Generator) -> Draws:
     """The draws of a student update of latents of `shape`, (B, C, H, W)."""
     supervised = draw_supervised_step(objective, grids, generator)
-    return _renoising(supervised, grids, grids.schedule.dmd_positions, shape, generator)
+    low, high = grids.schedule.dmd_positions
+    low += round(objective.renoise_from * (high - low))
+    drawn = _renoising(supervised, grids, (low, high), shape, generator)
+    return replace(drawn, guided=_inside(drawn.level, objective.guidance_interval))
+
+
+def _inside(level: Levels, interval: tuple[float, float]) -> tuple[bool, ...]:
+    """Whether each timestep lies in the interval, its ends included."""
+    count = len(level.timesteps)
+    if interval == EVERYWHERE:
+        return (True,) * count  # without reading the numbers
+    least, most = interval
+    return tuple(least <= timestep <= most for timestep in level.timesteps.tolist())
 
 
 def draw_for_fake(grids: Grids, shape: tuple[int, ...], generator: Generator) -> Draws:

@@ -117,7 +117,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class PromptPair:
-    """What guidance needs of a batch: its prompts, and the negative prompts of the same rows."""
+    """What guidance needs of a batch: its prompts, and the negative prompts of the guided rows."""
 
     conditional: Conditioning
     unconditional: Conditioning

@@ -22,7 +22,7 @@ from ...core.diffusion.guidance import NO_GUIDANCE, Guidance
 from ...core.diffusion.schedule import Levels
 from ...core.errors import LoraError
 from .conditioning import PromptPair
-from .lora_layers import LAYERS
+from .lora_layers import LAYERS, Copies
 from .network import NetworkCall, guided
 
 
@@ -65,7 +65,11 @@ class AdapterRoles:
         if not self._layers:
             raise LoraError(f"No layer of the network matches the LoRA targets {targets}.")
         self._initialise(seed)
+        self._copies = Copies(list(self._layers.values()))
         self.use("teacher")
+        # whoever changed the weights since, and however
+        network.register_forward_pre_hook(lambda *_: self._copies.drop())
+        network.register_forward_hook(lambda *_: self._copies.drop(), always_call=True)
 
     def _initialise(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -84,6 +88,7 @@ class AdapterRoles:
 
     def use(self, role: str) -> None:
         """Make `role` the one that the network's next calls (and their backward) act as."""
+        self._copies.drop()
         for layer in self._layers.values():
             layer._disable_adapters = role == "teacher"
             if role != "teacher":

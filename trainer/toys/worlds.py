@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from ...core.errors import CheckpointError, SettingsError
+from ...core.errors import CheckpointError
 from ...core.families import stated_settings
-from ..evaluation.features import ImageFeatures, imagenet_features, layout_features
+from ..evaluation.features import ImageFeatures, layout_features, perceptual_features
 from ..evaluation.measures import EFFICIENTNET_NAMES, MeasureSet, feature_measures
 from . import counts, shapes
 from .emoji import captions
 from .emoji.counts import emoji_measures
-
-log = logging.getLogger("dpdmd_studio.evaluation")
 
 
 @dataclass(frozen=True)
@@ -66,8 +61,5 @@ def measures_for(checkpoint: Path, features: ImageFeatures | None = None) -> Mea
 def image_measures() -> MeasureSet:
     """Diversity and distance in the layout feature and, where installed, in EfficientNet's."""
     found = feature_measures(layout_features())
-    try:  # on the CPU: a card that is full must not cost the report
-        return found + feature_measures(imagenet_features(torch.device("cpu")), EFFICIENTNET_NAMES)
-    except SettingsError as error:
-        log.info("Measured in the layout of colours and edges alone. %s", error)
-        return found
+    perceptual = perceptual_features()
+    return found + feature_measures(perceptual, EFFICIENTNET_NAMES) if perceptual else found

@@ -42,9 +42,15 @@ class Gradients:
         self.device = network.call.device
         self.grids = settings.grids(network.call.schedule).map(self._to_device)
 
-    def student(self, batch: Batch, generator: torch.Generator) -> tuple[Metrics, Samples]:
-        """Add a student update's gradients, in micro-batches; returns metrics and samples."""
-        objective = self.settings.objective()
+    def student(
+        self, batch: Batch, generator: torch.Generator, step: int | None = None
+    ) -> tuple[Metrics, Samples]:
+        """Add a student update's gradients, in micro-batches; returns metrics and samples.
+
+        Args:
+            step: which update it is, from 1; None is a late one.
+        """
+        objective = self.settings.objective(step)
         draws = draw(objective, self.grids, tuple(batch.noise.shape), generator)
 
         def part(network: Network, rows: slice) -> tuple[Metrics, Tensor]:
@@ -107,9 +113,8 @@ class Gradients:
         """Draws on the device; the levels in one copy."""
         level = draws.level
         table = torch.stack([level.sigmas, level.alphas, level.stds, level.timesteps])
-        return Draws(
-            draws.supervised, Levels(*self._to_device(table)), self._to_device(draws.noise)
-        )
+        noise = self._to_device(draws.noise)
+        return Draws(draws.supervised, Levels(*self._to_device(table)), noise, draws.guided)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return to_device(tensor, self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from torch import nn
@@ -18,6 +18,9 @@ from ..memory.packed_base import offload_base, quantise_base
 from ..method.objective import Grids, Objective
 from .optimizers import AdapterOptimizer
 
+RENOISE_FROM = 0.5
+"""Where annealed re-noising begins, as a share of the range of its levels."""
+
 
 @dataclass
 class SettingsInForce:
@@ -25,21 +28,28 @@ class SettingsInForce:
 
     Attributes:
         config: the run's settings with the fallbacks taken.
-        teacher_guidance: the teacher's guidance scale, whoever stated it.
+        teacher_guidance: the teacher's guidance, whoever stated it.
         run: where fallbacks are noted, so that a resume goes on with them; None takes none.
         since: the update from which on a fallback is in force, by its setting.
     """
 
     config: DistillConfig
-    teacher_guidance: float
+    teacher_guidance: Guidance
     run: RunDirectory | None = None
     since: dict[str, int] = field(default_factory=dict)
 
-    def objective(self) -> Objective:
-        """What the student's updates optimise."""
-        config = self.config
+    def objective(self, step: int | None = None) -> Objective:
+        """What the student's updates optimise.
+
+        Args:
+            step: which update it is, from 1; None is a late one.
+        """
+        config, teacher = self.config, self.teacher_guidance
         return Objective(
-            teacher_guidance=Guidance(self.teacher_guidance, config.guidance_rescale),
+            teacher_guidance=teacher,
+            real_guidance=replace(teacher, scale=config.real_guidance or teacher.scale),
+            guidance_interval=(config.real_guidance_low, config.real_guidance_high),
+            renoise_from=_renoise_from(config.renoise_anneal_steps, step),
             diversity_weight=config.diversity_weight,
             num_anchored_steps=config.num_anchored_steps,
             anchor_target=cast(Literal["chord", "denoised"], config.anchor_target),
@@ -73,6 +83,13 @@ class SettingsInForce:
             if name in CHANGING
         ]
         return f"To save memory: {', '.join(parts)}." if parts else ""
+
+
+def _renoise_from(anneal_steps: int, step: int | None) -> float:
+    """The share of the re-noising range that is left out below: from a half straight down to 0."""
+    if step is None or step > anneal_steps:
+        return 0.0
+    return RENOISE_FROM * (1 - (step - 1) / anneal_steps)
 
 
 def apply(

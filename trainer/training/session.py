@@ -13,6 +13,7 @@ from ... import __version__
 from ...app.config.distill_config import DistillConfig
 from ...app.config.request import DistillRequest
 from ...app.runs.directory import RunDirectory
+from ...core.diffusion.guidance import Guidance
 from ...core.diffusion.schedule import FlowSchedule
 from ...core.families import Detection, family
 from ...core.lora.file import NewLora, write_lora
@@ -21,7 +22,7 @@ from ...core.lora.metadata import TrainingFacts, training_metadata
 from ...core.recipe.recipe import Anchor, MergedLora, Recipe
 from ..loading.checkpoint import LoadedCheckpoint
 from ..loading.teacher_loras import IncludedLoras
-from ..method.objective import Grids
+from ..method.objective import EVERYWHERE, Grids
 from ..model.conditioning import Conditioning
 from ..model.network import NetworkCall
 from ..model.roles import AdapterRoles
@@ -38,7 +39,7 @@ class TeacherFacts:
     name: str
     sha256: str
     detection: Detection
-    guidance_scale: float
+    guidance: Guidance
     resolutions: tuple[tuple[int, int], ...]
     merged_loras: tuple[MergedLora, ...] = ()
 
@@ -123,15 +124,18 @@ def _recipe(config: DistillConfig, teacher: TeacherFacts, prediction: str, grids
     """The sampling contract of a student trained with these settings."""
     anchored = config.objective in ("dp_dmd", "no_detach")
     step = config.effective_anchor_step
+    interval = (config.real_guidance_low, config.real_guidance_high)
     return Recipe(
         family=teacher.detection.family,
         prediction=prediction,
         num_steps=config.num_steps,
         sigmas=tuple(grids.student.sigmas.tolist()),
         timesteps=tuple(grids.student.timesteps[:-1].tolist()),
-        teacher_guidance_scale=teacher.guidance_scale,
+        teacher_guidance_scale=teacher.guidance.scale,
         teacher_negative=None if config.zero_negative else config.teacher_negative,
-        guidance_rescale=config.guidance_rescale,
+        guidance_rescale=teacher.guidance.rescale,
+        real_guidance_scale=config.real_guidance or None,
+        real_guidance_interval=None if interval == EVERYWHERE else interval,
         clip_skip=config.clip_skip if family(teacher.detection.family).text.clip_skip else None,
         resolutions=teacher.resolutions,
         shift=grids.schedule.shift if isinstance(grids.schedule, FlowSchedule) else None,

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...app.config.distill_config import DistillConfig
+from ...app.config.distill_config import LATER, DistillConfig
 from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
 from ...core.files.hashes import file_sha256
@@ -48,11 +48,10 @@ MACHINE_SETTINGS = (
 )
 
 # Settings that came later, with what was done before them: runs from then go on.
-EARLIER = {
+EARLIER = LATER | {
     "zero_terminal_snr": "auto",
     "optimizer": "adamw",
     "base_weights": "keep",
-    "shift": 0.0,
 }
 
 

@@ -93,7 +93,7 @@ class Trainer:
 
         def work() -> tuple[Metrics, Samples]:
             generator = self.batches.generator("student-levels", step)
-            return self.gradients.student(batch, generator)
+            return self.gradients.student(batch, generator, step)
 
         metrics, samples = self._within_memory("student", work)
         metrics["student_grad_norm"] = self._apply("student", step, metrics)

@@ -16,7 +16,9 @@ from ...config.distill_config import DistillConfig
 
 Kind = Literal["choice", "switch", "text", "whole", "number"]
 
-PLAIN = ("steps", "num_steps", "batch_size", "resolution", "student_rank", "seed")
+PLAIN = (
+    "steps", "num_steps", "batch_size", "resolution", "student_rank", "seed", "teacher_negative",
+)  # fmt: skip
 """Shown at first, in this order."""
 GROUPS = {
     "student": "The student and its objective",
@@ -40,7 +42,11 @@ LABELS = {
     "student_lr": "Learning rate of the student",
     "fake_lr": "Learning rate of the fake score",
     "teacher_guidance": "Guidance of the teacher",
-    "teacher_negative": "Negative prompt of the teacher",
+    "teacher_negative": "Your negative prompt",
+    "real_guidance": "Guidance of the real score",
+    "real_guidance_low": "Guidance interval of the real score: from timestep",
+    "real_guidance_high": "Guidance interval of the real score: to timestep",
+    "renoise_anneal_steps": "Re-noising to high noise at first (updates)",
     "zero_negative": "Zeros for the negative prompt",
     "zero_terminal_snr": "Zero terminal SNR",
     "clip_skip": "CLIP skip",
@@ -62,6 +68,8 @@ INFO = {
     "resolution": "Empty: the model's own. Or 1024x1024.",
     "student_rank": "Size of the LoRA; 64 suits most.",
     "seed": "Same seed and settings: same run.",
+    "teacher_negative": "The one that you always use with this checkpoint: with it, the teacher is "
+    "the model that you know. Empty if you use none.",
 }
 
 

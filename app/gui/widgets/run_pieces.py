@@ -35,6 +35,7 @@ KINDS = {
 }
 LIVE = ("queued", "starting", "running", "stopping")
 MORE_CURVES = (
+    "teacher_distance",
     "diversity_loss",
     "matching_gradient",
     "score_cosine",
@@ -43,7 +44,7 @@ MORE_CURVES = (
     "fake_grad_norm",
     "seconds",
 )
-FIRST_CURVES, MOST_FIRST = ("diversity_kept", "teacher_distance", *MORE_CURVES[:2]), 2
+FIRST_CURVES, MOST_FIRST = ("diversity_kept", "perceptual_distance", *MORE_CURVES[:3]), 2
 """What a run is about; until it is measured, losses stand in."""
 LOG_LINES = 60
 PROGRESS_LINE = re.compile(r"update \d+/\d+,|---")  # the bar says it already

@@ -50,6 +50,11 @@ def test_defaults_are_valid_and_round_trip_through_json():
         ({"teacher_negative": "a \ud83d"}, "half a character"),
         ({"device": "\udcff"}, "half a character"),
         ({"learning_rate": 1.0}, "Unknown settings: learning_rate"),
+        ({"guidance_rescale": -0.5}, "expected 0 to 1, or -1 for what suits"),
+        ({"guidance_rescale": -2.0}, "least allowed is -1"),
+        ({"real_guidance_low": 700, "real_guidance_high": 700}, "real_guidance_low is 700"),
+        ({"real_guidance_high": 1001}, "most allowed is 1000"),
+        ({"renoise_anneal_steps": -1}, "least allowed is 0"),
     ],
 )
 def test_nonsense_is_named(values, message):

@@ -213,6 +213,43 @@ def test_the_best_student_is_named_and_chance_is_called_chance():
     assert titles(facts(evaluations=measured([0.9] * 2, [0.02, 0.01]))) == []
 
 
+def test_what_people_see_names_the_best_student_where_every_line_knows_it():
+    lines = measured([0.9] * 3, [0.02, 0.01, 0.03])
+    for line, away in zip(lines, (0.1, 0.3, 0.2), strict=True):
+        line |= {"perceptual_distance": away, "perceptual_distances": [away, away, away * 1.1]}
+    (best,) = diagnose_facts(facts(evaluations=lines))
+    assert "that of update 10" in best.title and "is 0.1, that of update 30 is 0.2" in best.text
+    del lines[0]["perceptual_distances"]
+    assert "that of update 20" in diagnose_facts(facts(evaluations=lines))[0].title
+
+
+DRIFT = "Colours drift from the teacher's"
+
+
+@pytest.mark.parametrize(
+    ("brightness", "saturation", "words"),
+    [
+        ([1.15, 1.12, 1.14], [1.0, 1.02, 0.98], "14% brighter than"),
+        ([0.85, 0.9, 0.86], [0.7, 0.75, 0.72], "13% darker and 28% less saturated than"),
+        ([1.0, 0.99, 1.01], [1.3, 1.26, 1.31], "29% more saturated than"),
+        ([1.08, 1.07, 1.08], [1.18, 1.17, 1.16], ""),  # too little
+        ([0.8, 1.6, 1.1], [1.0, 1.9, 1.1], ""),  # prompts disagree
+        ([1.2], [1.0], ""),  # one prompt says nothing of chance
+        ([], [], ""),
+    ],
+)
+def test_colours_that_drift_are_told_in_words(brightness, saturation, words):
+    lines = measured([0.9] * 2, [0.02, 0.01])
+    lines = [line | {"brightness": brightness, "saturation": saturation} for line in lines]
+    found = [f for f in diagnose_facts(facts(evaluations=lines)) if f.title == DRIFT]
+    assert len(found) == bool(words)
+    if found:
+        assert found[0].level == "warning" and words in found[0].text
+        assert "3e-05 in place of 0.0001" in found[0].text
+    once = [lines[0] | {"brightness": [1.0] * 3, "saturation": [1.0] * 3}, lines[1]]
+    assert DRIFT not in titles(facts(evaluations=once))
+
+
 def test_a_finished_run_says_which_student_was_written():
     found = diagnose_facts(facts(result={"step": 300, "kept_step": 200}))
     assert [f.title for f in found] == ["The best student is that of update 200"]
@@ -317,6 +354,9 @@ HOSTILE = [
     b'{"step": 2, "seconds": ' + b"9" * 400 + b"}\n",
     b'{"step": 3, "distances": ["a"], "diversity_kept": 0.1, "teacher_distance": 0}\n{"step": 4, '
     b'"diversity_kept": 0.1, "teacher_distance": 0, "distances": [1, 2]}\n{"step": 5, "half',
+    b'{"step": 1, "diversity_kept": 0.9, "teacher_distance": 1, "perceptual_distance": 1,'
+    b' "perceptual_distances": "ab", "brightness": [null, 2], "saturation": 3}\n{"step": 2,'
+    b' "diversity_kept": 0.9, "teacher_distance": 1, "perceptual_distance": 1, "brightness": {}}\n',
 ]
 
 

@@ -53,6 +53,13 @@ def test_json_round_trip_is_exact(fields):
     assert Recipe.from_json(recipe.to_json().encode()) == recipe
 
 
+def test_guidance_of_the_real_score_is_kept_where_it_was_another():
+    assert "real_guidance" not in Recipe(**VP).to_json()
+    recipe = Recipe(**VP, real_guidance_scale=1.75, real_guidance_interval=(0, 900))
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    assert recipe.real_guidance_interval == (0.0, 900.0)
+
+
 def test_floats_keep_every_bit():
     rng = random.Random(3)
     sigmas = (*sorted((rng.random() for _ in range(4)), reverse=True), 0.0)
@@ -110,6 +117,10 @@ def test_other_versions_are_refused_by_name(version):
         ("anchor", [1]),
         ("num_anchored_steps", 5),
         ("objective", "DMD; DROP"),
+        ("real_guidance_scale", "7"),
+        ("real_guidance_interval", [500]),
+        ("real_guidance_interval", [0, 1001]),
+        ("real_guidance_interval", 700),
     ],
 )
 def test_a_broken_field_is_a_clear_error(field, value):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import checkpoints
+import numpy as np
 import pytest
 import torch
+from dpdmd_studio import cli
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.core.lora.file import read_lora
+from dpdmd_studio.core.lora.metadata import training_comment
 from dpdmd_studio.trainer.commands import distill as runner
+from dpdmd_studio.trainer.commands.open_session import open_session
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import PROMPTS, TINY, distil, new_run
 
@@ -36,11 +41,47 @@ def test_v_prediction_of_sdxl_is_read_off_its_markers(zsnr, marker, tmp_path):
     state = checkpoints.file_state(checkpoints.sdxl()) | {"v_pred": torch.zeros(0)}
     state |= {marker: torch.zeros(0)}
     path = checkpoints.save(tmp_path / "v.safetensors", state)
-    outcome = distil(new_run(tmp_path, path, steps=2, guidance_rescale=0.7))
+    run = new_run(tmp_path, path, steps=2)
+    usual = 0.7 if zsnr else 0.0  # written into the run, which goes on with it
+    assert run.settings()["config"]["guidance_rescale"] == usual
+    outcome = distil(run)
     recipe = read_lora(outcome.lora).recipe
     assert recipe is not None and changed(outcome)
+    assert recipe.guidance_rescale == usual
+    assert outcome.session.trainer.settings.objective().teacher_guidance.rescale == usual
     assert (recipe.prediction, recipe.zero_terminal_snr) == ("v", zsnr)
     assert (recipe.sigmas[0] > 100) == zsnr  # zero terminal SNR starts from all but pure noise
+
+
+def test_a_rescale_that_was_set_stays_and_the_recipe_names_the_real_scores_guidance(tmp_path):
+    """Runs of earlier versions had rescale 0 for zero terminal SNR, too, written down."""
+    state = checkpoints.file_state(checkpoints.sdxl()) | {"ztsnr": torch.zeros(0)}
+    path = checkpoints.save(tmp_path / "v.safetensors", state | {"v_pred": torch.zeros(0)})
+    asked = {"guidance_rescale": 0.0, "real_guidance": 1.75, "real_guidance_high": 900}
+    session = open_session(new_run(tmp_path, path, **asked))
+    recipe, aim = session.recipe(), session.trainer.settings.objective()
+    assert recipe.zero_terminal_snr and recipe.guidance_rescale == aim.teacher_guidance.rescale == 0
+    assert (recipe.teacher_guidance_scale, recipe.real_guidance_scale) == (7.0, 1.75)
+    assert recipe.real_guidance_interval == (0, 900)
+    said = (
+        "guidance 7, negative prompt empty; real score: guidance 1.75 at timesteps 0 to 900 alone."
+    )
+    assert said in training_comment(recipe)
+
+
+def test_a_zero_terminal_snr_teacher_is_drawn_with_the_rescale_that_it_is_trained_with(tmp_path):
+    state = checkpoints.file_state(checkpoints.sdxl()) | {"ztsnr": torch.zeros(0)}
+    path = checkpoints.save(tmp_path / "v.safetensors", state | {"v_pred": torch.zeros(0)})
+    words = ["sample", path, "--prompt", "a cat", "--seeds", "1", "--steps", "2", "--device=cpu"]
+    words += ["--resolution", "64x64", "--output"]
+    for name, more in (("own", []), ("same", ["0.7"]), ("none", ["0"])):
+        asked = [word for value in more for word in ("--guidance-rescale", value)]
+        assert cli.main([str(word) for word in (*words, tmp_path / name, *asked)]) == 0
+    own, same, none = (
+        np.array(Image.open(tmp_path / name / "001-00000001.png"))
+        for name in ("own", "same", "none")
+    )
+    assert np.array_equal(own, same) and not np.array_equal(own, none)
 
 
 def test_sd3_with_t5_distils(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from dpdmd_studio.app.prompts.expansion import hold_out
 from dpdmd_studio.app.runs.directory import EVALUATIONS, RunDirectory
 from dpdmd_studio.core.lora.file import read_lora
 from dpdmd_studio.trainer.commands import distill as runner
+from dpdmd_studio.trainer.evaluation import features, perception
 from dpdmd_studio.trainer.evaluation import monitor as monitor_module
 from dpdmd_studio.trainer.evaluation.monitor import clearly_nearer
 from safetensors.torch import load_file
@@ -24,7 +26,9 @@ PROMPTS = [f"a thing number {number}" for number in range(12)]
 
 @pytest.fixture(autouse=True)
 def few_seeds(monkeypatch):
+    """And measured in the layout alone, which is quicker, where a test does not say otherwise."""
     monkeypatch.setattr(monitor_module, "EVALUATION_SEEDS", (2_000_001, 2_000_002, 2_000_003))
+    monkeypatch.setattr(perception, "perceptual_features", lambda: None)
 
 
 def measured_run(folder, checkpoint, prompts=PROMPTS, **settings) -> RunDirectory:
@@ -62,7 +66,8 @@ def test_a_prompt_that_training_expands_to_is_not_measured_on(files, tmp_path):
     assert distil(run).report is None and run.metrics(EVALUATIONS) == []
 
 
-def test_a_run_is_measured_as_asked_and_ends_in_a_report(files, tmp_path):
+def test_a_run_is_measured_as_asked_and_ends_in_a_report(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(perception, "perceptual_features", features.perceptual_features)
     run = measured_run(tmp_path, files["sd1"], evaluate_every=3)
     outcome = distil(run)
     assert list(distances(run)) == [3, 4]  # every third update, and the last
@@ -83,6 +88,8 @@ def test_a_run_is_measured_as_asked_and_ends_in_a_report(files, tmp_path):
     assert student["teacher_distance"] == pytest.approx(last["teacher_distance"])
     assert student["sample_diversity"] == pytest.approx(last["sample_diversity"])
     assert any("diversity_kept" in line for line in numbers["metrics"])
+    assert {"perceptual_distance", "brightness", "saturation"} <= last.keys()
+    assert any("perceptual_distance" in line for line in numbers["metrics"])
 
 
 def test_measuring_changes_nothing_that_is_computed(files, tmp_path):
@@ -141,6 +148,46 @@ def test_a_clearly_better_earlier_student_is_written(files, tmp_path, monkeypatc
     assert all(torch.equal(value, second[name]) for name, value in written.items())
     assert read_lora(outcome.lora).metadata["ss_steps"] == "2"
     assert run.read_json("result.json")["kept_step"] == 2
+
+
+class Seen:
+    """What the images' perception says of one update after the other, for two prompts."""
+
+    told: ClassVar[list[float]] = []
+
+    def __init__(self, teacher) -> None:
+        assert teacher
+
+    def __call__(self, rows):
+        if not self.told:
+            return {}  # as without the network
+        here = self.told.pop(0)
+        spread = [here, here + 0.001]
+        return {"perceptual_distance": sum(spread) / 2, "perceptual_distances": spread}
+
+
+def test_what_people_see_decides_where_it_is_known(files, tmp_path, monkeypatch):
+    fixed_distances(monkeypatch, {1: 0.5, 2: 0.1, 3: 0.3, 4: 0.4})
+    monkeypatch.setattr(monitor_module, "Perception", Seen)
+    monkeypatch.setattr(Seen, "told", [0.3, 0.2, 0.1, 0.4])
+    assert distil(measured_run(tmp_path, files["sd3"])).kept_step == 3
+
+
+def test_a_student_kept_for_another_reason_is_not_written(files, tmp_path, monkeypatch, caplog):
+    """The network was there for the first half, so the best of the layout was not kept."""
+    fixed_distances(monkeypatch, {1: 0.1, 2: 0.5, 3: 0.3, 4: 0.4})
+    monkeypatch.setattr(monitor_module, "Perception", Seen)
+    monkeypatch.setattr(Seen, "told", [0.3, 0.1])
+    run = measured_run(tmp_path, files["sd3"])
+
+    def stop_after_third(progress):
+        if progress.step == 3:
+            request_stop(run)
+
+    distil(run, stop_after_third)
+    outcome = distil(run)
+    assert outcome.finished and outcome.kept_step == 4
+    assert "is not the student after update 1" in caplog.text
 
 
 @pytest.mark.parametrize(

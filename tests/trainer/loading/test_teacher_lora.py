@@ -88,7 +88,10 @@ def test_a_lora_that_changed_or_went_is_named_at_resume(files, tmp_path):
 
 
 # settings that runs had before they existed, as long as they are at their defaults
-LATER = ("zero_terminal_snr", "base_weights", "optimizer", "shift")
+LATER = (
+    "zero_terminal_snr", "base_weights", "optimizer", "shift", "real_guidance",
+    "real_guidance_low", "real_guidance_high", "renoise_anneal_steps",
+)  # fmt: skip
 
 
 def test_runs_without_loras_keep_their_fingerprint_and_old_settings_load(files, tmp_path):

@@ -35,10 +35,10 @@ def adapted(dtype: torch.dtype) -> tuple[Small, AdapterRoles]:
     return network, roles
 
 
-def results(network, roles, role, x, dtype):
+def results(network, roles, role, x, *, autocast=False):
     roles.use(role)
     x = x.clone().requires_grad_(True)
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with torch.autocast("cpu", x.dtype, enabled=autocast):
         out = network(x)
     out.float().square().mean().backward()
     found = [out.detach(), x.grad]
@@ -55,10 +55,11 @@ def test_outputs_and_gradients_are_those_of_peft(role, dtype, monkeypatch):
     network, roles = adapted(dtype)
     assert isinstance(network.linear, AdaptedLinear) and isinstance(network.conv, AdaptedConv2d)
     x = torch.randn(2, 3, 8, 8, dtype=dtype)
-    ours = results(network, roles, role, x, dtype)
+    ours = results(network, roles, role, x)
     monkeypatch.setattr(AdaptedLinear, "forward", lora.Linear.forward)
     monkeypatch.setattr(AdaptedConv2d, "forward", lora.Conv2d.forward)
-    for mine, theirs in zip(ours, results(network, roles, role, x, dtype), strict=True):
+    expected = results(network, roles, role, x, autocast=dtype != torch.float32)
+    for mine, theirs in zip(ours, expected, strict=True):
         assert mine.dtype == theirs.dtype
         error = (mine.float() - theirs.float()).norm() / theirs.float().norm()
         assert float(error) < TOLERANCE[dtype]
@@ -72,7 +73,7 @@ def test_layers_that_share_an_input_keep_no_copies_of_it(monkeypatch):
     x = torch.randn(512, 64, dtype=torch.bfloat16)
 
     def peak() -> int:
-        low = torch.autocast("cpu", torch.bfloat16)
+        low = torch.autocast("cpu", torch.bfloat16)  # PEFT's layers need it
         with LiveBytes([x, *network.parameters()]) as counted, low:
             torch.stack([layer(x) for layer in network]).float().sum().backward()
         return counted.peak

@@ -1,5 +1,7 @@
 """Two PEFT adapters on one frozen network: roles, gradients, and the trap of switching them."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -28,7 +30,8 @@ def call(network):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 4, 8, 8, generator=generator)
     context = torch.randn(2, 5, 16, generator=generator)
-    return network(x, 500, context).sample
+    dtype = network.conv_out.weight.dtype
+    return network(x.to(dtype), 500, context.to(dtype)).sample
 
 
 def roles_on(network, seed=0):
@@ -86,6 +89,55 @@ def test_gradients_survive_visits_to_the_other_roles(network, checkpointing):
     assert all(gradient.abs().sum() > 0 for gradient in direct)
     for a, b in zip(direct, visited, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_casts_of_many_layers_give_what_a_cast_in_each_gives(network, checkpointing, monkeypatch):
+    network.bfloat16()
+    if checkpointing:
+        network.enable_gradient_checkpointing()
+    other = copy.deepcopy(network)
+    roles = roles_on(network)
+    others = roles_on(other)
+
+    def trained(network, roles):
+        randomise(roles, "student")
+        randomise(roles, "fake")
+        found = []
+        for _ in range(2):  # the second time with changed weights
+            roles.use("student")
+            first, second = call(network), call(network)
+            with torch.no_grad():
+                for role in ("teacher", "fake"):
+                    roles.use(role)
+                    found.append(call(network))
+            roles.use("student")
+            (first.float().square().mean() + second.float().mean()).backward()
+            for parameter in roles.parameters("student"):
+                assert parameter.grad.dtype == torch.float32
+                found.append(parameter.grad)
+                with torch.no_grad():
+                    parameter.sub_(parameter.grad)
+                parameter.grad = None
+            for parameter in roles.parameters("fake"):
+                parameter.data = parameter.data + 0.01
+            found.append(first.detach())
+        return found
+
+    ours = trained(network, roles)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # which casts in each
+    theirs = trained(other, others)
+    assert not torch.equal(ours[0], ours[1]) and all(map(torch.equal, ours, theirs))
+
+
+def test_copies_live_no_longer_than_a_call(network):
+    roles = roles_on(network.bfloat16())
+    roles.use("student")
+    call(network)
+    assert not roles._copies._made
+    with pytest.raises(RuntimeError):
+        network(torch.zeros(2, 4, 8, 8, dtype=torch.bfloat16), 500, torch.zeros(2, 5, 16))
+    assert not roles._copies._made
 
 
 def test_the_network_itself_never_gets_gradients(network):

@@ -107,6 +107,14 @@ def test_the_network_runs_in_its_own_dtype_and_answers_in_fp32(name, files):
     assert torch.equal(output, output.bfloat16().float())
 
 
+def test_a_group_norm_of_a_16_bit_network_is_rounded_once(files):
+    norm = load(files["sd1"], dtype=torch.bfloat16).call().network.conv_norm_out
+    x = (50 + torch.randn(1, norm.num_channels, 8, 8)).bfloat16()  # its mean is large
+    scale, shift = norm.weight.float(), norm.bias.float()
+    exact = torch.nn.functional.group_norm(x.float(), norm.num_groups, scale, shift, norm.eps)
+    assert torch.equal(norm(x), exact.bfloat16())
+
+
 def test_each_family_has_its_schedule(files, tmp_path):
     assert load(files["sd1"]).schedule == VPSchedule(False)
     assert load(files["sd3"]).schedule == FlowSchedule(3.0)

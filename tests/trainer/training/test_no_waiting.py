@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from dpdmd_studio.trainer import device as device_module
@@ -40,13 +38,21 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("family", "shared"), [("sd1", True), ("sdxl", True), ("sd3", True), ("sd3", False)]
+    ("family", "shared", "more"),
+    [
+        ("sd1", True, {}),
+        ("sdxl", True, {"real_guidance_high": 600, "micro_batch_size": 0, "batch_size": 6}),
+        ("sd3", True, {"real_guidance_high": 800, "micro_batch_size": 0, "batch_size": 6}),
+        ("sd3", False, {}),
+    ],
 )
-def test_nothing_before_the_numbers_are_read_waits(family, shared, files, tmp_path, monkeypatch):
+def test_nothing_before_the_numbers_are_read_waits(
+    family, shared, more, files, tmp_path, monkeypatch
+):
     """The meta device stands for one that reads pinned memory by itself."""
     monkeypatch.setattr(device_module, "WITH_PINNED_COPIES", ("meta",))
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no meta
     settings = {"batch_size": 2, "micro_batch_size": 1, "num_steps": 2, "teacher_steps": 2}
+    settings |= more
     run = new_run(tmp_path, files[family], ema_decay=0.0, share_rollouts=shared, **settings)
     session = open_session(run)
     trainer = session.trainer

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...evaluation.measures import MeasureSet, Rows
+from ...evaluation.perception import colours
 from .captions import world
 from .judging import Verdict, judge
 
@@ -89,19 +90,12 @@ def distinct(verdicts: Sequence[Verdict], wanted: frozenset[str]) -> float:
 def drift(prompts: Sequence[str], rows: Rows, teacher: Rows) -> dict[str, float]:
     """Mean saturation, brightness and contrast as shares of the teacher's."""
     ours, theirs = (
-        np.mean([_colours(image) for row in some for image in row], axis=0)
+        np.mean([colours(image) for row in some for image in row], axis=0)
         for some in (rows, teacher)
     )
     names = ("saturation", "brightness", "contrast")
     shares = ours / np.maximum(theirs, 1e-6)
     return dict(zip(names, map(float, shares), strict=True))
-
-
-def _colours(image: np.ndarray) -> tuple[float, float, float]:
-    pixels = image.astype(np.float32) / 255
-    grey = pixels.mean(axis=-1)
-    saturation = float((pixels.max(axis=-1) - pixels.min(axis=-1)).mean())
-    return saturation, float(grey.mean()), float(grey.std())
 
 
 def _mean(values) -> float:

@@ -100,7 +100,7 @@ def train(options: argparse.Namespace, seed: int) -> None:
 def arms_of(session) -> list[ArmSetting]:
     """Teacher, without guidance, the student off at step one, the student, four guided steps."""
     arms = run_arms(session)
-    few, scale = session.trainer.grids.student.sigmas.cpu(), session.teacher.guidance_scale
+    few, scale = session.trainer.grids.student.sigmas.cpu(), session.teacher.guidance.scale
     stage = Stage(weights="teacher", sigmas=few, guidance_scale=scale)
     return [*arms[:2], ArmSetting(name=GUIDED, note="", stages=(stage,)), *arms[2:]]
 

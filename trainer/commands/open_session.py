@@ -30,6 +30,7 @@ from ..loading.teacher_loras import included_loras, merged_records, open_teacher
 from ..memory.fit import begin_with_fallbacks, find_free_memory, needed_memory
 from ..memory.packed_base import store_base
 from ..model.conditioning import Conditioning
+from ..model.loss_scale import LossScale
 from ..model.roles import AdapterRoles, RoleNetwork
 from ..text.cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
 from ..training.batches import BatchSource, prompts_per_step
@@ -39,10 +40,6 @@ from ..training.state import checkpoint_identity, run_fingerprint
 from ..training.trainer import Trainer
 
 log = logging.getLogger("dpdmd_studio.commands")
-
-# A latent of 1024 x 1024 pixels has 65,536 numbers: gradients of its mean losses start near 1e-5,
-# where float16 loses its digits.
-HALF_LOSS_SCALE = 4096.0
 
 
 def open_session(run: RunDirectory) -> Session:
@@ -146,8 +143,9 @@ def _role_network(checkpoint: LoadedCheckpoint, config: DistillConfig) -> RoleNe
     )
     if config.gradient_checkpointing:
         cast(ModelMixin, checkpoint.network).enable_gradient_checkpointing()
-    scale = HALF_LOSS_SCALE if checkpoint.dtype == torch.float16 else 1.0
-    return RoleNetwork(checkpoint.call(), roles, scale)
+    half = checkpoint.dtype == torch.float16
+    scales = {role: LossScale() for role in ("student", "fake")} if half else {}
+    return RoleNetwork(checkpoint.call(), roles, scales)
 
 
 def _encode(

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from ...core.errors import OutputError, RunError
 from ...core.files.hashes import file_sha256
 from ...core.recipe.recipe import MergedLora
 from ..loading.checkpoint import LoadedCheckpoint
+from ..model.loss_scale import LossScale
 from ..model.roles import AdapterRoles
 from ..text.cache import encoder_identity
 from .optimizers import AdapterOptimizer
@@ -62,11 +64,13 @@ class Learned:
     Attributes:
         optimizers: by role.
         average: the student's moving average by name, where one is kept.
+        scales: the losses' factors by role, in float16 alone.
     """
 
     roles: AdapterRoles
     optimizers: dict[str, AdapterOptimizer]
     average: dict[str, Tensor] | None
+    scales: Mapping[str, LossScale]
 
 
 def save_state(run: RunDirectory, step: int, fingerprint: str, learned: Learned) -> None:
@@ -84,7 +88,9 @@ def save_state(run: RunDirectory, step: int, fingerprint: str, learned: Learned)
                 f"The state of update {step} could not be saved in {run.states}: {error}. Free "
                 "some space there, then resume the run."
             ) from error
-        facts = {"step": step, "fingerprint": fingerprint}
+        facts: dict[str, Any] = {"step": step, "fingerprint": fingerprint}
+        if learned.scales:
+            facts["loss_scales"] = {role: s.to_dict() for role, s in learned.scales.items()}
         (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -122,8 +128,11 @@ def load_state(folder: Path, fingerprint: str, learned: Learned) -> int:
             if _shapes(saved) != _shapes(learned.average):
                 raise ValueError("its average is of other tensors")
             learned.average.update({name: value.clone() for name, value in saved.items()})
+        if "loss_scales" in facts:  # not in states of versions before, whose factor stayed
+            for role, scale in learned.scales.items():
+                scale.load(facts["loss_scales"][role])
         return step
-    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise RunError(
             f"The saved state {folder} is damaged ({error}). Delete that folder to resume from "
             "the state before it."

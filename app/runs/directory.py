@@ -38,7 +38,7 @@ from .lock import owned
 from .tables import finite
 
 SETTINGS_VERSION = 1
-KEPT_STATES = 2
+KEPT_STATES, KEPT_CHECKPOINTS = 2, 5
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 PROMPTS, EVALUATION_PROMPTS = "prompts.txt", "evaluation-prompts.txt"
 GIVEN_PROMPTS, UNPREPARED = "given-prompts.txt", "unprepared"

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from ...app.config.new_run import check_request
 from ...app.config.request import DistillRequest
+from ...app.disk import check_room
 from ...app.library.home import numbered
 from ...app.library.path_checks import typed_path
 from ...app.prompts.expansion import hold_out
 from ...app.runs.directory import (
     EVALUATION_PROMPTS,
     GIVEN_PROMPTS,
+    KEPT_CHECKPOINTS,
     PROMPTS,
     UNPREPARED,
     FollowedRun,
@@ -42,7 +44,6 @@ from .device_lock import device_held
 from .open_session import open_session
 from .run_status import Interrupt, Status
 
-KEPT_CHECKPOINTS = 5
 log = logging.getLogger("dpdmd_studio.commands")
 
 
@@ -276,6 +277,7 @@ def _make_run(
     config = request.config
     check_optimizer(config.optimizer, choose_device(config.device))
     request = check_teacher_loras(request, request.model.text_encoders())
+    check_room(folder.resolve(), request)
     if evaluation_prompts is None:
         prompts, evaluation_prompts = hold_out(prompts, config.evaluation_prompts, config.seed)
     return RunDirectory.create(
@@ -293,6 +295,7 @@ def prepare(run: RunDirectory) -> None:
     Raises:
         LoraError: a LoRA cannot be merged into this model, or not be included.
         PromptError: alternatives in a prompt cannot be read.
+        OutputError: the disk would be too full at the end.
     """
     if not (run.path / UNPREPARED).exists():
         return
@@ -302,6 +305,7 @@ def prepare(run: RunDirectory) -> None:
     loras = tuple(dataclasses.replace(lora, sha256="") for lora in request.teacher_loras)
     request = dataclasses.replace(request, teacher_loras=loras)
     request = check_teacher_loras(request, request.model.text_encoders())
+    check_room(run.path.resolve(), request)  # it may have waited for long
     if (run.path / GIVEN_PROMPTS).exists():
         config = request.config
         given = run.given_prompts()

@@ -8,6 +8,7 @@ from typing import Literal
 from ..errors import CheckpointError
 from ..files.tensor_file import TensorFile, TensorInfo, read_model_header
 from .base import DENOISER_PREFIXES, Config, Detection, Family, Tensors, TensorTable
+from .few_step_names import few_step_notes
 from .parts.encoders import EncoderPlace
 from .parts.folder import (
     ModelFolder,
@@ -166,10 +167,11 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
         except CheckpointError as error:
             found = replace(found, vae=None, notes=(str(error),))
     found = with_metadata(found, file.metadata, item.sampling, file.path.name)
+    hints = few_step_notes(file.path.name, file.metadata)
     title = full_title(
         found.title, found.prediction, found.zero_terminal_snr, item.sampling.predictions
     )
-    return replace(found, title=title)
+    return replace(found, title=title, notes=(*found.notes, *hints))
 
 
 def text_encoder_prefix(file: TensorFile, item: Family, kind: str) -> str | None:

@@ -115,12 +115,20 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
         return torch.float32
     try:
         x = torch.ones(8, 8, device=device, dtype=torch.bfloat16)
-        bf16 = bool((x @ x == 8).all()) and (
-            device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-        )
+        bf16 = bool((x @ x == 8).all()) and (device.type != "cuda" or has_fast_bf16(device))
     except (RuntimeError, NotImplementedError):
         bf16 = False
     return torch.bfloat16 if bf16 else torch.float16
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether an accelerator computes in bfloat16 as fast as in float16.
+
+    NVIDIA's do from compute capability 8.0 on; those before, such as Turing, emulate it.
+    """
+    if device.type != "cuda":
+        return device.type == "xpu"
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def describe_device(device: torch.device) -> str:

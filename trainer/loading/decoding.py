@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import NonFiniteError
+from ..device import has_fast_bf16
 from .checkpoint import LoadedCheckpoint
 from .vae import LATENT_TO_PIXELS, SCALE_KEY, SHIFT_KEY, LatentDecoder
 
@@ -19,8 +20,8 @@ logger = logging.getLogger("dpdmd_studio.loading")
 def decode(checkpoint: LoadedCheckpoint, latents: Tensor, what: str = "") -> np.ndarray:
     """Images, uint8, shape (B, H, W, 3), of the network's latents (B, C, h, w).
 
-    One image at a time, in fp32 on the CPU and bf16 on GPUs: never fp16, in which SDXL's VAE
-    overflows. The decoder is loaded for this call and dropped after it.
+    One image at a time, in the format of `decoder_dtype`. The decoder is loaded for this call and
+    dropped after it.
 
     Args:
         what: whose latents these are, for messages.
@@ -73,13 +74,18 @@ def _decode_each(
     checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor
 ) -> list[Tensor]:
     device = checkpoint.device
-    dtype = torch.bfloat16 if device.type in ("cuda", "xpu") else torch.float32
+    dtype = decoder_dtype(device)
     model = decoder.component.load(dtype, device)
     inputs = vae_latents(checkpoint, decoder, latents.float())
     images = [model(item[None].to(device, dtype)).float().cpu() for item in inputs]
     if not all(bool(torch.isfinite(image).all()) for image in images):
         raise NonFiniteError("The VAE makes NaN or infinity of sound latents, so it is damaged.")
     return images
+
+
+def decoder_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the device is fast in it, else fp32: never fp16, in which SDXL's VAE overflows."""
+    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
 
 
 def vae_latents(checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -12,19 +12,22 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from ...app.config.distill_config import DistillConfig
+from ...app.config.knobs import AUTO
 from ...app.config.new_run import choose_resolutions, note_size, settled
 from ...app.config.request import DistillRequest, asked_sampling
 from ...app.library.home import prompt_cache
 from ...app.prompts.expansion import PromptSource
 from ...app.runs.directory import RunDirectory
 from ...core.diffusion.guidance import Guidance
+from ...core.errors import NonFiniteError
 from ...core.families import LoraTargets, stated_settings
 from ...core.recipe.recipe import MergedLora
 from ..attention import noted_kernels, use_attention
-from ..device import choose_device, choose_dtype, describe_device
-from ..distributed import joined
+from ..device import choose_device, choose_dtype, describe_device, release_memory
+from ..distributed import Ranks, joined
 from ..loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint, model_name
 from ..loading.lora_merge import MergingLora
+from ..loading.number_format import number_formats, overflows
 from ..loading.prediction_check import check_prediction_type
 from ..loading.teacher_loras import included_loras, merged_records, open_teacher_loras
 from ..memory.fit import begin_with_fallbacks, find_free_memory, needed_memory
@@ -36,7 +39,7 @@ from ..text.cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
 from ..training.batches import BatchSource, prompts_per_step
 from ..training.in_force import SettingsInForce
 from ..training.session import Session, TeacherFacts
-from ..training.state import checkpoint_identity, run_fingerprint
+from ..training.state import checkpoint_identity, run_fingerprint, saved_dtype
 from ..training.trainer import Trainer
 
 log = logging.getLogger("dpdmd_studio.commands")
@@ -53,19 +56,23 @@ def open_session(run: RunDirectory) -> Session:
     ranks = joined()
     device = choose_device(as_set.device)
     ranks.use_device(device)
-    dtype = choose_dtype(as_set.dtype, device)
-    log.info("Device: %s, %s", describe_device(device), str(dtype).removeprefix("torch."))
-    needs = needed_memory(Path(request.model.checkpoint), dtype, ranks.size)
+    formats = _number_formats(run, request, device)
+    log.info("Device: %s, %s", describe_device(device), _name(formats[0]))
+    needs = needed_memory(Path(request.model.checkpoint), formats[0], ranks.size)
     memory = find_free_memory(device, ranks)
     config, since = begin_with_fallbacks(run, as_set, needs, memory)
     request = replace(request, config=config)
     loras = open_teacher_loras(request)
-    checkpoint = _load(request, loras, dtype, device)
-    resolutions = choose_resolutions(config, checkpoint.detection)
-    note_size(resolutions, checkpoint.detection)
     prompts = PromptSource(run.prompts(), config.seed)
-    with ranks.main_first():  # the others find the prompts in the cache
-        encoded, negative = _encode(checkpoint, prompts, config)
+
+    def load(dtype: torch.dtype) -> Loaded:
+        checkpoint = _load(request, loras, dtype, device)
+        note_size(choose_resolutions(config, checkpoint.detection), checkpoint.detection)
+        with ranks.main_first():  # the others find the prompts in the cache
+            return checkpoint, *_encode(checkpoint, prompts, config)
+
+    checkpoint, encoded, negative = _in_first_sound_format(formats, load, device, ranks)
+    resolutions = choose_resolutions(config, checkpoint.detection)
     attention = use_attention(checkpoint.network, config.attention, noted_kernels(run))
     log.info("Attention: %s", attention)
     check_prediction_type(checkpoint, negative)
@@ -83,6 +90,52 @@ def open_session(run: RunDirectory) -> Session:
     settings = SettingsInForce(config, teacher.guidance, run, since)
     trainer = Trainer(network, batches, settings, ranks, fingerprint)
     return Session(run, request, checkpoint, trainer, negative, teacher, encoded, shapes, included)
+
+
+Loaded = tuple[LoadedCheckpoint, EncodedPrompts, Conditioning]
+"""A checkpoint, all prompts of the run, and the teacher's negative one."""
+
+
+def _number_formats(
+    run: RunDirectory, request: DistillRequest, device: torch.device
+) -> tuple[torch.dtype, ...]:
+    """The formats to try in turn; a run that has saved a state goes on in that of the state."""
+    config, saved = request.config, saved_dtype(run)
+    if config.dtype == AUTO and device.type == "cuda" and saved is not None:
+        return (choose_dtype(saved or AUTO, device),)
+    asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
+    return number_formats(config.dtype, device, Path(request.model.checkpoint), asked)
+
+
+def _in_first_sound_format(
+    formats: Sequence[torch.dtype],
+    load: Callable[[torch.dtype], Loaded],
+    device: torch.device,
+    ranks: Ranks,
+) -> Loaded:
+    """What `load` gives in the first format in which the network and the prompts do not overflow.
+
+    Raises:
+        NonFiniteError: weights or prompts overflow in the last one; of several processes, in any.
+    """
+    for dtype in formats[:-1]:
+        try:
+            loaded = load(dtype)
+            if not ranks.any(overflows(loaded[0], loaded[2])):
+                return loaded
+            del loaded
+        except NonFiniteError:
+            if ranks.size > 1:  # the others wait for this one
+                raise
+        log.info("The model goes beyond what %s holds: it is loaded again.", _name(dtype))
+        release_memory(device)
+    if len(formats) > 1:
+        log.info("Number format: %s", _name(formats[-1]))
+    return load(formats[-1])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _teacher_facts(

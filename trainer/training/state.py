@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,6 +26,7 @@ from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
 from ...core.files.hashes import file_sha256
 from ...core.recipe.recipe import MergedLora
+from ..device import DTYPES
 from ..loading.checkpoint import LoadedCheckpoint
 from ..model.loss_scale import LossScale
 from ..model.roles import AdapterRoles
@@ -73,8 +75,13 @@ class Learned:
     scales: Mapping[str, LossScale]
 
 
-def save_state(run: RunDirectory, step: int, fingerprint: str, learned: Learned) -> None:
+def save_state(
+    run: RunDirectory, step: int, fingerprint: str, learned: Learned, dtype: torch.dtype
+) -> None:
     """Write the state after student update `step` into the run, whole or not at all.
+
+    Args:
+        dtype: of the frozen network; a resume goes on in it.
 
     Raises:
         OutputError: it cannot be written; a full disk reaches us as a SafetensorError.
@@ -88,7 +95,7 @@ def save_state(run: RunDirectory, step: int, fingerprint: str, learned: Learned)
                 f"The state of update {step} could not be saved in {run.states}: {error}. Free "
                 "some space there, then resume the run."
             ) from error
-        facts: dict[str, Any] = {"step": step, "fingerprint": fingerprint}
+        facts: dict[str, Any] = {"step": step, "fingerprint": fingerprint, "dtype": _name(dtype)}
         if learned.scales:
             facts["loss_scales"] = {role: s.to_dict() for role, s in learned.scales.items()}
         (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -137,6 +144,26 @@ def load_state(folder: Path, fingerprint: str, learned: Learned) -> int:
             f"The saved state {folder} is damaged ({error}). Delete that folder to resume from "
             "the state before it."
         ) from error
+
+
+def saved_dtype(run: RunDirectory) -> str | None:
+    """The number format of the run's newest state; "" if it does not say; None without a state.
+
+    Versions before this did not say, and took what the device is usually given.
+    """
+    folder = run.latest_state()
+    if folder is None:
+        return None
+    try:
+        facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""  # said when it is loaded
+    name = facts.get("dtype") if isinstance(facts, dict) else None
+    return name if isinstance(name, str) and name in DTYPES else ""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

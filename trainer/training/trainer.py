@@ -270,7 +270,8 @@ class Trainer:
         for role in self.optimizers:
             self.ranks.require_equal(f"{role} adapter", self.roles.parameters(role))
         if self.ranks.is_main:
-            save_state(run, self.step, self.fingerprint, self._learned())
+            dtype = self.network.call.dtype
+            save_state(run, self.step, self.fingerprint, self._learned(), dtype)
 
     def _learned(self) -> Learned:
         return Learned(self.roles, self.optimizers, self.average, self.network.scales)

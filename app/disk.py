@@ -12,12 +12,13 @@ from ..core.errors import OutputError
 from ..core.families import Detection, identify
 from .config.distill_config import DistillConfig
 from .config.request import DistillRequest
-from .estimate import GIB, MOMENT_COPIES, arithmetic_memory, bytes_in_16_bit
+from .estimate import MOMENT_COPIES, arithmetic_memory, bytes_in_16_bit
+from .library.model_folders import size_text
 from .runs.directory import KEPT_CHECKPOINTS, KEPT_STATES
 
 # Sheets of three prompts by three seeds; six held-out prompts by nine seeds of the teacher's.
 IMAGES_OF_A_PREVIEW, MEASURED_IMAGES = 9, 54
-BYTES_OF_A_PIXEL = 2.0
+BYTES_OF_A_PIXEL = 2
 """Of a photograph as PNG; drawings take less."""
 
 
@@ -33,14 +34,14 @@ class DiskUse:
         result: the LoRA that it is about, which may lie on another disk.
     """
 
-    states: float
-    loras: float
-    best: float
-    images: float
-    result: float
+    states: int
+    loras: int
+    best: int
+    images: int
+    result: int
 
     @property
-    def in_run(self) -> float:
+    def in_run(self) -> int:
         """Bytes in the run's own folder."""
         return self.states + self.loras + self.best + self.images
 
@@ -63,11 +64,11 @@ def disk_use(detection: Detection, config: DistillConfig, half_bytes: int) -> Di
     images = IMAGES_OF_A_PREVIEW * previews + (MEASURED_IMAGES if measured else 0)
     half = student / 2  # files hold 16 bit, adapters 32
     return DiskUse(
-        states=state * min(KEPT_STATES + 1, saves),
-        loras=half * min(KEPT_CHECKPOINTS + 1, saves),
-        best=2 * student if measured else 0.0,
+        states=round(state * min(KEPT_STATES + 1, saves)),
+        loras=round(half * min(KEPT_CHECKPOINTS + 1, saves)),
+        best=round(2 * student) if measured else 0,
         images=images * pixels * BYTES_OF_A_PIXEL,
-        result=half,
+        result=round(half),
     )
 
 
@@ -84,21 +85,21 @@ def check_room(folder: Path, request: DistillRequest) -> None:
     use = disk_use(identify(path), request.config, bytes_in_16_bit(path))
     output = Path(request.output)
     together = _device(folder) == _device(output.parent)
-    in_folder = use.in_run + (use.result if together else 0.0)
+    in_folder = use.in_run + (use.result if together else 0)
     free = _free(folder)
     if free is not None and in_folder > free + _size(folder):
         raise OutputError(
-            f"The disk of {folder.parent} has {_size_text(free)} free, and this run would take "
-            f"{_size_text(in_folder)} there: saved states {_size_text(use.states)}, LoRAs "
-            f"{_size_text(in_folder - use.states - use.images)}, images {_size_text(use.images)}. "
+            f"The disk of {folder.parent} has {size_text(free)} free, and this run would take "
+            f"{size_text(in_folder)} there: saved states {size_text(use.states)}, LoRAs "
+            f"{size_text(in_folder - use.states - use.images)}, images {size_text(use.images)}. "
             "Free some space, put the run on another disk (--run, or DPDMD_HOME for all runs), or "
             "lower --student-rank and --fake-rank."
         )
     free = _free(output.parent)
     if not together and free is not None and use.result > free:
         raise OutputError(
-            f"The disk of {output.parent} has {_size_text(free)} free, and the LoRA will take "
-            f"{_size_text(use.result)}. Free some space or name another --output."
+            f"The disk of {output.parent} has {size_text(free)} free, and the LoRA will take "
+            f"{size_text(use.result)}. Free some space or name another --output."
         )
 
 
@@ -127,7 +128,3 @@ def _size(folder: Path) -> int:
     with contextlib.suppress(OSError):
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return 0
-
-
-def _size_text(count: float) -> str:
-    return f"{count / GIB:.1f} GB" if count >= 0.1 * GIB else f"{count / 2**20:.0f} MB"

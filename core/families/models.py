@@ -1,5 +1,6 @@
 """What a checkpoint is and where its parts lie, be it a file or a folder, by its headers alone."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from .parts.folder import (
     read_folder,
 )
 from .parts.vae import check_decoder
-from .prediction import full_title, with_metadata
+from .prediction import AskedSampling, full_title, set_otherwise, with_metadata
 from .registry import FAMILIES, family
 from .stated import ENCODER_PLACE, read_stated, stated_encoder, stated_resolution
 from .unsupported import refuse_empty, refuse_storage, refuse_variants, unknown_model
@@ -99,6 +100,24 @@ def _read_folder(folder: ModelFolder) -> ModelHeaders:
         encoders=encoders,
         vae_files=folder.component("vae").files if detection.has_vae else (),
     )
+
+
+def gains_by_half(path: Path, asked: AskedSampling) -> bool:
+    """Whether a checkpoint is stored in float16 and predicts eps or v.
+
+    What predicts those divides by alpha to find x0, and so minds a number's digits.
+
+    Raises:
+        CheckpointError: a header cannot be read.
+        SettingsError: models of the family are not as asked.
+    """
+    model = read_model(path)
+    detection, _ = set_otherwise(model.detection, asked)
+    counts: Counter[str] = Counter()
+    for file in model.denoiser:
+        for info in file.under(detection.denoiser_prefix).values():
+            counts[info.dtype] += info.count
+    return detection.prediction != "flow" and counts.most_common(1)[0][0] == "F16"
 
 
 def weight_files(path: Path) -> list[TensorFile]:

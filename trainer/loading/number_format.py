@@ -10,18 +10,15 @@ float32, too, which is twice the weights, and could say nothing else.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import torch
 
-from ...core.families import AskedSampling, read_model, set_otherwise
+from ...core.families import AskedSampling, gains_by_half
 from ..device import choose_dtype
 from ..model.conditioning import Conditioning
 from .checkpoint import LoadedCheckpoint
 
-OWN = "F16"
-FLOW = "flow"
 LEVELS = (999.0, 749.0, 500.0, 20.0)
 """Timesteps, the noisiest first."""
 LATENT_SIZE = 64
@@ -45,17 +42,6 @@ def number_formats(
     usual = choose_dtype(wanted, device)
     open_choice = wanted == "auto" and device.type == "cuda" and usual == torch.bfloat16
     return (torch.float16, usual) if open_choice and gains_by_half(path, asked) else (usual,)
-
-
-def gains_by_half(path: Path, asked: AskedSampling) -> bool:
-    """Whether a checkpoint is stored in float16 and predicts eps or v."""
-    model = read_model(path)
-    detection, _ = set_otherwise(model.detection, asked)
-    counts: Counter[str] = Counter()
-    for file in model.denoiser:
-        for info in file.under(detection.denoiser_prefix).values():
-            counts[info.dtype] += info.count
-    return detection.prediction != FLOW and counts.most_common(1)[0][0] == OWN
 
 
 @torch.no_grad()

@@ -10,9 +10,12 @@ import pytest
 from dpdmd_studio.app import disk
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.app.jobs import actions
+from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import OutputError
 from dpdmd_studio.core.families import Detection, identify
 from dpdmd_studio.trainer.evaluation import monitor, previews
+from tiny_runs import distil, new_run
 
 TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "shapes-sd3.safetensors"
 SDXL = Detection(
@@ -106,3 +109,23 @@ def test_a_disk_that_does_not_tell_is_taken_as_it_is(tmp_path, monkeypatch):
 
         monkeypatch.setattr(disk.shutil, "disk_usage", told)
         disk.check_room(tmp_path / "run", asked)
+
+
+@pytest.mark.usefixtures("home")
+def test_a_run_that_does_not_fit_is_refused_before_it_is_made_and_when_it_begins(
+    files, tmp_path, monkeypatch, capsys
+):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat")
+    run = new_run(tmp_path / "made", files["sd1"])
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(10**12, 0, 10))
+    with pytest.raises(OutputError, match="has 10 bytes free"):
+        distil(run)
+    assert run.read_json("progress.json")["status"] == "failed"
+    options = ["--output", str(tmp_path / "out.safetensors"), "--run", str(tmp_path / "run")]
+    assert main(["distill", str(files["sd1"]), "--prompts", str(prompts), *options]) == 2
+    assert "has 10 bytes free" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    with pytest.raises(OutputError, match="has 10 bytes free"):
+        actions.submit_distill(DistillRequest.from_dict(run.settings()), ["a cat"], "")
+    monkeypatch.undo()
+    assert distil(run).finished

@@ -100,6 +100,8 @@ def run_distillation(
             status.write("loading", force=True)
             with ranks.main_first():
                 prepare(run)
+                if run.latest_state() is None:  # it may have waited for long
+                    check_room(run.path.resolve(), DistillRequest.from_dict(run.settings()))
             session = open_session(run)
             if session.trainer.resume(run):
                 log.info("Resuming after update %d", session.trainer.step)
@@ -277,7 +279,6 @@ def _make_run(
     config = request.config
     check_optimizer(config.optimizer, choose_device(config.device))
     request = check_teacher_loras(request, request.model.text_encoders())
-    check_room(folder.resolve(), request)
     if evaluation_prompts is None:
         prompts, evaluation_prompts = hold_out(prompts, config.evaluation_prompts, config.seed)
     return RunDirectory.create(
@@ -295,7 +296,6 @@ def prepare(run: RunDirectory) -> None:
     Raises:
         LoraError: a LoRA cannot be merged into this model, or not be included.
         PromptError: alternatives in a prompt cannot be read.
-        OutputError: the disk would be too full at the end.
     """
     if not (run.path / UNPREPARED).exists():
         return
@@ -305,7 +305,6 @@ def prepare(run: RunDirectory) -> None:
     loras = tuple(dataclasses.replace(lora, sha256="") for lora in request.teacher_loras)
     request = dataclasses.replace(request, teacher_loras=loras)
     request = check_teacher_loras(request, request.model.text_encoders())
-    check_room(run.path.resolve(), request)  # it may have waited for long
     if (run.path / GIVEN_PROMPTS).exists():
         config = request.config
         given = run.given_prompts()

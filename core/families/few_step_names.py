@@ -9,9 +9,11 @@ TITLES = ("modelspec.title", "ss_output_name")
 ANYWHERE = re.compile(r"turbo|lightning", re.IGNORECASE)
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 """`dreamshaper_8LCM` has the words dreamshaper, 8 and LCM."""
-KINDS = ("lcm", "dmd", "tcd", "pcm")
+KINDS = ("lcm", "tcd", "pcm")
+DMD = ("dmd", "2")
+"""DP-DMD has no number."""
 HYPER, STEPS = "hyper", ("step", "steps")
-BEHIND_HYPER = ("sd", "sdxl", "xl", "v", "fp", "vae", "baked", "lora")
+BEHIND_HYPER = re.compile(r"sd\w*|xl|v|fp|vae|baked|lora|steps?|\d*")
 """Behind "hyper" where it is ByteDance's Hyper-SD, and not "hyper realistic"."""
 MOST_STEPS, MOST_CHARACTERS = 10, 400
 
@@ -47,8 +49,8 @@ def few_step_word(text: str) -> str:
 def _signs(words: list[str]) -> Iterator[str]:
     for word, after in zip_longest(words, words[1:], fillvalue=""):
         low, behind = word.lower(), after.lower()
-        plain_end = not behind or behind.isdigit() or behind in (*BEHIND_HYPER, *STEPS)
-        if low in KINDS or (low == HYPER and plain_end):
+        hyper = low == HYPER and BEHIND_HYPER.fullmatch(behind) is not None
+        if low in KINDS or (low, behind) == DMD or hyper:
             yield word
         if low.isdigit() and behind in STEPS and 1 <= int(low[:9]) <= MOST_STEPS:
             yield f"{word} {after}"

@@ -288,6 +288,7 @@ def test_a_name_is_a_hint_alone(name, file, hinted, headers):
         ("Hyper-SDXL-8steps", "Hyper"),
         ("myMerge_4step_v2", "4 step"),
         ("hyperRealism_v30", ""),
+        ("DP-DMD Studio shapes", ""),
         ("hyper detailed anime", ""),
         ("model-1000steps", ""),
         ("perfectWorld_v6Baked", ""),

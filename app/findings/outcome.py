@@ -32,8 +32,6 @@ DRIFTED = {"brightness": 0.1, "saturation": 0.2}
 DRIFTS = {"brightness": ("darker", "brighter"), "saturation": ("less saturated", "more saturated")}
 FEW_PROMPTS, LONG_RUN_UPDATES = 200, 500
 MANY_REPEATS = 100
-# Of the distance between seeds. Seeds alone change most of what the layout sees.
-LOOKS_GUIDED = 0.3
 GROUP = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 WILDCARD = re.compile(r"__[^_\s].*?__")
 AT_WORK = ("loading", "running", "reporting")
@@ -172,24 +170,6 @@ def not_measured(facts: RunFacts) -> Finding | None:
     )
 
 
-def needs_no_distilling(facts: RunFacts) -> Finding | None:
-    """A checkpoint whose few plain steps look like its guided ones before anything is learned."""
-    names = ("distance_share", "plain_steps", "guided_steps", "guidance_scale")
-    share, plain, guided, scale = (number(facts.probe, name) for name in names)
-    if share is None or plain is None or share >= LOOKS_GUIDED:
-        return None
-    own = f" {guided:.0f} steps with guidance {scale:g}" if guided and scale else " guided steps"
-    return Finding(
-        "warning",
-        "The checkpoint may need no distilling",
-        f"Its {plain:.0f} steps without guidance look like its{own} before anything is learned: "
-        f"they differ by {share:.0%} of what seeds differ by. It may be a few-step model already "
-        "(Lightning, Turbo, LCM, Hyper or DMD2, perhaps merged in), whose images burn out with "
-        "guidance. Look at the teacher's preview. If it is one, use it as it is, or distil the "
-        "checkpoint that it was made from.",
-    )
-
-
 def too_few_prompts(facts: RunFacts) -> Finding | None:
     """Prompts that come so often that the student learns them by heart."""
     config = facts.config
@@ -251,7 +231,6 @@ OUTCOME_RULES: tuple[Callable[[RunFacts], Finding | None], ...] = (
     collapsing_diversity,
     noise_in_place_of_images,
     drifting_colours,
-    needs_no_distilling,
     too_few_prompts,
     best_student,
     not_measured,

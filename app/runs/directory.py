@@ -16,7 +16,6 @@ torch. Layout:
     previews/              images on fixed seeds
     evaluation/            the teacher's images that the student is measured against
     report/                the report at the end: report.html, report.json, image sheets
-    probe.json             how far the teacher's few plain steps are from its guided ones
     memory.json            the memory fallbacks that the run has taken
     attention.json         the attention kernels that an earlier version had timed for the run
     stop                   a request: stop at the next update and keep what there is
@@ -40,14 +39,13 @@ from .tables import finite
 
 SETTINGS_VERSION = 1
 KEPT_STATES, KEPT_CHECKPOINTS = 2, 5
-METRICS, EVALUATIONS, PROBE = "metrics.jsonl", "evaluations.jsonl", "probe.json"
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 PROMPTS, EVALUATION_PROMPTS = "prompts.txt", "evaluation-prompts.txt"
 GIVEN_PROMPTS, UNPREPARED = "given-prompts.txt", "unprepared"
 # What --overwrite removes, with the folders below; other files in the folder are not ours.
 RUN_FILES = (
     "settings.json", PROMPTS, EVALUATION_PROMPTS, GIVEN_PROMPTS, UNPREPARED, "progress.json",
-    METRICS, EVALUATIONS, "result.json", PROBE, "memory.json", "attention.json",
-    "stop",
+    METRICS, EVALUATIONS, "result.json", "memory.json", "attention.json", "stop",
 )  # fmt: skip
 
 

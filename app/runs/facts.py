@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core.errors import DPDMDError
 from ..config.distill_config import DistillConfig
-from .directory import EVALUATIONS, METRICS, PROBE, PROMPTS, RunDirectory
+from .directory import EVALUATIONS, METRICS, PROMPTS, RunDirectory
 from .tables import finite, read_json
 
 # A long run's metrics are read in part: about its first and its last 3,000 updates.
@@ -43,7 +43,6 @@ class RunFacts:
     prompts: Sequence[str] = ()
     progress: Line = field(default_factory=dict)
     result: Line = field(default_factory=dict)
-    probe: Line = field(default_factory=dict)
     platform: str = sys.platform
 
     def values(self, name: str) -> list[float]:
@@ -65,7 +64,6 @@ def read_facts(run: RunDirectory) -> RunFacts:
         prompts=_prompts(run.path / PROMPTS),
         progress=read_json(run.path / "progress.json"),
         result=read_json(run.path / "result.json"),
-        probe=read_json(run.path / PROBE),
     )
 
 

@@ -6,17 +6,12 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ...app.findings.outcome import needs_no_distilling
 from ...app.report.images import image_grid
-from ...app.runs.directory import PROBE, RunDirectory
-from ...app.runs.facts import RunFacts
+from ...app.runs.directory import RunDirectory
 from ...core.errors import NonFiniteError
 from ...core.files import atomic_write
 from ..device import is_out_of_memory, release_memory
 from .evaluate import ArmSetting, EvaluationSet, Stage
-from .probe import distance_share
 from .run_evaluation import STUDENT, TEACHER, session_sampler, student_kept
 
 if TYPE_CHECKING:
@@ -49,34 +44,7 @@ class Previews:
         session = self._session
         sigmas, guidance = session.trainer.grids.teacher.sigmas, session.teacher.guidance.scale
         stage = Stage(weights=TEACHER, sigmas=sigmas, guidance_scale=guidance)
-        images = self._draw(stage, "teacher.png")
-        if images is not None and not session.checkpoint.detection.stated:
-            self._probe(images, stage)
-
-    def _probe(self, guided: list[list[np.ndarray]], stage: Stage) -> None:
-        """Note how far the teacher's few plain steps are from its guided ones, and what it means.
-
-        What stands in the way costs the note alone.
-        """
-        sigmas = self._session.trainer.grids.student.sigmas
-        try:
-            plain = self._images(Stage(weights=TEACHER, sigmas=sigmas), "probe", 1)
-        except NonFiniteError:
-            return
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            release_memory(self._session.call.device)
-            return
-        share = distance_share(guided, plain)
-        if share is None:
-            return
-        facts = {"distance_share": share, "plain_steps": len(sigmas) - 1}
-        facts |= {"guided_steps": len(stage.sigmas) - 1, "guidance_scale": stage.guidance_scale}
-        self._run.write_json(PROBE, facts)
-        finding = needs_no_distilling(RunFacts(probe=facts))
-        if finding is not None:
-            log.warning("%s. %s", finding.title, finding.text)
+        self._draw(stage, "teacher.png")
 
     def student(self, step: int) -> None:
         """The student as it would be saved after update `step`."""
@@ -84,18 +52,18 @@ class Previews:
         with student_kept(self._session):
             self._draw(stage, f"step-{step:08d}.png")
 
-    def _draw(self, stage: Stage, name: str) -> list[list[np.ndarray]] | None:
-        """Draw one sheet; its images by [prompt][seed], or None if it is left out.
+    def _draw(self, stage: Stage, name: str) -> None:
+        """Draw one sheet; what stands in the way costs the sheet, not the run.
 
-        What stands in the way costs the sheet, not the run. What failed is done again with memory
-        given back, one image at a time.
+        What failed is done again with memory given back, one image at a time.
         """
         for size in (self._session.config.batch_size, 1):
             try:
-                return self._draw_sheet(stage, name, size)
+                self._draw_sheet(stage, name, size)
+                return
             except NonFiniteError as error:
                 log.warning("previews/%s is left out. %s", name, error)
-                return None
+                return
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -105,21 +73,13 @@ class Previews:
             "--preview-every 0 makes no previews.",
             name,
         )
-        return None
 
-    def _draw_sheet(self, stage: Stage, name: str, size: int) -> list[list[np.ndarray]]:
-        images = self._images(stage, name, size)
-        rows = [(text[:100], row) for text, row in zip(self._prompts, images, strict=True)]
-        with atomic_write.atomic_path(self._run.previews / name) as temporary:
-            image_grid(rows).save(temporary, format="PNG")
-        return images
-
-    def _images(self, stage: Stage, name: str, size: int) -> list[list[np.ndarray]]:
-        """Images by [prompt][seed], `size` of them at a time."""
+    def _draw_sheet(self, stage: Stage, name: str, size: int) -> None:
         sampler = replace(session_sampler(self._session), batch_size=size)
         setting = ArmSetting(name=name, note="", stages=(stage,))
         rows = []
         for text in self._prompts:
             material = EvaluationSet((text,), (self._session.encoded[text],), PREVIEW_SEEDS)
-            rows.append(sampler.draw(setting, material)[0])
-        return rows
+            rows.append((text[:100], sampler.draw(setting, material)[0]))
+        with atomic_write.atomic_path(self._run.previews / name) as temporary:
+            image_grid(rows).save(temporary, format="PNG")

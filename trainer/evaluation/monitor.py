@@ -9,7 +9,7 @@ the features of a network where that is installed (`Perception`), else in the la
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -59,9 +59,7 @@ class Monitor:
     ) -> None:
         self._run, self._session, self.should_stop = run, session, should_stop
         self._features = layout_features()
-        # alternatives of a training prompt may come out as one that was held out
-        fresh = [text for text in run.evaluation_prompts() if text not in session.encoded]
-        self._prompts = fresh[:MEASURED_PROMPTS]
+        self._prompts = measured_prompts(run.evaluation_prompts(), session.encoded)
         self._material: EvaluationSet | None = None
         self._teacher: list[Tensor] = []
         self._perception: Perception | None = None
@@ -192,6 +190,15 @@ class Monitor:
             )
             return None
         return Best(int(first["step"]), weights)
+
+
+def measured_prompts(held_out: Sequence[str], trained: Collection[str]) -> list[str]:
+    """What a run is measured on, of what it holds out and the texts that it trains on.
+
+    Alternatives of a training prompt may come out as one that was held out.
+    """
+    known = set(trained)
+    return [text for text in held_out if text not in known][:MEASURED_PROMPTS]
 
 
 def measured_lines(run: RunDirectory) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
 from ...core.files.hashes import file_sha256
 from ...core.recipe.recipe import MergedLora
-from ..loading.checkpoint import LoadedCheckpoint
+from ..loading.checkpoint import Checkpoint
 from ..model.roles import AdapterRoles
 from ..text.cache import encoder_identity
 from .optimizers import AdapterOptimizer
@@ -153,7 +153,7 @@ def run_fingerprint(
     config: DistillConfig,
     prompts: list[str],
     checkpoint_sha256: str,
-    checkpoint: LoadedCheckpoint,
+    checkpoint: Checkpoint,
     merged: Sequence[MergedLora] = (),
 ) -> str:
     """Hash of all that decides what a run computes; a resume must find the same one."""

@@ -17,6 +17,8 @@ from ..core.errors import DPDMDError, SettingsError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NUMBERED = ("cuda", "xpu")  # kinds of device that a machine may have several of
 WITH_PINNED_COPIES = ("cuda", "xpu")  # kinds that read the computer's memory by themselves
+LIBRARIES_SAY = ("STATUS_ALLOC_FAILED", "OUT_OF_DEVICE_MEMORY")
+"""How cuBLAS, cuDNN and Intel's runtime name a lack of memory that they run into by themselves."""
 LEFT_TO_DRIVER = 2**28
 """Bytes that a card's driver takes for kernels while a run goes on: assumed, not measured."""
 log = logging.getLogger("dpdmd_studio.device")
@@ -73,7 +75,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device ran out of memory: CUDA has a class for it, others say it."""
-    words = ("out of memory", "not enough memory", "can't allocate memory")
+    words = ("out of memory", "not enough memory", "can't allocate memory", *LIBRARIES_SAY)
     named = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return named or isinstance(error, torch.OutOfMemoryError)
 
@@ -178,9 +180,10 @@ def limit_to_free(device: torch.device) -> int | None:
     nothing, and all is many times as slow: no fallback that saves memory would ever be taken.
     Under the limit the allocator runs out of memory instead. None, and nothing done, elsewhere.
     """
-    free = free_memory(device) if sys.platform == "win32" and device.type == "cuda" else None
-    if free is None:
+    if sys.platform != "win32" or device.type != "cuda":
         return None
+    torch.cuda.set_per_process_memory_fraction(1.0, device.index)  # none that was set before
+    free = free_memory(device) or 0
     total = torch.cuda.get_device_properties(device).total_memory
     limit = max(0, free + torch.cuda.memory_allocated(device) - LEFT_TO_DRIVER)
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device.index)

@@ -30,6 +30,7 @@ from ..evaluation.evaluate import (
 from ..evaluation.features import folder_features
 from ..evaluation.lora_switch import LoraSwitch
 from ..loading.checkpoint import Checkpoint, LoadedCheckpoint, OpenedCheckpoint, model_name
+from ..memory.portions import Portions
 from ..model.conditioning import Conditioning
 from ..text.cache import encode_prompts
 from ..toys import encoder
@@ -134,7 +135,7 @@ def _compare(request: CompareRequest) -> Comparison:
         use=switch.use,
         negative=negative,
         latent_shape=(checkpoint.detection.latent_channels, height // 8, width // 8),
-        batch_size=request.batch_size,
+        portions=Portions(device, request.batch_size),
         guidance_rescale=checkpoint.detection.guidance_rescale,
     )
     measures = measures_for(checkpoint.path, features)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,6 +44,7 @@ from ..loading.checkpoint import (
 )
 from ..loading.decoding import decode, finite_rows, overflow_advice
 from ..loading.lora_merge import WITH_LORA, MergingLora, open_merging
+from ..memory.portions import Portions
 from ..model.conditioning import Conditioning, PromptPair
 from ..text.cache import EncodedPrompts, encode_prompts
 from ..toys import encoder
@@ -154,9 +156,15 @@ def draw_images(request: SampleRequest) -> list[Path]:
     jobs = list(paths.items())
     started = time.perf_counter()
     done, blank = 0, []
+    portions = Portions(setup.checkpoint.device, request.batch_size)
+    guided = setup.guidance.scale != 1.0
     while done < len(jobs):
-        part = _batch_of(jobs[done : done + request.batch_size], request, encoded)
-        images = _draw(request, setup, [key for key, _ in part])
+        part = _batch_of(jobs[done : done + portions.size(guided=guided)], request, encoded)
+        work = partial(_latents, request, setup, [key for key, _ in part])
+        latents = portions.attempt(len(part), work, guided=guided)
+        if latents is None:
+            continue
+        images = _decoded(setup.checkpoint, latents)
         for ((number, seed), path), image in zip(part, images, strict=True):
             if image is None:
                 blank.append(path.name)
@@ -313,24 +321,23 @@ def image_size(
     return size
 
 
-def _draw(
-    request: SampleRequest,
-    setup: _Setup,
-    keys: list[tuple[int, int]],
-) -> list[np.ndarray | None]:
-    """An image of each (prompt number, seed); None where the latents are no numbers."""
+def _latents(request: SampleRequest, setup: _Setup, keys: list[tuple[int, int]]) -> Tensor:
+    """Latents of each (prompt number, seed), (B, C, h, w)."""
     width, height = setup.size
-    encoded = setup.encoded
-    prompts = Conditioning.cat([encoded[request.prompts[number]] for number, _ in keys])
-    latents = sample_latents(
+    prompts = Conditioning.cat([setup.encoded[request.prompts[number]] for number, _ in keys])
+    return sample_latents(
         setup.checkpoint.call(),
-        PromptPair.of(prompts, encoded[request.negative]),
+        PromptPair.of(prompts, setup.encoded[request.negative]),
         [seed for _, seed in keys],
         (setup.checkpoint.detection.latent_channels, height // 8, width // 8),
         Trajectory(setup.sigmas, setup.guidance),
     )
+
+
+def _decoded(checkpoint: LoadedCheckpoint, latents: Tensor) -> list[np.ndarray | None]:
+    """An image of each of the latents; None where they are no numbers."""
     sound = finite_rows(latents)
-    images = iter(decode(setup.checkpoint, latents[sound]) if bool(sound.any()) else ())
+    images = iter(decode(checkpoint, latents[sound]) if bool(sound.any()) else ())
     return [next(images) if is_sound else None for is_sound in sound.tolist()]
 
 

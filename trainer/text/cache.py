@@ -8,14 +8,15 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.errors import NonFiniteError, OutputError, RunError
 from ...core.families.base import TextFacts
@@ -24,6 +25,7 @@ from ..loading.checkpoint import Checkpoint
 from ..loading.weights import Component, is_finite
 from ..model.conditioning import Conditioning, Encoded
 from ..model.family import width_of
+from .block_by_block import block_by_block
 from .encoders import EncoderPlan, combine, encoder_dtype, plan, read_layer
 
 log = logging.getLogger("dpdmd_studio.text")
@@ -33,6 +35,14 @@ SAMPLED_BYTES = 4096
 SHOWN_LETTERS = 60
 # Encoded prompts up to this size stay in memory; thousands of SD3's would take many gigabytes.
 KEPT_BYTES = 2**30
+IN_BLOCKS = (
+    "the device has too little memory free to hold it, so it is brought there a block at a time, "
+    "which is slower. Prompts are encoded once and kept."
+)
+ON_CPU = (
+    "the device has too little memory free for it, so it runs on the CPU, which is slow. Prompts "
+    "are encoded once and kept."
+)
 WORKING_SHARE = 0.1
 """What an encoder takes beside its weights, as a share of them: assumed, not measured."""
 
@@ -94,8 +104,8 @@ def encode_prompts(
 
     Args:
         checkpoint: its encoders are loaded one after the other, if anything is missing at all:
-            onto its device, or onto the CPU where the device has too little memory. Its denoiser
-            should come later.
+            onto its device; where that has too little memory, a block at a time, or on the CPU.
+            Its denoiser should come later.
         prompts: texts without `<lora:...>` tags.
         cache_folder: made if need be.
         clip_skip: 1 is the last layer; SD 1.x only.
@@ -171,48 +181,55 @@ def _encode(
 def _through(
     checkpoint: Checkpoint, kind: str, how: EncoderPlan, prompts: list[str]
 ) -> Iterator[tuple[str, Encoded]]:
-    """(prompt, what one encoder says of it) of each prompt, on the device or else on the CPU.
-
-    It goes to the CPU where it does not fit what the device has free, or once memory has run out.
-    """
+    """(prompt, what one encoder says of it) of each prompt, in the first way that has memory."""
     component, device = checkpoint.encoders[kind], checkpoint.device
-    dtype = encoder_dtype(component.config)
-    if not _fits(component, dtype, device):
-        _say_slow(component, device)
-        device = torch.device("cpu")
+    ways = _ways(component, device)
     model, done = None, 0
     while done < len(prompts):
         try:
             if model is None:
-                model = component.load(dtype, device)
+                if ways[0].note:
+                    log.info("%s: %s", component.what, ways[0].note)
+                model = ways[0].load()
             with torch.no_grad():
                 found = how.encode(model, prompts[done])
         except RuntimeError as error:
-            if device.type == "cpu" or not is_out_of_memory(error):
+            if len(ways) == 1 or not is_out_of_memory(error):
                 raise
             model = None
         else:
             yield prompts[done], found
             done += 1
             continue
+        del ways[0]
         release_memory(device)  # the error, which held on to the model, is gone by now
-        _say_slow(component, device)
-        device = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How an encoder is run, with what to say of that."""
+
+    load: Callable[[], nn.Module]
+    note: str = ""
+
+
+def _ways(component: Component, device: torch.device) -> list[_Way]:
+    """From the fastest way of running an encoder to the one that takes least of the device."""
+    dtype = encoder_dtype(component.config)
+    whole = _Way(lambda: component.load(dtype, device))
+    if device.type == "cpu":
+        return [whole]
+    less = [
+        _Way(lambda: block_by_block(component.load(dtype, "cpu"), device), IN_BLOCKS),
+        _Way(lambda: component.load(dtype, "cpu"), ON_CPU),
+    ]
+    return [whole, *less] if _fits(component, dtype, device) else less
 
 
 def _fits(component: Component, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the device has room for an encoder, as far as it tells."""
     free = free_memory(device)
     return free is None or component.num_bytes(dtype) * (1 + WORKING_SHARE) <= free
-
-
-def _say_slow(component: Component, device: torch.device) -> None:
-    log.info(
-        "The %s runs on the CPU, which is slow: the %s device has too little memory free for it. "
-        "Prompts are encoded once and kept.",
-        component.what,
-        device.type,
-    )
 
 
 def _is_finite(found: Conditioning) -> bool:

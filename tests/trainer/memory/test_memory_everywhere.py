@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 
+import checkpoints
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from dpdmd_studio.trainer.loading.weights import Component
 from dpdmd_studio.trainer.memory import portions
 from dpdmd_studio.trainer.memory.portions import Portions
 from dpdmd_studio.trainer.text import cache
+from dpdmd_studio.trainer.text.block_by_block import block_by_block
 from PIL import Image
 from tiny_runs import heard, new_run
 
@@ -65,19 +68,90 @@ def test_a_lack_of_memory_is_known_by_any_name(said):
 # Encoding
 
 
+def in_blocks(monkeypatch, *, full: bool = False) -> list[str]:
+    """Encoders lie on the CPU while they go a block at a time; the classes of those that did."""
+    seen: list[str] = []
+
+    def stand_in(model, device):
+        seen.append(device.type)
+        if full:
+            raise torch.OutOfMemoryError(FULL)
+        return model
+
+    monkeypatch.setattr(cache, "block_by_block", stand_in)
+    return seen
+
+
 @pytest.mark.parametrize("free", [None, GIB, 1000])
-def test_an_encoder_that_does_not_fit_runs_on_the_cpu(free, files, tmp_path, monkeypatch):
+def test_an_encoder_that_does_not_fit_goes_a_block_at_a_time(free, files, tmp_path, monkeypatch):
     checkpoint = opened(files["sdxl"])
     plain = cache.encode_prompts(checkpoint, ["a cat"], cache_folder=tmp_path / "plain")
-    asked = a_card(monkeypatch)
+    asked, blocks = a_card(monkeypatch), in_blocks(monkeypatch)
     monkeypatch.setattr(cache, "free_memory", lambda device: free)
     checkpoint.device = CARD
     with heard() as said:
         found = cache.encode_prompts(checkpoint, ["a cat"], cache_folder=tmp_path / "card")
-    where = "cpu" if free == 1000 else "cuda"
-    assert [place for _, place in asked] == [where] * 2
-    assert sum("runs on the CPU" in line for line in said) == (2 if where == "cpu" else 0)
+    short = free == 1000
+    assert [place for _, place in asked] == ["cpu" if short else "cuda"] * 2
+    assert blocks == ["cuda"] * 2 * short
+    assert sum("a block at a time" in line for line in said) == 2 * short
     assert torch.equal(found["a cat"].context, plain["a cat"].context)
+
+
+ENCODERS = {
+    "clip": lambda: checkpoints.clip(64),
+    "projected": lambda: checkpoints.clip(64, projected=True),
+    "t5": lambda: checkpoints.t5(),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_block_at_a_time_gives_the_same(kind):
+    model = copy.deepcopy(ENCODERS[kind]()).requires_grad_(False)
+    ids = torch.tensor([[1, 5, 7, 2]])
+    with torch.no_grad():
+        whole = model(input_ids=ids).last_hidden_state
+        block_by_block(model, torch.device("cpu"))
+        assert torch.equal(model(input_ids=ids).last_hidden_state, whole)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_one_block_at_a_time_is_on_the_device(kind):
+    """A device that only knows shapes refuses whatever was left elsewhere."""
+    model = copy.deepcopy(ENCODERS[kind]()).requires_grad_(False)
+    kept = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    blocks = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    there: list[list[bool]] = []
+
+    def look(*_):
+        there.append([all(p.is_meta for p in block.parameters()) for block in blocks])
+
+    meta = torch.device("meta")
+    block_by_block(model, meta)
+    for block in blocks:
+        block.register_forward_pre_hook(look)
+    with torch.no_grad():
+        model(input_ids=torch.ones(1, 4, dtype=torch.int64, device=meta))
+    count = len(blocks)
+    assert there == [[i == j for j in range(count)] for i in range(count)]
+    for name, value in model.state_dict().items():
+        in_a_block = ".layers." in name or ".block." in name
+        assert value.is_meta != in_a_block, name
+        assert value.is_meta or value.data_ptr() == kept[name]
+
+
+def test_a_block_goes_home_when_it_fails(monkeypatch):
+    model = copy.deepcopy(checkpoints.t5()).requires_grad_(False)
+    meta = torch.device("meta")
+    block_by_block(model, meta)
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError(FULL)
+
+    monkeypatch.setattr(model.encoder.block[1], "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        model(input_ids=torch.ones(1, 4, dtype=torch.int64, device=meta))
+    assert not any(p.is_meta for p in model.encoder.block.parameters())
 
 
 def test_an_encoder_is_asked_for_what_it_takes(files, tmp_path, monkeypatch):
@@ -99,7 +173,7 @@ def test_an_encoder_that_runs_out_goes_on_on_the_cpu(stage, files, tmp_path, mon
         now["device"] = device.type
         return stage == "loading" and device.type == "cuda"
 
-    asked = a_card(monkeypatch, refuses=refuses)
+    asked, blocks = a_card(monkeypatch, refuses=refuses), in_blocks(monkeypatch, full=True)
     original = cache.plan
 
     def plan(kind, checkpoint, clip_skip):
@@ -117,7 +191,8 @@ def test_an_encoder_that_runs_out_goes_on_on_the_cpu(stage, files, tmp_path, mon
     monkeypatch.setattr(cache, "free_memory", lambda device: None)
     checkpoint.device = CARD
     found = cache.encode_prompts(checkpoint, texts, cache_folder=tmp_path / "card")
-    assert [place for _, place in asked] == ["cuda", "cpu"] * 2
+    assert [place for _, place in asked] == ["cuda", "cpu", "cpu"] * 2
+    assert blocks == ["cuda"] * 2
     for text in texts:
         assert torch.equal(found[text].context, plain[text].context)
 

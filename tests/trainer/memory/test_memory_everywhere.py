@@ -13,7 +13,9 @@ import torch
 from dpdmd_studio.trainer import device as devices
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.evaluation import evaluate
+from dpdmd_studio.trainer.evaluation.monitor import Monitor
 from dpdmd_studio.trainer.evaluation.previews import Previews
+from dpdmd_studio.trainer.evaluation.run_evaluation import run_arms
 from dpdmd_studio.trainer.loading import decoding
 from dpdmd_studio.trainer.loading.checkpoint import OpenedCheckpoint, open_checkpoint
 from dpdmd_studio.trainer.loading.vae import KLDecoder
@@ -22,6 +24,8 @@ from dpdmd_studio.trainer.memory import portions
 from dpdmd_studio.trainer.memory.portions import Portions
 from dpdmd_studio.trainer.text import cache
 from dpdmd_studio.trainer.text.block_by_block import block_by_block
+from full_card import Card
+from live_bytes import LiveBytes
 from PIL import Image
 from tiny_runs import heard, new_run
 
@@ -314,6 +318,23 @@ def test_an_arm_goes_on_with_fewer_images(files, tmp_path, monkeypatch):
     assert drawn == [3, 3, 1, 1, 1, 1, 1, 1]
     parts = np.array(Image.open(run.previews / "step-00000002.png")).astype(int)
     assert np.abs(parts - whole).max() <= 1  # a batch rounds otherwise
+
+
+def test_an_arm_is_drawn_under_a_cap_that_its_images_do_not_fit(files, tmp_path, home):
+    run = new_run(tmp_path, files["sd1"], evaluation_prompts=3, resolution="64x64")
+    (run.path / "evaluation-prompts.txt").write_text("a tree\na lamp\na road\n")
+    session = open_session(run)
+    monitor = Monitor(run, session, lambda: False)
+    teacher = run_arms(session)[0]
+    monitor.material()
+    with LiveBytes([]) as whole:
+        drawn = monitor.sampler().draw(teacher, monitor.material())
+    cap = int(0.6 * whole.peak)
+    with Card(cap) as card, heard() as said:
+        again = monitor.sampler().draw(teacher, monitor.material())
+    assert card.refused and card.peak <= cap
+    assert said and all("images at once" in text for text in said)
+    assert np.abs(np.array(again).astype(int) - np.array(drawn)).max() <= 1
 
 
 # Decoding

@@ -55,10 +55,6 @@ class Portions:
             if count == 1 or not is_out_of_memory(error):
                 raise
         self._most = count // 2
-        log.info(
-            "The device ran out of memory with %d images at once; from here on %d are drawn.",
-            count,
-            self._most,
-        )
+        log.debug("Out of memory with %d images at once; from here on %d", count, self._most)
         release_memory(self._device)
         return None

@@ -290,9 +290,8 @@ def test_images_that_do_not_fit_are_drawn_fewer_at_once():
     def full():
         raise torch.OutOfMemoryError(FULL)
 
-    with heard() as said:
-        assert found.attempt(20, full, guided=False) is None
-    assert found.size(guided=False) == 10 and "with 20 images at once" in said[0]
+    assert found.attempt(20, full, guided=False) is None
+    assert found.size(guided=False) == 10
     with pytest.raises(torch.OutOfMemoryError):
         found.attempt(1, full, guided=False)
     with pytest.raises(ValueError, match="other"):
@@ -330,10 +329,9 @@ def test_an_arm_is_drawn_under_a_cap_that_its_images_do_not_fit(files, tmp_path,
     with LiveBytes([]) as whole:
         drawn = monitor.sampler().draw(teacher, monitor.material())
     cap = int(0.6 * whole.peak)
-    with Card(cap) as card, heard() as said:
+    with Card(cap) as card:
         again = monitor.sampler().draw(teacher, monitor.material())
     assert card.refused and card.peak <= cap
-    assert said and all("images at once" in text for text in said)
     assert np.abs(np.array(again).astype(int) - np.array(drawn)).max() <= 1
 
 

@@ -98,7 +98,8 @@ def _decode_each(
                 if large and not _fits(model, item, device):
                     tiled = True
                     logger.info("%s", IN_TILES)
-            images.append(decode_tiles(model, item) if tiled else _decoded(model, item))
+            whole_or_tiles = decode_tiles if tiled else _decoded
+            images.append(whole_or_tiles(model, item, device))
             continue
         except RuntimeError as error:
             if device.type == "cpu" or not is_out_of_memory(error):
@@ -120,9 +121,9 @@ def _decoder_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type in ("cuda", "xpu") else torch.float32
 
 
-def _decoded(model: nn.Module, latents: Tensor) -> Tensor:
-    """RGB, float32 on the CPU, of a decoder's latents anywhere."""
-    return model(latents.to(next(model.parameters()))).float().cpu()
+def _decoded(model: nn.Module, latents: Tensor, device: torch.device) -> Tensor:
+    """RGB, float32 on the CPU, of a decoder on the device and latents anywhere."""
+    return model(latents.to(device, _decoder_dtype(device))).float().cpu()
 
 
 def _fits(model: nn.Module, latents: Tensor, device: torch.device) -> bool:
@@ -132,11 +133,11 @@ def _fits(model: nn.Module, latents: Tensor, device: torch.device) -> bool:
         return True
     piece = latents[..., :PROBE, :PROBE]
     with measured_peak(device) as peak:
-        _decoded(model, piece)
+        _decoded(model, piece, device)
     return (peak() or 0) * (latents.numel() / piece.numel()) <= USED_SHARE * free
 
 
-def decode_tiles(model: nn.Module, latents: Tensor) -> Tensor:
+def decode_tiles(model: nn.Module, latents: Tensor, device: torch.device) -> Tensor:
     """RGB, float32 on the CPU, (1, 3, H, W), of latents (1, C, h, w), a tile at a time.
 
     Tiles overlap and are blended. A decoder's norms and its attention see one tile alone, so that
@@ -145,7 +146,8 @@ def decode_tiles(model: nn.Module, latents: Tensor) -> Tensor:
     height, width = latents.shape[-2:]
     corners = [(top, left) for top in _tile_starts(height) for left in _tile_starts(width)]
     tiles = [
-        _decoded(model, latents[..., top : top + TILE, left : left + TILE]) for top, left in corners
+        _decoded(model, latents[..., top : top + TILE, left : left + TILE], device)
+        for top, left in corners
     ]
     scale = tiles[0].shape[-1] // min(TILE, width)
     total = torch.zeros(1, 3, height * scale, width * scale)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.lora.file import NewLora, write_lora
+from dpdmd_studio.trainer.commands import compare as command
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -73,6 +74,18 @@ def test_two_loras_with_teacher_rivals_and_report(files, loras, prompts, tmp_pat
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "http" not in page.replace("http-equiv", "")
     assert len(list(output.glob("grid-*.png"))) == 6
+
+
+def test_a_zero_terminal_snr_teacher_is_drawn_with_the_rescale_that_it_is_trained_with(
+    files, prompts, tmp_path, monkeypatch
+):
+    made, found = command.ImageSampler, []
+    recorded = lambda **known: found.append(known["guidance_rescale"]) or made(**known)  # noqa: E731
+    monkeypatch.setattr(command, "ImageSampler", recorded)
+    zero = ("--prediction", "v", "--zero-terminal-snr", "yes")
+    assert compare(files, prompts, tmp_path / "zero", *zero) == 0
+    assert compare(files, prompts, tmp_path / "usual") == 0
+    assert found == [0.7, 0.0]
 
 
 def test_strengths_and_a_style_in_every_arm(files, loras, prompts, tmp_path):

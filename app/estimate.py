@@ -28,6 +28,9 @@ GIB = 2**30
 DRIVER_BYTES, ALLOCATOR_SHARE = 0.6 * GIB, 0.08
 # An adapter's two moments, in copies of the adapter (float32); in 8 bit with a scale per 256.
 MOMENT_COPIES = {"adamw": 2.0, "adamw8bit": 0.5 + 2 / 256}
+# Where gradients grow while a checkpointed pass frees activations: the share of the smaller of both
+# that is never alive with the rest, by count at the least (SD3).
+NEVER_TOGETHER = 0.2
 MAX_RUNS, MIN_UPDATES, LAST_UPDATES = 50, 5, 200
 # Files of one network differ by number format and by what else they hold; small ones are others.
 SAME_MODEL = 3.0
@@ -140,15 +143,23 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, half_bytes: i
     if config.offload_optimizer:  # those of one role, during its step
         kept, in_step = 0.0, moments * max(ranks)
     in_pass = _activations(cost, config, detection.resolution, number_bytes)
+    gradients = one * max(ranks)
+    if config.gradient_checkpointing and _gradients_grow(config):
+        in_pass -= NEVER_TOGETHER * min(in_pass, gradients)
     parts = (
         _base_bytes(cost, number_bytes, config),
         one * sum(ranks),
         kept + (in_step if in_step > in_pass else 0.0),
-        one * max(ranks),
+        gradients,
         in_pass if in_pass >= in_step else 0.0,
     )
     scale = min(1.0, half_bytes / (2 * cost.parameters))
     return Memory(*(round(scale * part) for part in parts))
+
+
+def _gradients_grow(config: DistillConfig) -> bool:
+    """Whether the pass that needs most begins without gradients, as it does after no other loss."""
+    return config.objective == "dmd" or config.fake_rank > config.student_rank
 
 
 def _base_bytes(cost: CostFacts, number_bytes: int, config: DistillConfig) -> float:

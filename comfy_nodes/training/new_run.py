@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ...app import jobs
-from ...app.config.distill_config import USUAL_RESCALE
 from ...app.config.new_run import settled
 from ...app.config.request import DistillRequest, ModelFiles, TeacherLora
 from ...app.environment import readiness
@@ -43,16 +42,11 @@ Prompt = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Asked:
-    """What a node asks of the trainer, and what its user should know of it.
-
-    Attributes:
-        before: the mark of the same inputs where earlier versions understood them otherwise.
-    """
+    """What a node asks of the trainer, and what its user should know of it."""
 
     request: DistillRequest
     prompts: tuple[str, ...]
     notes: tuple[str, ...]
-    before: str = ""
 
     @property
     def mark(self) -> str:
@@ -111,13 +105,8 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
         teacher_loras=(TeacherLora(path=lora, strength=strength),) if lora else (),
         include_teacher_loras=bool(lora and values.get("include_teacher_lora", False)),
     )
-    before = ""
-    if config.guidance_rescale == USUAL_RESCALE:  # which was 0 for every model
-        plain = dataclasses.replace(request.config, guidance_rescale=0.0)
-        earlier = dataclasses.replace(request, config=plain, extra={})
-        before = _marked(earlier.absolute(), prompts).extra[ASKED]
     marked = _marked(request.absolute(), prompts)
-    return Asked(marked, prompts, (*notes, *detection.notes, *more, *said), before)
+    return Asked(marked, prompts, (*notes, *detection.notes, *more, *said))
 
 
 def _chosen(kind: str, name: object) -> str | None:
@@ -252,7 +241,7 @@ def earlier_run(asked: Asked) -> Job | None:
     found = []
     for job in jobs.all_jobs():
         extra = files.read_json(job.path / files.SETTINGS).get("extra")
-        same = isinstance(extra, dict) and extra.get(ASKED) in (asked.mark, asked.before)
+        same = isinstance(extra, dict) and extra.get(ASKED) == asked.mark
         if same and (job.state != "finished" or lora_of(job) is not None):
             found.append(job)
     rank = {"finished": 0, "running": 1, "stopping": 1, "starting": 1, "queued": 2, "new": 4}

@@ -107,8 +107,8 @@ FAMILY = base.Family(
         staying=2.6e6,
         buffers=59e6,
         per_rank={"attention": 423_936, "full": 1_050_816},
-        per_image={"attention": 10e6, "full": 10e6},
-        per_pixel={"attention": 5370.0, "full": 5735.0},
-        recomputed=base.Recomputed(per_image=19e6, per_pixel=385.0, kept=985.0),
+        per_image={"attention": 2.6e6, "full": 4.2e6},
+        per_pixel={"attention": 4579.0, "full": 4680.0},
+        recomputed=base.Recomputed(per_image=18.5e6, per_pixel=243.0, kept=998.0),
     ),
 )

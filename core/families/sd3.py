@@ -367,8 +367,8 @@ FAMILY = base.Family(
         staying=248e6,
         buffers=42.4e6,
         per_rank={"attention": 1_468_416, "full": 2_033_664},
-        per_image={"attention": 685e6, "full": 820e6},
-        per_pixel={"attention": 10350.0, "full": 12240.0},
-        recomputed=base.Recomputed(per_image=72e6, per_pixel=342.0, kept=498.0),
+        per_image={"attention": 744e6, "full": 668e6},
+        per_pixel={"attention": 8671.0, "full": 10138.0},
+        recomputed=base.Recomputed(per_image=141e6, per_pixel=118.5, kept=522.0),
     ),
 )

@@ -147,8 +147,8 @@ FAMILY = base.Family(
     cost=base.CostFacts(
         parameters=2_567_463_684, packed=0.981, staying=9e6, buffers=59e6,
         per_rank={"attention": 2_659_840, "full": 3_074_240},
-        per_image={"attention": 5e6, "full": 20e6},
-        per_pixel={"attention": 8470.0, "full": 8965.0},
-        recomputed=base.Recomputed(per_image=16e6, per_pixel=360.0, kept=690.0),
+        per_image={"attention": 134e6, "full": 0.5e6},
+        per_pixel={"attention": 7125.0, "full": 7488.0},
+        recomputed=base.Recomputed(per_image=92e6, per_pixel=289.0, kept=668.0),
     ),
 )  # fmt: skip

@@ -331,18 +331,17 @@ def test_a_finished_run_is_taken_while_its_lora_is_there(fake):
     assert anew.id != job.id and anew.state == "queued"
 
 
-def test_a_run_from_before_another_default_came_is_taken_still():
-    """Zero terminal SNR had rescale 0 in every version before it was left open."""
+def test_a_run_with_another_rescale_is_not_taken_for_the_one_that_is_asked():
     v = {"prediction": "v", "zero_terminal_snr": "yes"}
-    before = INPUTS | {"settings_json": json.dumps(v | {"guidance_rescale": 0})}
+    plain = INPUTS | {"settings_json": json.dumps(v | {"guidance_rescale": 0})}
     asked = training.ask(INPUTS | {"settings_json": json.dumps(v)}, None, None)
     assert asked.request.config.guidance_rescale == 0.7
-    assert asked.before == training.ask(before, None, None).mark != asked.mark
-    job, _ = training.begin(training.ask(before, None, None))
-    again, _ = training.begin(asked)
-    assert again.id == job.id
-    plain = training.ask(INPUTS, None, None)
-    assert plain.request.config.guidance_rescale == 0 and plain.before == plain.mark
+    job, _ = training.begin(training.ask(plain, None, None))
+    another, _ = training.begin(asked)
+    assert another.id != job.id
+    # where nothing is rescaled, left open and 0 are the same run
+    left, zero = (INPUTS | {"settings_json": json.dumps(c)} for c in ({}, {"guidance_rescale": 0}))
+    assert training.ask(left, None, None).mark == training.ask(zero, None, None).mark
 
 
 def test_a_copy_of_a_run_does_not_hide_the_finished_one(fake):

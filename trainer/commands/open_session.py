@@ -23,9 +23,23 @@ from ...core.errors import NonFiniteError
 from ...core.families import LoraTargets, stated_settings
 from ...core.recipe.recipe import MergedLora
 from ..attention import noted_kernels, use_attention
-from ..device import choose_device, choose_dtype, describe_device, release_memory
+from ..device import (
+    choose_device,
+    choose_dtype,
+    describe_device,
+    limit_to_free,
+    release_memory,
+)
 from ..distributed import Ranks, joined
-from ..loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint, model_name
+from ..evaluation.monitor import measured_prompts
+from ..loading.checkpoint import (
+    Checkpoint,
+    LoadedCheckpoint,
+    OpenedCheckpoint,
+    Overrides,
+    model_name,
+    open_checkpoint,
+)
 from ..loading.lora_merge import MergingLora
 from ..loading.number_format import number_formats, overflows
 from ..loading.prediction_check import check_prediction_type
@@ -46,7 +60,7 @@ log = logging.getLogger("dpdmd_studio.commands")
 
 
 def open_session(run: RunDirectory) -> Session:
-    """Load the model, encode the prompts, add the adapters: ready to train or resume.
+    """Encode the prompts, load the model, add the adapters: ready to train or resume.
 
     Raises:
         DPDMDError: whatever is wrong with the request, its files or its settings.
@@ -58,18 +72,22 @@ def open_session(run: RunDirectory) -> Session:
     ranks.use_device(device)
     formats = _number_formats(run, request, device)
     log.info("Device: %s, %s", describe_device(device), _name(formats[0]))
+    if as_set.fit_memory:
+        limit_to_free(device)
     needs = needed_memory(Path(request.model.checkpoint), formats[0], ranks.size)
     memory = find_free_memory(device, ranks)
     config, since = begin_with_fallbacks(run, as_set, needs, memory)
     request = replace(request, config=config)
     loras = open_teacher_loras(request)
     prompts = PromptSource(run.prompts(), config.seed)
+    held_out = run.evaluation_prompts() if config.evaluate_every else []
 
     def load(dtype: torch.dtype) -> Loaded:
-        checkpoint = _load(request, loras, dtype, device)
-        note_size(choose_resolutions(config, checkpoint.detection), checkpoint.detection)
+        opened = _open(request, loras, dtype, device)
+        note_size(choose_resolutions(config, opened.detection), opened.detection)
         with ranks.main_first():  # the others find the prompts in the cache
-            return checkpoint, *_encode(checkpoint, prompts, config)
+            encoded, negative = _encode(opened, prompts, held_out, config)
+        return _load(opened, config), encoded, negative
 
     checkpoint, encoded, negative = _in_first_sound_format(formats, load, device, ranks)
     resolutions = choose_resolutions(config, checkpoint.detection)
@@ -152,32 +170,33 @@ def _teacher_facts(
     return TeacherFacts(name, sha256, detection, guidance, resolutions, merged)
 
 
-def _load(
+def _open(
     request: DistillRequest,
     loras: Sequence[MergingLora],
     dtype: torch.dtype,
     device: torch.device,
-) -> LoadedCheckpoint:
+) -> OpenedCheckpoint:
     files, config = request.model, request.config
-    stored = config.base_weights != "keep" or config.offload_base
     asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
     overrides = Overrides.of(files, asked, loras)
-    checkpoint = load_checkpoint(
-        Path(files.checkpoint),
-        dtype=dtype,
-        device="cpu" if stored else device,
-        overrides=overrides,
-    )
-    log.info("%s: %s", checkpoint.path.name, checkpoint.detection.title)
-    if stored:
-        kind, offload, network = config.base_weights, config.offload_base, checkpoint.network
-        base = store_base(network, kind, offload=offload, device=device)
-        log.info("Base: %s", base)
-        checkpoint.device = device
+    path = Path(files.checkpoint)
+    opened = open_checkpoint(path, dtype=dtype, device=device, overrides=overrides)
+    log.info("%s: %s", opened.path.name, opened.detection.title)
+    return opened
+
+
+def _load(opened: OpenedCheckpoint, config: DistillConfig) -> LoadedCheckpoint:
+    """The checkpoint with its denoiser where it stays: on the device, or stored as is asked for."""
+    if config.base_weights == "keep" and not config.offload_base:
+        return opened.load()
+    checkpoint = opened.load("cpu")
+    kind, offload, network = config.base_weights, config.offload_base, checkpoint.network
+    base = store_base(network, kind, offload=offload, device=checkpoint.device)
+    log.info("Base: %s", base)
     return checkpoint
 
 
-def default_guidance(checkpoint: LoadedCheckpoint) -> float:
+def default_guidance(checkpoint: Checkpoint) -> float:
     """The guidance that the checkpoint says it was made for, else its family's default."""
     stated = stated_settings(checkpoint.path)
     usual = checkpoint.family.sampling.guidance_scale
@@ -202,10 +221,12 @@ def _role_network(checkpoint: LoadedCheckpoint, config: DistillConfig) -> RoleNe
 
 
 def _encode(
-    checkpoint: LoadedCheckpoint,
+    checkpoint: Checkpoint,
     prompts: PromptSource,
+    held_out: Sequence[str],
     config: DistillConfig,
 ) -> tuple[EncodedPrompts, Conditioning]:
+    """(every prompt of the run, the negative one); those it is measured on lie in the cache."""
     head_start = config.batch_size * (1 + config.fake_head_start) if config.fake_head_start else 0
     needed = prompts.all_needed(config.steps, prompts_per_step(config), head_start)
     texts = list(dict.fromkeys([*needed, config.teacher_negative]))
@@ -217,6 +238,7 @@ def _encode(
         texts,
         clip_skip=config.clip_skip,
         cache_folder=prompt_cache(),
+        ahead=measured_prompts(held_out, texts),
     )
     negative = encoded[config.teacher_negative]
     return encoded, negative.zeros() if config.zero_negative else negative

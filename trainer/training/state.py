@@ -27,7 +27,7 @@ from ...core.errors import OutputError, RunError
 from ...core.files.hashes import file_sha256
 from ...core.recipe.recipe import MergedLora
 from ..device import DTYPES
-from ..loading.checkpoint import LoadedCheckpoint
+from ..loading.checkpoint import Checkpoint
 from ..model.loss_scale import LossScale
 from ..model.roles import AdapterRoles
 from ..text.cache import encoder_identity
@@ -189,7 +189,7 @@ def run_fingerprint(
     config: DistillConfig,
     prompts: list[str],
     checkpoint_sha256: str,
-    checkpoint: LoadedCheckpoint,
+    checkpoint: Checkpoint,
     merged: Sequence[MergedLora] = (),
 ) -> str:
     """Hash of all that decides what a run computes; a resume must find the same one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -338,14 +337,19 @@ def test_a_mistake_of_ours_is_an_answer_too(api, monkeypatch, caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_the_state_of_50_runs_is_quick(api, models):
+def test_the_state_of_many_runs_costs_each_no_more_than_that_of_few(api, models):
     first = filled(models, 20)
-    for count in range(49):
-        folder = first.path.with_name(f"run-{count}")
-        subprocess.run(["cp", "-r", first.path, folder], check=True)
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        assert len(get(api, "/state")[1]["jobs"]) == 50
-        times.append(time.perf_counter() - began)
-    assert statistics.median(times) < 0.05 or min(times) < 0.05, times
+
+    def processor_seconds(runs: int) -> float:
+        for count in range(runs - 1):
+            folder = first.path.with_name(f"run-{count}")
+            subprocess.run(["cp", "-r", f"{first.path}/.", folder], check=True)
+        times = []
+        for _ in range(5):
+            began = time.process_time()
+            assert len(get(api, "/state")[1]["jobs"]) == runs
+            times.append(time.process_time() - began)
+        return min(times)
+
+    few = processor_seconds(5)
+    assert processor_seconds(50) < 20 * few  # ten times as many, and twice that for chance

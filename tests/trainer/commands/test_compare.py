@@ -9,7 +9,8 @@ import pytest
 import torch
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.lora.file import NewLora, write_lora
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.commands import compare as command
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -20,7 +21,7 @@ SMALL = ("--resolution", "32x32", "--teacher-steps", "2", "--seeds", "0-2")
 def loras(files, tmp_path_factory):
     """Two LoRAs for the tiny SD 1.x checkpoint and one for SD3, with a recipe each."""
     folder, found = tmp_path_factory.mktemp("loras"), {}
-    plain = load_checkpoint(files["sd1"], dtype=torch.float32, device="cpu")
+    plain = open_checkpoint(files["sd1"], dtype=torch.float32, device="cpu").load()
     for seed, name in ((1, "one"), (2, "two")):
         pairs = lora_networks.random_pairs(plain.network, plain.family, plain.config, seed=seed)
         found[name] = folder / f"{name}.safetensors"
@@ -73,6 +74,18 @@ def test_two_loras_with_teacher_rivals_and_report(files, loras, prompts, tmp_pat
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "http" not in page.replace("http-equiv", "")
     assert len(list(output.glob("grid-*.png"))) == 6
+
+
+def test_a_zero_terminal_snr_teacher_is_drawn_with_the_rescale_that_it_is_trained_with(
+    files, prompts, tmp_path, monkeypatch
+):
+    made, found = command.ImageSampler, []
+    recorded = lambda **known: found.append(known["guidance_rescale"]) or made(**known)  # noqa: E731
+    monkeypatch.setattr(command, "ImageSampler", recorded)
+    zero = ("--prediction", "v", "--zero-terminal-snr", "yes")
+    assert compare(files, prompts, tmp_path / "zero", *zero) == 0
+    assert compare(files, prompts, tmp_path / "usual") == 0
+    assert found == [0.7, 0.0]
 
 
 def test_strengths_and_a_style_in_every_arm(files, loras, prompts, tmp_path):

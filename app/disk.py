@@ -27,7 +27,7 @@ class DiskUse:
     """Bytes on disk where a run has most of them.
 
     Attributes:
-        states: saved states; the oldest goes once a newer one is there.
+        states: saved states; the oldest goes before a new one is written.
         loras: those of saved steps.
         best: the student that is the nearest to the teacher so far, and its successor.
         images: previews, and the teacher's to measure against.
@@ -64,7 +64,7 @@ def disk_use(detection: Detection, config: DistillConfig, half_bytes: int) -> Di
     images = IMAGES_OF_A_PREVIEW * previews + (MEASURED_IMAGES if measured else 0)
     half = student / 2  # files hold 16 bit, adapters 32
     return DiskUse(
-        states=round(state * min(KEPT_STATES + 1, saves)),
+        states=round(state * min(KEPT_STATES, saves)),
         loras=round(half * min(KEPT_CHECKPOINTS + 1, saves)),
         best=round(2 * student) if measured else 0,
         images=images * pixels * BYTES_OF_A_PIXEL,

@@ -23,7 +23,9 @@ from dpdmd_studio.trainer.evaluation.evaluate import (
     evaluate,
 )
 from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
-from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, load_checkpoint
+from dpdmd_studio.trainer.evaluation.run_evaluation import BATCH
+from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, open_checkpoint
+from dpdmd_studio.trainer.memory.portions import Portions
 from dpdmd_studio.trainer.text.cache import encode_prompts
 from dpdmd_studio.trainer.toys import encoder
 from dpdmd_studio.trainer.toys.worlds import measures_for
@@ -62,7 +64,7 @@ class Easel:
     ) -> Easel:
         """The teacher "sd3" or "sd1"; `loras`: by name, the files on together, with strengths."""
         encoder.register()
-        checkpoint = load_checkpoint(asset(teacher), dtype=torch.float32, device="cpu")
+        checkpoint = open_checkpoint(asset(teacher), dtype=torch.float32, device="cpu").load()
         encoded = encode_prompts(
             checkpoint,
             [*captions, ""],
@@ -76,6 +78,7 @@ class Easel:
             use=LoraSwitch(checkpoint, loras).use,
             negative=encoded[""],
             latent_shape=(checkpoint.detection.latent_channels, size, size),
+            portions=Portions(checkpoint.device, BATCH),
         )
         conditioning = tuple(encoded[text] for text in captions)
         material = EvaluationSet(tuple(captions), conditioning, tuple(SEEDS))

@@ -132,7 +132,7 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, flo
     sampler, arms = session_sampler(session), run_arms(session)
     if not held_out:
         arms.pop(2)  # the training-free baseline
-    facts = [session.teacher.name, held_out, session.teacher.guidance_scale, CAPTIONS]
+    facts = [session.teacher.name, held_out, session.teacher.guidance.scale, CAPTIONS]
     if session.config.base_weights != "keep":  # that base draws its teacher's images otherwise
         facts.append(session.config.base_weights)
     known = {  # the teacher, with and without guidance

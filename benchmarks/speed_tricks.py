@@ -90,7 +90,7 @@ def scores_in_one_pass(trainer: Trainer) -> None:
         def bound(self, prompts: PromptPair, rows: int, of: int) -> Any:
             return OnePass(prompts, rows, of)
 
-    trainer.gradients.network = Network(apart.call, apart.roles, apart.loss_scale)
+    trainer.gradients.network = Network(apart.call, apart.roles, apart.scales)
 
 
 def channels_last(trainer: Trainer) -> None:

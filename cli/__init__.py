@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..app.config.distill_config import DistillConfig
+from ..app.config.new_run import check_request
 from ..app.config.presets import MEMORIES
 from ..app.config.request import DistillRequest, TeacherLora, parse_seeds
+from ..app.disk import check_room
 from ..app.environment.launched import place, require_one_process
 from ..app.environment.streams import lost, open_missing, tolerant
 from ..app.library.path_checks import typed_path
@@ -219,6 +221,9 @@ def _distill(arguments: argparse.Namespace) -> int:
 
     named = Path(typed_path(arguments.run)) if arguments.run else None
     folder = named or new_run_folder(Path(arguments.output).stem)
+    if place().size == 1:  # before an earlier run makes room; of several, none may end alone
+        checked = check_request(folder, request, overwrite=arguments.overwrite)
+        check_room(folder.resolve(), checked)
     run = create_run(folder, request, prompts, overwrite=arguments.overwrite)
     log.info("Run: %s", run.path)
     return _train(run, arguments.json)

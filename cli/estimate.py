@@ -13,6 +13,8 @@ from ..app.config.knobs import AUTO
 from ..app.config.memory_fallback import fallbacks_left
 from ..app.config.new_run import choose_resolutions
 from ..app.config.presets import MEMORIES, PRESETS
+from ..app.config.request import asked_sampling
+from ..app.disk import disk_use
 from ..app.estimate import (
     ALLOCATOR_SHARE,
     DRIVER_BYTES,
@@ -23,9 +25,10 @@ from ..app.estimate import (
     duration,
     time_of_earlier_runs,
 )
+from ..app.library.model_folders import size_text
 from ..app.library.path_checks import typed_path
 from ..core.errors import SettingsError
-from ..core.families import Detection, check_own_parts
+from ..core.families import Detection, check_own_parts, gains_by_half
 from .arguments import add_config_arguments, add_model_files, model_files, print_result
 from .settings import add_settings_option, settings_values
 
@@ -95,13 +98,23 @@ def _estimate(arguments: argparse.Namespace) -> int:
     config = DistillConfig.from_dict(settings_values(arguments, detection.family))
     choose_resolutions(config, detection)  # refuses what a run would refuse
     found = estimate_memory(detection, config, bytes_in_16_bit(path), memory)
+    asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
+    on_card = config.dtype == AUTO and found.memory is not None and found.dtype == "bfloat16"
+    if on_card and gains_by_half(path, asked):
+        found = replace(found, dtype="float16")  # as many bytes
     if arguments.measure:
         facts, text = _measured(arguments, config)
     else:
         seconds, text = time_of_earlier_runs(path, detection, config)
         facts = {"seconds": seconds}
     about = "".join(f"\n{note}" for note in detection.notes)
-    text = f"{detection.title}, {found.dtype}{about}\n{memory_text(found)}\n{text}"
+    use = disk_use(detection, config, bytes_in_16_bit(path))
+    whole = use.in_run + use.result
+    disk = (
+        f"Disk: up to {size_text(whole)} while it runs, {size_text(use.states)} of it saved states."
+    )
+    text = f"{detection.title}, {found.dtype}{about}\n{memory_text(found)}\n{text}\n{disk}"
+    facts |= {"disk_bytes": whole}
     print_result(found.to_dict() | facts, text, arguments.json)
     return 0
 

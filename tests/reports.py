@@ -25,7 +25,7 @@ from corpus import DENOISER, VAE, state_of
 from dpdmd_studio.app.prompts.images import image_prompt
 from dpdmd_studio.app.prompts.reading import read_prompts
 from dpdmd_studio.core.errors import DPDMDError
-from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import Overrides, open_checkpoint
 from dpdmd_studio.trainer.loading.lora_merge import open_merging
 from safetensors.torch import save_file
 
@@ -262,7 +262,7 @@ def outcome(reference: str, folder: Path) -> str:
 
 
 def _checkpoint(path: Path, name: str) -> str:
-    loaded = load_checkpoint(path, dtype=torch.float32, device="cpu")
+    loaded = open_checkpoint(path, dtype=torch.float32, device="cpu").load()
     told = [note for note in loaded.notes if "unknown" in note or "linear map" in note]
     return " ".join(["read", *told])
 
@@ -270,7 +270,7 @@ def _checkpoint(path: Path, name: str) -> str:
 def _as_lora(path: Path, name: str) -> str:
     base = save(path.parent / "base.safetensors", state_of(name))
     merged = Overrides(loras=[open_merging(path, 1.0)])
-    load_checkpoint(base, dtype=torch.float32, device="cpu", overrides=merged)
+    open_checkpoint(base, dtype=torch.float32, device="cpu", overrides=merged).load()
     return "read"
 
 

@@ -15,7 +15,7 @@ from dpdmd_studio.core.families import Detection
 from dpdmd_studio.core.files.hashes import FileHashes
 from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.trainer.commands.markdown import markdown_to_html
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 
 TITLES = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3.5 medium"}
 HOSTILE = '<script>alert(1)</script> **b** [x](http://e.example) "q" `c` | # 日本'
@@ -32,7 +32,7 @@ def recipe(family: str, **changes):
 
 def student(folder: Path, checkpoint: Path, *, name: str = "few", seed: int = 1, **changes) -> Path:
     """A LoRA with random weights and a recipe for the SD 1.x checkpoint."""
-    plain = load_checkpoint(checkpoint, dtype=torch.float32, device="cpu")
+    plain = open_checkpoint(checkpoint, dtype=torch.float32, device="cpu").load()
     pairs = lora_networks.random_pairs(plain.network, plain.family, plain.config, seed=seed)
     path = folder / f"{name}.safetensors"
     contract = recipe("sd1", resolutions=((32, 32),), **changes)

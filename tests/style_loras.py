@@ -10,7 +10,7 @@ import torch
 from dpdmd_studio.core.lora.file import weight_shapes
 from dpdmd_studio.core.lora.layout import lora_tensors
 from dpdmd_studio.core.lora.math import LoraPair
-from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, open_checkpoint
 from safetensors.torch import save_file
 
 # layers that a student does not train, by family
@@ -48,7 +48,7 @@ class Style:
 @functools.cache
 def plain(path: Path, dtype: torch.dtype = torch.float32) -> LoadedCheckpoint:
     """The checkpoint as it is; not to be changed."""
-    return load_checkpoint(path, dtype=dtype, device="cpu")
+    return open_checkpoint(path, dtype=dtype, device="cpu").load()
 
 
 def encoder_shapes(checkpoint: LoadedCheckpoint, kind: str) -> dict[str, torch.Size]:

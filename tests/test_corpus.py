@@ -23,7 +23,7 @@ from dpdmd_studio.app.library.inspect import inspect
 from dpdmd_studio.cli import main
 from dpdmd_studio.comfy_nodes.training import new_run
 from dpdmd_studio.core.errors import DPDMDError, LoraError
-from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, Overrides, open_checkpoint
 from dpdmd_studio.trainer.loading.teacher_loras import check_teacher_loras
 from safetensors.torch import save_file
 
@@ -97,7 +97,9 @@ def by_estimate(item: Item, capsys: pytest.CaptureFixture) -> tuple[str, str]:
 def by_loading(item: Item) -> tuple[LoadedCheckpoint | None, tuple[str, str]]:
     overrides = Overrides(text_encoders=item.encoders, vae=item.vae)
     try:
-        loaded = load_checkpoint(item.path, dtype=torch.float32, device="cpu", overrides=overrides)
+        loaded = open_checkpoint(
+            item.path, dtype=torch.float32, device="cpu", overrides=overrides
+        ).load()
     except DPDMDError as error:
         return None, ("refused", words(error))
     return loaded, ("taken", f"{loaded.detection.title}, {loaded.detection.prediction}")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Each storey with its rooms, in order: a room imports its own files and rooms before it.
 CORE = ("errors", "files", "diffusion", "families", "recipe", "lora", "attention", "images")
 APP = ("prompts", "library", "config", "runs", "findings", "report", "environment", "estimate",
-       "jobs", "share", "api", "gui")  # fmt: skip
+       "disk", "jobs", "share", "api", "gui")  # fmt: skip
 TRAINER = ("device", "distributed", "method", "model", "attention", "families", "loading", "text",
            "memory", "training", "evaluation", "toys", "commands")  # fmt: skip
 HOST = ("host", "sampling", "training")

@@ -7,7 +7,8 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -17,6 +18,10 @@ from ..core.errors import DPDMDError, SettingsError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NUMBERED = ("cuda", "xpu")  # kinds of device that a machine may have several of
 WITH_PINNED_COPIES = ("cuda", "xpu")  # kinds that read the computer's memory by themselves
+LIBRARIES_SAY = ("STATUS_ALLOC_FAILED", "OUT_OF_DEVICE_MEMORY")
+"""How cuBLAS, cuDNN and Intel's runtime name a lack of memory that they run into by themselves."""
+LEFT_TO_DRIVER = 2**28
+"""Bytes that a card's driver takes for kernels while a run goes on: assumed, not measured."""
 log = logging.getLogger("dpdmd_studio.device")
 
 
@@ -71,7 +76,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device ran out of memory: CUDA has a class for it, others say it."""
-    words = ("out of memory", "not enough memory", "can't allocate memory")
+    words = ("out of memory", "not enough memory", "can't allocate memory", *LIBRARIES_SAY)
     named = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return named or isinstance(error, torch.OutOfMemoryError)
 
@@ -116,12 +121,20 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
         return torch.float32
     try:
         x = torch.ones(8, 8, device=device, dtype=torch.bfloat16)
-        bf16 = bool((x @ x == 8).all()) and (
-            device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-        )
+        bf16 = bool((x @ x == 8).all()) and (device.type != "cuda" or has_fast_bf16(device))
     except (RuntimeError, NotImplementedError):
         bf16 = False
     return torch.bfloat16 if bf16 else torch.float16
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether an accelerator computes in bfloat16 as fast as in float16.
+
+    NVIDIA's do from compute capability 8.0 on; those before, such as Turing, emulate it.
+    """
+    if device.type != "cuda":
+        return device.type == "xpu"
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def describe_device(device: torch.device) -> str:
@@ -156,13 +169,51 @@ def device_memory(device: torch.device) -> int | None:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that this process can still take on an accelerator with memory of its own, or None.
 
-    What its allocator holds and does not use counts as free.
+    What its allocator holds and does not use counts as free; where the process has a limit
+    (`limit_to_free`), nothing beyond it does.
     """
-    module = getattr(torch, device.type, None)
+    module: Any = getattr(torch, device.type, None)
     if device.type not in ("cuda", "xpu") or not hasattr(module, "mem_get_info"):
         return None
-    free, _ = module.mem_get_info(device)  # type: ignore[union-attr]
-    return free + module.memory_reserved(device) - module.memory_allocated(device)  # type: ignore[union-attr]
+    free, total = module.mem_get_info(device)
+    allocated = module.memory_allocated(device)
+    free += module.memory_reserved(device) - allocated
+    share = getattr(module, "get_per_process_memory_fraction", lambda index: 1.0)(device.index)
+    return free if share >= 1.0 else max(0, min(free, int(share * total) - allocated))
+
+
+def limit_to_free(device: torch.device) -> int | None:
+    """Give this process what a card has free and no more, where its driver would spill; the bytes.
+
+    A driver on Windows moves what a CUDA card cannot hold into the computer's memory. It says
+    nothing, and all is many times as slow: no fallback that saves memory would ever be taken.
+    Under the limit the allocator runs out of memory instead. None, and nothing done, elsewhere.
+    """
+    if sys.platform != "win32" or device.type != "cuda":
+        return None
+    torch.cuda.set_per_process_memory_fraction(1.0, device.index)  # none that was set before
+    free = free_memory(device) or 0
+    total = torch.cuda.get_device_properties(device).total_memory
+    limit = max(0, free + torch.cuda.memory_allocated(device) - LEFT_TO_DRIVER)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device.index)
+    log.info(
+        "At most %.1f GB of the device's memory are used: what is more, a driver on Windows moves "
+        "to the computer's memory, which makes a run many times as slow.",
+        limit / 2**30,
+    )
+    return limit
+
+
+@contextlib.contextmanager
+def measured_peak(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """Tells how many bytes the block took at most beside what was there; None where unknown."""
+    module: Any = getattr(torch, device.type, None)
+    if device.type not in ("cuda", "xpu"):
+        yield lambda: None
+        return
+    module.reset_peak_memory_stats(device)
+    before = module.memory_allocated(device)
+    yield lambda: module.max_memory_allocated(device) - before
 
 
 def faster_dtype(device: torch.device) -> str:
@@ -177,6 +228,6 @@ def _seconds(dtype: torch.dtype) -> float:
     x, times = torch.ones(512, 512, dtype=dtype), []
     for _ in range(8):
         started = time.perf_counter()
-        x @ x
+        torch.mm(x, x)
         times.append(time.perf_counter() - started)
     return min(times)

@@ -236,7 +236,10 @@ class DistillConfig:
     )
     fit_memory: bool = of_machine(True, "Save more memory where too little is free.")
     save_every: int = of_machine(
-        100, "Student updates between saved states.", within=(1, 1_000_000)
+        100,
+        "Student updates between saved LoRAs, and states to resume from; a large state is saved at "
+        "most every ten minutes.",
+        within=(1, 1_000_000),
     )
     preview_every: int = of_machine(
         100, "Student updates between previews; 0 makes none.", within=(0, 1_000_000)

@@ -35,6 +35,8 @@ SLOWER = 3.0
 SPEED_WINDOW, SPEED_WINDOW_OF_SEVERAL_SIZES = 10, 60
 FULL_MEMORY = 0.85  # of the device's own; the desktop takes some of it, too
 MIN_UPDATES_WITHOUT_GRADIENT = 10
+# A loss scale that has settled overflows about once in 200 steps, when it tries a higher one.
+OVERFLOW_SHARE, OVERFLOW_UPDATES = 0.1, 50
 # Spilling multiplies an update's time; two slow updates in a row are no hiccup.
 SUDDENLY, SLOW_UPDATES, MIN_EARLIER = 5.0, 2, 5
 NOTHING_FREE = 0.03  # of the device's own memory
@@ -170,6 +172,21 @@ def no_gradient(facts: RunFacts) -> Finding | None:
     return None
 
 
+def overflowing(facts: RunFacts) -> Finding | None:
+    """Steps that are left out again and again, since float16 cannot hold their gradients."""
+    recent = facts.metrics[-OVERFLOW_UPDATES:]
+    count = sum(bool(number(line, "left_out_steps")) for line in recent)
+    if len(recent) < OVERFLOW_UPDATES or count < OVERFLOW_SHARE * len(recent):
+        return None
+    return Finding(
+        "warning",
+        "Float16 overflows often",
+        f"In {count} of the last {len(recent)} updates an optimizer step was left out, since its "
+        "gradient went beyond what float16 holds. The run learns less than it was asked to. Start "
+        "a copy with --dtype bfloat16 or float32.",
+    )
+
+
 def memory_spills(facts: RunFacts) -> Finding | None:
     """Updates suddenly take a multiple of their time while the device has no memory left."""
     seconds = facts.values("seconds")
@@ -248,6 +265,7 @@ CURVE_RULES: tuple[Callable[[RunFacts], Finding | None], ...] = (
     learning_rate_too_high,
     fake_score_lagging,
     exploding_gradient,
+    overflowing,
     memory_spills,
     slower_than_before,
 )

@@ -18,6 +18,7 @@ from ...core.errors import OutputError, PromptError, RunError, SettingsError
 from ...core.files import atomic_write
 from ..config.new_run import check_request
 from ..config.request import DistillRequest
+from ..disk import check_room
 from ..library.home import numbered
 from ..runs import exit_note
 from ..runs.directory import EVALUATION_PROMPTS, GIVEN_PROMPTS, PROMPTS, UNPREPARED, RunDirectory
@@ -211,6 +212,7 @@ def submit_distill(
     if not request.created_at:
         request = dataclasses.replace(request, created_at=time.time())
     request = check_request(files.runs() / "new", request, overwrite=request.overwrite)
+    check_room(files.runs() / "new", request)
     with files.draft_folder() as draft:
         RunDirectory.create(draft, request.to_dict(), list(prompts))
         atomic_write.write_text(draft / GIVEN_PROMPTS, "\n".join(prompts) + "\n")

@@ -38,7 +38,7 @@ from .lock import owned
 from .tables import finite
 
 SETTINGS_VERSION = 1
-KEPT_STATES = 2
+KEPT_STATES, KEPT_CHECKPOINTS = 2, 5
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 PROMPTS, EVALUATION_PROMPTS = "prompts.txt", "evaluation-prompts.txt"
 GIVEN_PROMPTS, UNPREPARED = "given-prompts.txt", "unprepared"
@@ -213,6 +213,8 @@ class RunDirectory:
         final = self.states / f"step-{step:08d}"
         temporary = self.states / f".step-{step:08d}.part"
         shutil.rmtree(temporary, ignore_errors=True)
+        for old in self._state_folders()[: 1 - KEPT_STATES]:  # before, for they may be large
+            shutil.rmtree(old, ignore_errors=True)
         try:
             with atomic_write.explained(final):
                 temporary.mkdir(parents=True)
@@ -222,13 +224,16 @@ class RunDirectory:
                 atomic_write.replace(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        for old in self._state_folders()[:-KEPT_STATES]:
-            shutil.rmtree(old, ignore_errors=True)
 
     def latest_state(self) -> Path | None:
         """The newest whole state, if any."""
         folders = self._state_folders()
         return folders[-1] if folders else None
+
+    def state_bytes(self) -> int:
+        """What the newest state takes; 0 if there is none."""
+        folder = self.latest_state()
+        return sum(path.stat().st_size for path in folder.iterdir()) if folder else 0
 
     def _state_folders(self) -> list[Path]:
         found = self.states.glob("step-*") if self.states.is_dir() else ()

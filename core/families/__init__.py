@@ -12,7 +12,7 @@ from .base import (
     VaeFacts,
 )
 from .checks import CheckedModel, check_files, check_model, check_own_parts
-from .models import ModelHeaders, detect, identify, read_model, weight_files
+from .models import ModelHeaders, detect, gains_by_half, identify, read_model, weight_files
 from .parts.encoders import EncoderPlace
 from .parts.folder import encoder_folders, is_model_folder, read_folder
 from .prediction import AskedSampling, set_otherwise
@@ -51,6 +51,7 @@ __all__ = [
     "detect",
     "encoder_folders",
     "family",
+    "gains_by_half",
     "identify",
     "is_model_folder",
     "read_folder",

@@ -1,5 +1,6 @@
 """What a checkpoint is and where its parts lie, be it a file or a folder, by its headers alone."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal
 from ..errors import CheckpointError
 from ..files.tensor_file import TensorFile, TensorInfo, read_model_header
 from .base import DENOISER_PREFIXES, Config, Detection, Family, Tensors, TensorTable
+from .few_step_names import few_step_notes
 from .parts.encoders import EncoderPlace
 from .parts.folder import (
     ModelFolder,
@@ -18,7 +20,7 @@ from .parts.folder import (
     read_folder,
 )
 from .parts.vae import check_decoder
-from .prediction import full_title, with_metadata
+from .prediction import AskedSampling, full_title, set_otherwise, with_metadata
 from .registry import FAMILIES, family
 from .stated import ENCODER_PLACE, read_stated, stated_encoder, stated_resolution
 from .unsupported import refuse_empty, refuse_storage, refuse_variants, unknown_model
@@ -100,6 +102,24 @@ def _read_folder(folder: ModelFolder) -> ModelHeaders:
     )
 
 
+def gains_by_half(path: Path, asked: AskedSampling) -> bool:
+    """Whether a checkpoint is stored in float16 and predicts eps or v.
+
+    What predicts those divides by alpha to find x0, and so minds a number's digits.
+
+    Raises:
+        CheckpointError: a header cannot be read.
+        SettingsError: models of the family are not as asked.
+    """
+    model = read_model(path)
+    detection, _ = set_otherwise(model.detection, asked)
+    counts: Counter[str] = Counter()
+    for file in model.denoiser:
+        for info in file.under(detection.denoiser_prefix).values():
+            counts[info.dtype] += info.count
+    return detection.prediction != "flow" and counts.most_common(1)[0][0] == "F16"
+
+
 def weight_files(path: Path) -> list[TensorFile]:
     """Headers of the checkpoint's files: of a folder those alone that are read of it.
 
@@ -166,10 +186,11 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
         except CheckpointError as error:
             found = replace(found, vae=None, notes=(str(error),))
     found = with_metadata(found, file.metadata, item.sampling, file.path.name)
+    hints = few_step_notes(file.path.name, file.metadata)
     title = full_title(
         found.title, found.prediction, found.zero_terminal_snr, item.sampling.predictions
     )
-    return replace(found, title=title)
+    return replace(found, title=title, notes=(*found.notes, *hints))
 
 
 def text_encoder_prefix(file: TensorFile, item: Family, kind: str) -> str | None:

@@ -51,7 +51,10 @@ ATTENTION_TARGETS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
 NORM_GROUPS = 32
 REGULAR = "Supported are UNets in the regular SD 1.x or SDXL block layout."
 FURTHER_INPUTS = (
-    ("time_cond_proj_dim", "a latent consistency model (LCM) distilled with guidance as an input"),
+    (
+        "time_cond_proj_dim",
+        "a few-step model already, a latent consistency model (LCM) with guidance as an input",
+    ),
     ("class_embed_type", "a UNet with class labels or images as a further input"),
     ("num_class_embeds", "a UNet with class labels as a further input"),
     ("encoder_hid_dim", "Kolors or another UNet with a projection of its text input"),

@@ -58,7 +58,7 @@ OTHER_PARTS = (
 )  # fmt: skip
 EXTRA_INPUTS = (
     (r"(^|\.)(time_embed|time_embedding)\.cond_proj\.",
-     "a latent consistency model (LCM) distilled with guidance as an input"),
+     "a few-step model already, a latent consistency model (LCM) with guidance as an input"),
     (r"(^|\.)position_net\.|\.fuser\.", "a GLIGEN model, which takes boxes"),
     (r"(^|\.)motion_modules?\.|\.temporal_transformer\.", "an AnimateDiff model"),
     (r"\.(to_[kv]_ip|processor\.)", "a model with an IP-Adapter in it"),
@@ -125,7 +125,8 @@ def refuse_extra_inputs(name: str, tensors: Tensors) -> None:
         for pattern, model in EXTRA_INPUTS:
             if re.search(pattern, key):
                 raise UnsupportedModelError(
-                    f"{name} is {model} (it has {key!r}), which is not supported. {SUPPORTED}."
+                    f"{name} is {model} (it has {key!r}), which is not supported. Give the "
+                    f"ordinary model that it was made from. {SUPPORTED}."
                 )
 
 

@@ -12,7 +12,7 @@ from dpdmd_studio.core.families import Family, family
 from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.core.recipe.few_step import default_recipe, family_schedule
 from dpdmd_studio.trainer.families import half_of
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
 from dpdmd_studio.trainer.toys import encoder
 from safetensors.torch import load_file, save_file
@@ -60,7 +60,7 @@ def checkpoint_and_lora(name: str, models: Path) -> tuple[str, str]:
     if name == "sd3":
         path = models / "checkpoints" / teacher_in(models)
         encoder.register()
-        call = load_checkpoint(TEACHER, dtype=torch.float32, device="cpu").call()
+        call = open_checkpoint(TEACHER, dtype=torch.float32, device="cpu").load().call()
     else:
         call, path = small_unet(name, models / "checkpoints")
     config = dict(call.network.config)

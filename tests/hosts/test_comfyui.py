@@ -24,7 +24,7 @@ from dpdmd_studio.core.lora.file import (
     weight_shapes,
     write_lora,
 )
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from dpdmd_studio.trainer.loading.decoding import decode
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.model.network import NetworkCall
@@ -59,7 +59,7 @@ def prepared(name: str, folder: Path) -> tuple[NetworkCall, Path, dict[str, torc
 
     if name == "sd3":
         encoder.register()
-        loaded = load_checkpoint(TEACHER, **CPU)
+        loaded = open_checkpoint(TEACHER, **CPU).load()
         inputs = {"x": randn(2, 16, 8, 8), "context": randn(2, 16, 4096), "pooled": randn(2, 2048)}
         return loaded.call(), TEACHER, inputs
     call, path = small_unet(name, folder)
@@ -89,7 +89,7 @@ def test_checkpoint_and_lora_mean_the_same_in_comfyui(name, tmp_path):
     theirs, warnings = in_comfyui(tmp_path, path, lora, inputs, decode=name == "sd3")
     assert not warnings
     if name == "sd3":  # the embedded teacher's own VAE
-        ours = torch.from_numpy(decode(load_checkpoint(TEACHER, **CPU), inputs["x"]))
+        ours = torch.from_numpy(decode(open_checkpoint(TEACHER, **CPU).load(), inputs["x"]))
         assert float((theirs["picture"].reshape(ours.shape) * 255 - ours).abs().max()) < 2.0
     torch.testing.assert_close(theirs["grid"], levels.sigmas.float(), rtol=1e-5, atol=1e-5)
     with torch.no_grad():

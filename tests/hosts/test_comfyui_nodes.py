@@ -17,7 +17,7 @@ from comfyui_files import TEACHER, checkpoint_and_lora, teacher_in
 from comfyui_graphs import drawn, graph_with, ksampler, node, ours
 from comfyui_server import ROOT, ComfyUI, Graph, needs_comfyui
 from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from dpdmd_studio.trainer.text.cache import encode_prompts
 from dpdmd_studio.trainer.toys import encoder
 from PIL import Image
@@ -136,7 +136,7 @@ def test_pictures_are_those_of_our_own_command(comfyui, tmp_path, capsys):
 def encoded(prompt: str, folder: Path) -> str:
     """A file with the embedded teacher's conditioning of a prompt; no host has its text encoder."""
     encoder.register()
-    checkpoint = load_checkpoint(TEACHER, dtype=torch.float32, device="cpu")
+    checkpoint = open_checkpoint(TEACHER, dtype=torch.float32, device="cpu").load()
     found = encode_prompts(checkpoint, [prompt], cache_folder=folder / "cache")[prompt]
     assert found.pooled is not None
     path = folder / "conditioning.safetensors"

@@ -29,7 +29,9 @@ from ..evaluation.evaluate import (
 )
 from ..evaluation.features import folder_features
 from ..evaluation.lora_switch import LoraSwitch
-from ..loading.checkpoint import LoadedCheckpoint, model_name
+from ..loading.checkpoint import Checkpoint, LoadedCheckpoint, OpenedCheckpoint, model_name
+from ..memory.portions import Portions
+from ..model.conditioning import Conditioning
 from ..text.cache import encode_prompts
 from ..toys import encoder
 from ..toys.worlds import World, measures_for, world_of
@@ -39,7 +41,7 @@ from .sample import (
     ImageRequest,
     few_step_sigmas,
     image_size,
-    load_for_images,
+    open_for_images,
     open_styles,
 )
 
@@ -117,14 +119,25 @@ def _compare(request: CompareRequest) -> Comparison:
     device = choose_device(request.device)
     features = folder_features(request.features, device) if request.features else None
     recipe = next((lora.recipe for lora, _ in loras if lora.recipe), None)
-    checkpoint = load_for_images(request, recipe, styles, device)
+    opened = open_for_images(request, recipe, styles, device)
+    width, height = image_size(request, recipe, opened)
+    material, negative = _material(request, opened, recipe, prompts)
+    checkpoint = opened.load()
     students: list[Student] = []
     for lora, strength in loras:
         taken = [student.name for student in students]
         students.append(_student(request, checkpoint, lora, strength, taken))
     switch = LoraSwitch(checkpoint, {s.name: [(s.lora, s.strength)] for s in students})
     settings = arm_settings(request, checkpoint, students, facts)
-    sampler, material = _material(request, checkpoint, recipe, prompts, switch)
+    sampler = ImageSampler(
+        checkpoint=checkpoint,
+        call=checkpoint.call(),
+        use=switch.use,
+        negative=negative,
+        latent_shape=(checkpoint.detection.latent_channels, height // 8, width // 8),
+        portions=Portions(device, request.batch_size),
+        guidance_rescale=checkpoint.detection.guidance_rescale,
+    )
     measures = measures_for(checkpoint.path, features)
     arms = evaluate(sampler, settings, material, measures)
     name = model_name(checkpoint.path)
@@ -166,7 +179,7 @@ def chosen_prompts(request: CompareRequest, world: World | None) -> tuple[str, .
 
 def _student(
     request: CompareRequest,
-    checkpoint: LoadedCheckpoint,
+    checkpoint: Checkpoint,
     lora: LoraFile,
     strength: float,
     taken: list[str],
@@ -185,7 +198,7 @@ def _student(
 
 def arm_settings(
     request: CompareRequest,
-    checkpoint: LoadedCheckpoint,
+    checkpoint: Checkpoint,
     students: list[Student],
     facts: dict[str, Any],
 ) -> list[ArmSetting]:
@@ -215,29 +228,19 @@ def arm_settings(
 
 def _material(
     request: CompareRequest,
-    checkpoint: LoadedCheckpoint,
+    opened: OpenedCheckpoint,
     recipe: Recipe | None,
     prompts: tuple[str, ...],
-    switch: LoraSwitch,
-) -> tuple[ImageSampler, EvaluationSet]:
+) -> tuple[EvaluationSet, Conditioning]:
+    """(prompts, encoded, and seeds; the negative prompt)."""
     encoded = encode_prompts(
-        checkpoint,
+        opened,
         [*prompts, request.negative],
         clip_skip=(recipe.clip_skip if recipe else None) or 1,
         cache_folder=prompt_cache(),
     )
-    width, height = image_size(request, recipe, checkpoint)
-    sampler = ImageSampler(
-        checkpoint=checkpoint,
-        call=checkpoint.call(),
-        use=switch.use,
-        negative=encoded[request.negative],
-        latent_shape=(checkpoint.detection.latent_channels, height // 8, width // 8),
-        batch_size=request.batch_size,
-        guidance_rescale=checkpoint.detection.guidance_rescale,
-    )
     conditioning = tuple(encoded[prompt] for prompt in prompts)
-    return sampler, EvaluationSet(prompts, conditioning, request.seeds)
+    return EvaluationSet(prompts, conditioning, request.seeds), encoded[request.negative]
 
 
 def _facts(

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from ...app.config.new_run import check_request
 from ...app.config.request import DistillRequest
+from ...app.disk import check_room
 from ...app.library.home import numbered
 from ...app.library.path_checks import typed_path
 from ...app.prompts.expansion import hold_out
 from ...app.runs.directory import (
     EVALUATION_PROMPTS,
     GIVEN_PROMPTS,
+    KEPT_CHECKPOINTS,
     PROMPTS,
     UNPREPARED,
     FollowedRun,
@@ -42,7 +44,6 @@ from .device_lock import device_held
 from .open_session import open_session
 from .run_status import Interrupt, Status
 
-KEPT_CHECKPOINTS = 5
 log = logging.getLogger("dpdmd_studio.commands")
 
 
@@ -99,6 +100,8 @@ def run_distillation(
             status.write("loading", force=True)
             with ranks.main_first():
                 prepare(run)
+                if run.latest_state() is None:  # it may have waited for long
+                    check_room(run.path.resolve(), DistillRequest.from_dict(run.settings()))
             session = open_session(run)
             if session.trainer.resume(run):
                 log.info("Resuming after update %d", session.trainer.step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -12,41 +12,55 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from ...app.config.distill_config import DistillConfig
+from ...app.config.knobs import AUTO
 from ...app.config.new_run import choose_resolutions, note_size, settled
 from ...app.config.request import DistillRequest, asked_sampling
 from ...app.library.home import prompt_cache
 from ...app.prompts.expansion import PromptSource
 from ...app.runs.directory import RunDirectory
 from ...core.diffusion.guidance import Guidance
+from ...core.errors import NonFiniteError
 from ...core.families import LoraTargets, stated_settings
 from ...core.recipe.recipe import MergedLora
 from ..attention import noted_kernels, use_attention
-from ..device import choose_device, choose_dtype, describe_device
-from ..distributed import joined
-from ..loading.checkpoint import LoadedCheckpoint, Overrides, load_checkpoint, model_name
+from ..device import (
+    choose_device,
+    choose_dtype,
+    describe_device,
+    limit_to_free,
+    release_memory,
+)
+from ..distributed import Ranks, joined
+from ..evaluation.monitor import measured_prompts
+from ..loading.checkpoint import (
+    Checkpoint,
+    LoadedCheckpoint,
+    OpenedCheckpoint,
+    Overrides,
+    model_name,
+    open_checkpoint,
+)
 from ..loading.lora_merge import MergingLora
+from ..loading.number_format import number_formats, overflows
 from ..loading.prediction_check import check_prediction_type
 from ..loading.teacher_loras import included_loras, merged_records, open_teacher_loras
 from ..memory.fit import begin_with_fallbacks, find_free_memory, needed_memory
 from ..memory.packed_base import store_base
 from ..model.conditioning import Conditioning
+from ..model.loss_scale import LossScale
 from ..model.roles import AdapterRoles, RoleNetwork
 from ..text.cache import EncodedPrompts, encode_prompts, estimate_cache_bytes
 from ..training.batches import BatchSource, prompts_per_step
 from ..training.in_force import SettingsInForce
 from ..training.session import Session, TeacherFacts
-from ..training.state import checkpoint_identity, run_fingerprint
+from ..training.state import checkpoint_identity, run_fingerprint, saved_dtype
 from ..training.trainer import Trainer
 
 log = logging.getLogger("dpdmd_studio.commands")
 
-# A latent of 1024 x 1024 pixels has 65,536 numbers: gradients of its mean losses start near 1e-5,
-# where float16 loses its digits.
-HALF_LOSS_SCALE = 4096.0
-
 
 def open_session(run: RunDirectory) -> Session:
-    """Load the model, encode the prompts, add the adapters: ready to train or resume.
+    """Encode the prompts, load the model, add the adapters: ready to train or resume.
 
     Raises:
         DPDMDError: whatever is wrong with the request, its files or its settings.
@@ -56,19 +70,27 @@ def open_session(run: RunDirectory) -> Session:
     ranks = joined()
     device = choose_device(as_set.device)
     ranks.use_device(device)
-    dtype = choose_dtype(as_set.dtype, device)
-    log.info("Device: %s, %s", describe_device(device), str(dtype).removeprefix("torch."))
-    needs = needed_memory(Path(request.model.checkpoint), dtype, ranks.size)
+    formats = _number_formats(run, request, device)
+    log.info("Device: %s, %s", describe_device(device), _name(formats[0]))
+    if as_set.fit_memory:
+        limit_to_free(device)
+    needs = needed_memory(Path(request.model.checkpoint), formats[0], ranks.size)
     memory = find_free_memory(device, ranks)
     config, since = begin_with_fallbacks(run, as_set, needs, memory)
     request = replace(request, config=config)
     loras = open_teacher_loras(request)
-    checkpoint = _load(request, loras, dtype, device)
-    resolutions = choose_resolutions(config, checkpoint.detection)
-    note_size(resolutions, checkpoint.detection)
     prompts = PromptSource(run.prompts(), config.seed)
-    with ranks.main_first():  # the others find the prompts in the cache
-        encoded, negative = _encode(checkpoint, prompts, config)
+    held_out = run.evaluation_prompts() if config.evaluate_every else []
+
+    def load(dtype: torch.dtype) -> Loaded:
+        opened = _open(request, loras, dtype, device)
+        note_size(choose_resolutions(config, opened.detection), opened.detection)
+        with ranks.main_first():  # the others find the prompts in the cache
+            encoded, negative = _encode(opened, prompts, held_out, config)
+        return _load(opened, config), encoded, negative
+
+    checkpoint, encoded, negative = _in_first_sound_format(formats, load, device, ranks)
+    resolutions = choose_resolutions(config, checkpoint.detection)
     attention = use_attention(checkpoint.network, config.attention, noted_kernels(run))
     log.info("Attention: %s", attention)
     check_prediction_type(checkpoint, negative)
@@ -88,6 +110,52 @@ def open_session(run: RunDirectory) -> Session:
     return Session(run, request, checkpoint, trainer, negative, teacher, encoded, shapes, included)
 
 
+Loaded = tuple[LoadedCheckpoint, EncodedPrompts, Conditioning]
+"""A checkpoint, all prompts of the run, and the teacher's negative one."""
+
+
+def _number_formats(
+    run: RunDirectory, request: DistillRequest, device: torch.device
+) -> tuple[torch.dtype, ...]:
+    """The formats to try in turn; a run that has saved a state goes on in that of the state."""
+    config, saved = request.config, saved_dtype(run)
+    if config.dtype == AUTO and device.type == "cuda" and saved is not None:
+        return (choose_dtype(saved or AUTO, device),)
+    asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
+    return number_formats(config.dtype, device, Path(request.model.checkpoint), asked)
+
+
+def _in_first_sound_format(
+    formats: Sequence[torch.dtype],
+    load: Callable[[torch.dtype], Loaded],
+    device: torch.device,
+    ranks: Ranks,
+) -> Loaded:
+    """What `load` gives in the first format in which the network and the prompts do not overflow.
+
+    Raises:
+        NonFiniteError: weights or prompts overflow in the last one; of several processes, in any.
+    """
+    for dtype in formats[:-1]:
+        try:
+            loaded = load(dtype)
+            if not ranks.any(overflows(loaded[0], loaded[2])):
+                return loaded
+            del loaded
+        except NonFiniteError:
+            if ranks.size > 1:  # the others wait for this one
+                raise
+        log.info("The model goes beyond what %s holds: it is loaded again.", _name(dtype))
+        release_memory(device)
+    if len(formats) > 1:
+        log.info("Number format: %s", _name(formats[-1]))
+    return load(formats[-1])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _teacher_facts(
     config: DistillConfig,
     checkpoint: LoadedCheckpoint,
@@ -102,32 +170,33 @@ def _teacher_facts(
     return TeacherFacts(name, sha256, detection, guidance, resolutions, merged)
 
 
-def _load(
+def _open(
     request: DistillRequest,
     loras: Sequence[MergingLora],
     dtype: torch.dtype,
     device: torch.device,
-) -> LoadedCheckpoint:
+) -> OpenedCheckpoint:
     files, config = request.model, request.config
-    stored = config.base_weights != "keep" or config.offload_base
     asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
     overrides = Overrides.of(files, asked, loras)
-    checkpoint = load_checkpoint(
-        Path(files.checkpoint),
-        dtype=dtype,
-        device="cpu" if stored else device,
-        overrides=overrides,
-    )
-    log.info("%s: %s", checkpoint.path.name, checkpoint.detection.title)
-    if stored:
-        kind, offload, network = config.base_weights, config.offload_base, checkpoint.network
-        base = store_base(network, kind, offload=offload, device=device)
-        log.info("Base: %s", base)
-        checkpoint.device = device
+    path = Path(files.checkpoint)
+    opened = open_checkpoint(path, dtype=dtype, device=device, overrides=overrides)
+    log.info("%s: %s", opened.path.name, opened.detection.title)
+    return opened
+
+
+def _load(opened: OpenedCheckpoint, config: DistillConfig) -> LoadedCheckpoint:
+    """The checkpoint with its denoiser where it stays: on the device, or stored as is asked for."""
+    if config.base_weights == "keep" and not config.offload_base:
+        return opened.load()
+    checkpoint = opened.load("cpu")
+    kind, offload, network = config.base_weights, config.offload_base, checkpoint.network
+    base = store_base(network, kind, offload=offload, device=checkpoint.device)
+    log.info("Base: %s", base)
     return checkpoint
 
 
-def default_guidance(checkpoint: LoadedCheckpoint) -> float:
+def default_guidance(checkpoint: Checkpoint) -> float:
     """The guidance that the checkpoint says it was made for, else its family's default."""
     stated = stated_settings(checkpoint.path)
     usual = checkpoint.family.sampling.guidance_scale
@@ -146,15 +215,18 @@ def _role_network(checkpoint: LoadedCheckpoint, config: DistillConfig) -> RoleNe
     )
     if config.gradient_checkpointing:
         cast(ModelMixin, checkpoint.network).enable_gradient_checkpointing()
-    scale = HALF_LOSS_SCALE if checkpoint.dtype == torch.float16 else 1.0
-    return RoleNetwork(checkpoint.call(), roles, scale)
+    half = checkpoint.dtype == torch.float16
+    scales = {role: LossScale() for role in ("student", "fake")} if half else {}
+    return RoleNetwork(checkpoint.call(), roles, scales)
 
 
 def _encode(
-    checkpoint: LoadedCheckpoint,
+    checkpoint: Checkpoint,
     prompts: PromptSource,
+    held_out: Sequence[str],
     config: DistillConfig,
 ) -> tuple[EncodedPrompts, Conditioning]:
+    """(every prompt of the run, the negative one); those it is measured on lie in the cache."""
     head_start = config.batch_size * (1 + config.fake_head_start) if config.fake_head_start else 0
     needed = prompts.all_needed(config.steps, prompts_per_step(config), head_start)
     texts = list(dict.fromkeys([*needed, config.teacher_negative]))
@@ -166,6 +238,7 @@ def _encode(
         texts,
         clip_skip=config.clip_skip,
         cache_folder=prompt_cache(),
+        ahead=measured_prompts(held_out, texts),
     )
     negative = encoded[config.teacher_negative]
     return encoded, negative.zeros() if config.zero_negative else negative

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,17 +31,20 @@ from ...core.lora.contents import check_family
 from ...core.lora.file import LoraFile, read_lora
 from ...core.recipe.merged_loras import merged_lora_notes
 from ...core.recipe.recipe import Recipe
-from ..device import choose_device, choose_dtype, memory_explained
+from ..device import choose_device, choose_dtype, limit_to_free, memory_explained
 from ..evaluation.sampling import Trajectory, sample_latents
 from ..loading.checkpoint import (
+    Checkpoint,
     LoadedCheckpoint,
+    OpenedCheckpoint,
     Overrides,
     apply_lora,
-    load_checkpoint,
     model_name,
+    open_checkpoint,
 )
 from ..loading.decoding import decode, finite_rows, overflow_advice
 from ..loading.lora_merge import WITH_LORA, MergingLora, open_merging
+from ..memory.portions import Portions
 from ..model.conditioning import Conditioning, PromptPair
 from ..text.cache import EncodedPrompts, encode_prompts
 from ..toys import encoder
@@ -118,6 +122,7 @@ class _Setup:
     """A request with everything that its defaults stood for."""
 
     checkpoint: LoadedCheckpoint
+    encoded: EncodedPrompts
     sigmas: Tensor
     guidance: Guidance
     clip_skip: int
@@ -144,16 +149,22 @@ def draw_images(request: SampleRequest) -> list[Path]:
     encoder.register()
     paths = _paths(request)
     setup = _prepare(request)
-    encoded = _encode(request, setup)
+    encoded = setup.encoded
     model_hash = ""
     if setup.checkpoint.path.is_file():
         model_hash = file_sha256(setup.checkpoint.path)[:10]
     jobs = list(paths.items())
     started = time.perf_counter()
     done, blank = 0, []
+    portions = Portions(setup.checkpoint.device, request.batch_size)
+    guided = setup.guidance.scale != 1.0
     while done < len(jobs):
-        part = _batch_of(jobs[done : done + request.batch_size], request, encoded)
-        images = _draw(request, setup, encoded, [key for key, _ in part])
+        part = _batch_of(jobs[done : done + portions.size(guided=guided)], request, encoded)
+        work = partial(_latents, request, setup, [key for key, _ in part])
+        latents = portions.attempt(len(part), work, guided=guided)
+        if latents is None:
+            continue
+        images = _decoded(setup.checkpoint, latents)
         for ((number, seed), path), image in zip(part, images, strict=True):
             if image is None:
                 blank.append(path.name)
@@ -201,11 +212,20 @@ def _paths(request: SampleRequest) -> dict[tuple[int, int], Path]:
 
 
 def _prepare(request: SampleRequest) -> _Setup:
-    """Load the model, merge the LoRA, and settle what was left open."""
+    """Encode the prompts, load the model, merge the LoRA, and settle what was left open."""
     lora = read_lora(Path(request.lora[0])) if request.lora else None
     recipe = lora.recipe if lora else None
     styles = open_styles(request, [lora] if lora else [])
-    checkpoint = load_for_images(request, recipe, styles, choose_device(request.device))
+    opened = open_for_images(request, recipe, styles, choose_device(request.device))
+    size = image_size(request, recipe, opened)
+    clip_skip = request.clip_skip or (recipe.clip_skip if recipe else None) or 1
+    encoded = encode_prompts(
+        opened,
+        [*request.prompts, request.negative],
+        clip_skip=clip_skip,
+        cache_folder=prompt_cache(),
+    )
+    checkpoint = opened.load()
     used = []
     if lora is not None and request.lora is not None:
         used.append(_apply(checkpoint, lora, request.lora[1]))
@@ -217,10 +237,11 @@ def _prepare(request: SampleRequest) -> _Setup:
         rescale = checkpoint.detection.guidance_rescale
     return _Setup(
         checkpoint,
+        encoded,
         _sigmas(request, recipe, checkpoint),
         Guidance(scale, rescale),
-        request.clip_skip or (recipe.clip_skip if recipe else None) or 1,
-        image_size(request, recipe, checkpoint),
+        clip_skip,
+        size,
         tuple(used),
     )
 
@@ -241,10 +262,11 @@ def open_styles(request: ImageRequest, loras: Sequence[LoraFile]) -> list[Mergin
     return styles
 
 
-def load_for_images(
+def open_for_images(
     request: ImageRequest, recipe: Recipe | None, styles: list[MergingLora], device: torch.device
-) -> LoadedCheckpoint:
+) -> OpenedCheckpoint:
     """The checkpoint; what the request leaves open is as the recipe has it, else as the file."""
+    limit_to_free(device)
     asked = asked_sampling(request.prediction, request.zero_terminal_snr, request.shift)
     if recipe is not None and asked.prediction in (None, recipe.prediction):
         zero = recipe.zero_terminal_snr if recipe.prediction == "v" else None
@@ -253,7 +275,7 @@ def load_for_images(
             zero_terminal_snr=zero if asked.zero_terminal_snr is None else asked.zero_terminal_snr,
             shift=recipe.shift if asked.shift is None else asked.shift,
         )
-    return load_checkpoint(
+    return open_checkpoint(
         Path(request.model.checkpoint),
         dtype=choose_dtype(request.dtype, device),
         device=device,
@@ -269,7 +291,7 @@ def _apply(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> Use
     return UsedLora(name=lora.path.stem, strength=strength, autov3=autov3)
 
 
-def _sigmas(request: SampleRequest, recipe: Recipe | None, checkpoint: LoadedCheckpoint) -> Tensor:
+def _sigmas(request: SampleRequest, recipe: Recipe | None, checkpoint: Checkpoint) -> Tensor:
     if recipe is not None and request.steps not in (None, recipe.num_steps):
         log.info("This LoRA was trained for %d steps, not %d.", recipe.num_steps, request.steps)
     elif recipe is None and request.lora is not None and request.steps is None:
@@ -280,7 +302,7 @@ def _sigmas(request: SampleRequest, recipe: Recipe | None, checkpoint: LoadedChe
     return few_step_sigmas(request.steps or usual, recipe, checkpoint)
 
 
-def few_step_sigmas(steps: int, recipe: Recipe | None, checkpoint: LoadedCheckpoint) -> Tensor:
+def few_step_sigmas(steps: int, recipe: Recipe | None, checkpoint: Checkpoint) -> Tensor:
     """The recipe's exact grid at the recipe's steps, else the family's even grid, (steps + 1,)."""
     if recipe is not None and recipe.num_steps == steps:
         return tensor(recipe.sigmas)
@@ -288,7 +310,7 @@ def few_step_sigmas(steps: int, recipe: Recipe | None, checkpoint: LoadedCheckpo
 
 
 def image_size(
-    request: ImageRequest, recipe: Recipe | None, checkpoint: LoadedCheckpoint
+    request: ImageRequest, recipe: Recipe | None, checkpoint: Checkpoint
 ) -> tuple[int, int]:
     """(width, height): what was asked for, else the recipe's, else the checkpoint's own."""
     if not request.resolution and recipe is not None and recipe.resolutions:
@@ -299,33 +321,23 @@ def image_size(
     return size
 
 
-def _encode(request: SampleRequest, setup: _Setup) -> EncodedPrompts:
-    return encode_prompts(
-        setup.checkpoint,
-        [*request.prompts, request.negative],
-        clip_skip=setup.clip_skip,
-        cache_folder=prompt_cache(),
-    )
-
-
-def _draw(
-    request: SampleRequest,
-    setup: _Setup,
-    encoded: EncodedPrompts,
-    keys: list[tuple[int, int]],
-) -> list[np.ndarray | None]:
-    """An image of each (prompt number, seed); None where the latents are no numbers."""
+def _latents(request: SampleRequest, setup: _Setup, keys: list[tuple[int, int]]) -> Tensor:
+    """Latents of each (prompt number, seed), (B, C, h, w)."""
     width, height = setup.size
-    prompts = Conditioning.cat([encoded[request.prompts[number]] for number, _ in keys])
-    latents = sample_latents(
+    prompts = Conditioning.cat([setup.encoded[request.prompts[number]] for number, _ in keys])
+    return sample_latents(
         setup.checkpoint.call(),
-        PromptPair.of(prompts, encoded[request.negative]),
+        PromptPair.of(prompts, setup.encoded[request.negative]),
         [seed for _, seed in keys],
         (setup.checkpoint.detection.latent_channels, height // 8, width // 8),
         Trajectory(setup.sigmas, setup.guidance),
     )
+
+
+def _decoded(checkpoint: LoadedCheckpoint, latents: Tensor) -> list[np.ndarray | None]:
+    """An image of each of the latents; None where they are no numbers."""
     sound = finite_rows(latents)
-    images = iter(decode(setup.checkpoint, latents[sound]) if bool(sound.any()) else ())
+    images = iter(decode(checkpoint, latents[sound]) if bool(sound.any()) else ())
     return [next(images) if is_sound else None for is_sound in sound.tolist()]
 
 

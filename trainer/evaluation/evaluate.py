@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,13 +16,13 @@ from ...app.report.data import Arm
 from ...core.diffusion.guidance import Guidance
 from ..loading.checkpoint import LoadedCheckpoint
 from ..loading.decoding import decode
+from ..memory.portions import Portions
 from ..model.conditioning import Conditioning, PromptPair
 from ..model.network import NetworkCall
 from .measures import MeasureSet
 from .sampling import Trajectory, initial_latents, integrate
 
 log = logging.getLogger("dpdmd_studio.evaluation")
-BATCH = 32
 TELL_SECONDS = 10.0
 Watch = Callable[[int, int], None]
 """(network evaluations done, of how many)"""
@@ -80,7 +81,7 @@ class ImageSampler:
         use: puts the named weights in force.
         negative: conditioning of the negative prompt, batch size 1.
         latent_shape: (C, h, w) of every image.
-        batch_size: images drawn at a time.
+        portions: how many images are drawn at a time.
         should_stop: asked now and then while an arm is drawn and timed.
     """
 
@@ -89,8 +90,8 @@ class ImageSampler:
     use: Callable[[str], None]
     negative: Conditioning
     latent_shape: tuple[int, int, int]
+    portions: Portions
     guidance_rescale: float = 0.0
-    batch_size: int = BATCH
     should_stop: Callable[[], bool] = lambda: False
 
     def draw(
@@ -98,8 +99,11 @@ class ImageSampler:
     ) -> list[list[np.ndarray]]:
         """Images of one arm, by [prompt][seed]; `watch` is told what part of the work is done.
 
+        As many at once as the device has room for, and fewer once it ran out of memory.
+
         Raises:
             NonFiniteError: some of the latents are no numbers.
+            RuntimeError: the device has too little memory for one image.
         """
         jobs = [(p, seed) for p in range(len(material.prompts)) for seed in material.seeds]
         latents = initial_latents(
@@ -113,10 +117,17 @@ class ImageSampler:
             self.use(stage.weights)
             guidance = Guidance(stage.guidance_scale, self.guidance_rescale)
             trajectory, parts = Trajectory(stage.sigmas, guidance), []
-            for rows in _batches(prompts, self.batch_size):
+            guided, first = stage.guidance_scale != 1.0, 0
+            while first < len(jobs):
+                rows = _batch(prompts, first, self.portions.size(guided=guided))
                 pair = PromptPair.of(Conditioning.cat(prompts[rows]), self.negative)
-                parts.append(integrate(self.call, latents[rows], pair, trajectory))
-                watch(before + rows.stop * stage.evaluations, len(jobs) * setting.evaluations)
+                work = partial(integrate, self.call, latents[rows], pair, trajectory)
+                part = self.portions.attempt(rows.stop - first, work, guided=guided)
+                if part is None:
+                    continue
+                parts.append(part)
+                first = rows.stop
+                watch(before + first * stage.evaluations, len(jobs) * setting.evaluations)
             latents = torch.cat(parts)
             before += len(jobs) * stage.evaluations
         flat = list(decode(self.checkpoint, latents, setting.name))
@@ -124,14 +135,14 @@ class ImageSampler:
         return [flat[i : i + count] for i in range(0, len(flat), count)]
 
 
-def _batches(prompts: Sequence[Conditioning], size: int) -> Iterator[slice]:
-    """The prompts in batches of at most `size` that draw each just as it would be drawn alone."""
-    first = 0
-    for last in range(1, len(prompts) + 1):
-        full = last in (len(prompts), first + size)
-        if full or not prompts[first].batches_exactly_with(prompts[last]):
-            yield slice(first, last)
-            first = last
+def _batch(prompts: Sequence[Conditioning], first: int, size: int) -> slice:
+    """From `first` on at most `size` prompts that a batch draws just as each would be alone."""
+    last = first + 1
+    while last < min(len(prompts), first + size) and (
+        prompts[first].batches_exactly_with(prompts[last])
+    ):
+        last += 1
+    return slice(first, last)
 
 
 class EvaluationStoppedError(Exception):

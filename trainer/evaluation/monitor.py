@@ -9,7 +9,7 @@ the features of a network where that is installed (`Perception`), else in the la
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -27,12 +27,13 @@ from ...app.runs.tables import finite
 from ...core.errors import NonFiniteError, RunError
 from ...core.files import atomic_write
 from ...core.images.diversity import sample_diversity
-from ..device import is_out_of_memory, release_memory
+from ..device import is_out_of_memory
+from ..memory.portions import Portions
 from .evaluate import Drawn, EvaluationSet, EvaluationStoppedError, ImageSampler, draw_timed
 from .features import layout_features
 from .measures import energy_distance
 from .perception import Perception
-from .run_evaluation import evaluation_set, run_arms, session_sampler, student_kept
+from .run_evaluation import BATCH, evaluation_set, run_arms, session_sampler, student_kept
 
 if TYPE_CHECKING:
     from ..training.session import Session
@@ -59,13 +60,11 @@ class Monitor:
     ) -> None:
         self._run, self._session, self.should_stop = run, session, should_stop
         self._features = layout_features()
-        # alternatives of a training prompt may come out as one that was held out
-        fresh = [text for text in run.evaluation_prompts() if text not in session.encoded]
-        self._prompts = fresh[:MEASURED_PROMPTS]
+        self._prompts = measured_prompts(run.evaluation_prompts(), session.encoded)
         self._material: EvaluationSet | None = None
         self._teacher: list[Tensor] = []
         self._perception: Perception | None = None
-        self._one_by_one = False
+        self._portions = Portions(session.call.device, BATCH)
         self._usable = bool(self._prompts and session.config.evaluate_every)
 
     @property
@@ -87,31 +86,26 @@ class Monitor:
 
     def measure(self, step: int) -> None:
         """Measure the student after update `step`; what stands in the way costs no run."""
-        for _ in range(2):
-            try:
-                self._measure(step)
-                return
-            except EvaluationStoppedError:
-                return  # the stop itself is the loop's affair; a resume measures this one again
-            except NonFiniteError as error:
-                self._usable = bool(self._teacher)  # the teacher itself will draw no better
-                log.warning("The student after update %d is not measured. %s", step, error)
-                return
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-            self._one_by_one = True
-            release_memory(self._session.call.device)
-        self._usable = False
-        log.info(
-            "The student is not measured: the device has too little memory to draw it. "
-            "--evaluate-every 0 asks for no measurements."
-        )
+        try:
+            self._measure(step)
+        except EvaluationStoppedError:
+            pass  # the stop itself is the loop's affair; a resume measures this one again
+        except NonFiniteError as error:
+            self._usable = bool(self._teacher)  # the teacher itself will draw no better
+            log.warning("The student after update %d is not measured. %s", step, error)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._usable = False
+            log.info(
+                "The student is not measured: the device has too little memory to draw it. "
+                "--evaluate-every 0 asks for no measurements."
+            )
 
-    def _sampler(self) -> ImageSampler:
-        """What draws; one image at a time once memory has run out."""
-        sampler = replace(session_sampler(self._session), should_stop=self.should_stop)
-        return replace(sampler, batch_size=1) if self._one_by_one else sampler
+    def sampler(self) -> ImageSampler:
+        """What draws, as many images at a time as the device was found to have room for."""
+        sampler = session_sampler(self._session, portions=self._portions)
+        return replace(sampler, should_stop=self.should_stop)
 
     def _measure(self, step: int) -> None:
         session = self._session
@@ -121,7 +115,7 @@ class Monitor:
             self._perception = Perception(teacher)
         setting = run_arms(session)[-1]
         with student_kept(session):
-            images = self._sampler().draw(setting, self.material(), self._watch)
+            images = self.sampler().draw(setting, self.material(), self._watch)
         found = [self._features.of(row) for row in images]
         line = _numbers(step, found, self._teacher) | self._perception(images)
         earlier = measured_lines(self._run)
@@ -154,7 +148,7 @@ class Monitor:
         setting = run_arms(self._session)[0]
         count = len(self._prompts) * len(EVALUATION_SEEDS)
         log.info("Drawing the teacher's %d images to measure against, once", count)
-        drawn = draw_timed(self._sampler(), setting, self.material())
+        drawn = draw_timed(self.sampler(), setting, self.material())
         _save_drawn(self._run, self._prompts, drawn)
         return drawn
 
@@ -192,6 +186,15 @@ class Monitor:
             )
             return None
         return Best(int(first["step"]), weights)
+
+
+def measured_prompts(held_out: Sequence[str], trained: Collection[str]) -> list[str]:
+    """What a run is measured on, of what it holds out and the texts that it trains on.
+
+    Alternatives of a training prompt may come out as one that was held out.
+    """
+    known = set(trained)
+    return [text for text in held_out if text not in known][:MEASURED_PROMPTS]
 
 
 def measured_lines(run: RunDirectory) -> list[dict[str, Any]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...app.report.images import image_grid
 from ...app.runs.directory import RunDirectory
 from ...core.errors import NonFiniteError
 from ...core.files import atomic_write
-from ..device import is_out_of_memory, release_memory
+from ..device import is_out_of_memory
+from ..memory.portions import Portions
 from .evaluate import ArmSetting, EvaluationSet, Stage
 from .run_evaluation import STUDENT, TEACHER, session_sampler, student_kept
 
@@ -27,6 +27,7 @@ class Previews:
 
     def __init__(self, run: RunDirectory, session: Session) -> None:
         self._run, self._session = run, session
+        self._portions = Portions(session.call.device, session.config.batch_size)
         prompts = list(session.encoded)
         shown = [text for text in prompts if text != session.config.teacher_negative]
         self._prompts = (shown or prompts)[:PREVIEW_PROMPTS]
@@ -53,29 +54,22 @@ class Previews:
             self._draw(stage, f"step-{step:08d}.png")
 
     def _draw(self, stage: Stage, name: str) -> None:
-        """Draw one sheet; what stands in the way costs the sheet, not the run.
+        """Draw one sheet; what stands in the way costs the sheet, not the run."""
+        try:
+            self._draw_sheet(stage, name)
+        except NonFiniteError as error:
+            log.warning("previews/%s is left out. %s", name, error)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            log.info(
+                "previews/%s is left out: the device has too little memory to draw it. "
+                "--preview-every 0 makes no previews.",
+                name,
+            )
 
-        What failed is done again with memory given back, one image at a time.
-        """
-        for size in (self._session.config.batch_size, 1):
-            try:
-                self._draw_sheet(stage, name, size)
-                return
-            except NonFiniteError as error:
-                log.warning("previews/%s is left out. %s", name, error)
-                return
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-            release_memory(self._session.call.device)
-        log.info(
-            "previews/%s is left out: the device has too little memory to draw it. "
-            "--preview-every 0 makes no previews.",
-            name,
-        )
-
-    def _draw_sheet(self, stage: Stage, name: str, size: int) -> None:
-        sampler = replace(session_sampler(self._session), batch_size=size)
+    def _draw_sheet(self, stage: Stage, name: str) -> None:
+        sampler = session_sampler(self._session, portions=self._portions)
         setting = ArmSetting(name=name, note="", stages=(stage,))
         rows = []
         for text in self._prompts:

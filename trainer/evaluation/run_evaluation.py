@@ -10,6 +10,7 @@ from torch import Tensor
 from ...app.library.home import prompt_cache
 from ...core.diffusion.schedule import Levels, trailing_positions
 from ...core.families import stated_settings
+from ..memory.portions import Portions
 from ..text.cache import encode_prompts
 from ..training.session import Session
 from .evaluate import (
@@ -22,6 +23,7 @@ from .evaluate import (
 )
 
 STUDENT, TEACHER = "student", "teacher"
+BATCH = 32
 
 
 def teacher_levels(session: Session) -> Tensor:
@@ -52,9 +54,16 @@ def run_arms(session: Session, others: Mapping[str, str] | None = None) -> list[
 
 
 def session_sampler(
-    session: Session, others: Mapping[str, Mapping[str, Tensor]] | None = None
+    session: Session,
+    others: Mapping[str, Mapping[str, Tensor]] | None = None,
+    portions: Portions | None = None,
 ) -> ImageSampler:
-    """What draws with this session's network; `others` are further students' adapters by name."""
+    """What draws with this session's network.
+
+    Args:
+        others: further students' adapters by name.
+        portions: how many images at a time, where that is known already.
+    """
     own = session.trainer.student_weights()
     adapters = {STUDENT: own, **(others or {})}
 
@@ -71,6 +80,7 @@ def session_sampler(
         use=use,
         negative=session.negative,
         latent_shape=session.latent_shapes[0],
+        portions=portions or Portions(session.call.device, BATCH),
         guidance_rescale=session.teacher.guidance.rescale,
     )
 

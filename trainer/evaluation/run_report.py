@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from .comparison import measured_report
 from .evaluate import EvaluationSet, EvaluationStoppedError, evaluate
 from .measures import MeasureSet
 from .monitor import Monitor, measured_lines
-from .run_evaluation import run_arms, session_sampler
+from .run_evaluation import run_arms
 
 log = logging.getLogger("dpdmd_studio.evaluation")
 SHOWN_PROMPTS = 6
@@ -40,7 +39,7 @@ def write_run_report(
         teacher = monitor.teacher()
         settings = run_arms(session)
         arms = evaluate(
-            replace(session_sampler(session), should_stop=monitor.should_stop),
+            monitor.sampler(),
             settings,
             monitor.material(),
             measures,

@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the first import of huggi
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -88,16 +88,17 @@ def model_name(path: Path) -> str:
 AS_STORED = Overrides()
 
 
-@dataclass
-class LoadedCheckpoint:
-    """A checkpoint whose denoiser is in memory.
+@dataclass(kw_only=True)
+class Checkpoint:
+    """What is known of a checkpoint, and its parts that are loaded on demand.
 
     Attributes:
         path: the file or folder.
         detection: what it is; `prediction` is the setting's where one was given.
         family: facts of its family.
-        network: the diffusers network, frozen.
         config: the network's full diffusers config; `family.lora_keys(config)` works on it.
+        dtype: of the denoiser's parameters.
+        device: what computes.
         encoders: text encoders in use, checked and not loaded.
         decoder: the VAE decoder in use, checked and not loaded; None: a linear preview.
         notes: what the user should know about this checkpoint.
@@ -106,7 +107,6 @@ class LoadedCheckpoint:
     path: Path
     detection: Detection
     family: Family
-    network: nn.Module
     config: Config
     dtype: torch.dtype
     device: torch.device
@@ -130,6 +130,43 @@ class LoadedCheckpoint:
         """The torch half of its family."""
         return half_of(self.family)
 
+
+@dataclass(kw_only=True)
+class OpenedCheckpoint(Checkpoint):
+    """A checkpoint whose denoiser is not in memory yet.
+
+    Prompts are encoded in this state: many cards cannot hold a text encoder beside the denoiser.
+
+    Attributes:
+        denoiser: the network, checked and not loaded.
+    """
+
+    denoiser: Component
+
+    def load(self, onto: torch.device | str | None = None) -> LoadedCheckpoint:
+        """The same with its denoiser in memory, by default on its device.
+
+        Args:
+            onto: where the denoiser goes, if it is to be moved to the device in another way.
+
+        Raises:
+            NonFiniteError: NaN or infinite weights.
+        """
+        network = self.denoiser.load(self.dtype, self.device if onto is None else onto)
+        facts = {field.name: getattr(self, field.name) for field in fields(Checkpoint)}
+        return LoadedCheckpoint(**facts, network=network)
+
+
+@dataclass(kw_only=True)
+class LoadedCheckpoint(Checkpoint):
+    """A checkpoint whose denoiser is in memory.
+
+    Attributes:
+        network: the diffusers network, frozen.
+    """
+
+    network: nn.Module
+
     def call(self) -> NetworkCall:
         """The denoiser as the sampler and the trainer call it."""
         return NetworkCall(
@@ -142,24 +179,23 @@ class LoadedCheckpoint:
         )
 
 
-def load_checkpoint(
+def open_checkpoint(
     path: Path,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
     overrides: Overrides = AS_STORED,
-) -> LoadedCheckpoint:
-    """The checkpoint at `path`, denoiser loaded.
+) -> OpenedCheckpoint:
+    """The checkpoint at `path`, looked up in its files' headers and checked.
 
     Args:
         path: a .safetensors file in the A1111/ComfyUI layout, or a diffusers folder.
         dtype: of the denoiser's parameters.
-        device: of the denoiser's parameters.
+        device: what shall compute.
 
     Raises:
         CheckpointError: missing, damaged, incomplete or unsupported files.
         LoraError: a LoRA does not fit.
-        NonFiniteError: NaN or infinite weights.
     """
     path = Path(path)
     parts, encoders = find_components(path, overrides.text_encoders, overrides.vae)
@@ -172,16 +208,15 @@ def load_checkpoint(
     notes += _describe_leftovers(parts, encoders)
     decoder = _decoder(parts, notes)
     notes += plan_merge(overrides.loras, parts.denoiser, encoders, facts)
-    network = parts.denoiser.load(dtype, device)
     notes = list(dict.fromkeys(notes))
     for note in notes:
         logger.info("%s", note)
-    return LoadedCheckpoint(
+    return OpenedCheckpoint(
         path=path,
         detection=detection,
         family=facts,
-        network=network,
-        config=dict(network.config),  # type: ignore[arg-type]
+        denoiser=parts.denoiser,
+        config=parts.denoiser.config,
         dtype=dtype,
         device=torch.device(device),
         encoders=encoders,

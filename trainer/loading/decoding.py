@@ -6,12 +6,28 @@ import logging
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.errors import NonFiniteError
+from ..device import (
+    free_memory,
+    has_fast_bf16,
+    is_out_of_memory,
+    measured_peak,
+    release_memory,
+)
 from .checkpoint import LoadedCheckpoint
 from .vae import LATENT_TO_PIXELS, SCALE_KEY, SHIFT_KEY, LatentDecoder
 
+TILE, OVERLAP, PROBE = 64, 16, 32
+"""Latent pixels along a side: of a tile, of what two share, of the piece that tells the need."""
+USED_SHARE = 0.85
+"""Of the free memory: larger pictures may take other kernels, and an allocator leaves gaps."""
+IN_TILES = (
+    "The device has too little memory free to decode a whole image: images are decoded in tiles, "
+    "which changes their colours a little."
+)
+ON_CPU = "The device has too little memory free to decode images: the CPU does it, which is slow."
 logger = logging.getLogger("dpdmd_studio.loading")
 
 
@@ -19,8 +35,9 @@ logger = logging.getLogger("dpdmd_studio.loading")
 def decode(checkpoint: LoadedCheckpoint, latents: Tensor, what: str = "") -> np.ndarray:
     """Images, uint8, shape (B, H, W, 3), of the network's latents (B, C, h, w).
 
-    One image at a time, in fp32 on the CPU and bf16 on GPUs: never fp16, in which SDXL's VAE
-    overflows. The decoder is loaded for this call and dropped after it.
+    One image at a time, in the format of `decoder_dtype`. The decoder is loaded for this call and
+    dropped after it. On a device that has too little memory free for a whole image all are decoded
+    in tiles, and where these are too large, on the CPU.
 
     Args:
         what: whose latents these are, for messages.
@@ -72,14 +89,94 @@ def overflow_advice(dtype: torch.dtype) -> str:
 def _decode_each(
     checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor
 ) -> list[Tensor]:
-    device = checkpoint.device
-    dtype = torch.bfloat16 if device.type in ("cuda", "xpu") else torch.float32
-    model = decoder.component.load(dtype, device)
+    """RGB of each, (1, 3, H, W), all in one way: pictures of a set are compared with each other."""
     inputs = vae_latents(checkpoint, decoder, latents.float())
-    images = [model(item[None].to(device, dtype)).float().cpu() for item in inputs]
+    device, tiled = checkpoint.device, False
+    large = max(inputs.shape[-2:]) > TILE
+    model: nn.Module | None = None
+    images: list[Tensor] = []
+    while len(images) < len(inputs):
+        item = inputs[len(images) : len(images) + 1]
+        try:
+            if model is None:
+                model = decoder.component.load(decoder_dtype(device), device)
+                if large and not _fits(model, item, device):
+                    tiled = True
+                    logger.info("%s", IN_TILES)
+            whole_or_tiles = decode_tiles if tiled else _decoded
+            images.append(whole_or_tiles(model, item, device))
+            continue
+        except RuntimeError as error:
+            if device.type == "cpu" or not is_out_of_memory(error):
+                raise
+        images.clear()
+        if large and not tiled and model is not None:
+            tiled = True
+            logger.info("%s", IN_TILES)
+        else:
+            device, tiled, model = torch.device("cpu"), False, None
+            logger.info("%s", ON_CPU)
+        release_memory(checkpoint.device)
     if not all(bool(torch.isfinite(image).all()) for image in images):
         raise NonFiniteError("The VAE makes NaN or infinity of sound latents, so it is damaged.")
     return images
+
+
+def decoder_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the device is fast in it, else fp32: never fp16, in which SDXL's VAE overflows."""
+    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+
+
+def _decoded(model: nn.Module, latents: Tensor, device: torch.device) -> Tensor:
+    """RGB, float32 on the CPU, of a decoder on the device and latents anywhere."""
+    return model(latents.to(device, decoder_dtype(device))).float().cpu()
+
+
+def _fits(model: nn.Module, latents: Tensor, device: torch.device) -> bool:
+    """Whether the device has room to decode the whole, as far as a small piece of it tells."""
+    free = free_memory(device)
+    if free is None:
+        return True
+    piece = latents[..., :PROBE, :PROBE]
+    with measured_peak(device) as peak:
+        _decoded(model, piece, device)
+    return (peak() or 0) * (latents.numel() / piece.numel()) <= USED_SHARE * free
+
+
+def decode_tiles(model: nn.Module, latents: Tensor, device: torch.device) -> Tensor:
+    """RGB, float32 on the CPU, (1, 3, H, W), of latents (1, C, h, w), a tile at a time.
+
+    Tiles overlap and are blended. A decoder's norms and its attention see one tile alone, so that
+    colours come out a little otherwise than in the whole.
+    """
+    height, width = latents.shape[-2:]
+    corners = [(top, left) for top in _tile_starts(height) for left in _tile_starts(width)]
+    tiles = [
+        _decoded(model, latents[..., top : top + TILE, left : left + TILE], device)
+        for top, left in corners
+    ]
+    scale = tiles[0].shape[-1] // min(TILE, width)
+    total = torch.zeros(1, 3, height * scale, width * scale)
+    weight = torch.zeros(height * scale, width * scale)
+    for (top, left), tile in zip(corners, tiles, strict=True):
+        rows = slice(top * scale, top * scale + tile.shape[-2])
+        columns = slice(left * scale, left * scale + tile.shape[-1])
+        ramp = _ramp(tile.shape[-2], scale)[:, None] * _ramp(tile.shape[-1], scale)
+        total[..., rows, columns] += tile * ramp
+        weight[rows, columns] += ramp
+    return total / weight
+
+
+def _tile_starts(length: int) -> list[int]:
+    """Where tiles begin along a side, the last one flush with its end."""
+    last = max(0, length - TILE)
+    return [*range(0, last, TILE - OVERLAP), last]
+
+
+def _ramp(length: int, scale: int) -> Tensor:
+    """A tile's weight along one side, rising from both ends over the overlap."""
+    ends, overlap = torch.arange(1, length + 1), OVERLAP * scale
+    return torch.minimum(ends, ends.flip(0)).clamp(max=overlap) / overlap
 
 
 def vae_latents(checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor) -> Tensor:

@@ -178,6 +178,13 @@ class Component:
         """Shape of the weight of every linear and convolutional layer, by module name."""
         return weight_shapes(self._empty_network())
 
+    def num_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the network's numbers in `dtype`."""
+        return sum(
+            slot.numel() * (dtype if slot.is_floating_point() else slot.dtype).itemsize
+            for slot in self._empty_network().state_dict().values()
+        )
+
     def load(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
         """The network, filled, frozen and in evaluation mode.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -23,6 +23,7 @@ from ...core.diffusion.schedule import Levels
 from ...core.errors import LoraError
 from .conditioning import PromptPair
 from .lora_layers import LAYERS, Copies
+from .loss_scale import LossScale
 from .network import NetworkCall, guided
 
 
@@ -133,17 +134,17 @@ class RoleNetwork:
     """A denoiser and its roles.
 
     Attributes:
-        loss_scale: multiplies every loss before its backward, so that float16 gradients do not
-            vanish; who applies the gradients divides it out.
+        scales: by role, in float16 alone: multiply every loss before its backward; who applies the
+            gradients divides it out.
     """
 
     call: NetworkCall
     roles: AdapterRoles
-    loss_scale: float = 1.0
+    scales: Mapping[str, LossScale] = field(default_factory=dict)
 
     def bound(self, prompts: PromptPair, rows: int, of: int) -> BoundNetwork:
         """The network for `rows` images of a batch `of` so many: their losses count by share."""
-        return BoundNetwork(self.call, self.roles, prompts, self.loss_scale * rows / of)
+        return BoundNetwork(self.call, self.roles, prompts, rows / of, self.scales)
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class BoundNetwork:
     roles: AdapterRoles
     prompts: PromptPair
     loss_weight: float = 1.0
+    scales: Mapping[str, LossScale] = field(default_factory=dict)
 
     @property
     def prediction(self) -> str:
@@ -174,4 +176,5 @@ class BoundNetwork:
         Gradient checkpointing runs the forward again, and PEFT's layers look at the active adapter.
         """
         self.roles.use(role)
-        (self.loss_weight * weight * loss).backward()
+        scale = self.scales[role].factor if role in self.scales else 1.0
+        (scale * self.loss_weight * weight * loss).backward()

@@ -8,21 +8,24 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.errors import NonFiniteError, OutputError, RunError
 from ...core.families.base import TextFacts
-from ..loading.checkpoint import LoadedCheckpoint
+from ..device import free_memory, is_out_of_memory, release_memory
+from ..loading.checkpoint import Checkpoint
 from ..loading.weights import Component, is_finite
 from ..model.conditioning import Conditioning, Encoded
 from ..model.family import width_of
+from .block_by_block import block_by_block
 from .encoders import EncoderPlan, combine, encoder_dtype, plan, read_layer
 
 log = logging.getLogger("dpdmd_studio.text")
@@ -32,6 +35,16 @@ SAMPLED_BYTES = 4096
 SHOWN_LETTERS = 60
 # Encoded prompts up to this size stay in memory; thousands of SD3's would take many gigabytes.
 KEPT_BYTES = 2**30
+IN_BLOCKS = (
+    "the device has too little memory free to hold it, so it is brought there a block at a time, "
+    "which is slower. Prompts are encoded once and kept."
+)
+ON_CPU = (
+    "the device has too little memory free for it, so it runs on the CPU, which is slow. Prompts "
+    "are encoded once and kept."
+)
+WORKING_SHARE = 0.1
+"""What an encoder takes beside its weights, as a share of them: assumed, not measured."""
 
 
 class EncodedPrompts(Mapping[str, Conditioning]):
@@ -40,7 +53,7 @@ class EncodedPrompts(Mapping[str, Conditioning]):
     The first ones to fit into `KEPT_BYTES` stay in memory, the others are read when asked for.
     """
 
-    def __init__(self, files: Mapping[str, Path], checkpoint: LoadedCheckpoint) -> None:
+    def __init__(self, files: Mapping[str, Path], checkpoint: Checkpoint) -> None:
         self._files, self._facts = dict(files), checkpoint.family.text
         self._kept: dict[str, Conditioning] = {}
         self._room = KEPT_BYTES
@@ -56,6 +69,9 @@ class EncodedPrompts(Mapping[str, Conditioning]):
                 "use. Resume the run: missing prompts are encoded anew."
             )
         return found
+
+    def __contains__(self, text: object) -> bool:
+        return text in self._files
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -77,52 +93,59 @@ class EncodedPrompts(Mapping[str, Conditioning]):
 
 
 def encode_prompts(
-    checkpoint: LoadedCheckpoint,
+    checkpoint: Checkpoint,
     prompts: Sequence[str],
     *,
     cache_folder: Path,
     clip_skip: int = 1,
+    ahead: Sequence[str] = (),
 ) -> EncodedPrompts:
     """Conditioning of each prompt: batch size 1, on the CPU, in the denoiser's dtype.
 
     Args:
-        checkpoint: its encoders are loaded one after the other onto its device, if anything is
-            missing at all.
+        checkpoint: its encoders are loaded one after the other, if anything is missing at all:
+            onto its device; where that has too little memory, a block at a time, or on the CPU.
+            Its denoiser should come later.
         prompts: texts without `<lora:...>` tags.
         cache_folder: made if need be.
         clip_skip: 1 is the last layer; SD 1.x only.
+        ahead: texts that are asked for later, put into the cache while the encoders are at hand;
+            one that cannot be encoded is left out of it.
 
     Raises:
-        NonFiniteError: a prompt is encoded to NaN or infinity.
+        NonFiniteError: one of `prompts` is encoded to NaN or infinity.
     """
     plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
     for note in chain.from_iterable(found.notes(prompts) for found in plans.values()):
         log.info("%s", note)
     settings = _settings(checkpoint, clip_skip)
-    files = {text: cache_folder / f"{_key(settings, text)}.safetensors" for text in prompts}
-    encoded = EncodedPrompts(files, checkpoint)
+    texts = list(dict.fromkeys([*prompts, *ahead]))
+    files = {text: cache_folder / f"{_key(settings, text)}.safetensors" for text in texts}
+    encoded = EncodedPrompts({text: files[text] for text in prompts}, checkpoint)
+    later = EncodedPrompts({text: files[text] for text in texts if text not in encoded}, checkpoint)
     missing = [text for text in encoded if encoded.read(text) is None]
-    if missing:
-        size = estimate_cache_bytes(checkpoint, missing, clip_skip=clip_skip)
-        log.info(
-            "Encoding %d of %d prompts; this adds %.1f MB to the prompt cache in %s.",
-            len(missing),
-            len(encoded),
-            size / 1e6,
-            cache_folder,
-        )
-        network = checkpoint.network
-        try:
-            network.to("cpu")  # a T5 beside the denoiser would not fit on most cards
-            for text, conditioning in _encode(checkpoint, plans, missing):
-                encoded.write(text, conditioning)
-        finally:
-            network.to(checkpoint.device)
+    missing += [text for text in later if later.read(text) is None]
+    if not missing:
+        return encoded
+    size = estimate_cache_bytes(checkpoint, missing, clip_skip=clip_skip)
+    log.info(
+        "Encoding %d of %d prompts; this adds %.1f MB to the prompt cache in %s.",
+        len(missing),
+        len(texts),
+        size / 1e6,
+        cache_folder,
+    )
+    for text, conditioning in _encode(checkpoint, plans, missing):
+        if _is_finite(conditioning):
+            (encoded if text in encoded else later).write(text, conditioning)
+        elif text in encoded:
+            raise NonFiniteError(_beyond(text, checkpoint.dtype))
+    release_memory(checkpoint.device)
     return encoded
 
 
 def estimate_cache_bytes(
-    checkpoint: LoadedCheckpoint, prompts: Sequence[str], *, clip_skip: int = 1
+    checkpoint: Checkpoint, prompts: Sequence[str], *, clip_skip: int = 1
 ) -> int:
     """Bytes that these prompts take in the cache and in memory."""
     plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
@@ -141,25 +164,72 @@ def estimate_cache_bytes(
 
 
 def _encode(
-    checkpoint: LoadedCheckpoint, plans: dict[str, EncoderPlan], prompts: list[str]
+    checkpoint: Checkpoint, plans: dict[str, EncoderPlan], prompts: list[str]
 ) -> Iterator[tuple[str, Conditioning]]:
     """(prompt, conditioning) of each prompt, one encoder in memory at a time.
 
     Each is handed out once the last encoder has seen it: T5's outputs never pile up in memory.
     """
     parts: dict[str, dict[str, Encoded]] = {text: {} for text in prompts}
-    for number, (kind, component) in enumerate(checkpoint.encoders.items()):
-        model = component.load(encoder_dtype(component.config), checkpoint.device)
-        for text in prompts:
-            with torch.no_grad():
-                encoded = plans[kind].encode(model, text)
+    for number, kind in enumerate(checkpoint.encoders):
+        for text, encoded in _through(checkpoint, kind, plans[kind], prompts):
             parts[text][kind] = _kept(encoded, checkpoint.dtype)
             if number + 1 == len(plans):
-                found = combine(checkpoint, parts.pop(text))
-                if not _is_finite(found):
-                    raise NonFiniteError(_beyond(text, checkpoint.dtype))
-                yield text, found
-        del model
+                yield text, combine(checkpoint, parts.pop(text))
+
+
+def _through(
+    checkpoint: Checkpoint, kind: str, how: EncoderPlan, prompts: list[str]
+) -> Iterator[tuple[str, Encoded]]:
+    """(prompt, what one encoder says of it) of each prompt, in the first way that has memory."""
+    component, device = checkpoint.encoders[kind], checkpoint.device
+    ways = _ways(component, device)
+    model, done = None, 0
+    while done < len(prompts):
+        try:
+            if model is None:
+                if ways[0].note:
+                    log.info("%s: %s", component.what, ways[0].note)
+                model = ways[0].load()
+            with torch.no_grad():
+                found = how.encode(model, prompts[done])
+        except RuntimeError as error:
+            if len(ways) == 1 or not is_out_of_memory(error):
+                raise
+            model = None
+        else:
+            yield prompts[done], found
+            done += 1
+            continue
+        del ways[0]
+        release_memory(device)  # the error, which held on to the model, is gone by now
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How an encoder is run, with what to say of that."""
+
+    load: Callable[[], nn.Module]
+    note: str = ""
+
+
+def _ways(component: Component, device: torch.device) -> list[_Way]:
+    """From the fastest way of running an encoder to the one that takes least of the device."""
+    dtype = encoder_dtype(component.config)
+    whole = _Way(lambda: component.load(dtype, device))
+    if device.type == "cpu":
+        return [whole]
+    less = [
+        _Way(lambda: block_by_block(component.load(dtype, "cpu"), device), IN_BLOCKS),
+        _Way(lambda: component.load(dtype, "cpu"), ON_CPU),
+    ]
+    return [whole, *less] if _fits(component, dtype, device) else less
+
+
+def _fits(component: Component, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device has room for an encoder, as far as it tells."""
+    free = free_memory(device)
+    return free is None or component.num_bytes(dtype) * (1 + WORKING_SHARE) <= free
 
 
 def _is_finite(found: Conditioning) -> bool:
@@ -180,7 +250,7 @@ def _kept(encoded: Encoded, dtype: torch.dtype) -> Encoded:
     return Encoded(encoded.tokens.to("cpu", dtype), pooled)
 
 
-def _settings(checkpoint: LoadedCheckpoint, clip_skip: int) -> str:
+def _settings(checkpoint: Checkpoint, clip_skip: int) -> str:
     """Everything but the prompt that decides the outcome, as text."""
     config = checkpoint.config
     return json.dumps({

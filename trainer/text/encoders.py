@@ -17,7 +17,7 @@ from transformers import CLIPTextModel
 
 from ...core.errors import SettingsError
 from ...core.families import stated_encoder
-from ..loading.checkpoint import LoadedCheckpoint
+from ..loading.checkpoint import Checkpoint
 from ..loading.encoders import EOS
 from ..model.conditioning import Conditioning, Encoded
 from .tokenizers import Chunk, clip_chunks, t5_chunk
@@ -38,11 +38,11 @@ class EncoderPlan:
     notes: Callable[[Sequence[str]], list[str]] = lambda prompts: []
 
 
-PlanMaker = Callable[[str, LoadedCheckpoint, int], EncoderPlan]
+PlanMaker = Callable[[str, Checkpoint, int], EncoderPlan]
 """(kind, checkpoint, clip skip as the user counts it) -> how prompts go through its encoder."""
 
 
-def plan(kind: str, checkpoint: LoadedCheckpoint, clip_skip: int) -> EncoderPlan:
+def plan(kind: str, checkpoint: Checkpoint, clip_skip: int) -> EncoderPlan:
     """How prompts go through encoder `kind` of this checkpoint.
 
     Args:
@@ -53,13 +53,13 @@ def plan(kind: str, checkpoint: LoadedCheckpoint, clip_skip: int) -> EncoderPlan
     return KINDS[kind](kind, checkpoint, clip_skip)
 
 
-def read_layer(checkpoint: LoadedCheckpoint, clip_skip: int) -> int:
+def read_layer(checkpoint: Checkpoint, clip_skip: int) -> int:
     """The CLIP layer that is read, 1 the last: the user's where the family has a clip skip."""
     text = checkpoint.family.text
     return clip_skip if text.clip_skip else text.hidden_layer
 
 
-def _plan_clip(pad: int, kind: str, checkpoint: LoadedCheckpoint, clip_skip: int) -> EncoderPlan:
+def _plan_clip(pad: int, kind: str, checkpoint: Checkpoint, clip_skip: int) -> EncoderPlan:
     skip, normed = read_layer(checkpoint, clip_skip), checkpoint.family.text.final_norm
     layers = int(checkpoint.encoders[kind].config["num_hidden_layers"])
     if skip > layers:
@@ -72,7 +72,7 @@ def _plan_clip(pad: int, kind: str, checkpoint: LoadedCheckpoint, clip_skip: int
     )
 
 
-def _plan_t5(kind: str, checkpoint: LoadedCheckpoint, clip_skip: int) -> EncoderPlan:
+def _plan_t5(kind: str, checkpoint: Checkpoint, clip_skip: int) -> EncoderPlan:
     return EncoderPlan(lambda text: len(t5_chunk(text).ids), _encode_t5)
 
 
@@ -143,7 +143,7 @@ def first_state(hidden: Tensor, is_end: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), is_end.int().argmax(dim=1)]
 
 
-def combine(checkpoint: LoadedCheckpoint, parts: Mapping[str, Encoded]) -> Conditioning:
+def combine(checkpoint: Checkpoint, parts: Mapping[str, Encoded]) -> Conditioning:
     """What the denoiser is told, from what its encoders said about one prompt."""
     own = stated_encoder(checkpoint.detection)
     if own is not None and own in parts:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..loading import encoders as files
-from ..loading.checkpoint import LoadedCheckpoint
+from ..loading.checkpoint import Checkpoint
 from ..loading.weights import Component, Weights
 from ..model.conditioning import Encoded
 from ..text import encoders as prompts
@@ -36,7 +36,7 @@ def _component(weights: Weights, config: Mapping[str, object]) -> Component:
     return files.clip_component(FACTS, weights, config, extra=(TOKEN_IDS,))
 
 
-def _plan(kind: str, checkpoint: LoadedCheckpoint, clip_skip: int) -> EncoderPlan:
+def _plan(kind: str, checkpoint: Checkpoint, clip_skip: int) -> EncoderPlan:
     encoder = checkpoint.encoders[kind]
     ids = encoder.weights.read_full(TOKEN_IDS).tolist()
     length = int(encoder.config["max_position_embeddings"])

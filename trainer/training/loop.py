@@ -12,6 +12,9 @@ from ...app.runs.directory import RunDirectory
 from ..device import device_memory, free_memory, memory_in_use
 from .trainer import Trainer, learning_rate
 
+LARGE_STATE, PAUSE = 2**28, 600.0
+"""Bytes of a state from which on it is not saved more often than once in so many seconds."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -41,7 +44,8 @@ def train(
     Args:
         on_progress: called after every student update.
         should_stop: asked after every student update.
-        on_save: called with the step after each saved state (previews, loadable LoRA).
+        on_save: called with the step every `save_every` updates and where this ends, after the
+            state was saved, if it was (previews, loadable LoRA).
     """
     config = trainer.config
 
@@ -50,6 +54,7 @@ def train(
 
     if trainer.step == 0 and not trainer.head_start(stop_wanted):
         return False
+    states = _States(trainer, run)
     average = 0.0  # of the seconds of an update; the slow first one is forgotten quickly
     while trainer.step < config.steps:
         started = time.perf_counter()
@@ -64,18 +69,39 @@ def train(
         average = 0.9 * (average or seconds) + 0.1 * seconds
         progress = Progress(trainer.step, config.steps, metrics, average)
         done = trainer.step == config.steps
-        saved = done or trainer.step % config.save_every == 0
-        if saved:  # before anything is drawn or shown, which might fail
-            trainer.save(run)
+        told = done or trainer.step % config.save_every == 0
+        if done or (told and states.due()):  # before anything is drawn or shown, which might fail
+            states.save()
+        if told:
             on_save(trainer.step)
         on_progress(progress)
         stopping = stop_wanted()
-        if stopping and not saved:
-            trainer.save(run)
+        if stopping:
+            states.save()
+        if stopping and not told:
             on_save(trainer.step)
         if stopping and not done:
             return False
     return True
+
+
+class _States:
+    """Saves a run's state, once an update; a large one not too often."""
+
+    def __init__(self, trainer: Trainer, run: RunDirectory) -> None:
+        self._trainer, self._run = trainer, run
+        self._step, self._time = trainer.step, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether the last one is small or old; all processes are told the same."""
+        old = time.monotonic() - self._time >= PAUSE
+        return self._trainer.ranks.of_main(old or self._run.state_bytes() < LARGE_STATE)
+
+    def save(self) -> None:
+        """Save it, unless this update's is there."""
+        if self._step != self._trainer.step:
+            self._trainer.save(self._run)
+            self._step, self._time = self._trainer.step, time.monotonic()
 
 
 def _memory(device: torch.device) -> dict[str, float]:

@@ -14,7 +14,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +26,9 @@ from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError, RunError
 from ...core.files.hashes import file_sha256
 from ...core.recipe.recipe import MergedLora
-from ..loading.checkpoint import LoadedCheckpoint
+from ..device import DTYPES
+from ..loading.checkpoint import Checkpoint
+from ..model.loss_scale import LossScale
 from ..model.roles import AdapterRoles
 from ..text.cache import encoder_identity
 from .optimizers import AdapterOptimizer
@@ -62,15 +66,22 @@ class Learned:
     Attributes:
         optimizers: by role.
         average: the student's moving average by name, where one is kept.
+        scales: the losses' factors by role, in float16 alone.
     """
 
     roles: AdapterRoles
     optimizers: dict[str, AdapterOptimizer]
     average: dict[str, Tensor] | None
+    scales: Mapping[str, LossScale]
 
 
-def save_state(run: RunDirectory, step: int, fingerprint: str, learned: Learned) -> None:
+def save_state(
+    run: RunDirectory, step: int, fingerprint: str, learned: Learned, dtype: torch.dtype
+) -> None:
     """Write the state after student update `step` into the run, whole or not at all.
+
+    Args:
+        dtype: of the frozen network; a resume goes on in it.
 
     Raises:
         OutputError: it cannot be written; a full disk reaches us as a SafetensorError.
@@ -84,7 +95,9 @@ def save_state(run: RunDirectory, step: int, fingerprint: str, learned: Learned)
                 f"The state of update {step} could not be saved in {run.states}: {error}. Free "
                 "some space there, then resume the run."
             ) from error
-        facts = {"step": step, "fingerprint": fingerprint}
+        facts: dict[str, Any] = {"step": step, "fingerprint": fingerprint, "dtype": _name(dtype)}
+        if learned.scales:
+            facts["loss_scales"] = {role: s.to_dict() for role, s in learned.scales.items()}
         (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -122,12 +135,35 @@ def load_state(folder: Path, fingerprint: str, learned: Learned) -> int:
             if _shapes(saved) != _shapes(learned.average):
                 raise ValueError("its average is of other tensors")
             learned.average.update({name: value.clone() for name, value in saved.items()})
+        if "loss_scales" in facts:  # not in states of versions before, whose factor stayed
+            for role, scale in learned.scales.items():
+                scale.load(facts["loss_scales"][role])
         return step
-    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise RunError(
             f"The saved state {folder} is damaged ({error}). Delete that folder to resume from "
             "the state before it."
         ) from error
+
+
+def saved_dtype(run: RunDirectory) -> str | None:
+    """The number format of the run's newest state; "" if it does not say; None without a state.
+
+    Versions before this did not say, and took what the device is usually given.
+    """
+    folder = run.latest_state()
+    if folder is None:
+        return None
+    try:
+        facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""  # said when it is loaded
+    name = facts.get("dtype") if isinstance(facts, dict) else None
+    return name if isinstance(name, str) and name in DTYPES else ""
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -153,7 +189,7 @@ def run_fingerprint(
     config: DistillConfig,
     prompts: list[str],
     checkpoint_sha256: str,
-    checkpoint: LoadedCheckpoint,
+    checkpoint: Checkpoint,
     merged: Sequence[MergedLora] = (),
 ) -> str:
     """Hash of all that decides what a run computes; a resume must find the same one."""

@@ -18,6 +18,7 @@ from ..device import is_out_of_memory, release_memory
 from ..distributed import Ranks
 from ..method.dp_dmd import Metrics
 from ..method.objective import Grids
+from ..model.loss_scale import LossScale
 from ..model.roles import RoleNetwork
 from .batches import BatchSource
 from .gradients import Gradients, Samples
@@ -26,6 +27,7 @@ from .optimizers import AdapterOptimizer
 from .state import Learned, load_state, save_state
 
 T = TypeVar("T")
+KEPT = "The last saved state and its LoRA are kept in the run."
 log = logging.getLogger("dpdmd_studio.training")
 
 
@@ -89,6 +91,7 @@ class Trainer:
             NonFiniteError: a loss or gradient is not finite; the update is not applied.
         """
         step = self.step + 1
+        before = sum(scale.left_out for scale in self.network.scales.values())
         batch = self.batches.batch("student", step).to(self.device)
 
         def work() -> tuple[Metrics, Samples]:
@@ -104,9 +107,10 @@ class Trainer:
             metrics |= self._fake_update(samples, step, index)
         found = self._read(step, metrics)
         self.step = step
-        return dict(
-            zip(found, self.ranks.mean(list(found.values()), self.config.batch_size), strict=True)
-        )
+        means = self.ranks.mean(list(found.values()), self.config.batch_size)
+        told = {n: value for n, value in zip(found, means, strict=True) if math.isfinite(value)}
+        left_out = sum(scale.left_out for scale in self.network.scales.values()) - before
+        return told | ({"left_out_steps": left_out} if left_out else {})
 
     def _fresh_samples(self, step: int, index: int) -> Samples:
         batch = self.batches.batch("fake", step, index).to(self.device)
@@ -173,17 +177,24 @@ class Trainer:
     def _apply(self, role: str, step: int, metrics: Metrics) -> Tensor:
         """Clip and apply one role's gradients; returns their norm before clipping.
 
-        Gradients that are not finite are not applied; `_read` raises the error.
+        Gradients that are not finite are not applied; `_read` raises the error, but in float16
+        such a step is left out.
+
+        Raises:
+            NonFiniteError: in float16, too many steps in a row were left out.
         """
         parameters, optimizer = self.roles.parameters(role), self.optimizers[role]
         self.ranks.sum_gradients(parameters)
-        scale = self.network.loss_scale
-        if scale != 1.0:
+        scale = self.network.scales.get(role)
+        if scale is not None:
             for parameter in parameters:
                 if parameter.grad is not None:
-                    parameter.grad.div_(scale)
+                    parameter.grad.div_(scale.factor)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         finite = torch.isfinite(norm)
+        if scale is not None and not self._goes_on(role, scale, bool(finite), metrics):
+            optimizer.zero_grad()
+            return norm
         self._finite.append((role, finite))
         if not optimizer.checks_itself:
             self._read(step, metrics)
@@ -192,6 +203,36 @@ class Trainer:
         rate = learning_rate(self.config, role, step or self.config.warmup_steps + 1)
         optimizer.step(rate, finite)
         return norm
+
+    def _goes_on(self, role: str, scale: LossScale, finite: bool, metrics: Metrics) -> bool:
+        """Whether a float16 step is taken; what comes next has another loss scale where it is not.
+
+        All processes see the same sum of gradients, so they decide alike.
+
+        Raises:
+            NonFiniteError: too many steps in a row were left out.
+        """
+        update, said = self.step + 1, any(s.left_out for s in self.network.scales.values())
+        scale.note(finite=finite)
+        if scale.gives_up:
+            bad = [name for name, value in metrics.items() if not bool(torch.isfinite(value))]
+            raise NonFiniteError(
+                f"Update {update}: the {role}'s gradient was not finite in float16 "
+                f"{scale.in_a_row} times in a row{' (' + ', '.join(bad) + ' too)' if bad else ''}, "
+                "though the loss scale was halved each time. None of these steps was applied. "
+                f"{KEPT} Start a new run with --dtype bfloat16 or float32, or with a lower "
+                "learning rate."
+            )
+        if not finite and not said:
+            log.info(
+                "Update %d: the %s's gradient goes beyond what float16 holds. This one step is "
+                "left out and the loss scale halved to %g, as is usual in float16; it is not said "
+                "again.",
+                update,
+                role,
+                scale.factor,
+            )
+        return finite
 
     def _read(self, step: int, metrics: Metrics) -> dict[str, float]:
         """Metrics as numbers; the one place of an update where the host waits for the device.
@@ -211,8 +252,8 @@ class Trainer:
         raise NonFiniteError(
             f"Update {step}: the {role}'s gradient is not finite"
             f"{' (' + ', '.join(bad) + ' too)' if bad else ''}. The update was not applied. "
-            "The last saved state and its LoRA are kept in the run. Start a new run with a "
-            "lower learning rate, or with --dtype bfloat16 or float32."
+            f"{KEPT} Start a new run with a lower learning rate, or with --dtype bfloat16 or "
+            "float32."
         )
 
     @torch.no_grad()
@@ -229,10 +270,11 @@ class Trainer:
         for role in self.optimizers:
             self.ranks.require_equal(f"{role} adapter", self.roles.parameters(role))
         if self.ranks.is_main:
-            save_state(run, self.step, self.fingerprint, self._learned())
+            dtype = self.network.call.dtype
+            save_state(run, self.step, self.fingerprint, self._learned(), dtype)
 
     def _learned(self) -> Learned:
-        return Learned(self.roles, self.optimizers, self.average)
+        return Learned(self.roles, self.optimizers, self.average, self.network.scales)
 
     def resume(self, run: RunDirectory) -> bool:
         """Restore the newest saved state; False if there is none: then all starts anew."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from ...errors import CheckpointError, UnsupportedModelError
 from ...files.tensor_file import CONVERT_HINT, TensorFile, read_model_header
 from ..base import Detection, Family
+from ..few_step_names import few_step_notes
 from ..prediction import full_title, name_notes
 from ..unsupported import SUPPORTED, refuse_empty, refuse_extra_inputs, refuse_quantised
-from .scheduler import read_scheduler
+from .scheduler import few_step_scheduler, read_scheduler
 from .vae import check_vae_config, folder_vae
 
 MAX_JSON_BYTES = 50_000_000
@@ -138,9 +139,9 @@ def detect_folder(folder: ModelFolder, families: Sequence[Family]) -> Detection:
         folder=True,
         notes=notes,
     )
-    if folder.scheduler:
-        return found
-    hints = name_notes(found, predictions, folder.path.name)
+    hints = () if few_step_scheduler(folder.scheduler) else few_step_notes(folder.path.name, {})
+    if not folder.scheduler:
+        hints += name_notes(found, predictions, folder.path.name)
     return replace(found, notes=(*found.notes, *hints))
 
 

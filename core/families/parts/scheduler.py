@@ -64,10 +64,11 @@ def read_scheduler(scheduler: Config, family: Family, name: str) -> StatedSampli
             "Give an ordinary model of the family."
         )
     notes = ()
-    if FEW_STEP_CLASS.fullmatch(kind):
+    if few_step_scheduler(scheduler):
         notes = (
             f"The folder's scheduler is {kind}, that of few-step models (LCM, TCD): a model that "
-            "is distilled already does not do as a teacher with guidance.",
+            "is distilled already does not do as a teacher with guidance. Distil the checkpoint "
+            "that it was made from.",
         )
     stated = str(scheduler.get("prediction_type") or "")
     flows = (
@@ -105,6 +106,11 @@ def read_scheduler(scheduler: Config, family: Family, name: str) -> StatedSampli
             "v_prediction there; if not, take that entry out."
         )
     return StatedSampling(prediction, zero_snr, notes=notes)
+
+
+def few_step_scheduler(scheduler: Config) -> bool:
+    """Whether it is one that few-step models alone are sampled with."""
+    return FEW_STEP_CLASS.fullmatch(str(scheduler.get("_class_name", ""))) is not None
 
 
 def _check_flow(scheduler: Config, kind: str, stated: str, *, flows: bool, label: str) -> None:

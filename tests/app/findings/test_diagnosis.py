@@ -136,6 +136,13 @@ def test_gradients_of_exactly_zero_learn_nothing():
     assert titles(facts({"student_grad_norm": [0.0] * 9 + [1e-9]}), "problem") == []
 
 
+def test_steps_left_out_in_float16_are_named_where_they_are_many():
+    title = "Float16 overflows often"
+    assert titles(facts({"left_out_steps": [0] * 45 + [1, 0, 2, 0, 1]})) == []
+    assert titles(facts({"left_out_steps": [0] * 40 + [1, 0] * 5}), "warning") == [title]
+    assert titles(facts({"left_out_steps": [1] * 49})) == []
+
+
 # Speed and memory
 
 SLOW = [9.0, *[1.0] * 39, *[5.0] * 20]

@@ -84,10 +84,11 @@ def test_a_run_whose_empty_folders_were_lost_has_them_again_when_it_is_owned(run
 
 
 def test_only_the_newest_states_are_kept(run):
+    most = 0
     for step in range(1, 6):
         with run.new_state(step):
-            pass
-    assert len(list(run.states.iterdir())) == KEPT_STATES
+            most = max(most, len(list(run.states.iterdir())))
+    assert len(list(run.states.iterdir())) == KEPT_STATES == most
     assert run.latest_state().name == "step-00000005"
 
 

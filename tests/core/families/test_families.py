@@ -21,6 +21,7 @@ from dpdmd_studio.core.families import (
     set_otherwise,
     stated_encoder,
 )
+from dpdmd_studio.core.families.few_step_names import few_step_word
 from dpdmd_studio.core.files.tensor_file import TensorFile, TensorInfo
 from torch import nn
 
@@ -271,6 +272,40 @@ def test_a_name_is_a_hint_alone(name, file, hinted, headers):
     found = detect(dataclasses.replace(header(headers[name]), path=Path(f"{file}.safetensors")))
     assert found.prediction == ("flow" if name == "sd3" else "eps")
     assert any("speaks of a rectified flow" in note for note in found.notes) == hinted
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("sd_xl_turbo_1.0_fp16", "turbo"),
+        ("realvisxlV40_v40LightningBakedvae", "Lightning"),
+        ("dreamshaperXL_lightningDPMSDE", "lightning"),
+        ("turbovisionxlSuperFastXL_v431", "turbo"),
+        ("dreamshaper_8LCM", "LCM"),
+        ("photonLCM_v10", "LCM"),
+        ("sdxl-dmd2-merge", "dmd"),
+        ("juggXIByRundiffusion_Hyper", "Hyper"),
+        ("Hyper-SDXL-8steps", "Hyper"),
+        ("myMerge_4step_v2", "4 step"),
+        ("hyperRealism_v30", ""),
+        ("DP-DMD Studio shapes", ""),
+        ("hyper detailed anime", ""),
+        ("model-1000steps", ""),
+        ("perfectWorld_v6Baked", ""),
+        ("pcmanga", ""),
+        ("ponyDiffusionV6XL", ""),
+        ("", ""),
+    ],
+)
+def test_a_name_that_speaks_of_few_steps_is_a_hint(text, word, headers):
+    assert few_step_word(text) == word
+    plain = header(headers["sdxl"])
+    named = detect(dataclasses.replace(plain, path=Path(f"{text}.safetensors")))
+    titled = dataclasses.replace(plain, metadata={"modelspec.title": text})
+    for found, where in ((named, "name"), (detect(titled), "metadata (modelspec.title)")):
+        said = [note for note in found.notes if "few-step model already" in note]
+        assert len(said) == bool(word)
+        assert not said or said[0].startswith(f"The {where} says {word!r}")
 
 
 def test_settings_go_before_what_a_file_says(headers):

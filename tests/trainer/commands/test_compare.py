@@ -10,7 +10,7 @@ import torch
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.trainer.commands import compare as command
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -21,7 +21,7 @@ SMALL = ("--resolution", "32x32", "--teacher-steps", "2", "--seeds", "0-2")
 def loras(files, tmp_path_factory):
     """Two LoRAs for the tiny SD 1.x checkpoint and one for SD3, with a recipe each."""
     folder, found = tmp_path_factory.mktemp("loras"), {}
-    plain = load_checkpoint(files["sd1"], dtype=torch.float32, device="cpu")
+    plain = open_checkpoint(files["sd1"], dtype=torch.float32, device="cpu").load()
     for seed, name in ((1, "one"), (2, "two")):
         pairs = lora_networks.random_pairs(plain.network, plain.family, plain.config, seed=seed)
         found[name] = folder / f"{name}.safetensors"

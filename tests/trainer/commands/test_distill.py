@@ -16,7 +16,7 @@ from dpdmd_studio.core.errors import NonFiniteError, OutputError, RunError
 from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, read_lora, weight_shapes
 from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.commands.open_session import open_session
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from safetensors.torch import load_file
 from tiny_runs import (
     BUILDERS,
@@ -58,7 +58,7 @@ def test_every_family_distils_and_the_lora_is_the_student(name, files, tmp_path)
     recipe = lora.recipe
     assert recipe.num_steps == 4 and recipe.family == name
     # merged into a fresh copy of the checkpoint, the file gives the adapter's own predictions
-    plain = load_checkpoint(files[name], dtype=torch.float32, device="cpu")
+    plain = open_checkpoint(files[name], dtype=torch.float32, device="cpu").load()
     deltas = lora_deltas(lora, plain.family, plain.config, weight_shapes(plain.network))
     session = outcome.session
     x = torch.randn(1, plain.detection.latent_channels, 4, 4)

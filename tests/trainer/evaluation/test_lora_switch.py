@@ -8,7 +8,7 @@ import torch
 from dpdmd_studio.core.errors import LoraError
 from dpdmd_studio.core.lora.file import NewLora, read_lora, write_lora
 from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
-from dpdmd_studio.trainer.loading.checkpoint import apply_lora, load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import apply_lora, open_checkpoint
 
 
 def weights(checkpoint) -> dict[str, torch.Tensor]:
@@ -17,7 +17,7 @@ def weights(checkpoint) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def plain(files):
-    return load_checkpoint(files["sd1"], dtype=torch.float32, device="cpu")
+    return open_checkpoint(files["sd1"], dtype=torch.float32, device="cpu").load()
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_each_lora_alone_equals_a_merge_and_off_is_bit_exact(files, plain, loras
     before = weights(plain)
     switch = LoraSwitch(plain, {"a": [(loras[0], 1.0)], "b": [(loras[1], 0.5)]})
     for name, lora, strength in (("a", loras[0], 1.0), ("b", loras[1], 0.5)):
-        merged = load_checkpoint(files["sd1"], dtype=torch.float32, device="cpu")
+        merged = open_checkpoint(files["sd1"], dtype=torch.float32, device="cpu").load()
         apply_lora(merged, lora, strength)
         switch.use(name)
         for key, value in weights(merged).items():

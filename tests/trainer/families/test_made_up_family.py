@@ -17,7 +17,7 @@ from dpdmd_studio.core.families import identify
 from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.core.lora.file import lora_deltas, read_lora, weight_shapes
 from dpdmd_studio.core.lora.math import delta
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from dpdmd_studio.trainer.loading.decoding import vae_latents
 from dpdmd_studio.trainer.memory.packed_base import store_base
 from dpdmd_studio.trainer.model.conditioning import Conditioning
@@ -60,7 +60,7 @@ def trained(file, tmp_path_factory):
 
 def loaded(file):
     """The checkpoint in fp32."""
-    return load_checkpoint(file, dtype=torch.float32, device="cpu")
+    return open_checkpoint(file, dtype=torch.float32, device="cpu").load()
 
 
 def test_it_is_detected_with_its_encoder(file):

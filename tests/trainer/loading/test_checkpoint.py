@@ -17,7 +17,7 @@ from dpdmd_studio.core.errors import (
 )
 from dpdmd_studio.core.families import AskedSampling
 from dpdmd_studio.core.files.tensor_file import read_header, read_model_header
-from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import Overrides, open_checkpoint
 from dpdmd_studio.trainer.loading.weights import converted
 
 PREFIX = "model.diffusion_model."
@@ -48,7 +48,7 @@ def files(sources, tmp_path_factory):
 def load(path: Path, dtype: torch.dtype = torch.float32, prediction=None, **changes):
     """A checkpoint on the CPU, what it reported thrown away."""
     overrides = Overrides(sampling=AskedSampling(prediction=prediction), **changes)
-    return load_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides)
+    return open_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides).load()
 
 
 def inputs(network, channels: int) -> dict[str, object]:

@@ -10,7 +10,7 @@ import torch
 from dpdmd_studio.core.errors import LoraError, NonFiniteError
 from dpdmd_studio.core.lora.file import lora_deltas, read_lora, weight_shapes
 from dpdmd_studio.core.lora.math import delta
-from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import Overrides, open_checkpoint
 from dpdmd_studio.trainer.loading.lora_merge import open_merging
 from dpdmd_studio.trainer.text.cache import encode_prompts, encoder_identity
 from safetensors.torch import load_file, save_file
@@ -31,9 +31,9 @@ def files(files, tmp_path_factory):
 def merged(path, loras, dtype=torch.float32, notes=None):
     opened = [open_merging(item.path, strength) for item, strength in loras]
     with heard() as said:
-        checkpoint = load_checkpoint(
+        checkpoint = open_checkpoint(
             path, dtype=dtype, device="cpu", overrides=Overrides(loras=opened)
-        )
+        ).load()
     if notes is not None:
         notes += said
     return checkpoint

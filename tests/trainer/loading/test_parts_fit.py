@@ -12,7 +12,7 @@ from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.app.library.inspect import inspect
 from dpdmd_studio.core.errors import CheckpointError
 from dpdmd_studio.core.families import check_files, identify
-from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import Overrides, open_checkpoint
 
 PREFIX = "model.diffusion_model."
 MAKERS = {
@@ -116,7 +116,7 @@ def test_parts_of_another_model_are_named_before_anything_is_queued_or_loaded(
 def load(path, encoders, vae=None):
     """The checkpoint with these files beside it."""
     overrides = Overrides(text_encoders=encoders, vae=vae)
-    return load_checkpoint(path, dtype=torch.float32, device="cpu", overrides=overrides)
+    return open_checkpoint(path, dtype=torch.float32, device="cpu", overrides=overrides).load()
 
 
 def test_a_vae_of_another_family_in_the_file_is_noted_and_not_drawn_through(files, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, read_lora, weight_shapes
 from dpdmd_studio.core.lora.math import LoraPair, concatenated, delta
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from safetensors.torch import load_file
 from style_loras import EXTRA, change, plain, style
 from tiny_runs import BUILDERS, distil, new_run
@@ -59,7 +59,7 @@ def test_a_lora_that_includes_the_styles_is_the_sum_of_all(name, file_format, fi
 
 def check_pictures(outcome, path, deltas):
     """The written file on the plain checkpoint predicts what the student predicts."""
-    fresh = load_checkpoint(path, dtype=torch.float32, device="cpu")
+    fresh = open_checkpoint(path, dtype=torch.float32, device="cpu").load()
     session = outcome.session
     x = torch.randn(1, fresh.detection.latent_channels, 4, 4, generator=seeded())
     condition = next(iter(session.encoded.values()))
@@ -109,7 +109,7 @@ def test_diffusers_loads_a_file_of_several_ranks_as_written(name, file_format, f
     outcome = distil(run)
     pipeline = StableDiffusionPipeline if name == "sd1" else StableDiffusionXLPipeline
     ours, theirs = (
-        load_checkpoint(files[name], dtype=torch.float32, device="cpu") for _ in range(2)
+        open_checkpoint(files[name], dtype=torch.float32, device="cpu").load() for _ in range(2)
     )
     deltas = lora_deltas(
         read_lora(outcome.lora), ours.family, ours.config, weight_shapes(ours.network)

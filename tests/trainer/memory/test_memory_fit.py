@@ -14,6 +14,7 @@ from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory import fit as memory_fit
 from dpdmd_studio.trainer.memory.fit import FreeMemory, fit_memory, needed_memory
+from full_card import Card
 from live_bytes import LiveBytes
 from tiny_runs import distil, heard, metrics_of, new_run
 
@@ -134,22 +135,6 @@ def test_numbers_in_8_bit_are_needed_in_16(files):
     config = DistillConfig(dtype="bfloat16")
     found = needed_memory(path, torch.bfloat16)(config)
     assert found == 1.08 * arithmetic_memory(identify(path), config, 2 * numbers).peak
-
-
-class Card(LiveBytes):
-    """A device that has run out when more than `limit` bytes of new tensors are alive."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__([])
-        self.limit, self.refused = limit, 0
-
-    def _risen(self) -> None:
-        super()._risen()
-        if self.live > self.limit:
-            self.refused += 1
-            self._storages.clear()
-            self.live = self.peak = 0
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def test_a_whole_run_finishes_under_a_cap_that_its_settings_do_not_fit(files, tmp_path, home):

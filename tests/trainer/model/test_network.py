@@ -13,7 +13,7 @@ from dpdmd_studio.core.diffusion.schedule import FlowSchedule, Levels, VPSchedul
 from dpdmd_studio.core.errors import CheckpointError
 from dpdmd_studio.core.families import AskedSampling
 from dpdmd_studio.trainer.loading import prediction_check
-from dpdmd_studio.trainer.loading.checkpoint import Overrides, load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import Overrides, open_checkpoint
 from dpdmd_studio.trainer.loading.decoding import decode, linear_preview
 from dpdmd_studio.trainer.loading.prediction_check import check_prediction_type, clear_prediction
 from dpdmd_studio.trainer.model.conditioning import Conditioning
@@ -22,7 +22,7 @@ from dpdmd_studio.trainer.model.conditioning import Conditioning
 def load(path, dtype=torch.float32, prediction=None, vae=None):
     """A checkpoint in fp32."""
     overrides = Overrides(sampling=AskedSampling(prediction=prediction), vae=vae)
-    return load_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides)
+    return open_checkpoint(path, dtype=dtype, device="cpu", overrides=overrides).load()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from dpdmd_studio.core.diffusion.guidance import Guidance
 from dpdmd_studio.trainer.model.conditioning import PromptPair
+from dpdmd_studio.trainer.model.loss_scale import LossScale
 from dpdmd_studio.trainer.model.roles import RoleNetwork
 
 
@@ -45,11 +46,12 @@ class Call:
 
 
 def bound(call, size=2, *, batches=True, scale=1.0, of=None):
+    scales = {} if scale == 1.0 else {"student": LossScale(scale)}
     prompts = PromptPair(
         Prompt(torch.ones(size), batches=batches),
         Prompt(torch.zeros(size)),  # type: ignore[arg-type]
     )
-    return RoleNetwork(call, call, scale).bound(prompts, size, of=of or size)  # type: ignore[arg-type]
+    return RoleNetwork(call, call, scales).bound(prompts, size, of=of or size)  # type: ignore[arg-type]
 
 
 LEVEL = SimpleNamespace(timesteps=torch.tensor(500.0))

@@ -12,7 +12,7 @@ import checkpoints
 import pytest
 import torch
 from dpdmd_studio.core.errors import CheckpointError, PromptError, RunError, SettingsError
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from dpdmd_studio.trainer.text import cache as prompt_cache
 from dpdmd_studio.trainer.text import tokenizers
 from dpdmd_studio.trainer.text.cache import encode_prompts, estimate_cache_bytes
@@ -165,7 +165,7 @@ def load(tmp_path, tiny, state=None, metadata=None):
     """A checkpoint of these modules in fp32."""
     path = tmp_path / "x.safetensors"
     checkpoints.save(path, state or checkpoints.file_state(tiny), metadata=metadata)
-    return load_checkpoint(path, dtype=torch.float32, device="cpu")
+    return open_checkpoint(path, dtype=torch.float32, device="cpu").load()
 
 
 def encode(checkpoint, prompts, folder, **options):

@@ -16,7 +16,7 @@ from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.trainer.commands.open_session import default_guidance
 from dpdmd_studio.trainer.evaluation.sampling import Trajectory, sample_latents
 from dpdmd_studio.trainer.loading import encoders as files
-from dpdmd_studio.trainer.loading.checkpoint import load_checkpoint
+from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from dpdmd_studio.trainer.loading.decoding import decode
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.text import encoders as prompts
@@ -64,7 +64,7 @@ def test_commands_make_its_encoder_known(teacher, tmp_path, monkeypatch):
 def test_held_out_captions_come_out_as_said(teacher, tmp_path):
     """A recount of the summary's main number on few pictures, through the ordinary loading path."""
     encoder.register()
-    checkpoint = load_checkpoint(teacher, dtype=torch.float32, device="cpu")
+    checkpoint = open_checkpoint(teacher, dtype=torch.float32, device="cpu").load()
     captions = caption_sample(held_out=True, count=32, seed=11)
     encoded = encode_prompts(
         checkpoint,

@@ -30,7 +30,7 @@ from .bank import Bank
 from .naming import NAMING_WEIGHT, NamingHead
 
 DEPTH, SIDE, BATCH = 4, 8, 128
-PEAK, DECAY = 1.5e-3, 0.9995
+PEAK, DECAY = 1.5e-3, 0.98
 NAMED_AFTER = 3
 """The block after which the head reads."""
 

@@ -7,6 +7,7 @@ import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -179,6 +180,15 @@ def free_memory(device: torch.device) -> int | None:
     free += module.memory_reserved(device) - allocated
     share = getattr(module, "get_per_process_memory_fraction", lambda index: 1.0)(device.index)
     return free if share >= 1.0 else max(0, min(free, int(share * total) - allocated))
+
+
+def free_computer_memory() -> int | None:
+    """Bytes of the computer's own memory that programs can still take; None where it is unknown."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
 
 
 def limit_to_free(device: torch.device) -> int | None:

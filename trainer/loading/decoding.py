@@ -49,10 +49,20 @@ def decode(checkpoint: LoadedCheckpoint, latents: Tensor, what: str = "") -> np.
     decoder = checkpoint.decoder
     if decoder is not None:
         try:
-            return _images(_decode_each(checkpoint, decoder, latents))
+            return vae_images(checkpoint, decoder, latents)
         except NonFiniteError as error:
             logger.warning("%s Images are shown through a linear map instead.", error)
     return _images([linear_preview(checkpoint, item[None]) for item in latents])
+
+
+@torch.no_grad()
+def vae_images(checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor) -> np.ndarray:
+    """As `decode`, by this decoder of the checkpoint alone.
+
+    Raises:
+        NonFiniteError: the decoder makes NaN or infinity of the latents.
+    """
+    return _images(_decode_each(checkpoint, decoder, latents))
 
 
 def _check_latents(latents: Tensor, dtype: torch.dtype, what: str = "") -> None:

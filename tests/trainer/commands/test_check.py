@@ -14,7 +14,7 @@ from dpdmd_studio.app.findings import checkup as verdicts
 from dpdmd_studio.app.gui.forms.distill_hints import earlier_runs
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.families import identify
-from dpdmd_studio.trainer.commands import check as command
+from dpdmd_studio.trainer.commands import check_parts as command
 from dpdmd_studio.trainer.commands.check import CheckRequest, CheckResult, check
 from dpdmd_studio.trainer.evaluation import checkup
 from dpdmd_studio.trainer.model.roles import AdapterRoles

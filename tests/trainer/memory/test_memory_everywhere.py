@@ -378,7 +378,7 @@ def limited_decoder(monkeypatch, most: int) -> list[tuple[int, int]]:
         return original(self, latents)
 
     a_card(monkeypatch, refuses=note)
-    monkeypatch.setattr(decoding, "_decoder_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(decoding, "decoder_dtype", lambda device: torch.float32)
     monkeypatch.setattr(decoding, "_decoded", lambda model, latents, device: model(latents))
     monkeypatch.setattr(KLDecoder, "forward", forward)
     monkeypatch.setattr(decoding, "free_memory", lambda device: None)

@@ -12,6 +12,8 @@ from ...app.runs.directory import RunDirectory
 from ..device import device_memory, free_memory, memory_in_use
 from .trainer import Trainer, learning_rate
 
+HICCUP = 3.0
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -50,7 +52,7 @@ def train(
 
     if trainer.step == 0 and not trainer.head_start(stop_wanted):
         return False
-    average = 0.0  # of the seconds of an update; the slow first one is forgotten quickly
+    average = 0.0
     while trainer.step < config.steps:
         started = time.perf_counter()
         metrics = trainer.update()
@@ -61,7 +63,7 @@ def train(
         if trainer.ranks.size > 1:
             line["processes"] = trainer.ranks.size
         run.append_metrics(line)
-        average = 0.9 * (average or seconds) + 0.1 * seconds
+        average = smoothed(average, seconds)
         progress = Progress(trainer.step, config.steps, metrics, average)
         done = trainer.step == config.steps
         saved = done or trainer.step % config.save_every == 0
@@ -76,6 +78,17 @@ def train(
         if stopping and not done:
             return False
     return True
+
+
+def smoothed(average: float, seconds: float) -> float:
+    """The seconds of an update as they go into the time left: the slow first is forgotten quickly.
+
+    A computer that slept, or a run that was halted, makes one update of hours. It counts as
+    `HICCUP` usual ones: what has truly become slower is believed after some updates.
+    """
+    if not average:
+        return seconds
+    return 0.9 * average + 0.1 * min(seconds, HICCUP * average)
 
 
 def _memory(device: torch.device) -> dict[str, float]:

@@ -39,9 +39,9 @@ SIGNALLED = (
     "The process was ended from outside ({}). Start it again; it goes on from its last state."
 )
 KILLED = (
-    "The process was killed (signal 9): by hand, by a system that shut down, or by one that had no "
-    "memory left. Start it again; it goes on from its last state. If that happens again, close "
-    "other programs or enlarge the swap space."
+    "The process was ended from outside (signal 9: killed by hand, by a system that shut down, or "
+    "by one that had no memory left). Start it again; it goes on from its last state. If that "
+    "happens again, close other programs or enlarge the swap space."
 )
 CRASHED = (
     "The process crashed in a library's own code ({}); the log may say where. Start it again; it "

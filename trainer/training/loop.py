@@ -13,6 +13,7 @@ from ..device import device_memory, free_memory, memory_in_use
 from .trainer import Trainer, learning_rate
 
 HICCUP = 3.0
+"""As how many usual updates one counts at most in the time left."""
 
 
 @dataclass(frozen=True)

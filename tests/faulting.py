@@ -99,12 +99,13 @@ def lora_of(run: RunDirectory) -> bytes:
 
 
 def kept_state(run: RunDirectory) -> int:
-    """The update of its last saved state, 0 without one; it must be whole."""
+    """The update of its last saved state, which must be whole; 0 without one, -1 if it has NaN."""
     folder = run.latest_state()
     if folder is None:
         return 0
     for file in folder.glob("*.safetensors"):
-        state.load_file(file)
+        if not all(bool(torch.isfinite(value).all()) for value in state.load_file(file).values()):
+            return -1
     return json.loads((folder / "state.json").read_text())["step"]
 
 
@@ -522,6 +523,8 @@ def go_on(run: RunDirectory) -> Ended:
     try:
         with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(io.StringIO()):
             code = main(["resume", str(run.path)])
+    except Exception as error:  # one line is what a person should get
+        return Ended(1, tuple(logged), f"{type(error).__name__}: {error}")
     finally:
         logger.removeHandler(handler)
     lines = shown.getvalue().splitlines()

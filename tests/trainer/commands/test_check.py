@@ -49,11 +49,11 @@ def verdict_of(result: CheckResult, name: str) -> str:
 @pytest.fixture
 def only(monkeypatch):
     """Restricts checks to the named parts."""
-    whole = command._Check.parts
+    whole = command.Checkup.parts
 
     def restrict(*names: str) -> None:
         monkeypatch.setattr(
-            command._Check, "parts", lambda self: [p for p in whole(self) if p.name in names]
+            command.Checkup, "parts", lambda self: [p for p in whole(self) if p.name in names]
         )
 
     return restrict

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 
@@ -20,8 +20,10 @@ from ..core.families.base import CostFacts
 from .config.distill_config import DistillConfig
 from .config.knobs import AUTO
 from .library.home import home
+from .runs.checks import checked_runs
 from .runs.directory import RunDirectory
 from .runs.facts import RunFacts, number, read_facts
+from .runs.tables import duration
 
 GIB = 2**30
 # A driver's own memory, and what an allocator rounds up and cannot use: assumed, not measured.
@@ -117,10 +119,13 @@ def bytes_in_16_bit(path: Path) -> int:
 def time_of_earlier_runs(
     path: Path, detection: Detection, config: DistillConfig
 ) -> tuple[float | None, str]:
-    """(seconds of all updates, the same in words), from this machine's runs with these settings."""
+    """(seconds of all updates, the same in words), from this machine's runs with these settings.
+
+    The updates that `check` has timed go before those of runs.
+    """
     folder = home() / "runs"
     folders = sorted((p for p in folder.glob("*") if p.is_dir()), reverse=True)
-    runs = (RunDirectory(found) for found in folders)
+    runs = chain(checked_runs(), (RunDirectory(found) for found in folders))
     like = _like(detection, config, _size(path), runs)
     seconds = next((s for run in like if (s := _seconds_per_update(run))), None)
     return seconds and seconds * config.steps, _time_text(seconds, config.steps)
@@ -264,15 +269,11 @@ def _memory_text(memory: int, measured: bool) -> str:
 
 def _time_text(seconds: float | None, steps: int) -> str:
     if seconds is None:
-        return "Time: not known until the first updates; no earlier run had these settings."
+        return (
+            "Time: not known until the first updates; no earlier run had these settings. The "
+            "command check measures it, and whether all else works on this device."
+        )
     return (
         f"Time: about {duration(seconds * steps)} for {steps} updates, from an earlier run with "
         "these settings; loading, previews and measurements come on top."
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -27,13 +27,13 @@ from dpdmd_studio.core.diffusion.schedule import VPSchedule
 from dpdmd_studio.core.families import family
 from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
 from dpdmd_studio.trainer.model.roles import AdapterRoles, RoleNetwork
 from dpdmd_studio.trainer.training.batches import Batch, stream_generator
 from dpdmd_studio.trainer.training.in_force import SettingsInForce
 from dpdmd_studio.trainer.training.trainer import Trainer
-from live_bytes import LiveBytes
 from three_copies import ThreeCopies
 
 WIDTHS, CONTEXT = (112, 224, 448, 448), 768

@@ -25,6 +25,7 @@ from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.loading.parts import find_components
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from dpdmd_studio.trainer.memory.packed_base import store_base
 from dpdmd_studio.trainer.model.conditioning import Conditioning, PromptPair
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
@@ -33,7 +34,6 @@ from dpdmd_studio.trainer.toys import encoder
 from dpdmd_studio.trainer.training.batches import Batch, stream_generator
 from dpdmd_studio.trainer.training.in_force import SettingsInForce
 from dpdmd_studio.trainer.training.loop import Trainer
-from live_bytes import LiveBytes
 
 ASSETS = Path(__file__).resolve().parents[1] / "trainer" / "assets"
 LARGE = {

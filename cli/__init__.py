@@ -36,6 +36,7 @@ from .arguments import (
     prompts_of,
     require_text,
 )
+from .check import add_check
 from .compare import add_compare
 from .console import plain_line, show_warnings, shown_by
 from .estimate import add_estimate
@@ -92,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_distill(commands.add_parser("distill", help="make a few-step LoRA of a checkpoint"))
     add_estimate(commands.add_parser("estimate", help="say what a run will need, before it starts"))
+    checking = "try a checkpoint on this device, before a first run"
+    add_check(commands.add_parser("check", help=checking))
     _add_resume(commands.add_parser("resume", help="go on with a stopped or interrupted run"))
     _add_sample(commands.add_parser("sample", help="make images with a checkpoint or a LoRA"))
     comparison = commands.add_parser("compare", help="draw and measure LoRAs beside their teacher")

@@ -22,11 +22,11 @@ from ..app.estimate import (
     Memory,
     arithmetic_memory,
     bytes_in_16_bit,
-    duration,
     time_of_earlier_runs,
 )
 from ..app.library.model_folders import size_text
 from ..app.library.path_checks import typed_path
+from ..app.runs.tables import duration
 from ..core.errors import SettingsError
 from ..core.families import Detection, check_own_parts, gains_by_half
 from .arguments import add_config_arguments, add_model_files, model_files, print_result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from live_bytes import LiveBytes
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 
 
 class Card(LiveBytes):

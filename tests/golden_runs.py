@@ -436,7 +436,7 @@ def lora_facts(place: Workplace, lora: Path) -> dict[str, Any]:
 
 
 COMMANDS = (
-    "", "distill", "estimate", "resume", "sample", "compare", "package", "work", "runs",
+    "", "distill", "estimate", "check", "resume", "sample", "compare", "package", "work", "runs",
     "runs list", "runs start", "runs stop", "runs move", "runs duplicate", "runs rename",
     "runs delete", "runs restore", "runs log", "gui", "settings", "settings export", "inspect",
     "demo",

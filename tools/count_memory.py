@@ -34,6 +34,7 @@ from dpdmd_studio.core.recipe.few_step import family_schedule
 from dpdmd_studio.trainer.distributed import joined
 from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.loading.parts import find_components
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from dpdmd_studio.trainer.memory.offload import OffloadRing
 from dpdmd_studio.trainer.memory.packed_base import RING, store_layers
 from dpdmd_studio.trainer.memory.weight_formats import FORMATS, NF4_BLOCK, Parts, WeightFormat
@@ -44,7 +45,6 @@ from dpdmd_studio.trainer.training.batches import Batch
 from dpdmd_studio.trainer.training.gradients import Gradients
 from dpdmd_studio.trainer.training.in_force import SettingsInForce
 from dpdmd_studio.trainer.training.optimizers import ADAMW, SMALLEST_8BIT
-from live_bytes import LiveBytes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

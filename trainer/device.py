@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,23 @@ NUMBERED = ("cuda", "xpu")  # kinds of device that a machine may have several of
 WITH_PINNED_COPIES = ("cuda", "xpu")  # kinds that read the computer's memory by themselves
 LIBRARIES_SAY = ("STATUS_ALLOC_FAILED", "OUT_OF_DEVICE_MEMORY")
 """How cuBLAS, cuDNN and Intel's runtime name a lack of memory that they run into by themselves."""
+LOST_SAYS = (
+    "unspecified launch failure",
+    "device-side assert",
+    "gpu is lost",
+    "no cuda-capable device",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "launch timed out",
+    "ecc error",
+    "cuda error: unknown error",
+    "cuda unknown error",
+    "hip error: unknown error",
+    "device_lost",
+    "device lost",
+)
+"""How drivers say that a device has crashed or gone; it refuses whatever it is asked after that."""
 LEFT_TO_DRIVER = 2**28
 """Bytes that a card's driver takes for kernels while a run goes on: assumed, not measured."""
 log = logging.getLogger("dpdmd_studio.device")
@@ -78,19 +96,47 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device ran out of memory: CUDA has a class for it, others say it."""
     words = ("out of memory", "not enough memory", "can't allocate memory", *LIBRARIES_SAY)
     named = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    return named or isinstance(error, torch.OutOfMemoryError)
+    return named or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether a device has crashed or is no longer there; this process can use it no more."""
+    said = str(error).lower()
+    return (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, torch.OutOfMemoryError)
+        and any(words in said for words in LOST_SAYS)
+    )
 
 
 @contextlib.contextmanager
-def memory_explained(error_class: type[DPDMDError], advice: str) -> Iterator[None]:
-    """Turns a device's lack of memory in the block into an error that says what to do."""
+def device_explained(
+    error_class: type[DPDMDError], advice: str, lost: str = "then run this again."
+) -> Iterator[None]:
+    """Turns a lack of memory, or the loss of the device, into an error that says what to do.
+
+    Args:
+        advice: where memory ran out.
+        lost: what to do once a device that has crashed or gone is there again.
+    """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        said = first_line(error)
+        if is_device_lost(error):
+            raise error_class(
+                f"The device no longer answers ({said}). That is no lack of memory: its driver has "
+                "crashed, or it was put to sleep, unplugged, too hot or clocked too high. Restart "
+                f"the computer, {lost} If it happens again, update the driver."
+            ) from error
         if not is_out_of_memory(error):
             raise
-        said = str(error).splitlines()[0]
         raise error_class(f"The device ran out of memory ({said}). {advice}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def release_memory(device: torch.device) -> None:
@@ -180,6 +226,15 @@ def free_memory(device: torch.device) -> int | None:
     free += module.memory_reserved(device) - allocated
     share = getattr(module, "get_per_process_memory_fraction", lambda index: 1.0)(device.index)
     return free if share >= 1.0 else max(0, min(free, int(share * total) - allocated))
+
+
+def free_computer_memory() -> int | None:
+    """Bytes of the computer's own memory that programs can still take; None where it is unknown."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
 
 
 def limit_to_free(device: torch.device) -> int | None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..app.environment.launched import Place, place
 from ..core.errors import RunError, SettingsError
-from .device import is_out_of_memory
+from .device import is_device_lost, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -248,7 +248,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, OtherRankError) or is_out_of_memory(error):
+        if isinstance(error, OtherRankError) or is_out_of_memory(error) or is_device_lost(error):
             raise
         raise OtherRankError(
             "Another process of this run has ended or cannot be reached "

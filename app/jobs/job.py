@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ...core.errors import DPDMDError
 from ..runs import exit_note
 from ..runs.lock import live_owner
-from ..runs.process_identity import live_process
+from ..runs.process_identity import NotedProcess, live_process
 from . import files, spawn
 from .queue import place_number, waiting
 
@@ -172,20 +172,34 @@ def read_job(folder: Path, place: int | None = None) -> Job:
 
 def state_of(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:
     """The state, from the locks, requests and notes in the folder."""
-    locks = [live_owner(folder / name) for name in (files.TAKEN, files.LOCK)]
-    owners = list(filter(None, (*locks, live_process(folder / files.CHILD))))
+    taken, trains = (live_owner(folder / name) for name in (files.TAKEN, files.LOCK))
+    owners = list(filter(None, (taken, trains, live_process(folder / files.CHILD))))
     if owners:  # the worker, the child, or a terminal
         if (folder / files.STOP).exists():
             return "stopping"
         began = min(owner.since for owner in owners)
-        fresh = files.number(progress.get("updated_at")) >= began
-        status = progress.get("status") if fresh else None
+        status = progress.get("status") if is_of_now(progress, trains, began) else None
         if kind == "distill" and status in (None, "loading"):
             return "starting"
         return "stopping" if status == "stopped" else "running"
     if place_number(folder) is not None:
         return "queued"
     return ended_state(folder, kind, progress)
+
+
+def is_of_now(progress: Mapping[str, Any], owner: NotedProcess | None, began: float) -> bool:
+    """Whether a run's progress is that of the process which works on it now.
+
+    The process's number tells; a clock that was set back meanwhile does not.
+
+    Args:
+        owner: of the run's lock.
+        began: when the process began, in seconds since the epoch; asked where no number tells.
+    """
+    pid = progress.get("pid")
+    if owner is not None and owner.pid > 0 and isinstance(pid, int):
+        return pid == owner.pid
+    return files.number(progress.get("updated_at")) >= began
 
 
 def ended_state(folder: Path, kind: str, progress: Mapping[str, Any]) -> State:

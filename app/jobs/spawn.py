@@ -72,7 +72,8 @@ def worker_command(*arguments: str) -> list[str]:
 def variables() -> dict[str, str]:
     """The environment variables for it, free of what hosts put there."""
     place = {"DPDMD_HOME": str(home().absolute())}  # it runs in another folder
-    return WORKER.variables() | place | {"PYTHONUNBUFFERED": "1"}
+    # what crashes in a library's own code leaves a trace in the log
+    return WORKER.variables() | place | {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 def detached(
@@ -104,13 +105,18 @@ def detached(
         return begun(NO_WINDOW | NEW_GROUP)
 
 
-def end_process(pid: int) -> None:
-    """End a process made by `detached` with all that it started, or do nothing if it has ended."""
+def end_process(pid: int, *, asks: bool = True) -> None:
+    """End a process made by `detached` with all that it started, or do nothing if it has ended.
+
+    Args:
+        asks: whether it is asked first. A distillation takes that for a wish to stop after the
+            update at hand, which takes long while it is still loading.
+    """
     if os.name == "nt":
         command = ["taskkill", "/T", "/F", "/PID", str(pid)]
         subprocess.run(command, capture_output=True, creationflags=NO_WINDOW)
         return
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGTERM, signal.SIGKILL) if asks else (signal.SIGKILL,):
         try:
             os.killpg(pid, number)
         except (ProcessLookupError, PermissionError):

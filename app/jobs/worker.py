@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from ..runs import exit_note
 from ..runs.lock import live_owner, owned, remove
 from ..runs.process_identity import live_process, note_process
 from . import files
-from .job import ended_state, tail
+from .job import ended_state, is_of_now, tail
 from .queue import dequeue, waiting
 from .spawn import WORKER_LOCK, detached, end_process, variables, worker_command
 
@@ -37,6 +38,19 @@ STEP = re.compile(r"^\[(\d{1,3})/(\d{1,3})\]")
 SIGNALLED = (
     "The process was ended from outside ({}). Start it again; it goes on from its last state."
 )
+KILLED = (
+    "The process was ended from outside (signal 9: killed by hand, by a system that shut down, or "
+    "by one that had no memory left). Start it again; it goes on from its last state. If that "
+    "happens again, close other programs or enlarge the swap space."
+)
+CRASHED = (
+    "The process crashed in a library's own code ({}); the log may say where. Start it again; it "
+    "goes on from its last state. If that happens again, update the device's driver and set the "
+    "trainer up anew (`python install.py setup`)."
+)
+CRASHES = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT")
+"""Signals that a process gives itself. On Windows its exit code says such a thing."""
+WINDOWS_CRASH = 0xC0000000
 
 
 def work() -> int:
@@ -170,7 +184,7 @@ def _watch(folder: Path, process: subprocess.Popen[bytes]) -> bool:
             return False
         seen = _note_steps(folder, seen)
         if (folder / files.STOP).exists() and _may_be_ended(folder):
-            end_process(process.pid)
+            end_process(process.pid, asks=(folder / files.TASK).exists())
             process.wait()
             return True
 
@@ -181,7 +195,7 @@ def _may_be_ended(folder: Path) -> bool:
         return True
     progress = files.read_json(folder / files.PROGRESS)
     child = files.read_json(folder / files.CHILD)
-    fresh = files.number(progress.get("updated_at")) >= files.number(child.get("since"))
+    fresh = is_of_now(progress, live_owner(folder / files.LOCK), files.number(child.get("since")))
     return not (fresh and progress.get("status") not in ("loading", None))
 
 
@@ -210,5 +224,9 @@ def _reason(folder: Path, code: int) -> str:
     )
     if code in (1, 2) and last:
         return ERROR.sub("", last)
+    name = next((s.name for s in signal.Signals if s == -code), "")
+    if name == "SIGKILL":
+        return KILLED
     cause = f"signal {-code}" if code < 0 else f"exit code {code:#x}"
-    return SIGNALLED.format(cause)
+    crashed = name in CRASHES or code >= WINDOWS_CRASH
+    return (CRASHED if crashed else SIGNALLED).format(cause)

@@ -49,10 +49,14 @@ def prompt_cache() -> Path:
 
 def new_run_folder(name: str) -> Path:
     """A run folder that does not exist yet, named by date, time and `name`."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:MAX_NAME].strip("-.") or "run"
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain}"
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{plain_name(name)}"
     folders = (home() / "runs" / name for name in numbered(stem))
     return next(folder for folder in folders if not folder.exists())
+
+
+def plain_name(name: str) -> str:
+    """A name of letters, digits, dots and dashes for a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:MAX_NAME].strip("-.") or "run"
 
 
 def numbered(name: str) -> Iterator[str]:

@@ -189,7 +189,10 @@ class RunDirectory:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise RunError(f"{self.path / name} cannot be read: {error}.") from error
+            raise RunError(
+                f"{self.path / name} cannot be read: {error}. Make it readable; or delete it: that "
+                "loses these curves and nothing else."
+            ) from error
         found = []
         for text in lines:
             with contextlib.suppress(ValueError, RecursionError):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from dpdmd_studio.trainer.device import DTYPES
-from live_bytes import LiveBytes
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from torch import Tensor
 
 Row = dict[str, Any]

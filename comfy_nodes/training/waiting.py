@@ -57,11 +57,11 @@ def _watch(job: Job, shown: _Shown) -> Job:
 
 def _stop(id: str, shown: _Shown) -> None:
     """Stop a run and wait until it has kept what it has, or until Cancel is pressed once more."""
-    began = time.time()
+    began, waited = time.time(), time.monotonic()
     with contextlib.suppress(DPDMDError):  # it has ended, or is gone
         jobs.stop(id)
     with contextlib.suppress(DPDMDError):
-        while time.time() - began < STOP_SECONDS:
+        while time.monotonic() - waited < STOP_SECONDS:
             job = jobs.get_job(id)
             if job.state in ENDED or _has_kept(job, began):
                 return

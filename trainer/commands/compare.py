@@ -16,7 +16,7 @@ from ...core.errors import OutputError, SettingsError
 from ...core.families import stated_credits, stated_settings
 from ...core.lora.file import LoraFile, read_lora
 from ...core.recipe.recipe import Recipe
-from ..device import choose_device, memory_explained
+from ..device import choose_device, device_explained
 from ..evaluation.comparison import Comparison, measured_report
 from ..evaluation.evaluate import (
     ArmSetting,
@@ -106,7 +106,7 @@ def compare(request: CompareRequest) -> Comparison:
             f"{request.output} holds a report already. Add --overwrite to replace it, or name "
             "another folder with --output."
         )
-    with memory_explained(SettingsError, "Lower --batch-size or --resolution."):
+    with device_explained(SettingsError, "Lower --batch-size or --resolution."):
         return _compare(request)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,16 @@ from ...app.runs.directory import (
     FollowedRun,
     RunDirectory,
 )
-from ...app.runs.exit_note import queued_run
+from ...app.runs.exit_note import NAME, queued_run
 from ...app.runs.tables import read_json
-from ...core.errors import CheckpointError, OutputError, RunError
+from ...core.errors import CheckpointError, DPDMDError, OutputError, RunError
 from ...core.files import atomic_write
-from ..device import choose_device, memory_explained
+from ..device import choose_device, device_explained, first_line
 from ..distributed import joined
 from ..evaluation.monitor import Monitor
 from ..evaluation.previews import Previews
 from ..evaluation.run_report import write_run_report
+from ..evaluation.setbacks import in_words
 from ..loading.teacher_loras import check_teacher_loras
 from ..toys import encoder
 from ..toys.worlds import measures_for
@@ -92,11 +93,8 @@ def run_distillation(
     with ranks.together(), run.lock(), Interrupt() as interrupt, device_held(run, interrupt):
         if not queued_run(run.path):  # the queue has forgotten them, before it began to listen
             run.clear_requests()
-        advice = (
-            f"States saved so far are kept in {run.path}. Start a new run with --preset for your "
-            "card, --gradient-checkpointing, a smaller --batch-size or --resolution."
-        )
-        with Status(run) as status, memory_explained(RunError, advice):
+            _forget_end(run)
+        with Status(run) as status, _explained(run):
             status.write("loading", force=True)
             with ranks.main_first():
                 prepare(run)
@@ -111,6 +109,46 @@ def run_distillation(
             if with_report and outcome.finished:
                 outcome = _with_report(outcome, status, interrupt)
             return outcome
+
+
+@contextlib.contextmanager
+def _explained(run: RunDirectory) -> Iterator[None]:
+    """What ends a run, in one line that says what is kept and what to do."""
+    advice = (
+        f"{_kept(run)} Close what else uses the device and resume the run, or start a new one with "
+        "--preset for your card, --gradient-checkpointing, a smaller --batch-size or --resolution."
+    )
+    try:
+        with device_explained(RunError, advice, f"then resume the run. {_kept(run)}"):
+            yield
+    except DPDMDError:
+        raise
+    except OSError as error:
+        raise RunError(
+            f"A file or drive failed ({error}). {_kept(run)} See that it is there and can be read "
+            "and written, then resume the run."
+        ) from error
+    except Exception as error:
+        log.error("Where it went wrong:", exc_info=error)
+        raise RunError(
+            f"The run ended in an error that nobody foresaw ({type(error).__name__}: "
+            f"{first_line(error)}). {_kept(run)} Resume the run; if that ends in the same way, "
+            "report it with the last lines of the log."
+        ) from error
+
+
+def _forget_end(run: RunDirectory) -> None:
+    """Remove the queue's note of how the run ended before, which says nothing of this start.
+
+    A clock that was set back since then would have it for the newer word.
+    """
+    if joined().is_main:
+        with contextlib.suppress(OSError):
+            (run.path / NAME).unlink(missing_ok=True)
+
+
+def _kept(run: RunDirectory) -> str:
+    return f"States saved so far are kept in {run.path}."
 
 
 def _follow(run: RunDirectory, session: Session, interrupt: Interrupt) -> Outcome:
@@ -217,18 +255,21 @@ def _output(run: RunDirectory, request: DistillRequest) -> Path:
 
 def _with_report(outcome: Outcome, status: Status, interrupt: Interrupt) -> Outcome:
     """The outcome with the report made, where the run can be measured."""
-    session = outcome.session
-    should_stop = interrupt.should_stop(session.run)
-    monitor = Monitor(session.run, session, should_stop)
-    if not monitor.usable:
-        return outcome
-    status.write("reporting", force=True)
-    measures = measures_for(session.checkpoint.path)
-    page = write_run_report(session, monitor, outcome.lora, measures)
-    if page is not None:
-        facts = session.run.read_json("result.json")
-        session.run.write_json("result.json", facts | {"report": str(page)})
-    session.run.clear_requests()
+    session, page = outcome.session, None
+    try:
+        monitor = Monitor(session.run, session, interrupt.should_stop(session.run))
+        if not monitor.usable:
+            return outcome
+        status.write("reporting", force=True)
+        page = write_run_report(
+            session, monitor, outcome.lora, measures_for(session.checkpoint.path)
+        )
+        if page is not None:
+            facts = session.run.read_json("result.json")
+            session.run.write_json("result.json", facts | {"report": str(page)})
+        session.run.clear_requests()
+    except Exception as error:  # the LoRA is there: no report that fails may have the run fail
+        log.warning("There is no whole report. %s", in_words(error))
     status.write("finished", force=True)
     return dataclasses.replace(outcome, report=page)
 

@@ -19,7 +19,7 @@ from ...app.library.home import prompt_cache
 from ...app.prompts.expansion import PromptSource
 from ...app.runs.directory import RunDirectory
 from ...core.diffusion.guidance import Guidance
-from ...core.errors import NonFiniteError
+from ...core.errors import NonFiniteError, RunError
 from ...core.families import LoraTargets, stated_settings
 from ...core.recipe.recipe import MergedLora
 from ..attention import noted_kernels, use_attention
@@ -27,6 +27,8 @@ from ..device import (
     choose_device,
     choose_dtype,
     describe_device,
+    first_line,
+    is_out_of_memory,
     limit_to_free,
     release_memory,
 )
@@ -122,7 +124,15 @@ def _number_formats(
     if config.dtype == AUTO and device.type == "cuda" and saved is not None:
         return (choose_dtype(saved or AUTO, device),)
     asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
-    return number_formats(config.dtype, device, Path(request.model.checkpoint), asked)
+    formats = number_formats(config.dtype, device, Path(request.model.checkpoint), asked)
+    if config.dtype == AUTO and saved and saved not in map(_name, formats):
+        raise RunError(
+            f"The run computed in {saved} until it stopped, and {device.type}, which is what can "
+            f"be used here now, would go on in {_name(formats[-1])}. Probably the GPU is gone that "
+            "it was on: restart the computer and see that the GPU is there, then resume. On this "
+            "device, start a new run."
+        )
+    return formats
 
 
 def _in_first_sound_format(
@@ -186,7 +196,24 @@ def _open(
 
 
 def _load(opened: OpenedCheckpoint, config: DistillConfig) -> LoadedCheckpoint:
-    """The checkpoint with its denoiser where it stays: on the device, or stored as is asked for."""
+    """The checkpoint with its denoiser where it stays: on the device, or stored as is asked for.
+
+    Raises:
+        RunError: there is too little memory for it.
+    """
+    try:
+        return _stored(opened, config)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"Memory ran out while the denoiser was loaded ({first_line(error)}). Close what else "
+            "uses the device and the computer's memory, then resume the run; or start a new one "
+            "with --base-weights int8, which halves what it takes of the device, or --offload-base."
+        ) from error
+
+
+def _stored(opened: OpenedCheckpoint, config: DistillConfig) -> LoadedCheckpoint:
     if config.base_weights == "keep" and not config.offload_base:
         return opened.load()
     checkpoint = opened.load("cpu")

@@ -31,7 +31,7 @@ from ...core.errors import SettingsError
 from ...core.files.atomic_write import explained, replace, write_text
 from ...core.files.hashes import file_hashes, file_sha256
 from ...core.lora.header import copy_with_metadata
-from ..device import memory_explained
+from ..device import device_explained
 from ..loading.checkpoint import model_name
 from ..toys.worlds import world_of
 from .markdown import markdown_to_html
@@ -170,7 +170,7 @@ def _images(
         dtype=request.dtype,
     )
     advice = "Lower --batch-size, or close what else uses the device. Nothing was written."
-    with memory_explained(SettingsError, advice):
+    with device_explained(SettingsError, advice):
         paths = draw_images(asked)
     found = []
     with explained(drawn):

@@ -1,4 +1,4 @@
-"""What a running worker tells and hears: progress.json, Ctrl-C, and the stop file."""
+"""What a running worker tells and hears: progress.json, Ctrl-C and its like, the stop file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 from ...app.runs.directory import RunDirectory
 from ...core.errors import OutputError
@@ -73,32 +74,49 @@ class Status:
 
 
 class Interrupt(contextlib.AbstractContextManager["Interrupt"]):
-    """Ctrl-C once asks for a stop; twice raises KeyboardInterrupt."""
+    """Ctrl-C once asks for a stop; twice raises KeyboardInterrupt.
+
+    SIGTERM (a system that shuts down, a cluster whose time is up) and SIGHUP (a terminal that was
+    closed) ask for a stop, too, and however often they come: who sends them kills the process
+    himself when he will wait no longer.
+    """
 
     def __init__(self) -> None:
-        self.asked, self._told, self._before = False, False, None
+        self.asked, self._told = False, False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         with contextlib.suppress(ValueError):  # not the main thread: only the stop file counts
-            self._before = signal.signal(signal.SIGINT, self._handle)
+            for number in _stop_signals():
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True  # told by `stop_wanted`: writing in a signal handler may break a write
 
     def should_stop(self, run: RunDirectory) -> Callable[[], bool]:
-        """Whether Ctrl-C was pressed or a stop file lies in the run, as a function."""
+        """Whether a signal asked for a stop or a stop file lies in the run, as a function."""
         return lambda: self.stop_wanted() or run.stop_requested
 
     def stop_wanted(self) -> bool:
-        """Whether Ctrl-C was pressed; says so the first time it is asked after that."""
+        """Whether a signal asked for a stop; says so the first time it is asked after that."""
         if self.asked and not self._told:
             self._told = True
             log.info("Stopping after this update; press Ctrl-C again to stop at once")
         return self.asked
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """Those that ask for a stop here; `nohup` has a process ignore SIGHUP, and that stays so."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        found.append(hangup)
+    return found

@@ -31,7 +31,7 @@ from ...core.lora.contents import check_family
 from ...core.lora.file import LoraFile, read_lora
 from ...core.recipe.merged_loras import merged_lora_notes
 from ...core.recipe.recipe import Recipe
-from ..device import choose_device, choose_dtype, limit_to_free, memory_explained
+from ..device import choose_device, choose_dtype, device_explained, limit_to_free
 from ..evaluation.sampling import Trajectory, sample_latents
 from ..loading.checkpoint import (
     Checkpoint,
@@ -139,12 +139,12 @@ def sample_images(request: SampleRequest) -> list[Path]:
         DPDMDError: whatever is wrong with the files or the settings.
     """
     advice = "Lower --batch-size or --resolution; images drawn so far are kept."
-    with memory_explained(SettingsError, advice):
+    with device_explained(SettingsError, advice):
         return draw_images(request)
 
 
 def draw_images(request: SampleRequest) -> list[Path]:
-    """As `sample_images`, but a lack of memory stays the RuntimeError that it is."""
+    """As `sample_images`, but what a device lacks stays the RuntimeError that it is."""
     request.check()
     encoder.register()
     paths = _paths(request)

@@ -41,10 +41,10 @@ def measured_updates(model: ModelFiles, config: DistillConfig) -> tuple[float, i
         run = create_run(Path(folder) / "run", request, [PROMPT], overwrite=True)
         with run.lock(), Interrupt() as interrupt, device_held(run, interrupt):
             prepare(run)
-            return _timed(run)
+            return _timed(run, interrupt)
 
 
-def _timed(run: RunDirectory) -> tuple[float, int | None]:
+def _timed(run: RunDirectory, interrupt: Interrupt) -> tuple[float, int | None]:
     trainer = open_session(run).trainer
     device = trainer.device
     module = getattr(torch, device.type, None)
@@ -54,6 +54,8 @@ def _timed(run: RunDirectory) -> tuple[float, int | None]:
         torch.cuda.reset_peak_memory_stats(device)  # encoding the prompt is no update
     seconds = []
     for _ in range(UPDATES):
+        if interrupt.asked:  # there is nothing to keep
+            raise KeyboardInterrupt
         started = time.perf_counter()
         trainer.update()
         synchronize()

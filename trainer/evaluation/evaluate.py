@@ -83,6 +83,7 @@ class ImageSampler:
         latent_shape: (C, h, w) of every image.
         portions: how many images are drawn at a time.
         should_stop: asked now and then while an arm is drawn and timed.
+        measures: whether the images are measured, and not merely shown.
     """
 
     checkpoint: LoadedCheckpoint
@@ -93,6 +94,7 @@ class ImageSampler:
     portions: Portions
     guidance_rescale: float = 0.0
     should_stop: Callable[[], bool] = lambda: False
+    measures: bool = False
 
     def draw(
         self, setting: ArmSetting, material: EvaluationSet, watch: Watch = lambda done, total: None
@@ -102,7 +104,7 @@ class ImageSampler:
         As many at once as the device has room for, and fewer once it ran out of memory.
 
         Raises:
-            NonFiniteError: some of the latents are no numbers.
+            NonFiniteError: some of the latents are no numbers, or what is decoded of them.
             RuntimeError: the device has too little memory for one image.
         """
         jobs = [(p, seed) for p in range(len(material.prompts)) for seed in material.seeds]
@@ -130,7 +132,7 @@ class ImageSampler:
                 watch(before + first * stage.evaluations, len(jobs) * setting.evaluations)
             latents = torch.cat(parts)
             before += len(jobs) * stage.evaluations
-        flat = list(decode(self.checkpoint, latents, setting.name))
+        flat = list(decode(self.checkpoint, latents, setting.name, measured=self.measures))
         count = len(material.seeds)
         return [flat[i : i + count] for i in range(0, len(flat), count)]
 

@@ -34,6 +34,7 @@ from .features import layout_features
 from .measures import energy_distance
 from .perception import Perception
 from .run_evaluation import BATCH, evaluation_set, run_arms, session_sampler, student_kept
+from .setbacks import setback
 
 if TYPE_CHECKING:
     from ..training.session import Session
@@ -80,9 +81,16 @@ class Monitor:
 
     def catch_up(self, step: int) -> None:
         """Measure a resumed run's student if the run ended before that was done."""
-        lines = measured_lines(self._run)
-        if self.due(step) and not any(line["step"] == step for line in lines):
+        if self.due(step) and not any(line["step"] == step for line in self._lines()):
             self.measure(step)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """What was measured before; nothing where it cannot be read, which the log says."""
+        try:
+            return measured_lines(self._run)
+        except RunError as error:
+            log.warning("%s", error)
+            return []
 
     def measure(self, step: int) -> None:
         """Measure the student after update `step`; what stands in the way costs no run."""
@@ -90,12 +98,12 @@ class Monitor:
             self._measure(step)
         except EvaluationStoppedError:
             pass  # the stop itself is the loop's affair; a resume measures this one again
-        except NonFiniteError as error:
-            self._usable = bool(self._teacher)  # the teacher itself will draw no better
-            log.warning("The student after update %d is not measured. %s", step, error)
-        except RuntimeError as error:
+        except Exception as error:
             if not is_out_of_memory(error):
-                raise
+                if isinstance(error, NonFiniteError):
+                    self._usable = bool(self._teacher)  # the teacher itself will draw no better
+                log.warning("The student after update %d is not measured. %s", step, setback(error))
+                return
             self._usable = False
             log.info(
                 "The student is not measured: the device has too little memory to draw it. "
@@ -105,7 +113,7 @@ class Monitor:
     def sampler(self) -> ImageSampler:
         """What draws, as many images at a time as the device was found to have room for."""
         sampler = session_sampler(self._session, portions=self._portions)
-        return replace(sampler, should_stop=self.should_stop)
+        return replace(sampler, should_stop=self.should_stop, measures=True)
 
     def _measure(self, step: int) -> None:
         session = self._session
@@ -163,7 +171,7 @@ class Monitor:
 
         One that cannot be read is named in the log, and the last one counts.
         """
-        lines = measured_lines(self._run)
+        lines = self._lines()
         if len(lines) < 2 or not (self._run.states / BEST).exists():
             return None
         distance, by_prompt = deciding(lines)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from ...app.report.images import image_grid
 from ...app.runs.directory import RunDirectory
-from ...core.errors import NonFiniteError
 from ...core.files import atomic_write
 from ..device import is_out_of_memory
 from ..memory.portions import Portions
 from .evaluate import ArmSetting, EvaluationSet, Stage
 from .run_evaluation import STUDENT, TEACHER, session_sampler, student_kept
+from .setbacks import setback
 
 if TYPE_CHECKING:
     from ..training.session import Session
@@ -57,11 +57,10 @@ class Previews:
         """Draw one sheet; what stands in the way costs the sheet, not the run."""
         try:
             self._draw_sheet(stage, name)
-        except NonFiniteError as error:
-            log.warning("previews/%s is left out. %s", name, error)
-        except RuntimeError as error:
+        except Exception as error:
             if not is_out_of_memory(error):
-                raise
+                log.warning("previews/%s is left out. %s", name, setback(error))
+                return
             log.info(
                 "previews/%s is left out: the device has too little memory to draw it. "
                 "--preview-every 0 makes no previews.",

@@ -32,7 +32,9 @@ logger = logging.getLogger("dpdmd_studio.loading")
 
 
 @torch.no_grad()
-def decode(checkpoint: LoadedCheckpoint, latents: Tensor, what: str = "") -> np.ndarray:
+def decode(
+    checkpoint: LoadedCheckpoint, latents: Tensor, what: str = "", *, measured: bool = False
+) -> np.ndarray:
     """Images, uint8, shape (B, H, W, 3), of the network's latents (B, C, h, w).
 
     One image at a time, in the format of `decoder_dtype`. The decoder is loaded for this call and
@@ -41,18 +43,33 @@ def decode(checkpoint: LoadedCheckpoint, latents: Tensor, what: str = "") -> np.
 
     Args:
         what: whose latents these are, for messages.
+        measured: whether the images are to be measured, beside others that this decoder made: if it
+            fails, no linear map takes its place.
 
     Raises:
-        NonFiniteError: latents hold NaN or infinity, of which no image can be made.
+        NonFiniteError: latents hold NaN or infinity, of which no image can be made; or the decoder
+            makes them, and the images are to be measured.
     """
     _check_latents(latents, checkpoint.dtype, what)
     decoder = checkpoint.decoder
     if decoder is not None:
         try:
-            return _images(_decode_each(checkpoint, decoder, latents))
+            return vae_images(checkpoint, decoder, latents)
         except NonFiniteError as error:
+            if measured:
+                raise NonFiniteError(f"{error} Name a sound one with --vae.") from error
             logger.warning("%s Images are shown through a linear map instead.", error)
     return _images([linear_preview(checkpoint, item[None]) for item in latents])
+
+
+@torch.no_grad()
+def vae_images(checkpoint: LoadedCheckpoint, decoder: LatentDecoder, latents: Tensor) -> np.ndarray:
+    """As `decode`, by this decoder of the checkpoint alone.
+
+    Raises:
+        NonFiniteError: the decoder makes NaN or infinity of the latents.
+    """
+    return _images(_decode_each(checkpoint, decoder, latents))
 
 
 def _check_latents(latents: Tensor, dtype: torch.dtype, what: str = "") -> None:

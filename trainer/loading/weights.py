@@ -62,8 +62,8 @@ class Weights:
                 ) from error
             except OSError as error:
                 raise CheckpointError(
-                    f"{path} cannot be mapped into memory ({error}). On Windows: free some memory, "
-                    "or enlarge the page file."
+                    f"{path} cannot be read ({error}). See that it and its drive are there. On "
+                    "Windows it may be a lack of memory, too: free some, or enlarge the page file."
                 ) from error
         return self._open[path].get_tensor(file.stored_names.get(name, name))
 
@@ -75,11 +75,16 @@ class Weights:
         """The first and the last `count` stored bytes of a tensor, by its full name."""
         file = self._file_of(name)
         info = file.tensors[name]
-        with file.path.open("rb") as stream:
-            stream.seek(file.data_offset + info.start)
-            head = stream.read(min(count, info.end - info.start))
-            stream.seek(file.data_offset + max(info.start, info.end - count))
-            return head + stream.read(min(count, info.end - info.start))
+        try:
+            with file.path.open("rb") as stream:
+                stream.seek(file.data_offset + info.start)
+                head = stream.read(min(count, info.end - info.start))
+                stream.seek(file.data_offset + max(info.start, info.end - count))
+                return head + stream.read(min(count, info.end - info.start))
+        except OSError as error:
+            raise CheckpointError(
+                f"{file.path} cannot be read ({error}). See that it and its drive are there."
+            ) from error
 
     def _file_of(self, name: str) -> TensorFile:
         return next(file for file in self.files if name in file.tensors)

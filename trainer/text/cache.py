@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...core.errors import NonFiniteError, OutputError, RunError
 from ...core.families.base import TextFacts
-from ..device import free_memory, is_out_of_memory, release_memory
+from ..device import first_line, free_memory, is_out_of_memory, release_memory
 from ..loading.checkpoint import Checkpoint
 from ..loading.weights import Component, is_finite
 from ..model.conditioning import Conditioning, Encoded
@@ -114,6 +114,7 @@ def encode_prompts(
 
     Raises:
         NonFiniteError: one of `prompts` is encoded to NaN or infinity.
+        RunError: the computer has too little memory for an encoder.
     """
     plans = {kind: plan(kind, checkpoint, clip_skip) for kind in checkpoint.encoders}
     for note in chain.from_iterable(found.notes(prompts) for found in plans.values()):
@@ -193,9 +194,17 @@ def _through(
                 model = ways[0].load()
             with torch.no_grad():
                 found = how.encode(model, prompts[done])
-        except RuntimeError as error:
-            if len(ways) == 1 or not is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
+            if len(ways) == 1:
+                size = component.num_bytes(encoder_dtype(component.config))
+                raise RunError(
+                    f"{component.what}: the computer has too little memory free to encode prompts "
+                    f"with it ({first_line(error)}); it takes {size / 2**30:.1f} GiB. Close other "
+                    "programs or enlarge the swap space, then start again: prompts encoded so far "
+                    "are kept."
+                ) from error
             model = None
         else:
             yield prompts[done], found

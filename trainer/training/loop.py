@@ -14,6 +14,8 @@ from .trainer import Trainer, learning_rate
 
 LARGE_STATE, PAUSE = 2**28, 600.0
 """Bytes of a state from which on it is not saved more often than once in so many seconds."""
+HICCUP = 3.0
+"""As how many usual updates one counts at most in the time left."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def train(
     if trainer.step == 0 and not trainer.head_start(stop_wanted):
         return False
     states = _States(trainer, run)
-    average = 0.0  # of the seconds of an update; the slow first one is forgotten quickly
+    average = 0.0
     while trainer.step < config.steps:
         started = time.perf_counter()
         metrics = trainer.update()
@@ -66,7 +68,7 @@ def train(
         if trainer.ranks.size > 1:
             line["processes"] = trainer.ranks.size
         run.append_metrics(line)
-        average = 0.9 * (average or seconds) + 0.1 * seconds
+        average = smoothed(average, seconds)
         progress = Progress(trainer.step, config.steps, metrics, average)
         done = trainer.step == config.steps
         told = done or trainer.step % config.save_every == 0
@@ -102,6 +104,17 @@ class _States:
         if self._step != self._trainer.step:
             self._trainer.save(self._run)
             self._step, self._time = self._trainer.step, time.monotonic()
+
+
+def smoothed(average: float, seconds: float) -> float:
+    """The seconds of an update as they go into the time left: the slow first is forgotten quickly.
+
+    A computer that slept, or a run that was halted, makes one update of hours. It counts as
+    `HICCUP` usual ones: what has truly become slower is believed after some updates.
+    """
+    if not average:
+        return seconds
+    return 0.9 * average + 0.1 * min(seconds, HICCUP * average)
 
 
 def _memory(device: torch.device) -> dict[str, float]:

@@ -111,7 +111,7 @@ class Session:
             precision=str(next(self.call.network.parameters()).dtype).removeprefix("torch."),
             batch_size=config.batch_size,
             started_at=self.request.created_at,
-            finished_at=time.time(),
+            finished_at=max(self.request.created_at, time.time()),  # whatever a clock did
             settings=config.to_file(),
         )
 

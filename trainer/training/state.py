@@ -23,11 +23,12 @@ from torch import Tensor
 
 from ...app.config.distill_config import LATER, DistillConfig
 from ...app.runs.directory import RunDirectory
-from ...core.errors import OutputError, RunError
+from ...core.errors import NonFiniteError, OutputError, RunError
 from ...core.files.hashes import file_sha256
 from ...core.recipe.recipe import MergedLora
 from ..device import DTYPES
 from ..loading.checkpoint import Checkpoint
+from ..loading.weights import is_finite
 from ..model.loss_scale import LossScale
 from ..model.roles import AdapterRoles
 from ..text.cache import encoder_identity
@@ -85,10 +86,13 @@ def save_state(
 
     Raises:
         OutputError: it cannot be written; a full disk reaches us as a SafetensorError.
+        NonFiniteError: it holds NaN or infinity, from which no run could go on.
     """
     with run.new_state(step) as folder:
         try:
             for name, content in _tensors(learned):
+                if not _all_finite(content):
+                    raise NonFiniteError(_no_numbers(step, name.replace("-", "'s ")))
                 save_file(content, folder / f"{name}.safetensors")
         except SafetensorError as error:
             raise OutputError(
@@ -114,7 +118,7 @@ def load_state(folder: Path, fingerprint: str, learned: Learned) -> int:
     """Restore a state saved by `save_state` into `learned`; returns its step.
 
     Raises:
-        RunError: the state is damaged, or belongs to other settings.
+        RunError: the state is damaged, cannot be read, or belongs to other settings.
     """
     try:
         facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -127,11 +131,12 @@ def load_state(folder: Path, fingerprint: str, learned: Learned) -> int:
                 "than the run now has. Undo the change, or start a new run."
             )
         for role, optimizer in learned.optimizers.items():
-            learned.roles.load_state(role, load_file(folder / f"{role}.safetensors"))
-            saved = load_file(folder / f"{role}-optimizer.safetensors")
+            learned.roles.load_state(role, _finite(load_file(folder / f"{role}.safetensors")))
+            saved = _finite(load_file(folder / f"{role}-optimizer.safetensors"))
             optimizer.load(_names(learned.roles, role), saved)
         if learned.average is not None:
-            saved = load_file(folder / "average.safetensors")  # a map of a file that will go away
+            # a map of a file that will go away
+            saved = _finite(load_file(folder / "average.safetensors"))
             if _shapes(saved) != _shapes(learned.average):
                 raise ValueError("its average is of other tensors")
             learned.average.update({name: value.clone() for name, value in saved.items()})
@@ -139,11 +144,37 @@ def load_state(folder: Path, fingerprint: str, learned: Learned) -> int:
             for role, scale in learned.scales.items():
                 scale.load(facts["loss_scales"][role])
         return step
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except OSError as error:
+        raise RunError(
+            f"The saved state {folder} cannot be read ({error}). See that its drive is there and "
+            "its files may be read, then resume. If it is lost, delete that folder to resume from "
+            "the state before it."
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise RunError(
             f"The saved state {folder} is damaged ({error}). Delete that folder to resume from "
             "the state before it."
         ) from error
+
+
+def _no_numbers(step: int, what: str) -> str:
+    return (
+        f"After update {step} the {what} holds NaN or infinity, so that state is not saved. Resume "
+        "the run: it goes on from the state before it, or begins anew where there is none. If that "
+        "happens again, start a new run with a lower learning rate, or with --dtype float32; if it "
+        "comes at another update each time, the device itself makes mistakes (clocked too high)."
+    )
+
+
+def _finite(saved: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What was saved; ValueError if that is no numbers, as versions before this may have left."""
+    if not _all_finite(saved):
+        raise ValueError("it holds NaN or infinity")
+    return saved
+
+
+def _all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(is_finite(value) for value in tensors.values())
 
 
 def saved_dtype(run: RunDirectory) -> str | None:

@@ -27,7 +27,7 @@ from .optimizers import AdapterOptimizer
 from .state import Learned, load_state, save_state
 
 T = TypeVar("T")
-KEPT = "The last saved state and its LoRA are kept in the run."
+KEPT = "The last saved state and its LoRA are kept in the run. "
 log = logging.getLogger("dpdmd_studio.training")
 
 
@@ -220,7 +220,7 @@ class Trainer:
                 f"Update {update}: the {role}'s gradient was not finite in float16 "
                 f"{scale.in_a_row} times in a row{' (' + ', '.join(bad) + ' too)' if bad else ''}, "
                 "though the loss scale was halved each time. None of these steps was applied. "
-                f"{KEPT} Start a new run with --dtype bfloat16 or float32, or with a lower "
+                f"{self._kept()}Start a new run with --dtype bfloat16 or float32, or with a lower "
                 "learning rate."
             )
         if not finite and not said:
@@ -252,9 +252,13 @@ class Trainer:
         raise NonFiniteError(
             f"Update {step}: the {role}'s gradient is not finite"
             f"{' (' + ', '.join(bad) + ' too)' if bad else ''}. The update was not applied. "
-            f"{KEPT} Start a new run with a lower learning rate, or with --dtype bfloat16 or "
-            "float32."
+            f"{self._kept()}Start a new run with a lower learning rate, or with --dtype bfloat16 "
+            "or float32."
         )
+
+    def _kept(self) -> str:
+        run = self.settings.run
+        return KEPT if run is None or run.latest_state() is not None else ""
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,6 +17,7 @@ from ...library.home import home
 from ...library.model_folders import size_text
 from ...prompts.expansion import expand
 from ...prompts.reading import PromptList, read_prompts
+from ...runs.checks import checked_runs
 from ...runs.directory import RunDirectory
 from ..widgets.html import duration, error_note, facts, note, piece
 from . import distill as form
@@ -204,7 +205,8 @@ def _estimate_text(found: Estimate) -> str:
     return piece("estimate", memory, time, found.text)
 
 
-def earlier_runs() -> Iterable[RunDirectory]:
-    """The newest runs of this computer."""
+def earlier_runs() -> list[RunDirectory]:
+    """What `check` has timed on this computer, and its newest runs."""
     measured = sorted((home() / "runs").glob("*/metrics.jsonl"), reverse=True)
-    return [RunDirectory(path.parent) for path in measured[:EARLIER_RUNS]]
+    runs = [RunDirectory(path.parent) for path in measured[:EARLIER_RUNS]]
+    return checked_runs()[:EARLIER_RUNS] + runs

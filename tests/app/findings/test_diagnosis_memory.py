@@ -43,3 +43,13 @@ def test_it_is_said_once():
     run = facts([1.0] * 50 + [8.0] * 20, 0.0)
     assert titles(run).count("Memory spills to system RAM") == 1
     assert "Updates have become slower" not in titles(run)
+
+
+@pytest.mark.parametrize("free", [0.0, None])
+def test_a_computer_that_slept_is_not_called_slow(free):
+    """Each night makes one update of hours; a clock that was set back, one of no time at all."""
+    nights = [8 * 3600.0 if i % 40 == 39 else 1.0 for i in range(200)]
+    for seconds in (nights, [*nights, *[1.0] * 13], [1.0] * 100 + [0.0] + [1.0] * 100):
+        assert not {"Memory spills to system RAM", "Updates have become slower"} & set(
+            titles(facts(seconds, free))
+        )

@@ -23,7 +23,7 @@ from dpdmd_studio.app import jobs
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, TeacherLora
 from dpdmd_studio.app.jobs import files as job_files
-from dpdmd_studio.app.jobs import queue, spawn
+from dpdmd_studio.app.jobs import queue, spawn, worker
 from dpdmd_studio.app.jobs.job import State
 from dpdmd_studio.app.runs import exit_note
 from dpdmd_studio.app.runs.directory import RunDirectory
@@ -528,3 +528,14 @@ def test_distill_can_queue_instead_of_training(files, tmp_path, capsys):
     assert (facts["state"], facts["place"], facts["title"]) == ("queued", 0, "queued")
     assert main([*words, "--run", str(tmp_path / "run")]) == 2
     assert "--queue keeps its runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("set_back", "state"), [(True, "running"), (False, "starting")])
+def test_a_clock_that_jumped_does_not_hide_what_a_run_does(set_back, state, job, held):
+    """Whose progress it is, its process's number tells, not which of two times is later."""
+    own(job, "lock.json", held)  # since 100
+    pid, updated_at = (os.getpid(), 50.0) if set_back else (DEAD, 200.0)
+    write(job, "progress.json", status="running", pid=pid, updated_at=updated_at, step=3)
+    assert jobs.get_job(job.id).state == state
+    note_child(job, os.getpid())
+    assert worker._may_be_ended(job.path) != set_back  # or what it has learned would be lost

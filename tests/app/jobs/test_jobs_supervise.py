@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -117,6 +118,37 @@ def test_every_end_is_noted_and_the_queue_goes_on(end, job):
     assert jobs.get_job(second.id).state == state and queue.waiting() == []
     left = {path.name for path in found.path.iterdir()}
     assert not left & {"taken.json", "child.json", "queued", "stop", exit_note.RESERVE}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        ("SIGSEGV", "crashed in a library's own code (signal 11)"),
+        ("SIGABRT", "crashed in a library's own code (signal 6)"),
+        ("SIGKILL", "no memory left"),
+        ("SIGUSR1", "ended from outside (signal 10)"),
+    ],
+)
+def test_what_a_signal_means_is_said(number, said, tmp_path):
+    text = worker._reason(tmp_path, -getattr(signal, number))
+    assert said in text and "Start it again; it goes on from its last state." in text
+
+
+def test_a_crash_on_windows_is_told_from_an_end_from_outside(tmp_path):
+    assert "crashed in a library's own code (exit code 0xc0000005)" in worker._reason(
+        tmp_path, 0xC0000005
+    )
+    assert "ended from outside (exit code 0x4d)" in worker._reason(tmp_path, 77)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")
+def test_a_crash_leaves_a_trace_in_the_log(job):
+    task = job("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with worked():
+        pass
+    assert "crashed" in jobs.get_job(task.id).message
+    assert "Segmentation fault" in jobs.log_tail(task.id)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 from dpdmd_studio.trainer.commands import run_status
-from dpdmd_studio.trainer.training.loop import Progress
+from dpdmd_studio.trainer.training.loop import HICCUP, Progress, smoothed
 
 
 class Run:
@@ -47,3 +50,37 @@ def test_later_updates_are_noted_at_most_once_a_second(run):
     assert [facts["step"] for facts in run.written] == [1, 9, 17, 25]
     status.write("stopped", force=True)
     assert run.written[-1]["status"] == "stopped" and run.written[-1]["step"] == 25
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_only_a_second_ctrl_c_ends_at_once():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with run_status.Interrupt() as interrupt:
+        assert not interrupt.stop_wanted()
+        for name in ("SIGTERM", "SIGHUP", "SIGTERM"):
+            os.kill(os.getpid(), getattr(signal, name))
+        assert interrupt.stop_wanted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_nohup_stays_in_force():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with run_status.Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interrupt.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_computer_that_slept_does_not_spoil_the_time_left():
+    average = 0.0
+    for seconds in [30.0, *[2.0] * 60, 8 * 3600.0, 2.0]:
+        average = smoothed(average, seconds)
+    assert 2.0 < average < 2.0 + 0.2 * HICCUP
+    for _ in range(60):  # what is truly slower is believed
+        average = smoothed(average, 20.0)
+    assert average == pytest.approx(20.0, rel=0.02)

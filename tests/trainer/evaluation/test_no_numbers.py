@@ -72,6 +72,8 @@ def test_a_decoder_that_makes_no_numbers_gives_way_to_the_linear_map(files, monk
     )
     (image,) = decoding.decode(base, torch.ones(1, 4, 2, 2))
     assert image.any() and "so it is damaged. Images are shown through a linear map" in caplog.text
+    with pytest.raises(NonFiniteError, match=r"so it is damaged\. Name a sound one with --vae"):
+        decoding.decode(base, torch.ones(1, 4, 2, 2), measured=True)
 
 
 def test_a_prompt_of_no_numbers_is_named_even_if_an_older_version_kept_it(

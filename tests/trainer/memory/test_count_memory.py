@@ -7,7 +7,7 @@ import torch
 from count_memory import count, counted_rows, model_in, published_model, reckoned
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.trainer.commands.open_session import open_session
-from live_bytes import LiveBytes
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from tiny_runs import new_run
 
 # How far the arithmetic lies above the count at most. The second is for passes whose gradients grow

@@ -12,11 +12,11 @@ from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory import weight_formats
 from dpdmd_studio.trainer.memory.frozen_layers import FrozenLayer, freeze
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from dpdmd_studio.trainer.memory.offload import HostWeight, OffloadRing
 from dpdmd_studio.trainer.memory.packed_base import offload_base, quantise_base, store_base
 from dpdmd_studio.trainer.memory.weight_formats import FORMATS, weight_format
 from dpdmd_studio.trainer.model.roles import AdapterRoles
-from live_bytes import LiveBytes
 from tiny_runs import heard, new_run
 from torch import nn
 

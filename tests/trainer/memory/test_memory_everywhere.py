@@ -21,11 +21,11 @@ from dpdmd_studio.trainer.loading.checkpoint import OpenedCheckpoint, open_check
 from dpdmd_studio.trainer.loading.vae import KLDecoder
 from dpdmd_studio.trainer.loading.weights import Component
 from dpdmd_studio.trainer.memory import portions
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from dpdmd_studio.trainer.memory.portions import Portions
 from dpdmd_studio.trainer.text import cache
 from dpdmd_studio.trainer.text.block_by_block import block_by_block
 from full_card import Card
-from live_bytes import LiveBytes
 from PIL import Image
 from tiny_runs import heard, new_run
 

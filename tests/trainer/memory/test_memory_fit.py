@@ -14,8 +14,8 @@ from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory import fit as memory_fit
 from dpdmd_studio.trainer.memory.fit import FreeMemory, fit_memory, needed_memory
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from full_card import Card
-from live_bytes import LiveBytes
 from tiny_runs import distil, heard, metrics_of, new_run
 
 GIB = 2**30

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from dpdmd_studio.trainer.model.lora_layers import AdaptedConv2d, AdaptedLinear
 from dpdmd_studio.trainer.model.roles import AdapterRoles
-from live_bytes import LiveBytes
 from peft.tuners import lora
 from torch import nn
 

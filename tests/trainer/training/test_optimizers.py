@@ -151,7 +151,7 @@ def test_memory_that_runs_out_before_a_step_leaves_everything(monkeypatch):
 
 
 def test_a_step_makes_no_copy_of_the_adapter():
-    from live_bytes import LiveBytes
+    from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 
     parameters = [nn.Parameter(torch.zeros(1000, 100)) for _ in range(5)]
     optimizer = AdapterOptimizer(parameters)

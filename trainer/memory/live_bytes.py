@@ -1,10 +1,11 @@
-"""Peak bytes of live tensors on any device, counted by storage at every operation."""
+"""Peak bytes of live tensors on any device: told by the device, or counted at every operation."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -62,3 +63,40 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 self._add(leaf)
         return result
+
+
+class OwnBytes(LiveBytes):
+    """Counts what PyTorch allocates on one kind of device.
+
+    That is neither a file that is mapped into memory, whose pages the system drops where it must,
+    nor a network without numbers on the meta device.
+    """
+
+    def __init__(self, kind: str, resident: Iterable[torch.Tensor]) -> None:
+        self._kind = kind
+        super().__init__(resident)
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        if tensor.device.type == self._kind and tensor.untyped_storage().resizable():
+            super()._add(tensor)
+
+
+@contextlib.contextmanager
+def peak_bytes(
+    device: torch.device, resident: Iterable[torch.Tensor] = ()
+) -> Iterator[Callable[[], int]]:
+    """Tells how many bytes were alive at most in the block, with all that was there before it.
+
+    CUDA and XPU tell by themselves. Elsewhere all operations are counted, which takes time.
+
+    Args:
+        resident: tensors that are there from the start, for where they have to be counted.
+    """
+    module: Any = getattr(torch, device.type, None)
+    if device.type in ("cuda", "xpu"):
+        module.synchronize(device)
+        module.reset_peak_memory_stats(device)
+        yield lambda: module.max_memory_allocated(device)
+        return
+    with OwnBytes(device.type, resident) as counted:
+        yield lambda: counted.peak

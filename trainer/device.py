@@ -183,6 +183,11 @@ def has_fast_bf16(device: torch.device) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As settings call it, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def describe_device(device: torch.device) -> str:
     """The device in words, such as "cuda (NVIDIA GeForce RTX 3060, 12.0 GB)"."""
     if device.type == "cuda":

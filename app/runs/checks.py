@@ -57,11 +57,9 @@ class CheckDirectory:
         """What each finished part found, by its name; none where the file is damaged."""
         found = read_json(self.path / FIGURES)
         parts = found.get("parts") if found.get("version") == VERSION else None
-        return (
-            {k: v for k, v in parts.items() if isinstance(v, dict)}
-            if isinstance(parts, dict)
-            else {}
-        )
+        if not isinstance(parts, dict):
+            return {}
+        return {name: part for name, part in parts.items() if isinstance(part, dict)}
 
     def note(self, parts: Mapping[str, Any]) -> None:
         """Write the figures of all parts so far.

@@ -34,6 +34,7 @@ from ..device import (
     choose_device,
     describe_device,
     device_memory,
+    dtype_name,
     free_computer_memory,
     free_memory,
     release_memory,
@@ -168,7 +169,7 @@ class Checkup:
         guidance = session.teacher.guidance
         return {
             "peak": max(peak(), own),
-            "dtype": _name(session.call.dtype),
+            "dtype": dtype_name(session.call.dtype),
             "device": describe_device(self.device),
             "title": session.checkpoint.detection.title,
             "guidance": guidance.scale,
@@ -250,7 +251,7 @@ class Checkup:
         detection = session.checkpoint.detection
         half = bytes_in_16_bit(session.checkpoint.path)
         found = checkup.stages_of_update(session)
-        in_force = replace(session.config, dtype=_name(session.call.dtype))
+        in_force = replace(session.config, dtype=dtype_name(session.call.dtype))
         changed = [
             f"--{name.replace('_', '-')} {value}"
             for name, value in session.config.to_dict().items()
@@ -430,11 +431,7 @@ def _place(component: Component, dtype: torch.dtype, device: torch.device) -> to
     room = free_computer_memory()
     if room is not None and needed > room:
         raise NotMeasuredError(
-            f"the network takes {needed / 2**30:.1f} GiB in {_name(dtype)}, and neither the device "
-            "nor the computer has that much free"
+            f"the network takes {needed / 2**30:.1f} GiB in {dtype_name(dtype)}, and neither the "
+            "device nor the computer has that much free"
         )
     return device if device.type == "cpu" else torch.device("cpu")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

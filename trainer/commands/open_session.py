@@ -27,6 +27,7 @@ from ..device import (
     choose_device,
     choose_dtype,
     describe_device,
+    dtype_name,
     first_line,
     is_out_of_memory,
     limit_to_free,
@@ -73,7 +74,7 @@ def open_session(run: RunDirectory) -> Session:
     device = choose_device(as_set.device)
     ranks.use_device(device)
     formats = _number_formats(run, request, device)
-    log.info("Device: %s, %s", describe_device(device), _name(formats[0]))
+    log.info("Device: %s, %s", describe_device(device), dtype_name(formats[0]))
     if as_set.fit_memory:
         limit_to_free(device)
     needs = needed_memory(Path(request.model.checkpoint), formats[0], ranks.size)
@@ -125,12 +126,12 @@ def _number_formats(
         return (choose_dtype(saved or AUTO, device),)
     asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
     formats = number_formats(config.dtype, device, Path(request.model.checkpoint), asked)
-    if config.dtype == AUTO and saved and saved not in map(_name, formats):
+    if config.dtype == AUTO and saved and saved not in map(dtype_name, formats):
         raise RunError(
             f"The run computed in {saved} until it stopped, and {device.type}, which is what can "
-            f"be used here now, would go on in {_name(formats[-1])}. Probably the GPU is gone that "
-            "it was on: restart the computer and see that the GPU is there, then resume. On this "
-            "device, start a new run."
+            f"be used here now, would go on in {dtype_name(formats[-1])}. Probably the GPU is gone "
+            "that it was on: restart the computer and see that the GPU is there, then resume. On "
+            "this device, start a new run."
         )
     return formats
 
@@ -155,15 +156,11 @@ def _in_first_sound_format(
         except NonFiniteError:
             if ranks.size > 1:  # the others wait for this one
                 raise
-        log.info("The model goes beyond what %s holds: it is loaded again.", _name(dtype))
+        log.info("The model goes beyond what %s holds: it is loaded again.", dtype_name(dtype))
         release_memory(device)
     if len(formats) > 1:
-        log.info("Number format: %s", _name(formats[-1]))
+        log.info("Number format: %s", dtype_name(formats[-1]))
     return load(formats[-1])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _teacher_facts(

@@ -14,7 +14,7 @@ import torch
 from ...app.config.distill_config import DistillConfig
 from ...app.config.request import DistillRequest, ModelFiles
 from ...app.runs.directory import RunDirectory
-from ..device import choose_device, choose_dtype, free_memory
+from ..device import choose_device, choose_dtype, dtype_name, free_memory
 from .device_lock import device_held
 from .distill import create_run, prepare
 from .open_session import open_session
@@ -66,7 +66,7 @@ def _timed(run: RunDirectory, interrupt: Interrupt) -> tuple[float, int | None]:
 
 def number_format(device: str) -> str:
     """The number format that a run on this device takes unless it is told one, such as bfloat16."""
-    return str(choose_dtype("auto", choose_device(device))).removeprefix("torch.")
+    return dtype_name(choose_dtype("auto", choose_device(device)))
 
 
 def free_bytes(device: str) -> int | None:

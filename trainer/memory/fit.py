@@ -20,7 +20,7 @@ from ...app.estimate import ALLOCATOR_SHARE, arithmetic_memory, bytes_in_16_bit
 from ...app.runs.directory import RunDirectory
 from ...core.errors import RunError
 from ...core.families import identify
-from ..device import device_memory, free_memory
+from ..device import device_memory, dtype_name, free_memory
 from ..distributed import Ranks
 
 log = logging.getLogger("dpdmd_studio.memory")
@@ -113,7 +113,7 @@ def needed_memory(path: Path, dtype: torch.dtype, processes: int = 1) -> Needed:
     """
     detection = identify(path)
     half = bytes_in_16_bit(path)
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
 
     def needs(config: DistillConfig) -> float:
         share = -(-config.batch_size // processes)  # the largest of a run's processes

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from ..device import dtype_name
 from ..model.network import frozen_dtype
 from .frozen_layers import FrozenLayer, can_be_frozen, freeze
 from .offload import OffloadRing
@@ -86,7 +87,7 @@ def describe_base(network: nn.Module, kind: str) -> str:
     """What is stored where, in words."""
     layers = [layer for layer in network.modules() if isinstance(layer, FrozenLayer)]
     size = sum(layer.stored_bytes for layer in layers) / 2**20
-    dtype = str(frozen_dtype(network)).removeprefix("torch.")
+    dtype = dtype_name(frozen_dtype(network))
     packed = sum(layer.format != KEEP for layer in layers)
     what = f"{packed} packed as {kind}" if packed else f"as {dtype}"
     text = f"{len(layers)} layers stored, {what}, {size:.1f} MiB"

@@ -20,6 +20,7 @@ from ...core.lora.file import NewLora, write_lora
 from ...core.lora.math import LoraPair
 from ...core.lora.metadata import TrainingFacts, training_metadata
 from ...core.recipe.recipe import Anchor, MergedLora, Recipe
+from ..device import dtype_name
 from ..loading.checkpoint import LoadedCheckpoint
 from ..loading.teacher_loras import IncludedLoras
 from ..method.objective import EVERYWHERE, Grids
@@ -108,7 +109,7 @@ class Session:
             learning_rate=config.student_lr,
             optimizer="AdamW8bit" if config.optimizer == "adamw8bit" else "AdamW",
             lr_scheduler="cosine",
-            precision=str(next(self.call.network.parameters()).dtype).removeprefix("torch."),
+            precision=dtype_name(next(self.call.network.parameters()).dtype),
             batch_size=config.batch_size,
             started_at=self.request.created_at,
             finished_at=max(self.request.created_at, time.time()),  # whatever a clock did

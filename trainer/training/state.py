@@ -26,7 +26,7 @@ from ...app.runs.directory import RunDirectory
 from ...core.errors import NonFiniteError, OutputError, RunError
 from ...core.files.hashes import file_sha256
 from ...core.recipe.recipe import MergedLora
-from ..device import DTYPES
+from ..device import DTYPES, dtype_name
 from ..loading.checkpoint import Checkpoint
 from ..loading.weights import is_finite
 from ..model.loss_scale import LossScale
@@ -99,7 +99,11 @@ def save_state(
                 f"The state of update {step} could not be saved in {run.states}: {error}. Free "
                 "some space there, then resume the run."
             ) from error
-        facts: dict[str, Any] = {"step": step, "fingerprint": fingerprint, "dtype": _name(dtype)}
+        facts: dict[str, Any] = {
+            "step": step,
+            "fingerprint": fingerprint,
+            "dtype": dtype_name(dtype),
+        }
         if learned.scales:
             facts["loss_scales"] = {role: s.to_dict() for role, s in learned.scales.items()}
         (folder / "state.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -191,10 +195,6 @@ def saved_dtype(run: RunDirectory) -> str | None:
         return ""  # said when it is loaded
     name = facts.get("dtype") if isinstance(facts, dict) else None
     return name if isinstance(name, str) and name in DTYPES else ""
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

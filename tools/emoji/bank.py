@@ -12,27 +12,25 @@ from dpdmd_studio.trainer.toys.emoji import captions
 from shapes_teacher_common import device
 from torch import Tensor
 
-from . import text
 from .drawing import Drawer
 
 PLACEMENTS, AT_A_TIME = 96, 232
 """Scenes for each picture, and images encoded at a time."""
+DROPOUT = 0.1
+"""Share of empty captions, for guidance."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """What one update of a denoiser sees.
 
-    `x0` and `eps` are latents and noise (N, C, h, w), `even` (N,) is spread evenly over 0 to 1,
-    `names` and `styles` (N,) are the numbers of what is shown.
+    `x0` and `eps` are latents and noise (N, C, h, w), `even` (N,) is spread evenly over 0 to 1.
     """
 
     said: list[str]
     x0: Tensor
     eps: Tensor
     even: Tensor
-    names: Tensor
-    styles: Tensor
 
 
 class Bank:
@@ -42,23 +40,26 @@ class Bank:
         kept = torch.load(path, weights_only=True)
         self.latents: Tensor = kept["latents"]
         self.scenes = [captions.Scene(*facts) for facts in kept["scenes"]]
-        here = captions.world()
-        self.names = torch.tensor([here.names.index(s.name) for s in self.scenes])
-        self.styles = torch.tensor([here.styles.index(s.style) for s in self.scenes])
 
     def batch(self, size: int, source: random.Random, wrong: float = 0.0) -> Batch:
-        """Random scenes, each with a caption that says a part of it, or of another scene."""
+        """Random scenes, each with a caption; of those that name a thing, `wrong` name another."""
         chosen = [source.randrange(len(self.scenes)) for _ in range(size)]
-        told = [
-            source.randrange(len(self.scenes)) if source.random() < wrong else i for i in chosen
-        ]
-        said = text.training_captions([self.scenes[i] for i in told], source)
+        said = [self._caption(self.scenes[i], source, wrong) for i in chosen]
         x0 = self.latents[chosen].float()
         draws = torch.Generator("cpu").manual_seed(source.getrandbits(62))
         eps = torch.randn(x0.shape, generator=draws)
         even = (torch.randperm(size, generator=draws) + torch.rand(size, generator=draws)) / size
-        shown = (x0, eps, even, self.names[chosen], self.styles[chosen])
-        return Batch(said, *(each.to(device()) for each in shown))
+        return Batch(said, *(each.to(device()) for each in (x0, eps, even)))
+
+    def _caption(self, scene: captions.Scene, source: random.Random, wrong: float) -> str:
+        """What a scene is told to be, now and then nothing."""
+        if source.random() < DROPOUT:
+            return ""
+        said = captions.random_said(scene, source)
+        if said.noun == scene.name and source.random() < wrong:
+            other = source.choice(self.scenes)
+            said = replace(captions.random_said(other, source), noun=other.name)
+        return said.caption(source.randrange(3))
 
 
 @torch.inference_mode()

@@ -3,8 +3,7 @@
 96 x 96 pixels, so 12 x 12 latents of 4 channels. Its text model begins with the flow teacher's.
 
 What an open caption becomes is decided at high noise (see `flow`), where an error of x0 hardly
-shows in the noise: so high timesteps are drawn more often, errors count as errors of v would, and a
-linear head has to name what a noisy picture shows.
+shows in the noise: so high timesteps are drawn more often, and errors count as errors of v would.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 
 from . import flow, text
 from .bank import Bank
-from .naming import NAMING_WEIGHT, NamingHead
 
 RESOLUTION = 96
 UNET = {
@@ -45,11 +43,6 @@ class EpsTeacher(nn.Module):
         self.unet = UNet2DConditionModel(**UNET)
         nn.init.zeros_(self.unet.conv_out.weight)
         self.text = text.model(3 + len(self.rows.ids))
-        self.head = NamingHead(UNET["block_out_channels"][-1])
-        self.unet.mid_block.register_forward_hook(self._keep)
-
-    def _keep(self, block: nn.Module, given, made: Tensor) -> None:
-        self.head.features = made.flatten(2).transpose(1, 2)
 
     def said(self, texts: list[str]) -> Tensor:
         """Context of captions, shape (N, L, D)."""
@@ -78,8 +71,7 @@ def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> Training:
         x_t = alpha * batch.x0 + std * batch.eps
         with torch.autocast(place.type, torch.bfloat16):
             found = teacher.eps(x_t, timesteps, teacher.said(batch.said)).float()
-        loss = ((found - batch.eps).square() * (1 + (std / alpha).square())).mean()
-        return loss + NAMING_WEIGHT * teacher.head.loss(batch)
+        return ((found - batch.eps).square() * (1 + (std / alpha).square())).mean()
 
     training.run(loss_of)
     return training

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import torch
 from dpdmd_studio.trainer.toys.emoji import captions
 from torch import Tensor, nn
@@ -54,7 +52,7 @@ def model(vocabulary: int) -> nn.Module:
             vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=4 * WIDTH,
             num_hidden_layers=LAYERS, num_attention_heads=WIDTH // 32,
             max_position_embeddings=LENGTH, hidden_act="quick_gelu",
-            bos_token_id=BEGIN, eos_token_id=END, pad_token_id=END,
+            bos_token_id=BEGIN, eos_token_id=END, pad_token_id=END, attn_implementation="eager",
         )
     )  # fmt: skip
 
@@ -64,13 +62,3 @@ def encode(text_model: nn.Module, rows: Tensor) -> tuple[Tensor, Tensor]:
     context = text_model(input_ids=rows).last_hidden_state
     first_end = (rows == END).int().argmax(dim=1)
     return context, context[torch.arange(len(rows), device=rows.device), first_end]
-
-
-def training_captions(scenes, source: random.Random, dropout: float = 0.1) -> list[str]:
-    """A caption for each scene, now and then the empty one."""
-    return [
-        ""
-        if source.random() < dropout
-        else captions.random_said(scene, source).caption(source.randrange(3))
-        for scene in scenes
-    ]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ log = logging.getLogger("dpdmd_studio.comfyui")
 TOKEN_IDS = "dpdmd_text_encoder.token_ids"
 END, CLIP_TOKENS = 49407, 49408
 HEAD_WIDTH, SIDE = 32, 64
-NETWORK = "diffusion_model"
 CONTEXT, POOLED = 4096, 2048
 """Widths that SD3 reads; zeros fill up the encoder's own."""
 
@@ -35,7 +33,6 @@ def load(path: Path) -> tuple[Model, Any, Any]:
     found = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=False)
     model = found[0]
     model.set_model_unet_function_wrapper(_at_its_size)
-    _count_by_patch(model)
     return model, _clip(load_file(path)), found[2]
 
 
@@ -49,25 +46,6 @@ def _at_its_size(apply_model: Any, arguments: dict[str, Any]) -> Tensor:
             f"{8 * width} x {8 * height}. Set width and height of the empty latent to {SIDE}."
         )
     return apply_model(latents, arguments["timestep"], **arguments["c"])
-
-
-def _count_by_patch(model: Model) -> None:
-    """Let the host's network have patches of any side.
-
-    The host counts (side + 1) // patch tokens along a side, which is right for patches of 2 alone.
-    Its two methods that count are told the side with which that is side / patch, rounded up.
-    """
-    patch = model.get_model_object(f"{NETWORK}.x_embedder").patch_size[0]
-
-    def told(hw: Sequence[int]) -> list[int]:
-        return [-(-side // patch) * patch - 1 for side in hw]
-
-    positions = model.get_model_object(f"{NETWORK}.cropped_pos_embed")
-    unpatchify = model.get_model_object(f"{NETWORK}.unpatchify")
-    model.add_object_patch(
-        f"{NETWORK}.cropped_pos_embed", lambda hw, device=None: positions(told(hw), device=device)
-    )
-    model.add_object_patch(f"{NETWORK}.unpatchify", lambda x, hw: unpatchify(x, hw=told(hw)))
 
 
 def encoder_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

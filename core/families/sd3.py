@@ -35,7 +35,7 @@ FOLDER_RULES = {
     "caption_projection_dim": WHOLE,
     "joint_attention_dim": WHOLE,
     "pooled_projection_dim": WHOLE,
-    "patch_size": Rule(one_of(1, 2), "1 or 2"),
+    "patch_size": Rule(one_of(2), "2"),
     "pos_embed_max_size": Rule(
         lambda value: is_whole(value) and int(str(value)) <= MAX_POSITIONS,
         f"a whole number up to {MAX_POSITIONS}",

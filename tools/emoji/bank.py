@@ -21,6 +21,14 @@ DROPOUT = 0.1
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Of the captions that name a thing: shares that say its class instead, or name another."""
+
+    open: float = 0.0
+    wrong: float = 0.0
+
+
+@dataclass(frozen=True)
 class Batch:
     """What one update of a denoiser sees.
 
@@ -41,24 +49,27 @@ class Bank:
         self.latents: Tensor = kept["latents"]
         self.scenes = [captions.Scene(*facts) for facts in kept["scenes"]]
 
-    def batch(self, size: int, source: random.Random, wrong: float = 0.0) -> Batch:
-        """Random scenes, each with a caption; of those that name a thing, `wrong` name another."""
+    def batch(self, size: int, source: random.Random, mix: Mix) -> Batch:
+        """Random scenes, each with noise and a caption."""
         chosen = [source.randrange(len(self.scenes)) for _ in range(size)]
-        said = [self._caption(self.scenes[i], source, wrong) for i in chosen]
+        said = [self._caption(self.scenes[i], source, mix) for i in chosen]
         x0 = self.latents[chosen].float()
         draws = torch.Generator("cpu").manual_seed(source.getrandbits(62))
         eps = torch.randn(x0.shape, generator=draws)
         even = (torch.randperm(size, generator=draws) + torch.rand(size, generator=draws)) / size
         return Batch(said, *(each.to(device()) for each in (x0, eps, even)))
 
-    def _caption(self, scene: captions.Scene, source: random.Random, wrong: float) -> str:
+    def _caption(self, scene: captions.Scene, source: random.Random, mix: Mix) -> str:
         """What a scene is told to be, now and then nothing."""
         if source.random() < DROPOUT:
             return ""
         said = captions.random_said(scene, source)
-        if said.noun == scene.name and source.random() < wrong:
-            other = source.choice(self.scenes)
-            said = replace(captions.random_said(other, source), noun=other.name)
+        if said.noun == scene.name:
+            if source.random() < mix.open:
+                said = replace(said, noun=captions.world().class_of[scene.name])
+            elif source.random() < mix.wrong:
+                other = source.choice(self.scenes)
+                said = replace(captions.random_said(other, source), noun=other.name)
         return said.caption(source.randrange(3))
 
 

@@ -18,7 +18,7 @@ from shapes_teacher_unet import scales
 from torch import Tensor, nn
 
 from . import flow, text
-from .bank import Bank
+from .bank import Bank, Mix
 
 RESOLUTION = 96
 UNET = {
@@ -29,7 +29,7 @@ UNET = {
     "norm_num_groups": 32,
 }  # fmt: skip
 BATCH, CYCLES, PEAK, DECAY = 128, (5000, 13000), 1.5e-3, 0.9995
-LEVELS, WRONG = 1000, 0.4
+LEVELS, MIX = 1000, Mix(open=0.3, wrong=0.4)
 
 
 class EpsTeacher(nn.Module):
@@ -65,7 +65,7 @@ def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> Training:
 
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"eps-{ranks.data(seed, update)}")
-        batch = bank.batch(BATCH // ranks.size, source, WRONG)
+        batch = bank.batch(BATCH // ranks.size, source, MIX)
         timesteps = (batch.even.sqrt() * LEVELS).long().clamp(max=LEVELS - 1)
         alpha, std = scales(timesteps)
         x_t = alpha * batch.x0 + std * batch.eps

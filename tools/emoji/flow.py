@@ -27,7 +27,7 @@ from shapes_teacher_denoiser import FlowTeacher, start_as_identity
 from torch import Tensor, nn
 
 from . import text
-from .bank import Bank
+from .bank import Bank, Mix
 
 DEPTH, SIDE, PATCH, BATCH = 4, 8, 2, 256
 PEAK, DECAY = 2e-3, 0.98
@@ -35,18 +35,18 @@ PEAK, DECAY = 2e-3, 0.98
 
 @dataclass(frozen=True)
 class Round:
-    """Mean and deviation of sigma's logit; cycles of updates.
-
-    `wrong` is the share of captions that are another picture's.
-    """
+    """Mean and deviation of sigma's logit; cycles of updates; what captions say."""
 
     level_mean: float
     level_deviation: float
     cycles: tuple[int, ...]
-    wrong: float = 0.0
+    mix: Mix
 
 
-ROUNDS = (Round(1.2, 1.2, (6000,)), Round(1.2, 1.2, (3000,), wrong=0.4))
+ROUNDS = (
+    Round(1.2, 1.2, (6000,), Mix(open=0.6)),
+    Round(1.2, 1.2, (3000,), Mix(open=0.3, wrong=0.4)),
+)
 
 
 class EmojiTeacher(FlowTeacher):
@@ -95,7 +95,7 @@ def train(folder: Path, bank: Bank, ranks: Ranks, seed: int = 0) -> None:
 def _loss(teacher: EmojiTeacher, bank: Bank, this: Round, seed: str, ranks: Ranks):
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"{seed}-{update}-{ranks.rank}")
-        batch = bank.batch(BATCH // ranks.size, source, this.wrong)
+        batch = bank.batch(BATCH // ranks.size, source, this.mix)
         normal = 2**0.5 * torch.erfinv(2 * batch.even.clamp(1e-4, 1 - 1e-4) - 1)
         sigma = torch.sigmoid(this.level_mean + this.level_deviation * normal)
         level = sigma[:, None, None, None]

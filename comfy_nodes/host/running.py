@@ -40,9 +40,9 @@ def show_progress(bar: Any, done: int, total: int, image: Any = None) -> None:
 
 def notify(node_id: str | None, text: str) -> None:
     """Write a line on a node while it runs."""
-    import server
-
     if node_id is not None:
+        import server
+
         server.PromptServer.instance.send_progress_text(text, node_id)
 
 

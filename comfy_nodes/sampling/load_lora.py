@@ -35,7 +35,10 @@ class LoadLora:
         "Loads a few-step LoRA and reads from the file how it is sampled: steps, noise levels, "
         "guidance. Refuses LoRAs of another family."
     )
-    SEARCH_ALIASES = ("few step lora", "lora loader", "distilled lora", "dmd", "lightning")
+    SEARCH_ALIASES = (
+        "few step lora", "4 step lora", "turbo", "lightning", "lora loader", "distilled lora",
+        "dmd",
+    )  # fmt: skip
     RETURN_TYPES = ("MODEL", "DPDMD_RECIPE")
     RETURN_NAMES = ("model", "recipe")
     OUTPUT_TOOLTIPS = (

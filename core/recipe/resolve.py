@@ -143,6 +143,10 @@ class Resolved:
         """What the user should know, a sentence or two each."""
         return self.plan.notes
 
+    def with_notes(self, notes: Sequence[str]) -> Resolved:
+        """The same with what a host has to say before it."""
+        return replace(self, plan=replace(self.plan, notes=(*notes, *self.notes)))
+
 
 def resolve(
     facts: ModelFacts | None, loras: Sequence[LoraFacts], asked: Asked, words: Words

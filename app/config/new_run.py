@@ -11,7 +11,7 @@ from pathlib import Path
 from ...core.errors import CheckpointError, OutputError, SettingsError
 from ...core.families import Detection, check_files, family, set_otherwise
 from ...core.files.atomic_write import check_output, try_name
-from ...core.lora.contents import check_family, read_lora_header
+from ...core.lora.contents import check_family, read_teacher_header
 from ..library.path_checks import check_name
 from .distill_config import USUAL_RESCALE, DistillConfig
 from .request import DistillRequest, asked_sampling
@@ -43,7 +43,7 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
     vae = Path(model.vae) if model.vae else None
     detection = check_files(Path(model.checkpoint), model.text_encoders(), vae)
     for lora in request.teacher_loras:
-        check_family(read_lora_header(Path(lora.path)), family(detection.family))
+        check_family(read_teacher_header(Path(lora.path)), family(detection.family))
     request = dataclasses.replace(request, config=settled(config, detection))
     choose_resolutions(config, detection)
     check_name(request.output)

@@ -60,6 +60,21 @@ class LoadLora:
             }
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: str | None = None) -> bool:
+        """The file's header, before the graph is queued; None for a name on a wire.
+
+        Raises:
+            LoraError: it is no LoRA, or is damaged.
+            RecipeError: its recipe is broken or of a newer version.
+            SettingsError: it has gone.
+        """
+        if lora_name is not None:
+            file, _, _ = inspect_lora(folders.file_path("loras", lora_name))
+            if METADATA_KEY in file.metadata:
+                Recipe.from_json(file.metadata[METADATA_KEY])
+        return True
+
     def load(self, model: models.Model, lora_name: str, strength: float) -> dict[str, Any]:
         """Load the file onto the model.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..host import folders, loras, running
 from ..host.inputs import Input, node_input
 from .knob_inputs import PRESET_CHOICES, PRESET_TOOLTIP, SHOWN_LAST, knob_inputs
+from .words import in_node_words, node_words
 
 if TYPE_CHECKING:
     from ...app.jobs import Job
@@ -40,7 +41,10 @@ class Distill:
         "process of its own and reads the checkpoint's file. The LoRA is written to the loras "
         "folder and carries how it is sampled."
     )
-    SEARCH_ALIASES = ("train lora", "distillation", "few step training", "dmd", "make lora")
+    SEARCH_ALIASES = (
+        "train lora", "distillation", "few step training", "4 step", "turbo", "lightning", "dmd",
+        "make lora",
+    )  # fmt: skip
     RETURN_TYPES = ("LORA_MODEL", "LOSS_MAP", "STRING", "DPDMD_RECIPE")
     RETURN_NAMES = ("lora", "losses", "lora_name", "recipe")
     OUTPUT_TOOLTIPS = (
@@ -71,6 +75,36 @@ class Distill:
 
         return file_stamps(values)
 
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls,
+        input_types: Mapping[str, str],
+        checkpoint: str | None = None,
+        prompts: str | None = None,
+        prompts_file: str | None = None,
+        output_name: str | None = None,
+        settings_json: str | None = None,
+        teacher_lora: str | None = None,
+        clip_l: str | None = None,
+        clip_g: str | None = None,
+        t5: str | None = None,
+        vae: str | None = None,
+    ) -> bool:
+        """What headers tell, before the graph is queued; an input on a wire is None here.
+
+        Raises:
+            DPDMDError: in the node's words. The host shows it once; a text that is returned would
+                stand there for every input above.
+        """
+        from .new_run import check_early
+
+        given = {name: value for name, value in locals().items() if isinstance(value, str)}
+        declared = {**cls.INPUT_TYPES()["required"], **cls.INPUT_TYPES()["optional"]}
+        with node_words():
+            running.check_types(input_types, declared)
+            check_early(given, input_types)
+        return True
+
     def distill(
         self, unique_id: str | None = None, graph: Any = None, mode: str = WAIT, **values: Any
     ) -> dict[str, Any]:
@@ -79,6 +113,12 @@ class Distill:
         Raises:
             DPDMDError: something is wrong with the inputs, or the run failed.
         """
+        with node_words():
+            return self._distill(unique_id, graph, mode, values)
+
+    def _distill(
+        self, unique_id: str | None, graph: Any, mode: str, values: dict[str, Any]
+    ) -> dict[str, Any]:
         from . import new_run as training
         from . import waiting
 
@@ -96,7 +136,7 @@ class Distill:
                 "Queue this node again when it is finished: then it gives the LoRA."
             )
             nothing = (running.blocked(),) * len(self.RETURN_TYPES)
-            return running.outcome("\n".join([text, *notes]), nothing)
+            return running.outcome(in_node_words("\n".join([text, *notes])), nothing)
         job = waiting.wait(job, unique_id)
         waiting.check_ended(job)
         return _finished(job, notes)
@@ -194,7 +234,8 @@ def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
     image = latest_image(job.path)
     recipe = read_recipe(read_header(path).metadata)
     result = (loras.read_weights(path), losses(job.path), name, recipe)
-    return running.outcome("\n".join([f"{said}.", *notes]), result, image)
+    text = in_node_words("\n".join([f"{said}.", *notes]))
+    return running.outcome(text, result, image)
 
 
 def losses(run: Path) -> dict[str, list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from ...app.library.choices import ASSETS, EMBEDDED, embedded_world, starter
 from ...app.library.path_checks import lora_file, typed_path
 from ...app.prompts.reading import parse_prompts, read_prompts
 from ...core.errors import PromptError, SettingsError
-from ...core.families import check_files
+from ...core.families import check_files, family
+from ...core.lora.contents import check_family, read_teacher_header
 from ..host import folders, loras, models, running
-from .knob_inputs import Card, config_of
+from .knob_inputs import Card, config_of, json_settings
 from .waiting import until_ended
 
 NOTHING = "none"
@@ -107,6 +108,39 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     )
     marked = _marked(request.absolute(), prompts)
     return Asked(marked, prompts, (*notes, *detection.notes, *more, *said))
+
+
+def check_early(given: Mapping[str, str], wired: Collection[str]) -> None:
+    """What can be told before a graph is queued, from headers and the text itself.
+
+    Args:
+        given: values of inputs by name.
+        wired: the inputs whose values are not known yet.
+
+    Raises:
+        DPDMDError: something of that is missing, no model, or does not fit.
+    """
+    check_trainer()
+    if "output_name" in given:
+        lora_file(folders.paths("loras")[0], given["output_name"])
+    json_settings(given.get("settings_json", ""))
+    world, detection = "", None
+    if not {"checkpoint", "model"} & set(wired):
+        path, _ = checkpoint(given, None, None)
+        others = {name: _chosen(kind, given.get(name)) for name, kind in OTHER_FILES.items()}
+        model = ModelFiles(checkpoint=str(path), **others)
+        if not set(OTHER_FILES) & set(wired):
+            vae = Path(model.vae) if model.vae else None
+            detection = check_files(path, model.text_encoders(), vae)
+        world = embedded_world(path)
+    name = given.get("prompts_file", "").strip()
+    in_folder = name and prompts_path(name).is_dir()  # many images would be read each time
+    if not in_folder and not {"prompts", "prompts_file", "checkpoint", "model"} & set(wired):
+        prompts_of(given, world)
+    if lora := _chosen("loras", given.get("teacher_lora")):
+        contents = read_teacher_header(Path(lora))
+        if detection is not None:
+            check_family(contents, family(detection.family))
 
 
 def _chosen(kind: str, name: object) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import CheckpointError, LoraError
 from ..families import FAMILIES, Family
 from ..files.tensor_file import TensorFile, read_header, read_scalar
+from ..recipe.recipe import METADATA_KEY
 from .keys import LoraModule, adapter_alpha, detect_family, group_keys
 from .shapes import update_rank
 
@@ -110,6 +111,27 @@ def read_lora_header(path: Path) -> LoraContents:
         return read_contents(read_header(path))
     except CheckpointError as error:
         raise LoraError(f"The LoRA cannot be read. {error}") from error
+
+
+def read_teacher_header(path: Path) -> LoraContents:
+    """The same for a LoRA that shall be a part of a teacher.
+
+    Raises:
+        LoraError: as `read_lora_header`, and for a few-step LoRA of ours.
+    """
+    contents = read_lora_header(path)
+    refuse_few_step(read_header(path))
+    return contents
+
+
+def refuse_few_step(file: TensorFile) -> None:
+    """LoraError for a few-step LoRA of ours, which is no part of a teacher."""
+    if METADATA_KEY in file.metadata:
+        raise LoraError(
+            f"{file.path.name} is a few-step LoRA that DP-DMD made, not a style: with it the "
+            "teacher would be a student already. Leave it out; to distil anew, give the "
+            "checkpoint alone."
+        )
 
 
 def check_family(contents: LoraContents, family: Family) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfy_host import lora_tensors
 from dpdmd_studio.app import jobs
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.presets import DEMO, PRESETS
@@ -26,8 +28,10 @@ from dpdmd_studio.comfy_nodes.training import new_run as training
 from dpdmd_studio.comfy_nodes.training.distill import BACKGROUND, Distill, losses
 from dpdmd_studio.comfy_nodes.training.knob_inputs import GIB, Card
 from dpdmd_studio.comfy_nodes.training.runs import LATEST, Runs, run_choices
+from dpdmd_studio.comfy_nodes.training.words import in_node_words
 from dpdmd_studio.core.errors import (
     CheckpointError,
+    LoraError,
     OutputError,
     PromptError,
     RunError,
@@ -36,7 +40,7 @@ from dpdmd_studio.core.errors import (
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 RECIPE = default_recipe("sd1", "eps")
 
@@ -251,11 +255,77 @@ def test_the_trainer_that_is_not_installed_is_told_with_what_to_do(monkeypatch, 
     ],
 )
 def test_bad_inputs_are_told_and_leave_nothing(fake, changes, kind, words):
+    """What needs no more than headers and the text itself, before the graph is queued already."""
     (fake.base / "checkpoints" / "broken.safetensors").write_bytes(b"no model at all")
     with pytest.raises(kind, match=words):
         distil(**changes)
+    if not {"resolution", "num_steps", "preset"} & set(changes) and "expected int" not in words:
+        with pytest.raises(kind, match=words):
+            validate(**changes)
     assert jobs.all_jobs() == [] and fake.freed == 0
     assert list((fake.base / "loras").iterdir()) == []
+
+
+VALIDATED = set(inspect.signature(Distill.VALIDATE_INPUTS).parameters) - {"input_types"}
+
+
+def validate(types: dict[str, str] | None = None, **changes: object) -> bool:
+    """As the host asks before it queues a graph: without what is on a wire."""
+    values = {name: value for name, value in (INPUTS | changes).items() if name in VALIDATED}
+    return Distill.VALIDATE_INPUTS(types or {}, **values)  # type: ignore[arg-type]
+
+
+def test_what_is_on_a_wire_is_not_looked_at_before_queueing(fake):
+    assert validate() is True
+    assert validate({"model": "MODEL"}, checkpoint="gone.safetensors", prompts="") is True
+    values = {name: INPUTS[name] for name in ("checkpoint", "output_name")}
+    assert Distill.VALIDATE_INPUTS({"prompts": "STRING"}, **values) is True  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"model input takes MODEL, and .* is CLIP"):
+        validate({"model": "CLIP"})
+
+
+def test_teachers_and_their_loras_are_looked_at_before_queueing(fake, files):
+    """A few-step LoRA as a teacher, one of another family, and text encoders that are missing."""
+    loras = fake.base / "loras"
+    save_file(lora_tensors(), loras / "few.safetensors", {METADATA_KEY: RECIPE.to_json()})
+    with pytest.raises(LoraError, match="few-step LoRA that DP-DMD made, not a style"):
+        validate(teacher_lora="few.safetensors")
+    with pytest.raises(LoraError, match="few-step LoRA that DP-DMD made, not a style"):
+        distil(teacher_lora="few.safetensors")
+    keys = ("down.weight", "up.weight")
+    sd3 = {
+        f"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_{key}": torch.ones(2, 2) for key in keys
+    }
+    save_file(sd3, loras / "other.safetensors")
+    with pytest.raises(LoraError, match="LoRA for sd3, but the model is"):
+        validate(teacher_lora="other.safetensors")
+    without = fake.base / "checkpoints" / "without.safetensors"
+    kept = {k: v for k, v in load_file(files["sd1"]).items() if not k.startswith("cond_stage")}
+    save_file(kept, without)
+    with pytest.raises(CheckpointError, match="fill in the clip_l input, or use the full checkp"):
+        validate(checkpoint="without.safetensors")
+    assert jobs.all_jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("command_line", "node"),
+    [
+        ("give --clip-l FILE --clip-g FILE, or", "fill in the clip_l and clip_g inputs, or"),
+        ("Swap --clip-l and --clip-g.", "Swap the clip_l and clip_g inputs."),
+        ("name it with --teacher-lora FILE:STRENGTH.", "name it with the teacher_lora input."),
+        ("--teacher-negative distils one", "the teacher_negative input distils one"),
+        ("or lower --student-rank and --fake-rank.",
+         "or lower the student_rank input and fake_rank in settings_json."),
+        ("Lower --anchor-step or raise --teacher-steps.",
+         "Lower anchor_step in settings_json or raise teacher_steps in settings_json."),
+        ("Add `--overwrite` to", "Add `--overwrite` to"),
+        ("disk (--run, or DPDMD_HOME for all runs), or",
+         "disk (by the environment variable DPDMD_HOME), or"),
+        ("a -- b --", "a -- b --"),
+    ],
+)  # fmt: skip
+def test_options_are_called_what_the_node_calls_them(command_line, node):
+    assert in_node_words(command_line) == node
 
 
 def test_prompts_of_text_and_file_are_joined_each_once(fake):

@@ -11,10 +11,11 @@ import torch
 from ...app.config.request import DistillRequest, TeacherLora
 from ...core.errors import LoraError, RunError, SettingsError
 from ...core.families import family
+from ...core.lora.contents import refuse_few_step
 from ...core.lora.file import lora_deltas, weight_shapes
 from ...core.lora.math import LoraPair, concatenated
 from ...core.recipe.checks import MAX_RECORDS
-from ...core.recipe.recipe import METADATA_KEY, MergedLora
+from ...core.recipe.recipe import MergedLora
 from .checkpoint import LoadedCheckpoint
 from .lora_merge import MergingLora, open_merging, plan_merge
 from .parts import find_components
@@ -100,11 +101,7 @@ def _open(item: TeacherLora) -> MergingLora:
             f"{MAX_STRENGTH}."
         )
     lora = open_merging(Path(item.path), item.strength)
-    if METADATA_KEY in lora.file.metadata:
-        raise LoraError(
-            f"{lora.name} is a few-step LoRA that DP-DMD made, not a style: with it the teacher "
-            "would be a student already. Leave it out; to distil anew, give the checkpoint alone."
-        )
+    refuse_few_step(lora.file)
     return lora
 
 

@@ -28,11 +28,12 @@ from .exchange import (
     json_response,
     read_request,
 )
+from .outcome import report, share
 from .run_detail import job_facts, run_detail
 
 MAX_PREVIEW_BYTES = 64 << 20
 SETUP_TITLE = "Set up the trainer"
-ACTIONS = ("start", "stop", "resume", "delete", "duplicate", "rename", "move")
+ACTIONS = ("start", "stop", "resume", "duplicate", "rename", "move")
 NEW_RUN = ("checkpoint", "prompts", "title", "output_name", "config")
 """What a page may say of a new run."""
 _log = logging.getLogger("dpdmd_studio.api")
@@ -88,6 +89,15 @@ class Api:
                 return json_response(run_detail(_job(id)))
             case ("GET", "runs", id, "previews", name):
                 return _preview(_job(id), name)
+            case ("GET", "runs", id, "report"):
+                return report(_job(id))
+            case ("POST", "runs", id, "share"):
+                return json_response(job_facts(share(_job(id))))
+            case ("POST", "runs", id, "delete"):
+                job = _job(id)
+                return json_response(job_facts(job) | {"trash": jobs.delete(id).name})
+            case ("POST", "trash", name, "restore"):
+                return json_response(job_facts(jobs.restore(name)))
             case ("POST", "setup"):
                 return json_response(job_facts(set_up()))
             case ("POST", "runs"):
@@ -174,8 +184,9 @@ def _prompts(given: object) -> PromptList:
 
 
 def act(id: str, action: str, body: Mapping[str, Any]) -> Job:
-    """Do something with a job; returns it as it is then, a deleted one as it was."""
-    job, title = _job(id), _text(body, "title")
+    """Do something with a job; returns it as it is then."""
+    _job(id)
+    title = _text(body, "title")
     match action:
         case "start" | "resume":
             return jobs.start(id)
@@ -185,12 +196,9 @@ def act(id: str, action: str, body: Mapping[str, Any]) -> Job:
             return jobs.duplicate(id, title)
         case "rename":
             return jobs.rename(id, title)
-        case "move":
+        case _:
             jobs.move(id, _place(body))
             return jobs.get_job(id)
-        case _:
-            jobs.delete(id)
-            return job
 
 
 def _place(body: Mapping[str, Any]) -> int:

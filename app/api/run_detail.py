@@ -15,6 +15,7 @@ from ..runs.directory import RunDirectory
 from ..runs.facts import Line, number, read_facts
 from ..runs.previews import Preview, previews
 from .exchange import PREFIX
+from .outcome import has_report
 
 DIVERSITY = ("diversity_kept", "perceptual_distance", "teacher_distance")
 """What is measured now and then; all other curves have a value for each update."""
@@ -33,6 +34,7 @@ def run_detail(job: Job) -> dict[str, Any]:
     """A job with curves, previews, findings, settings and the end of its log."""
     facts = job_facts(job) | {"log": log_tail(job.id, LOG_LINES)}
     facts |= {"previews": [preview_facts(job.id, found) for found in previews(job.path)]}
+    facts |= {"report": has_report(job)}
     if job.kind != "distill":
         return facts | {"loss": [], "diversity": [], "findings": [], "settings": {}}
     run = RunDirectory(job.path)

@@ -23,7 +23,7 @@ from ...core.recipe.known_students import KNOWN_STUDENTS
 from ...core.recipe.recipe import Recipe
 from ...core.recipe.resolve import Asked, resolve
 from ..host import loras, models, running, sampling
-from ..host.inputs import node_input
+from ..host.inputs import ZERO_IS_AUTO, node_input
 from .few_step import DENOISE, LATENT, POSITIVE, RECIPE, SEED, STEPS, check_negative
 from .lora_switch import hooked, patch_difference, why_not_hooks, without_patches
 from .recipes import WORDS, has_recipe, loras_named, loras_on
@@ -57,6 +57,7 @@ ANCHOR_STEPS = node_input(
     default=0,
     min=0,
     max=MAX_ANCHOR_STEPS,
+    **{ZERO_IS_AUTO: True},
 )
 BASE_CFG = node_input(
     "FLOAT",
@@ -66,6 +67,7 @@ BASE_CFG = node_input(
     min=0.0,
     max=100.0,
     step=0.1,
+    **{ZERO_IS_AUTO: True},
 )
 SOLVER = node_input(
     ["auto", "ode", "sde"],

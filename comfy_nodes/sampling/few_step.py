@@ -25,7 +25,7 @@ from ...core.recipe.few_step import (
 from ...core.recipe.recipe import MAX_STEPS, Recipe
 from ...core.recipe.resolve import Asked
 from ..host import models, running, sampling
-from ..host.inputs import node_input, seed_input
+from ..host.inputs import ZERO_IS_AUTO, node_input, seed_input
 from .recipes import find_recipe, has_recipe
 
 NAME = "dp_dmd"
@@ -46,11 +46,11 @@ STEPS = node_input(
     default=0,
     min=0,
     max=MAX_STEPS,
+    **{ZERO_IS_AUTO: True},
 )
 DENOISE = node_input(
     "FLOAT",
-    "Below 1 for image to image: sampling starts at the trained noise level nearest to it, or at "
-    "exactly this level if denoise_start says so.",
+    "Below 1 for image to image: sampling starts at the trained noise level nearest to it.",
     default=1.0,
     min=0.01,
     max=1.0,

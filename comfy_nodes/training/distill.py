@@ -158,7 +158,10 @@ def _required(lists: Mapping[str, list[str]]) -> dict[str, Input]:
             "STRING", "One prompt a line. Only prompts are needed, no images.", **prompts
         ),
         "output_name": node_input(
-            "STRING", "Name of the LoRA; a number is added if it is taken.", default="my-4step"
+            "STRING",
+            "Name of the LoRA, with folders before it if you like, such as styles/mine; a number "
+            "is added if it is taken.",
+            default="my-4step",
         ),
         "preset": node_input(PRESET_CHOICES, PRESET_TOOLTIP, default="auto"),
         "mode": node_input(
@@ -186,18 +189,21 @@ def _optional(lists: Mapping[str, list[str]]) -> dict[str, Input]:
             "A text file with one prompt a line, or a folder of PNGs with prompts in them, in the "
             "input or output folder. It is added to the prompts above.",
             default="",
+            advanced=True,
         ),
         "teacher_lora": node_input(
             lists["lora"],
             "A LoRA that is merged into the teacher, so that the student learns its style.",
+            advanced=True,
         ),
         "teacher_lora_strength": node_input(
-            "FLOAT", "How strongly that LoRA is merged.", **strength
+            "FLOAT", "How strongly that LoRA is merged.", **strength, advanced=True
         ),
         "include_teacher_lora": node_input(
             "BOOLEAN",
             "Whether the new LoRA holds the teacher's LoRA too, so that it is used alone.",
             default=False,
+            advanced=True,
         ),
         "settings_json": node_input(
             "STRING",
@@ -205,6 +211,7 @@ def _optional(lists: Mapping[str, list[str]]) -> dict[str, Input]:
             "preset and the inputs above.",
             multiline=True,
             default="",
+            advanced=True,
         ),
         "clip_l": encoder,
         "clip_g": encoder,

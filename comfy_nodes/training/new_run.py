@@ -22,6 +22,7 @@ from ...app.prompts.reading import parse_prompts, read_prompts
 from ...core.errors import PromptError, SettingsError
 from ...core.families import check_files, family
 from ...core.lora.contents import check_family, read_teacher_header
+from ...core.recipe.few_step import counted
 from ..host import folders, loras, models, running
 from .knob_inputs import Card, config_of, json_settings
 from .waiting import until_ended
@@ -37,6 +38,11 @@ OTHER_FILES = {
 ASKED = "comfyui"
 """Under this name in a run's settings stands what a node asked for, so that it finds it again."""
 MAX_LINKS = 100
+FEW_PROMPTS = 50
+FEW = (
+    "{count}: the LoRA will be right for images like these alone. A few hundred different ones are "
+    "a good start."
+)
 Prompt = Mapping[str, Mapping[str, Any]]
 """The host's graph: node id -> {"class_type", "inputs"}."""
 
@@ -102,11 +108,13 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     request = DistillRequest(
         model=model,
         config=settled(config, detection),
-        output=str(lora_file(folders.paths("loras")[0], values.get("output_name"))),
+        output=str(output_file(values.get("output_name"))),
         teacher_loras=(TeacherLora(path=lora, strength=strength),) if lora else (),
         include_teacher_loras=bool(lora and values.get("include_teacher_lora", False)),
     )
     marked = _marked(request.absolute(), prompts)
+    if len(prompts) < FEW_PROMPTS and not world:
+        more = [*more, FEW.format(count=counted(len(prompts), "prompt"))]
     return Asked(marked, prompts, (*notes, *detection.notes, *more, *said))
 
 
@@ -122,7 +130,7 @@ def check_early(given: Mapping[str, str], wired: Collection[str]) -> None:
     """
     check_trainer()
     if "output_name" in given:
-        lora_file(folders.paths("loras")[0], given["output_name"])
+        output_file(given["output_name"])
     json_settings(given.get("settings_json", ""))
     world, detection = "", None
     if not {"checkpoint", "model"} & set(wired):
@@ -141,6 +149,20 @@ def check_early(given: Mapping[str, str], wired: Collection[str]) -> None:
         contents = read_teacher_header(Path(lora))
         if detection is not None:
             check_family(contents, family(detection.family))
+
+
+def output_file(name: object) -> Path:
+    """The LoRA's file of that name, which may have folders before it, in the first loras folder.
+
+    Raises:
+        SettingsError: a part of it that no file or folder may be called.
+        OutputError: the folder cannot be made.
+    """
+    *above, last = str(name or "").replace("\\", "/").split("/")
+    folder = folders.paths("loras")[0]
+    for part in above:
+        folder /= lora_file(folder, part).stem
+    return lora_file(folder, last)
 
 
 def _chosen(kind: str, name: object) -> str | None:

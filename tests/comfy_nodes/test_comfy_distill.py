@@ -244,7 +244,10 @@ def test_the_trainer_that_is_not_installed_is_told_with_what_to_do(monkeypatch, 
         ({"checkpoint": "gone.safetensors"}, SettingsError, "not among the checkpoints"),
         ({"checkpoint": "broken.safetensors"}, CheckpointError, "broken"),
         ({"teacher_lora": "gone.safetensors"}, SettingsError, "not among the loras"),
-        ({"output_name": "a/b"}, SettingsError, "Name the LoRA"),
+        ({"output_name": "../b"}, SettingsError, "Name the LoRA"),
+        ({"output_name": "a//b"}, SettingsError, "Name the LoRA"),
+        ({"output_name": "\\b"}, SettingsError, "Name the LoRA"),
+        ({"output_name": "a/"}, SettingsError, "Name the LoRA"),
         ({"output_name": ""}, SettingsError, "Name the LoRA"),
         ({"settings_json": "steps=3"}, SettingsError, "no table"),
         ({"settings_json": '{"stepz": 3}'}, SettingsError, "stepz"),
@@ -464,6 +467,46 @@ def test_a_full_disk_is_told_and_leaves_nothing(monkeypatch, fake):
 
 
 # Waiting
+
+
+def test_a_name_may_have_folders_before_it(fake):
+    for name in ("styles/v1.5/mine", "styles\\v1.5\\mine.safetensors"):
+        path = training.output_file(name)
+        assert path == fake.base / "loras" / "styles" / "v1.5" / "mine.safetensors"
+    fake.script = [lambda: end("finished", 8)]
+    distil(output_name="styles/v1.5/mine")
+    assert path.is_file() and only_job().title == "mine"
+
+
+def test_eight_widgets_are_in_sight_and_none_has_moved():
+    """Saved workflows hold their values by the widgets' order."""
+    groups = Distill.INPUT_TYPES()
+    inputs = {**groups["required"], **groups["optional"]}
+    widgets = [name for name in inputs if inputs[name][0] != "MODEL"]
+    assert widgets == [
+        "checkpoint", "prompts", "output_name", "preset", "mode", "steps", "num_steps",
+        "resolution", "batch_size", "student_rank", "student_lr", "teacher_guidance",
+        "diversity_weight", "seed", "prompts_file", "teacher_lora", "teacher_lora_strength",
+        "include_teacher_lora", "settings_json", "clip_l", "clip_g", "t5", "vae",
+        "teacher_negative",
+    ]  # fmt: skip
+    assert [name for name in widgets if not inputs[name][1].get("advanced")] == [
+        "checkpoint", "prompts", "output_name", "preset", "mode", "steps", "num_steps",
+        "teacher_negative",
+    ]  # fmt: skip
+    auto = [name for name in widgets if inputs[name][1].get("dpdmd_auto")]
+    assert {"student_lr", "batch_size"} <= set(auto)
+    assert all(inputs[name][1]["default"] == 0 == inputs[name][1]["min"] for name in auto)
+
+
+def test_few_prompts_are_told_but_for_a_demo(fake):
+    assert any(
+        "2 prompts: the LoRA will be right" in note for note in training.ask(INPUTS, {}, "7").notes
+    )
+    many = "\n".join(f"a cat of {number}" for number in range(50))
+    assert not any(
+        "will be right" in n for n in training.ask(INPUTS | {"prompts": many}, {}, "7").notes
+    )
 
 
 def test_progress_and_previews_are_shown_and_the_lora_comes_out(fake):

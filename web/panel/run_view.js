@@ -4,6 +4,7 @@ import { Actions } from "./actions.js";
 import { Chart } from "./chart.js";
 import { arrange, button, icon, make, mark, setIcon, show, write } from "./dom.js";
 import { Images } from "./images.js";
+import { Outcome } from "./outcome.js";
 import { fileName, howFar, isLive, kindOf, share, stateOf } from "./words.js";
 
 const FINDING_ICONS = { problem: "failed", warning: "warning", info: "info" };
@@ -16,7 +17,8 @@ const PROGRESS_LINE = /^update \d+\/\d+,|^---/;
 export class RunView {
   /**
    * @param {{back: () => void, act: (id: string, action: string, body?: object) => Promise<void>,
-   *   image: (job: object, name: string) => string}} does
+   *   image: (job: object, name: string) => string, use?: (path: string) => void,
+   *   report: (id: string) => string, share: (id: string) => void}} does
    */
   constructor(does) {
     this.does = does;
@@ -27,7 +29,8 @@ export class RunView {
     this.actions = new Actions((action, body) => does.act(this.job.id, action, body));
     this.images = new Images((name) => does.image(this.job, name));
     this.element = make("article", { class: "dpdmd-view", "aria-label": "Run" });
-    this.element.append(this.back, ...this.head(), this.actions.element, ...this.parts());
+    this.outcome = new Outcome(does);
+    this.element.append(this.back, ...this.head(), this.outcome.element, this.actions.element, ...this.parts());
   }
 
   head() {
@@ -76,6 +79,7 @@ export class RunView {
     this.progress(job);
     this.say(job);
     this.actions.update(job, last);
+    this.outcome.update(job);
     const lora = job.result?.lora;
     show(this.made, typeof lora === "string");
     if (typeof lora === "string") write(this.made, `LoRA: ${fileName(lora)}`);
@@ -109,6 +113,7 @@ export class RunView {
     const said = this.job?.message; // it stands above already
     this.find((run.findings ?? []).filter((finding) => finding.text !== said));
     this.plot([...(run.diversity ?? []), ...(run.loss ?? [])]);
+    this.outcome.detail(run);
     this.images.update(run.previews ?? []);
     this.set(run.settings ?? {});
     this.tell(run.log ?? "");

@@ -18,6 +18,7 @@ from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.app.environment import Environment, readiness
 from dpdmd_studio.app.jobs import files as job_files
 from dpdmd_studio.app.jobs import spawn
+from dpdmd_studio.app.library.home import home as data_folder
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.app.runs.lock import owned
 from tiny_runs import TINY
@@ -188,13 +189,51 @@ def test_actions_do_what_they_say(api, models, monkeypatch):
     assert post(api, f"/runs/{job.id}/resume")[1]["state"] == "queued"
     copy = post(api, f"/runs/{job.id}/duplicate", {"title": "again"})[1]
     assert (copy["title"], copy["state"], copy["kind"]) == ("again", "new", "distill")
-    assert post(api, f"/runs/{copy['id']}/delete")[0] == 200
+    deleted = post(api, f"/runs/{copy['id']}/delete")[1]
     assert copy["id"] not in [job.id for job in jobs.all_jobs()]
+    back = post(api, f"/trash/{deleted['trash']}/restore")[1]
+    assert (back["id"], back["title"]) == (copy["id"], "again")
+    assert jobs.get_job(copy["id"]).state == "new"
+    assert post(api, f"/trash/{deleted['trash']}/restore")[0] == 409
     with owned(job_files.job_folder(job.id) / "lock.json"):
         assert post(api, f"/runs/{job.id}/delete")[0] == 409
         assert post(api, f"/runs/{job.id}/start")[0] == 409
         assert post(api, f"/runs/{job.id}/stop")[1]["state"] == "stopping"
         assert (job.path / "stop").exists()
+
+
+def test_a_run_gives_its_report_and_nothing_that_lies_elsewhere(api, models, tmp_path):
+    job = make(models)
+    folder = job.path / "report"
+    assert get(api, f"/runs/{job.id}")[1]["report"] is False
+    assert get(api, f"/runs/{job.id}/report")[0] == 404
+    folder.mkdir()
+    (folder / "report.html").write_text("<p>it</p>")
+    found = api.handle("GET", f"{PREFIX}/runs/{job.id}/report", {}, b"", {})
+    assert (found.status, found.body) == (200, b"<p>it</p>")
+    assert found.content_type.startswith("text/html")
+    assert "default-src 'none'" in found.headers["Content-Security-Policy"]
+    assert get(api, f"/runs/{job.id}")[1]["report"] is True
+    (folder / "report.html").unlink()
+    (tmp_path / "secret.html").write_text("secret")
+    (folder / "report.html").symlink_to(tmp_path / "secret.html")
+    assert get(api, f"/runs/{job.id}/report")[0] == 404
+
+
+def test_a_package_of_a_run_is_queued_with_the_name_of_its_lora(api, models):
+    job = make(models)
+    assert post(api, f"/runs/{job.id}/share")[0] == 409  # it has no LoRA yet
+    lora = models / "my style.safetensors"
+    lora.write_bytes(b"x")
+    RunDirectory(job.path).write_json("result.json", {"lora": str(lora)})
+    (data_folder() / "packages" / "my-style").mkdir(parents=True)
+    status, package = post(api, f"/runs/{job.id}/share")
+    assert (status, package["kind"], package["state"]) == (200, "package", "queued")
+    assert package["title"] == "Package my style"
+    task = json.loads((job_files.job_folder(package["id"]) / "task.json").read_text())
+    output = str(data_folder() / "packages" / "my-style-2")
+    expected = [str(job.path), "--name=my style", "--count=8", "--output", output, "--json"]
+    assert task["arguments"] == ["package", *expected]
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,7 @@ def test_live_bytes_are_those_of_storages_until_they_are_freed():
     [
         {"gradient_checkpointing": False},
         {"gradient_checkpointing": True},
-        STORED | {"base_weights": "int8"},
-        STORED | {"base_weights": "fp8", "offload_base": True},
+        STORED | {"base_weights": "int8", "offload_base": True},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )

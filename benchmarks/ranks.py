@@ -13,6 +13,7 @@ of a run that one process did in one go.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,7 +35,8 @@ PROMPTS = [f"a {size} {colour} {shape}" for size in ("small", "large")
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
           "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
 CHANGING = {"steps": 10, "save_every": 2, "batch_size": 5, "teacher_steps": 8, "fake_updates": 1}
-PATIENCE = 600.0
+PATIENCE = 1800.0
+SAID = "said.txt"
 
 
 def command(processes: int, *words: str) -> list[str]:
@@ -91,7 +93,7 @@ def seconds(run: RunDirectory) -> float:
     return float(torch.tensor([line["seconds"] for line in run.metrics()]).median())
 
 
-def until(step: int, run: Path, process: subprocess.Popen[str]) -> None:
+def until(step: int, run: Path, process: subprocess.Popen[bytes]) -> None:
     """Wait until the run has done so many updates.
 
     Raises:
@@ -102,16 +104,25 @@ def until(step: int, run: Path, process: subprocess.Popen[str]) -> None:
         if run.is_dir() and len(RunDirectory(run).metrics()) >= step:
             return
         if process.poll() is not None:
-            raise RuntimeError(f"{process.args} ended early: {process.communicate()[1][-800:]}")
+            raise RuntimeError(f"{process.args} ended early: {said(run.parent)[-800:]}")
         time.sleep(0.1)
-    raise RuntimeError(f"no update {step} within {PATIENCE:.0f} s")
+    for pid in [process.pid, *_children(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    raise RuntimeError(f"no update {step} within {PATIENCE:.0f} s: {said(run.parent)}")
 
 
-def started(folder: Path, words: list[str]) -> subprocess.Popen[str]:
-    """A command whose words can be read when it has ended."""
-    return subprocess.Popen(
-        words, env=variables(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+def started(folder: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    """A command; what it says goes into a file, `said` reads it."""
+    with (folder / SAID).open("wb") as stream:
+        return subprocess.Popen(
+            words, env=variables(folder), stdout=subprocess.DEVNULL, stderr=stream
+        )
+
+
+def said(folder: Path) -> str:
+    """What the last command of `started` has said."""
+    return (folder / SAID).read_text(encoding="utf-8", errors="replace")
 
 
 def stopped_at(folder: Path, name: str, words: list[str], step: int) -> int:
@@ -119,9 +130,8 @@ def stopped_at(folder: Path, name: str, words: list[str], step: int) -> int:
     process = started(folder, words)
     until(step, folder / name, process)
     (folder / name / "stop").write_text("")
-    _, said = process.communicate(timeout=PATIENCE)
-    if process.returncode:
-        raise RuntimeError(f"the stop ended with {process.returncode}: {said[-800:]}")
+    if process.wait(PATIENCE):
+        raise RuntimeError(f"the stop ended with {process.returncode}: {said(folder)[-800:]}")
     return len(RunDirectory(folder / name).metrics())
 
 
@@ -133,9 +143,9 @@ def one_killed(folder: Path, name: str, words: list[str], step: int) -> dict[str
     victim = next(pid for pid in ours if _rank(pid) == "2")
     began = time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    _, said = process.communicate(timeout=PATIENCE)
+    process.wait(PATIENCE)
     progress = RunDirectory(folder / name).read_json("progress.json")
-    lines = [line for line in said.splitlines() if "error: " in line and "ended" in line]
+    lines = [line for line in said(folder).splitlines() if "error: " in line and "ended" in line]
     return {
         "seconds": time.monotonic() - began,
         "code": process.returncode,

@@ -26,7 +26,7 @@ from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.app.library import preferences
 from dpdmd_studio.app.runs.directory import RunDirectory
-from dpdmd_studio.app.runs.settings_file import config_text
+from dpdmd_studio.app.runs.settings_file import config_text, import_settings
 from dpdmd_studio.core.errors import DPDMDError, SettingsError
 from safetensors.torch import load_file, save_file
 
@@ -434,6 +434,59 @@ def test_the_report_is_in_the_page_or_at_an_address_without_scripts(run):
 )  # fmt: skip
 def test_durations_have_units(seconds, text):
     assert html.duration(seconds) == text
+
+
+# Check
+
+
+def test_a_check_is_queued_with_what_the_form_holds(form, home):
+    values = form | {"prompts": "", "output_folder": "/nowhere/at/all", "name": ""}
+    answer = distill_form.check(values)
+    job = jobs.get_job(answer["selected"])
+    assert (job.kind, job.state) == ("check", "queued") and answer["tabs"]["selected"] == "runs"
+    assert task(job)[:2] == ["check", values["checkpoint"]]
+    settings = import_settings(job.path / "checked-settings.json")
+    assert (settings.steps, settings.batch_size) == (values["steps"], values["batch_size"])
+    assert not any(word.startswith("--prompts") for word in task(job))
+    named = distill_form.check(values | {"prompts": "a cat\n# no\na dog"})["selected"]
+    assert (jobs.get_job(named).path / "prompts.txt").read_text() == "a cat\na dog\n"
+    wrong = distill_form.check(values | {"steps": 0})
+    assert "selected" not in wrong and 'role="alert"' in wrong["settings_note"]
+
+
+def test_a_finished_check_shows_its_verdicts_its_images_and_the_table_to_paste(form, home):
+    job = jobs.get_job(distill_form.check(form)["selected"])
+    assert runs_view.refresh(job.id, {})["check"] == {"value": "", "visible": False}
+    folder = home / "checks" / "shapes-0123456789"
+    folder.mkdir(parents=True)
+    (folder / "teacher.png").write_bytes(PNG)
+    lines = [
+        {"name": "Teacher's picture", "found": HOSTILE, "verdict": "red", "advice": "Do it."},
+        {"name": "Time", "found": "2 s an update", "verdict": "green", "advice": ""},
+        {"name": "Odd", "found": 3, "verdict": "green", "advice": ""},
+        {"name": "Odd", "found": "", "verdict": "blue", "advice": ""},
+    ]
+    result = {"folder": str(folder), "lines": [*lines, None], "table": f"| a |\n{HOSTILE}"}
+    finish_task(job, result)
+    answer = runs_view.refresh(job.id, {})
+    shown = answer["check"]["value"]
+    assert re.findall(r"dp-verdict dp-([a-z-]+)", shown) == ["red", "green"]
+    assert "<img" not in shown and "Do it." in shown
+    (text,) = re.findall(r'data-copy="([^"]*)"', shown)
+    assert unescape(text) == result["table"]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", answer["images"]["value"])
+    assert captions == ["Teacher, guided, all its steps"]
+    assert not answer["duplicate"]["visible"] and answer["delete"]["visible"]
+    finish_task(job, result | {"folder": str(home)})  # no place of a check
+    (home / "teacher.png").write_bytes(PNG)
+    assert runs_view.refresh(job.id, {})["images"]["value"] == ""
+
+
+def finish_task(job: jobs.Job, result: dict) -> None:
+    (job.path / "queued").unlink(missing_ok=True)
+    note = {"code": 0, "message": "", "stopped": False, "at": 1.0}
+    (job.path / "exit.json").write_text(json.dumps(note), encoding="utf-8")
+    (job.path / "output.txt").write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
 # Compare

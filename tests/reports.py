@@ -206,8 +206,9 @@ REPORTS = {
         "numbered halves", "lora", "sdxl"),
     "Comfy-Org/ComfyUI/issues/1347": Report(
         "changes of norms (w_norm, b_norm)", _lora(lambda _: _pair(Q, 32, 32) | {
-            f"{Q[:-29]}_norm.w_norm": torch.ones(32), f"{Q[:-29]}_norm.b_norm": torch.ones(32)}),
-        "full difference", "lora"),
+            "lora_unet_down_blocks_0_attentions_0_norm.w_norm": torch.ones(32),
+            "lora_unet_down_blocks_0_attentions_0_norm.b_norm": torch.ones(32)}),
+        "read", "lora"),
     "AUTOMATIC1111/stable-diffusion-webui/issues/14971": Report(
         "BOFT without alpha", _lora(lambda _: {f"{Q}.oft_blocks": torch.ones(2, 4, 2, 2)}),
         "OFT", "lora"),

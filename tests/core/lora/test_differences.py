@@ -6,6 +6,7 @@ import lora_networks
 import pytest
 import torch
 from dpdmd_studio.app.library.inspect import inspect
+from dpdmd_studio.comfy_nodes.sampling.load_lora import inspect_lora
 from dpdmd_studio.core.errors import LoraError, NonFiniteError
 from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, parameter_shapes, read_lora
 from safetensors.torch import save_file
@@ -97,6 +98,7 @@ def test_a_lora_of_comfyuis_training_node_is_read_whole(tmp_path):
         assert torch.equal(value, before[key] + changes.get(key, 0.0)), key
     facts = inspect(tmp_path / "x.safetensors", hashed=False)
     assert (facts["differences"], facts["modules"], facts["scales"]) == (3, 2, [1.0, 2.0])
+    assert inspect_lora(tmp_path / "x.safetensors")[1] == 4  # as many patches as ComfyUI makes
 
 
 def test_a_1x1_convolutions_change_may_lack_its_two_axes(tmp_path):

@@ -56,7 +56,7 @@ def _named(content: Mapping[str, Any]) -> tuple[str, str]:
         if prompt:
             negatives = (_text(table.get(name)) for name in NEGATIVES)
             return prompt, next(filter(None, negatives), "")
-        inner = next((found for name in INNER if (found := _table(table.get(name)))), None)
+        inner = next((its for name in INNER if (its := _table(table.get(name)))), None)
         if inner is None:
             break
         content = inner

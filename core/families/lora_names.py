@@ -48,7 +48,9 @@ OTHER_KINDS = {
     "LoRA with numbered layers": (
         r"^((unet|text_encoder):\d+:(up|down)|weights\.\d+\.lora_(up|down))$"
     ),
-    "LoRA with numbered halves": r"\.lora_[AB]_\d+(\.[^.]+)?\.weight$",
+    "LoRA with numbered halves": (
+        r"\.lora_[AB]_\d+(\.[^.]+)?\.weight$|\.lora_(down|up)\.\d+\.weight$"
+    ),
     "LoRA as diffusers 0.15 changed text encoders": (
         r"\.self_attn\.\w+_proj\.to_(q|k|v|out)_lora\.(down|up)\.weight$"
     ),
@@ -70,8 +72,8 @@ def split_suffix(key: str) -> tuple[str, str, str]:
         if key.endswith(ending):
             return key[: -len(ending)], part, ""
     found = ADAPTER.search(key)
-    if found is None:
-        return key, "", ""
+    if found is None or (found[1] in ("down", "up") and found[2].isdigit()):
+        return key, "", ""  # sd-scripts numbers the halves of q, k and v in one module so
     return key[: found.start()], ADAPTER_PARTS[found[1]], found[2]
 
 

@@ -26,7 +26,7 @@ BYTES, ASCII, POINTER, UNDEFINED = 1, 2, 4, 7
 MAX_ENTRIES = 1000
 CODES = (b"ASCII\0\0\0", b"UNICODE\0", b"JIS\0\0\0\0\0", bytes(8))
 """What a UserComment begins with: how the rest is encoded (EXIF 2.32, 4.6.5)."""
-START_OF_IMAGE, START_OF_SCAN, END_OF_IMAGE, APP1, COMMENT = 0xD8, 0xDA, 0xD9, 0xE1, 0xFE
+START_OF_SCAN, END_OF_IMAGE, APP1, COMMENT = 0xDA, 0xD9, 0xE1, 0xFE
 ALONE = {0x01, *range(0xD0, 0xD8)}
 """Markers without a length and content."""
 

@@ -106,6 +106,11 @@ OTHER_KINDS = {
     "LoRA with numbered layers": {"unet:0:up": UP, "unet:0:down": DOWN},
     "LoRA with numbered layers ": {"weights.0.lora_up": UP, "weights.0.lora_down": DOWN},
     "LoRA with numbered halves": {"unet.x.lora_A_1.default_0.weight": DOWN},
+    "LoRA with numbered halves ": {
+        f"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_{half}.{n}.weight": tensor
+        for half, tensor in (("down", DOWN), ("up", UP))
+        for n in range(3)
+    },
     "LoRA as diffusers 0.15 changed text encoders": {
         "text_encoder.layers.0.self_attn.k_proj.to_out_lora.up.weight": UP
     },

@@ -154,8 +154,8 @@ def _optional(lists: Mapping[str, list[str]]) -> dict[str, Input]:
         ),
         "prompts_file": node_input(
             "STRING",
-            "A text file with one prompt a line, or a folder of PNGs with prompts in them, in the "
-            "input or output folder. It is added to the prompts above.",
+            "A text file with one prompt a line, or a folder of images with prompts in them, in "
+            "the input or output folder. It is added to the prompts above.",
             default="",
         ),
         "teacher_lora": node_input(

@@ -108,7 +108,7 @@ def _prompts(made: Builder) -> None:
         with gr.Accordion("From a file, or from images you made", open=False):
             made.parts["prompts_upload"] = gr.File(label="A text file with prompts")
             with with_button():
-                label = "A text file, or a folder of PNGs made in A1111 or ComfyUI"
+                label = "A text file, or a folder of images made in A1111 or ComfyUI"
                 info = "In one of the folders above. Only the images' prompts are read."
                 made.text("prompts_path", label, info, scale=5)
                 made.button_beside("read_path", "Read")

@@ -28,6 +28,7 @@ from dpdmd_studio.app.library import preferences
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.app.runs.settings_file import config_text, import_settings
 from dpdmd_studio.core.errors import DPDMDError, SettingsError
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 SHAPES = str(sources.ASSETS / "shapes-sd3.safetensors")
@@ -205,6 +206,25 @@ def test_prompts_come_from_uploads_and_from_named_folders_alone(tmp_path):
     assert distill_hints.read_prompt_source({"prompts_path": str(file)})["prompts"] == (
         "a cat\na dog\n"
     )
+
+
+def test_a_prompt_that_begins_like_a_comment_reaches_the_form_and_is_never_lost_unsaid(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "#1 fan art\nSteps: 4, Sampler: Euler, Seed: 1")
+    (tmp_path / "made").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "made" / "a.png", pnginfo=info)
+    (tmp_path / "prompts.txt").write_text("#2 fan art\na cat\n", encoding="utf-8")
+    sources.add_folder(str(tmp_path))
+    answer = distill_hints.read_prompt_source({"prompts_path": str(tmp_path / "made")})
+    assert answer["prompts"] == "\\#1 fan art\n"
+    assert distill_form.prompts_of(answer).prompts == ("#1 fan art",)
+    assert "1 images read, 1 with a prompt" in text_of(answer["examples"])
+    answer = distill_hints.read_prompt_source({"prompts_path": str(tmp_path / "prompts.txt")})
+    assert answer["prompts"] == "a cat\n"
+    typed = distill_hints.describe_prompts({"prompts": "#2 fan art\na cat"})
+    for shown in (answer, typed):
+        assert "1 lines that begin with # were left out" in text_of(shown["examples"])
+        assert "#2 fan art" in text_of(shown["examples"])
 
 
 def test_settings_travel_through_a_file(form, tmp_path):
@@ -501,7 +521,7 @@ def test_a_comparison_becomes_the_command_that_a_terminal_would_run(run):
         "teacher_steps": "20",
         "guidance_scale": "2.5",
         "baseline": False,
-        "prompts": "a cat\n# not this\na dog",
+        "prompts": "a cat\n# not this\na dog\n\\#1 fan",
         "title": HOSTILE,
     }
     job = jobs.get_job(compare_form.submit(values)["selected"])
@@ -512,7 +532,7 @@ def test_a_comparison_becomes_the_command_that_a_terminal_would_run(run):
         "--guidance-scale=2.5", "--no-rival", f"--prompts={output / 'prompts.txt'}",
         "--output", str(output), "--json",
     ]  # fmt: skip
-    assert (output / "prompts.txt").read_text(encoding="utf-8") == "a cat\na dog\n"
+    assert (output / "prompts.txt").read_text(encoding="utf-8") == "a cat\na dog\n\\#1 fan\n"
     assert job.title.startswith("<img")
     assert "<img" not in compare_form.show(job.id)["report"]
 

@@ -10,7 +10,7 @@ import pytest
 from dpdmd_studio.app.prompts.images import image_prompt
 from dpdmd_studio.app.prompts.reading import read_prompts
 from dpdmd_studio.core.errors import ImageError, PromptError
-from dpdmd_studio.core.files.image_text import exif_texts, read_image_text
+from dpdmd_studio.core.files.image_text import read_image_text
 from dpdmd_studio.core.files.png_text import SIGNATURE
 from PIL import Image
 
@@ -155,34 +155,36 @@ def test_none_of_these_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b"\xff\xd8\xff\xe0\0\x04ab" + b"nothing", "a segment of no known kind"),
-        (b"\xff\xd8" + b"\xff\xe0\0\2" * 100_001, "more than 100,000 segments"),
-        (b"RIFF\0\0\0\0WEBP" + (b"VP8 " + bytes(4)) * 100_001, "more than 100,000 chunks"),
-        (b"RIFF\0\0\0\0WEBPEXIF" + struct.pack("<I", 9 << 20), "a text of 9 MiB"),
+        b"\xff\xd8\xff\xe0\0\x04ab" + b"nothing",
+        b"\xff\xd8" + b"\xff\xe0\0\2" * 100_001,
+        b"RIFF\0\0\0\0WEBP" + (b"VP8 " + bytes(4)) * 100_001,
+        b"RIFF\0\0\0\0WEBPEXIF" + struct.pack("<I", 9 << 20),
     ],
 )
-def test_damaged_and_hostile_files_are_refused(content, message, tmp_path):
+def test_damaged_and_hostile_files_are_refused(content, tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    with pytest.raises(ImageError, match=message):
+    with pytest.raises(ImageError, match="is damaged"):
         read_image_text(path)
 
 
 @pytest.mark.parametrize("kind", [1, 2, 7], ids=["bytes", "ASCII", "undefined"])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_comment_in_the_first_directory_is_read_whatever_its_type(order, kind):
+def test_a_comment_in_the_first_directory_is_read_whatever_its_type(order, kind, tmp_path):
     text = UNICODE + INFOTEXT.encode("utf-16-be")
     head = b"II*\0" if order == "<" else b"MM\0*"
     entry = struct.pack(f"{order}HHII", 0x9286, kind, len(text), 26)
     block = head + struct.pack(f"{order}IH", 8, 1) + entry + bytes(4) + text
-    assert dict(exif_texts(block)) == {"UserComment": INFOTEXT}
+    path = saved(tmp_path / "a.jpg", "JPEG", b"Exif\0\0" + block)
+    assert read_image_text(path) == {"UserComment": INFOTEXT}
 
 
-def test_a_directory_that_leads_to_itself_ends():
+def test_a_directory_that_leads_to_itself_ends(tmp_path):
     entry = struct.pack("<HHII", 0x8769, 4, 1, 8)
-    assert list(exif_texts(b"II*\0" + struct.pack("<IH", 8, 1) + entry)) == []
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry
+    assert read_image_text(saved(tmp_path / "a.jpg", "JPEG", block)) == {}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])

@@ -120,9 +120,9 @@ def read_lines(result: Mapping[str, Any]) -> list[Line]:
     """The lines in what `check` printed as JSON; what is damaged is left out."""
     found, names = result.get("lines"), [field.name for field in fields(Line)]
     rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
-    texts = [[row.get(name) for name in names] for row in rows]
-    sound = [row for row in texts if all(isinstance(text, str) for text in row)]
-    return [Line(*row) for row in sound if row[names.index("verdict")] in get_args(Verdict)]
+    sound = [row for row in rows if all(isinstance(row.get(name), str) for name in names)]
+    kept = [row for row in sound if row["verdict"] in get_args(Verdict)]
+    return [Line(**{name: row[name] for name in names}) for row in kept]
 
 
 def stage_bytes(figures: Figures) -> dict[str, int]:

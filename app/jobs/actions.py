@@ -22,6 +22,7 @@ from ..config.new_run import check_inputs, check_request
 from ..config.request import DistillRequest
 from ..disk import check_room
 from ..library.home import numbered
+from ..prompts.reading import prompts_text
 from ..runs import exit_note
 from ..runs.checks import CHECKED_PROMPTS
 from ..runs.directory import EVALUATION_PROMPTS, GIVEN_PROMPTS, PROMPTS, UNPREPARED, RunDirectory
@@ -291,7 +292,7 @@ def submit_check(request: DistillRequest, prompts: Sequence[str], title: str = "
     words.append(f"--device={config.device}")  # which no settings file names
     texts = {SETTINGS_FILE: config_text(config)}
     if prompts:
-        texts[PROMPTS] = "\n".join(prompts[:CHECKED_PROMPTS]) + "\n"
+        texts[PROMPTS] = prompts_text(prompts[:CHECKED_PROMPTS])
         words.append(f"--prompts={PROMPTS}")
     for job in _checks_of(words, texts):
         if job.state != "finished":

@@ -458,7 +458,7 @@ def test_a_check_brings_its_files_and_is_not_queued_twice(request_, tmp_path):
         config=dataclasses.replace(request_.config, device="cpu"),
         output="/nowhere/at/all.ckpt",  # it writes none
     )
-    prompts = ["a cat", "a dog", "a third, which is not drawn"]
+    prompts = ["a cat", "#1 fan art", "a third, which is not drawn"]
     job = jobs.submit_check(asked, prompts)
     assert (job.kind, job.state, job.title) == ("check", "queued", "Check of sd1")
     task = json.loads((job.path / "task.json").read_text())
@@ -468,7 +468,7 @@ def test_a_check_brings_its_files_and_is_not_queued_twice(request_, tmp_path):
         "--prompts=prompts.txt",
     ]  # fmt: skip
     assert "folder" not in task  # it runs in its own
-    assert (job.path / "prompts.txt").read_text() == "a cat\na dog\n"
+    assert (job.path / "prompts.txt").read_text() == "a cat\n\\#1 fan art\n"
     settings = import_settings(job.path / "checked-settings.json")
     assert dataclasses.replace(settings, device="cpu") == asked.config
     assert jobs.submit_check(asked, prompts).id == job.id

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from ..errors import ImageError
 from .png_text import SIGNATURE, read_png_text, text_of_bytes
@@ -42,8 +44,9 @@ def read_image_text(path: Path) -> dict[str, str]:
     if not is_webp and not head.startswith(b"\xff\xd8\xff"):
         raise ImageError(f"{path.name} is no PNG, JPEG or WebP.")
     found: dict[str, str] = {}
+    kind = WebPImageFile if is_webp else JpegImageFile  # Image.open refuses very large images
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), kind(path) as image:
             warnings.simplefilter("ignore")
             for name, text in _texts(image):
                 if text:

@@ -69,6 +69,17 @@ def test_infotext_is_read_however_the_comment_is_encoded(encoding, format, tmp_p
     assert image_prompt(read_image_text(path)) == (DRAWN, "ugly")
 
 
+def test_an_image_of_any_size_is_read(tmp_path):
+    path = by_a1111(tmp_path / "a.jpg", "JPEG", COMMENTS["A1111"])
+    content = bytearray(path.read_bytes())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = struct.pack(">HH", 40_000, 40_000)
+    path.write_bytes(content)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+    assert image_prompt(read_image_text(path)) == (DRAWN, "ugly")
+
+
 def test_a_prompt_of_other_letters_alone_has_the_order_of_its_settings(tmp_path):
     text = f"{'猫' * 900}\nSteps: 4, Sampler: Euler, Seed: 1"
     for order in ("utf-16-be", "utf-16-le"):

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from ...core.errors import DPDMDError
 from ..findings.diagnosis import diagnose_facts
 from ..jobs import Job, log_tail
+from ..runs.checks import sheets
 from ..runs.curves import CURVES
 from ..runs.directory import RunDirectory
 from ..runs.facts import Line, number, read_facts
@@ -33,7 +34,7 @@ def job_facts(job: Job) -> dict[str, Any]:
 def run_detail(job: Job) -> dict[str, Any]:
     """A job with curves, previews, findings, settings and the end of its log."""
     facts = job_facts(job) | {"log": log_tail(job.id, LOG_LINES)}
-    facts |= {"previews": [preview_facts(job.id, found) for found in previews(job.path)]}
+    facts |= {"previews": [preview_facts(job.id, found) for found in previews_of(job)]}
     facts |= {"report": has_report(job)}
     if job.kind != "distill":
         return facts | {"loss": [], "diversity": [], "findings": [], "settings": {}}
@@ -45,6 +46,11 @@ def run_detail(job: Job) -> dict[str, Any]:
         "findings": [dataclasses.asdict(finding) for finding in diagnose_facts(read)],
         "settings": _settings(run) | read.config.to_dict(),
     }
+
+
+def previews_of(job: Job) -> list[Preview]:
+    """The preview images of a run, or the sheets of a finished check."""
+    return sheets(job.result.get("folder")) if job.kind == "check" else previews(job.path)
 
 
 def series(lines: Sequence[Line], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -119,9 +119,10 @@ def _summary(path: Path, found: Resolved, *, is_own: bool) -> str:
 
 
 def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
-    """(header, number of modules of the denoiser, family or "") of a LoRA file.
+    """(header, number of changed parameters of the denoiser, family or "") of a LoRA file.
 
-    Kinds that only the host knows have 0 modules and no family here.
+    A module counts once, and twice where its bias is changed as well, as the host counts. Kinds
+    that only the host knows have none and no family here.
 
     Raises:
         LoraError: it is not a safetensors file, or is damaged.
@@ -140,7 +141,8 @@ def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
     except UnsupportedLoraError:
         # not shown: ComfyUI may know names that we do not, and _check_applied speaks if it did not
         return file, 0, ""
-    return file, len(contents.modules), contents.family
+    changed = sum(len(module.parameters) for module in contents.modules.values())
+    return file, changed, contents.family
 
 
 def _check_applied(path: Path, applied: loras.Applied, modules: int) -> list[str]:

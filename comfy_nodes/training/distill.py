@@ -14,7 +14,7 @@ from .words import in_node_words, node_words
 if TYPE_CHECKING:
     from ...app.jobs import Job
 
-WAIT, BACKGROUND = "wait", "background"
+WAIT, BACKGROUND, CHECK = "wait", "background", "check"
 LOSSES = ("diversity_loss", "matching_gradient", "fake_loss")
 """The first one that a run has is what core's loss graph draws."""
 
@@ -108,7 +108,7 @@ class Distill:
     def distill(
         self, unique_id: str | None = None, graph: Any = None, mode: str = WAIT, **values: Any
     ) -> dict[str, Any]:
-        """Train, or queue the training.
+        """Train, queue the training, or check what it would meet with.
 
         Raises:
             DPDMDError: something is wrong with the inputs, or the run failed.
@@ -124,6 +124,12 @@ class Distill:
 
         training.check_trainer()
         asked = training.ask(values, graph, unique_id)
+        if mode == CHECK:
+            running.free_memory()
+            job = waiting.wait(training.begin_check(asked), unique_id)
+            waiting.check_ended(job)
+            text, image = "\n".join([training.found(job), *asked.notes]), waiting.check_image(job)
+            return running.outcome(text, self._nothing(), image)
         begins = not training.is_under_way(asked)
         job, notes = training.begin(asked)
         notes = [*asked.notes, *notes]
@@ -135,11 +141,14 @@ class Distill:
                 f"Run {job.id} is {job.state}. Watch it in the DP-DMD panel or with DP-DMD Runs. "
                 "Queue this node again when it is finished: then it gives the LoRA."
             )
-            nothing = (running.blocked(),) * len(self.RETURN_TYPES)
-            return running.outcome(in_node_words("\n".join([text, *notes])), nothing)
+            return running.outcome(in_node_words("\n".join([text, *notes])), self._nothing())
         job = waiting.wait(job, unique_id)
         waiting.check_ended(job)
         return _finished(job, notes)
+
+    def _nothing(self) -> tuple[Any, ...]:
+        """Outputs that leave out the nodes behind this one."""
+        return (running.blocked(),) * len(self.RETURN_TYPES)
 
 
 def _required(lists: Mapping[str, list[str]]) -> dict[str, Input]:
@@ -165,9 +174,11 @@ def _required(lists: Mapping[str, list[str]]) -> dict[str, Input]:
         ),
         "preset": node_input(PRESET_CHOICES, PRESET_TOOLTIP, default="auto"),
         "mode": node_input(
-            [WAIT, BACKGROUND],
+            [WAIT, BACKGROUND, CHECK],
             "wait holds the queue until the LoRA is there, and Cancel keeps what there is. "
-            "background queues the run and returns at once.",
+            "background queues the run and returns at once. check trains nothing: before a first "
+            "run it tells in about fifteen minutes on a card whether this checkpoint can be "
+            "distilled here with these settings.",
             default=WAIT,
         ),
     }
@@ -186,8 +197,8 @@ def _optional(lists: Mapping[str, list[str]]) -> dict[str, Input]:
         ),
         "prompts_file": node_input(
             "STRING",
-            "A text file with one prompt a line, or a folder of PNGs with prompts in them, in the "
-            "input or output folder. It is added to the prompts above.",
+            "A text file with one prompt a line, or a folder of images with prompts in them, in "
+            "the input or output folder. It is added to the prompts above.",
             default="",
             advanced=True,
         ),

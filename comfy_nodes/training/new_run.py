@@ -14,12 +14,13 @@ from ...app import jobs
 from ...app.config.new_run import settled
 from ...app.config.request import DistillRequest, ModelFiles, TeacherLora
 from ...app.environment import readiness
+from ...app.findings.checkup import read_lines
 from ...app.jobs import Job, files
 from ...app.library import preferences
 from ...app.library.choices import ASSETS, EMBEDDED, embedded_world, starter
 from ...app.library.path_checks import lora_file, typed_path
 from ...app.prompts.reading import parse_prompts, read_prompts
-from ...core.errors import PromptError, SettingsError
+from ...core.errors import PromptError, RunError, SettingsError
 from ...core.families import check_files, family
 from ...core.lora.contents import check_family, read_teacher_header
 from ...core.recipe.few_step import counted
@@ -334,6 +335,32 @@ def begin(asked: Asked) -> tuple[Job, list[str]]:
         f"Run {job.id} was asked for the same and was {job.state}: it goes on after update "
         f"{job.step}. Change the seed, or delete it in the DP-DMD panel, to begin anew."
     ]
+
+
+def begin_check(asked: Asked) -> Job:
+    """The job that checks what was asked for; one that was cancelled goes on.
+
+    Raises:
+        DPDMDError: the job cannot be made or started.
+    """
+    return jobs.submit_check(asked.request, asked.prompts)
+
+
+def found(job: Job) -> str:
+    """What a check found, a line for each question.
+
+    Raises:
+        RunError: it was stopped before it was done.
+    """
+    lines = read_lines(job.result)
+    if not lines:
+        raise RunError(
+            f"The check {job.id} was stopped. Queue this node again: it goes on after its last "
+            "finished part."
+        )
+    said = [f"{line.verdict.upper()}: {line.name}: {line.found}. {line.advice}" for line in lines]
+    more = "The DP-DMD panel shows it as a table that can be pasted."
+    return "\n".join([*(text.strip() for text in said), more])
 
 
 def _new(asked: Asked) -> tuple[Job, list[str]]:

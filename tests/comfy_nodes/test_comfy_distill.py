@@ -707,6 +707,31 @@ def test_in_the_background_nothing_is_waited_for(fake):
     assert distil("background")["result"][2] == "mine.safetensors"
 
 
+def end_check(code: int, **result: object) -> None:
+    path = only_job().path
+    (path / "queued").unlink(missing_ok=True)
+    facts = {"code": code, "message": "", "stopped": code != 0, "at": time.time()}
+    (path / "exit.json").write_text(json.dumps(facts))
+    (path / "output.txt").write_text(json.dumps(result) + "\n")
+
+
+def test_a_check_trains_nothing_and_says_what_it_found(fake, home):
+    folder = home / "checks" / "base-0123456789"
+    folder.mkdir(parents=True)
+    for name in ("teacher", "few-steps"):
+        Image.new("RGB", (32, 16), "red").save(folder / f"{name}.png")
+    line = {"name": "Memory", "found": "9 GiB", "verdict": "red", "advice": "Take less."}
+    fake.script = [lambda: end_check(-15)]
+    with pytest.raises(RunError, match="Queue this node again: it goes on"):
+        distil("check")
+    fake.script = [lambda: end_check(0, folder=str(folder), lines=[line], table="| t |")]
+    outcome = distil("check")
+    assert only_job().kind == "check" and fake.freed == 2
+    assert outcome["result"] == ("blocked",) * 4
+    assert "RED: Memory: 9 GiB. Take less." in outcome["ui"]["text"][0]
+    assert outcome["ui"]["images"] == [{"filename": "(80, 32)"}]  # both sheets, each with a label
+
+
 def test_the_host_runs_the_node_again_only_when_it_must(fake):
     assert Distill.IS_CHANGED(mode="background") != Distill.IS_CHANGED(mode="background")
     (fake.base / "input" / "more.txt").write_text("a dog\n")

@@ -421,7 +421,8 @@ def test_a_page_that_is_built_looks_for_no_files(monkeypatch):
 
 
 def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
-    styles = ["{prompt}, oil painting", "", "{prompt}", "a  cat\nin ink, {prompt}", "a cat in ink"]
+    styles = ["{prompt}, oil painting", "", "{prompt}", "a  cat\nin ink, {prompt}", "a cat in ink",
+              "#1 fan art"]  # fmt: skip
     cards = tmp_path / "dynamic" / "wildcards" / "more"
     cards.mkdir(parents=True)
     (cards / "colours.txt").write_text("# comment\nred\nblue\n")
@@ -435,7 +436,7 @@ def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
     assert named == ["Your styles", "Wildcards: more/colours (dynamic)"]
     values = [value for _, value in sources.starters()][-2:]
     answer = distill_hints.apply_starter({"starter": values[0], "evaluation_prompts": 0})
-    assert answer["prompts"] == "oil painting\na cat in ink\n"
+    assert answer["prompts"] == "oil painting\na cat in ink\n\\#1 fan art\n"
     answer = distill_hints.apply_starter({"starter": values[1], "evaluation_prompts": 0})
     assert answer["prompts"] == "red\nblue\n"
     with pytest.raises(PromptError):

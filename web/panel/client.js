@@ -32,7 +32,7 @@ export class Client {
     return this.ask(`/runs/${encodeURIComponent(id)}`);
   }
 
-  /** @param {string} action start, stop, resume, delete, duplicate, share, rename or move */
+  /** @param {string} action start, stop, resume, delete, duplicate, check, share, rename or move */
   act(id, action, body = {}) {
     return this.ask(`/runs/${encodeURIComponent(id)}/${action}`, body);
   }

@@ -207,12 +207,11 @@ export class Panel {
   async act(id, action, body) {
     await this.tried(
       this.client.act(id, action, body).then((job) => {
-        if (action === "duplicate" || action === "share") this.selected = job.id;
+        if (["duplicate", "check", "share"].includes(action)) this.selected = job.id;
         if (action === "delete") this.selected = null;
         this.trashed = action === "delete" ? (job.trash ?? null) : null;
         this.seen = null;
-        const unqueued = action === "stop" && !isLive(job);
-        this.say(unqueued ? "It is out of the queue." : SAID[action] ?? "", "good");
+        this.say(action === "stop" ? stopped(job) : SAID[action] ?? "", "good");
       }),
     );
     this.wake();
@@ -270,12 +269,19 @@ export class Panel {
 
 const SAID = {
   start: "It is in the queue.",
-  stop: "It stops after the current update and keeps what there is.",
+  check: "The check is in the queue.",
   duplicate: "The copy is not started yet.",
   rename: "Renamed.",
   delete: "It is in the trash.",
   share: "The package is in the queue.",
 };
+
+/** What is said after a stop was asked for. */
+function stopped(job) {
+  if (!isLive(job)) return "It is out of the queue.";
+  if (job.kind !== "distill") return "It stops.";
+  return "It stops after the current update and keeps what there is.";
+}
 
 /** Whether the page's letters are bright, whatever its theme is called. */
 function isDark(element) {

@@ -2,6 +2,7 @@
 
 import { Actions } from "./actions.js";
 import { Chart } from "./chart.js";
+import { CheckTable } from "./check_table.js";
 import { arrange, button, icon, make, mark, setIcon, show, write } from "./dom.js";
 import { Images } from "./images.js";
 import { Outcome } from "./outcome.js";
@@ -11,6 +12,11 @@ const FINDING_ICONS = { problem: "failed", warning: "warning", info: "info" };
 const FINDING_TONES = { problem: "bad", warning: "warn", info: "soft" };
 /** Curves that are shown at once; the others are folded away. */
 const FIRST_CURVES = 2;
+/** What is said of a job that was stopped, by its kind. */
+const KEPT = {
+  distill: "What there was is kept. Resume goes on exactly where it stopped.",
+  check: "What is finished is kept. Resume goes on with the next part.",
+};
 /** Lines of the log that the progress bar says already. */
 const PROGRESS_LINE = /^update \d+\/\d+,|^---/;
 
@@ -50,6 +56,7 @@ export class RunView {
   parts() {
     this.findings = make("ul", { class: "dpdmd-findings", "aria-label": "What to know" });
     this.made = make("p", { class: "dpdmd-made" });
+    this.checked = new CheckTable();
     this.first = make("div", { class: "dpdmd-charts" });
     this.more = make("div", { class: "dpdmd-charts" });
     this.curves = make("section", { class: "dpdmd-section" }, make("h3", {}, "Curves"), this.first);
@@ -61,7 +68,7 @@ export class RunView {
     this.logBox = folded("Log", this.log);
     this.logBox.addEventListener("toggle", () => this.follow());
     const boxes = [this.settingsBox, this.logBox];
-    return [this.made, this.findings, this.images.element, this.curves, ...boxes];
+    return [this.made, this.findings, this.checked.element, this.images.element, this.curves, ...boxes];
   }
 
   /** What the list knows of the run already. */
@@ -84,6 +91,7 @@ export class RunView {
     show(this.made, typeof lora === "string");
     if (typeof lora === "string") write(this.made, `LoRA: ${fileName(lora)}`);
     mark(this.made, "title", lora);
+    this.checked.update(job.kind === "check" ? job.result : null);
   }
 
   progress(job) {
@@ -100,9 +108,8 @@ export class RunView {
 
   say(job) {
     const bad = job.state === "failed" || job.state === "interrupted";
-    const kept = job.state === "stopped" && job.kind === "distill";
-    const stopped = "What there was is kept. Resume goes on exactly where it stopped.";
-    const words = kept ? stopped : bad || isLive(job) ? job.message : "";
+    const kept = job.state === "stopped" ? KEPT[job.kind] : "";
+    const words = kept || (bad || isLive(job) ? job.message : "");
     write(this.said, words);
     mark(this.said, "data-tone", job.state === "failed" ? "bad" : bad ? "warn" : null);
     show(this.said, Boolean(words) && !PROGRESS_LINE.test(words));

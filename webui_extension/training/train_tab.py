@@ -11,7 +11,7 @@ from ...app.gui import studio
 from ...app.gui.widgets.html import piece
 from ...app.library import surroundings
 from ...app.library.surroundings import Surroundings
-from ...app.prompts.reading import read_prompts
+from ...app.prompts.reading import prompts_text, read_prompts
 from ...core.errors import PromptError
 from ..host import folders, page
 from . import settings
@@ -73,11 +73,11 @@ def read_prompt_list(name: str) -> str:
         PromptError: there is no such list, or it cannot be read.
     """
     if name == STYLES:
-        return "\n".join(_styles()) + "\n"
+        return prompts_text(_styles())
     path = _wildcards().get(name)
     if path is None:
         raise PromptError(f"There is no list of prompts named {name}. Reload the page.")
-    return "\n".join(read_prompts(path).prompts) + "\n"
+    return prompts_text(read_prompts(path).prompts)
 
 
 def _styles() -> list[str]:

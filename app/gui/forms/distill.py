@@ -75,6 +75,7 @@ PARTS: dict[type[DPDMDError], str] = {
     OutputError: "output",
 }
 MAX_REMEMBERED_PROMPTS = 200_000
+NOT_WRITTEN = "unused.safetensors"
 
 
 def names() -> tuple[str, ...]:
@@ -164,14 +165,20 @@ def prompts_of(values: Mapping[str, Any]) -> PromptList:
     return parse_prompts(str(values.get("prompts") or ""), "The prompts field")
 
 
-def request_of(values: Mapping[str, Any]) -> DistillRequest:
-    """The request that the form describes, or FormError for the part that is wrong."""
+def request_of(values: Mapping[str, Any], *, writes: bool = True) -> DistillRequest:
+    """The request that the form describes, or FormError for the part that is wrong.
+
+    Args:
+        writes: whether a LoRA will be written; else where it goes is not looked at.
+    """
     with belongs_to("settings"):
         config = config_of(values)
     with belongs_to("checkpoint"):
         model = model_files(values, sources.model_path(values.get("checkpoint")))
-    with belongs_to("output"):
-        output = sources.chosen_output(values.get("output_folder"), values.get("name"))
+    output = Path(NOT_WRITTEN)
+    if writes:
+        with belongs_to("output"):
+            output = sources.chosen_output(values.get("output_folder"), values.get("name"))
     with belongs_to("loras"):
         loras = chosen_loras(values, "teacher_loras", "strengths")
     return DistillRequest(
@@ -237,6 +244,21 @@ def submit(values: Mapping[str, Any]) -> Values:
         more = f" This form will not be remembered: {error}"
     free = sources.free_output(values.get("output_folder"), job.title)
     return started(NOTES, job, more) | {"name": free}
+
+
+def check(values: Mapping[str, Any]) -> Values:
+    """Queue a check of the checkpoint with what the form holds; `selected` is the job's id.
+
+    Prompts may be missing, and nothing is said of where a LoRA would go.
+    """
+    try:
+        request = request_of(values, writes=False)
+        prompts = prompts_of(values).prompts if text_of(values, "prompts") else ()
+        before_start()
+        job = jobs.submit_check(request, prompts)
+    except DPDMDError as error:
+        return _failed(error)
+    return started(NOTES, job)
 
 
 def _failed(error: DPDMDError) -> Values:

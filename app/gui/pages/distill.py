@@ -11,6 +11,7 @@ from ..forms import distill_hints as hints
 from ..forms import trainer as trainer_form
 from ..forms.changes import Values
 from ..forms.controls import PLAIN, Control, advanced, controls
+from ..widgets.html import piece
 from ..widgets.wiring import (
     Builder,
     Components,
@@ -29,6 +30,10 @@ OTHER_FILES = {
     "vae": "VAE (for previews)",
 }
 
+CHECK = (
+    "Before a first run: a check tells in about fifteen minutes on a card whether this checkpoint "
+    "can be distilled here with these settings, how much memory that really takes and how long."
+)
 COST = ("checkpoint", "memory", *OTHER_FILES, *controls())
 FOLDERS = ("checkpoint", "teacher_loras", "settings_lora", "folder", "new_folder", "folder_note")
 LISTS = (*FOLDERS, "trainer_box", "trainer")
@@ -103,7 +108,7 @@ def _prompts(made: Builder) -> None:
         with gr.Accordion("From a file, or from images you made", open=False):
             made.parts["prompts_upload"] = gr.File(label="A text file with prompts")
             with with_button():
-                label = "A text file, or a folder of PNGs made in A1111 or ComfyUI"
+                label = "A text file, or a folder of images made in A1111 or ComfyUI"
                 info = "In one of the folders above. Only the images' prompts are read."
                 made.text("prompts_path", label, info, scale=5)
                 made.button_beside("read_path", "Read")
@@ -175,6 +180,8 @@ def _start(made: Builder) -> None:
         made.note("trainer_note")
     with section("Before you start", kind="dp-card"):
         made.markup("estimate")
+        gr.HTML(value=piece("paragraph", CHECK, "dp-soft"), elem_classes=["dp"])
+        made.button("check", "Check this checkpoint", elem_id="dpdmd-check")
         made.button("start", "Start distilling", variant="primary", elem_id="dpdmd-start")
         made.note("start_note")
 
@@ -221,4 +228,5 @@ def _wire(parts: Components) -> Any:
     shown = ("trainer_note", "selected", "tabs")
     set_up = on(parts["set_up"].click, trainer_form.set_up, parts, (), shown)
     started = on(parts["start"].click, form.submit, parts, form.names(), AFTER_START)
-    return started, set_up
+    checked = on(parts["check"].click, form.check, parts, form.names(), AFTER_START)
+    return started, checked, set_up

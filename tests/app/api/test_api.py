@@ -269,6 +269,48 @@ def test_a_run_is_made_of_what_a_page_sends(api, tmp_path):
     assert run.settings()["config"]["steps"] == TINY["steps"]
 
 
+def test_a_check_is_made_of_what_a_page_sends_or_of_a_run(api, models, home):
+    body = {"checkpoint": "base.safetensors", "title": "First", "config": dict(TINY)}
+    status, job = post(api, "/checks", body)
+    assert (status, job["kind"], job["state"], job["title"]) == (200, "check", "queued", "First")
+    assert post(api, "/checks", body)[1]["id"] == job["id"], "asked twice, done once"
+    other = post(api, "/checks", body | {"prompts": ["a cat"]})[1]
+    assert (job_files.job_folder(other["id"]) / "prompts.txt").read_text() == "a cat\n"
+    run = make(models)
+    of_run = post(api, f"/runs/{run.id}/check")[1]
+    assert of_run["kind"] == "check" and of_run["id"] not in (job["id"], other["id"])
+    assert post(api, f"/runs/{of_run['id']}/check")[0] == 409
+    for change, words in (
+        ({"checkpoint": "../secret.safetensors"}, "outside the folders"),
+        ({"output_name": "x"}, "Unknown: output_name"),
+        ({"config": {"steps": 0}}, "least allowed"),
+        ({"prompts": [1]}, "no prompts"),
+    ):
+        status, answer = post(api, "/checks", body | change)
+        assert status == 400 and words in answer["error"]
+    assert len(jobs.all_jobs()) == 4
+
+
+def test_a_finished_check_has_its_lines_and_gives_out_its_sheets_alone(api, home):
+    body = {"checkpoint": "base.safetensors", "config": dict(TINY)}
+    path = job_files.job_folder(post(api, "/checks", body)[1]["id"])
+    folder = home / "checks" / "base-0123456789"
+    folder.mkdir(parents=True)
+    for name in ("teacher.png", "few-steps.png", "other.png"):
+        (folder / name).write_bytes(PNG + name.encode())
+    line = {"name": "Time", "found": "2 s", "verdict": "green", "advice": ""}
+    result = {"folder": str(folder), "lines": [line], "table": "| t |"}
+    (path / "queued").unlink()
+    (path / "exit.json").write_text(json.dumps({"code": 0, "stopped": False, "at": 1.0}))
+    (path / "output.txt").write_text(json.dumps(result) + "\n")
+    run = get(api, f"/runs/{path.name}")[1]
+    assert run["result"]["lines"] == [line] and run["findings"] == []
+    assert [found["name"] for found in run["previews"]] == ["teacher.png", "few-steps.png"]
+    picture = api.handle("GET", run["previews"][1]["url"], {}, b"", {})
+    assert picture.body == PNG + b"few-steps.png"
+    assert get(api, f"/runs/{path.name}/previews/other.png")[0] == 404
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -26,8 +26,9 @@ from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.app.library import preferences
 from dpdmd_studio.app.runs.directory import RunDirectory
-from dpdmd_studio.app.runs.settings_file import config_text
+from dpdmd_studio.app.runs.settings_file import config_text, import_settings
 from dpdmd_studio.core.errors import DPDMDError, SettingsError
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 SHAPES = str(sources.ASSETS / "shapes-sd3.safetensors")
@@ -205,6 +206,25 @@ def test_prompts_come_from_uploads_and_from_named_folders_alone(tmp_path):
     assert distill_hints.read_prompt_source({"prompts_path": str(file)})["prompts"] == (
         "a cat\na dog\n"
     )
+
+
+def test_a_prompt_that_begins_like_a_comment_reaches_the_form_and_is_never_lost_unsaid(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "#1 fan art\nSteps: 4, Sampler: Euler, Seed: 1")
+    (tmp_path / "made").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "made" / "a.png", pnginfo=info)
+    (tmp_path / "prompts.txt").write_text("#2 fan art\na cat\n", encoding="utf-8")
+    sources.add_folder(str(tmp_path))
+    answer = distill_hints.read_prompt_source({"prompts_path": str(tmp_path / "made")})
+    assert answer["prompts"] == "\\#1 fan art\n"
+    assert distill_form.prompts_of(answer).prompts == ("#1 fan art",)
+    assert "1 images read, 1 with a prompt" in text_of(answer["examples"])
+    answer = distill_hints.read_prompt_source({"prompts_path": str(tmp_path / "prompts.txt")})
+    assert answer["prompts"] == "a cat\n"
+    typed = distill_hints.describe_prompts({"prompts": "#2 fan art\na cat"})
+    for shown in (answer, typed):
+        assert "1 lines that begin with # were left out" in text_of(shown["examples"])
+        assert "#2 fan art" in text_of(shown["examples"])
 
 
 def test_settings_travel_through_a_file(form, tmp_path):
@@ -436,6 +456,59 @@ def test_durations_have_units(seconds, text):
     assert html.duration(seconds) == text
 
 
+# Check
+
+
+def test_a_check_is_queued_with_what_the_form_holds(form, home):
+    values = form | {"prompts": "", "output_folder": "/nowhere/at/all", "name": ""}
+    answer = distill_form.check(values)
+    job = jobs.get_job(answer["selected"])
+    assert (job.kind, job.state) == ("check", "queued") and answer["tabs"]["selected"] == "runs"
+    assert task(job)[:2] == ["check", values["checkpoint"]]
+    settings = import_settings(job.path / "checked-settings.json")
+    assert (settings.steps, settings.batch_size) == (values["steps"], values["batch_size"])
+    assert not any(word.startswith("--prompts") for word in task(job))
+    named = distill_form.check(values | {"prompts": "a cat\n# no\na dog"})["selected"]
+    assert (jobs.get_job(named).path / "prompts.txt").read_text() == "a cat\na dog\n"
+    wrong = distill_form.check(values | {"steps": 0})
+    assert "selected" not in wrong and 'role="alert"' in wrong["settings_note"]
+
+
+def test_a_finished_check_shows_its_verdicts_its_images_and_the_table_to_paste(form, home):
+    job = jobs.get_job(distill_form.check(form)["selected"])
+    assert runs_view.refresh(job.id, {})["check"] == {"value": "", "visible": False}
+    folder = home / "checks" / "shapes-0123456789"
+    folder.mkdir(parents=True)
+    (folder / "teacher.png").write_bytes(PNG)
+    lines = [
+        {"name": "Teacher's picture", "found": HOSTILE, "verdict": "red", "advice": "Do it."},
+        {"name": "Time", "found": "2 s an update", "verdict": "green", "advice": ""},
+        {"name": "Odd", "found": 3, "verdict": "green", "advice": ""},
+        {"name": "Odd", "found": "", "verdict": "blue", "advice": ""},
+    ]
+    result = {"folder": str(folder), "lines": [*lines, None], "table": f"| a |\n{HOSTILE}"}
+    finish_task(job, result)
+    answer = runs_view.refresh(job.id, {})
+    shown = answer["check"]["value"]
+    assert re.findall(r"dp-verdict dp-([a-z-]+)", shown) == ["red", "green"]
+    assert "<img" not in shown and "Do it." in shown
+    (text,) = re.findall(r'data-copy="([^"]*)"', shown)
+    assert unescape(text) == result["table"]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", answer["images"]["value"])
+    assert captions == ["Teacher, guided, all its steps"]
+    assert not answer["duplicate"]["visible"] and answer["delete"]["visible"]
+    finish_task(job, result | {"folder": str(home)})  # no place of a check
+    (home / "teacher.png").write_bytes(PNG)
+    assert runs_view.refresh(job.id, {})["images"]["value"] == ""
+
+
+def finish_task(job: jobs.Job, result: dict) -> None:
+    (job.path / "queued").unlink(missing_ok=True)
+    note = {"code": 0, "message": "", "stopped": False, "at": 1.0}
+    (job.path / "exit.json").write_text(json.dumps(note), encoding="utf-8")
+    (job.path / "output.txt").write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
 # Compare
 
 
@@ -448,7 +521,7 @@ def test_a_comparison_becomes_the_command_that_a_terminal_would_run(run):
         "teacher_steps": "20",
         "guidance_scale": "2.5",
         "baseline": False,
-        "prompts": "a cat\n# not this\na dog",
+        "prompts": "a cat\n# not this\na dog\n\\#1 fan",
         "title": HOSTILE,
     }
     job = jobs.get_job(compare_form.submit(values)["selected"])
@@ -459,7 +532,7 @@ def test_a_comparison_becomes_the_command_that_a_terminal_would_run(run):
         "--guidance-scale=2.5", "--no-rival", f"--prompts={output / 'prompts.txt'}",
         "--output", str(output), "--json",
     ]  # fmt: skip
-    assert (output / "prompts.txt").read_text(encoding="utf-8") == "a cat\na dog\n"
+    assert (output / "prompts.txt").read_text(encoding="utf-8") == "a cat\na dog\n\\#1 fan\n"
     assert job.title.startswith("<img")
     assert "<img" not in compare_form.show(job.id)["report"]
 

@@ -12,6 +12,7 @@ from ....core.files.tensor_file import read_header
 from ....core.recipe.recipe import read_recipe, usage_hint
 from ...findings.diagnosis import diagnose
 from ...jobs import Job, log_tail
+from ...library import surroundings
 from ...runs.directory import EVALUATIONS, METRICS, RunDirectory
 from ...runs.previews import TEACHER, student_previews
 from . import html
@@ -181,6 +182,8 @@ def files(job: Job) -> str:
     rows = []
     lora = job.result.get("lora")
     if isinstance(lora, str):
+        tag = surroundings.current.prompt_tag(Path(lora))
+        rows += [html.prompt_tag(tag)] if tag else []
         rows.append(html.copyable("LoRA", lora))
     made = result_path(job, "folder")
     if made:

@@ -113,7 +113,7 @@
   function watchForm() {
     offerDistil();
     var now = visible(find("dpdmd-checkpoint"));
-    if (now && !shown) { follow("dpdmd-follow"); }
+    if (now && !shown && find("setting_sd_model_checkpoint")) { follow("dpdmd-follow"); }
     shown = now;
   }
 

@@ -57,7 +57,7 @@ def note(params):
     p = params.denoiser.p
     kind = "hires" if getattr(p, "is_hr_pass", False) else getattr(p, "dpdmd_test_pass", "first")
     level = round(float(params.sigma.flatten()[0]), 3)
-    CALLS.append([kind, level, float(p.cfg_scale), int(params.x.shape[0])])
+    CALLS.append([kind, level, float(p.cfg_scale)])
     place = Path(os.environ["DPDMD_HOME"]).parent / "calls.json"
     place.write_text(json.dumps(CALLS))
 
@@ -89,7 +89,7 @@ class Detailer(scripts.Script):
             again.dpdmd_test_pass = "detail " + strength
             processing.process_images(again)
 """
-"""Redoes each image as ADetailer does; notes every evaluation (pass, level, CFG, batch)."""
+"""Redoes each image as ADetailer does; notes every evaluation (pass, level, CFG)."""
 
 
 class WebUI:
@@ -182,8 +182,8 @@ class WebUI:
         assert status == 200, (path, status, content[:500])
         return json.loads(content)
 
-    def calls(self) -> list[tuple[str, float, float, int]]:
-        """(pass, level, CFG, batch) of each evaluation of the last image."""
+    def calls(self) -> list[tuple[str, float, float]]:
+        """(pass, level, CFG) of each evaluation of the last image."""
         return [tuple(call) for call in json.loads((self.base / "calls.json").read_text())]
 
     def draw(self, prompt: str, **wishes: Any) -> tuple[np.ndarray, str]:

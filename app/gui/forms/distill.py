@@ -94,15 +94,44 @@ def initial() -> Values:
         config_of(values)
     except DPDMDError:  # of another version
         values |= DistillConfig().to_dict()
-    loaded = surroundings.current.checkpoint() if listed else None
+    loaded, clip_skip = hosts()
     if loaded is not None:
-        values["checkpoint"] = str(loaded)
+        values["checkpoint"] = loaded
+    if clip_skip is not None and "clip_skip" not in remembered:
+        values["clip_skip"] = clip_skip
     if not values["checkpoint"]:
         values["checkpoint"] = sources.checkpoints()[0][1]
         if listed and Path(values["checkpoint"]).parent == sources.ASSETS:
             values |= _demo(Path(values["checkpoint"]))
     values["name"] = sources.free_output(values["output_folder"], str(values["name"]))
     return values
+
+
+def hosts() -> list[object]:
+    """[the checkpoint that is chosen in the host, its clip skip]; None for what it does not say."""
+    around = surroundings.current
+    loaded = around.checkpoint() if around.listed else None
+    return [str(loaded) if loaded is not None else None, around.clip_skip()]
+
+
+def follow(values: Mapping[str, Any]) -> Values:
+    """The host's checkpoint and clip skip where they are other ones than when it was last asked.
+
+    Args:
+        values: `hosts` is what was said then.
+    """
+    before, now = list(values.get("hosts") or [None, None]), hosts()
+    changed = {
+        name: value
+        for name, old, value in zip(("checkpoint", "clip_skip"), before, now, strict=True)
+        if value is not None and value != old
+    }
+    return changed | {"hosts": now}
+
+
+def take(values: Mapping[str, Any]) -> Values:
+    """The host's checkpoint and clip skip, whatever stands in the form."""
+    return follow({"hosts": [None, None]})
 
 
 def _demo(checkpoint: Path) -> Values:

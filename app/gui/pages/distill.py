@@ -37,6 +37,9 @@ CHECK = (
 COST = ("checkpoint", "memory", *OTHER_FILES, *controls())
 FOLDERS = ("checkpoint", "teacher_loras", "settings_lora", "folder", "new_folder", "folder_note")
 LISTS = (*FOLDERS, "trainer_box", "trainer")
+FOLLOW, TAKE = "dpdmd-follow", "dpdmd-take"
+"""Hidden buttons that a host's script clicks: the form is seen again, its checkpoint is wanted."""
+FOLLOWING = ("checkpoint", "clip_skip", "hosts")
 AFTER_START = (*(f"{name}_note" for name in form.NOTES), "selected", "name", "tabs")
 
 
@@ -48,8 +51,10 @@ def build(selected: Any, tabs: Any) -> Page:
         tabs: the pages' tabs; a start shows the Runs page.
     """
     first = opening()
-    made = Builder(first, selected=selected, tabs=tabs)
+    made = Builder(first, selected=selected, tabs=tabs, hosts=gr.State(form.hosts()))
     form_and_start(made, (_checkpoint, _prompts, _settings, _loras, _output), _start)
+    made.button("follow", "", elem_id=FOLLOW, elem_classes=["dp-hidden"])
+    made.button("take", "", elem_id=TAKE, elem_classes=["dp-hidden"])
     return Page(made.parts, lambda values: opening(), tuple(first), _wire(made.parts))
 
 
@@ -202,6 +207,10 @@ def _wire(parts: Components) -> Any:
     event = on(parts["checkpoint"].input, hints.describe_checkpoint, parts, model, described)
     event = on(event.then, form.apply_preset, parts, model, preset)
     on(event.then, hints.describe_cost, parts, **cost)
+    for button, follow in (("follow", form.follow), ("take", form.take)):
+        event = on(parts[button].click, follow, parts, ("hosts",), FOLLOWING)
+        event = on(event.then, hints.describe_checkpoint, parts, model, described)
+        on(event.then, hints.describe_cost, parts, **cost)
     for name in OTHER_FILES:
         event = on(parts[name].blur, hints.describe_checkpoint, parts, model, described)
         on(event.then, hints.describe_cost, parts, **cost)

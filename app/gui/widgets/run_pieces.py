@@ -13,6 +13,7 @@ from ....core.recipe.recipe import read_recipe, usage_hint
 from ...findings.checkup import read_lines
 from ...findings.diagnosis import diagnose
 from ...jobs import Job, log_tail
+from ...library import surroundings
 from ...runs.checks import FEW_STEPS_SHEET, TEACHER_SHEET, sheets
 from ...runs.directory import EVALUATIONS, METRICS, RunDirectory
 from ...runs.previews import TEACHER, student_previews
@@ -214,6 +215,8 @@ def files(job: Job) -> str:
     rows = []
     lora = job.result.get("lora")
     if isinstance(lora, str):
+        tag = surroundings.current.prompt_tag(Path(lora))
+        rows += [html.prompt_tag(tag)] if tag else []
         rows.append(html.copyable("LoRA", lora))
     made = result_path(job, "folder")
     if made:

@@ -21,6 +21,7 @@ from dpdmd_studio.app.gui.forms import compare as compare_form
 from dpdmd_studio.app.gui.forms import controls, distill_hints
 from dpdmd_studio.app.gui.forms import distill as distill_form
 from dpdmd_studio.app.gui.forms import share as share_form
+from dpdmd_studio.app.gui.pages import compare as compare_page
 from dpdmd_studio.app.gui.widgets import html, run_pieces, runs_view
 from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.library import choices as sources
@@ -28,6 +29,8 @@ from dpdmd_studio.app.library import preferences
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.app.runs.settings_file import config_text, import_settings
 from dpdmd_studio.core.errors import DPDMDError, SettingsError
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
@@ -509,6 +512,16 @@ def finish_task(job: jobs.Job, result: dict) -> None:
     (job.path / "output.txt").write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
+# Diversity
+
+
+@pytest.mark.parametrize(("kept", "odd"), [(0.4, False), (1.1, False), (1.64, True)])
+def test_more_diversity_than_the_teachers_is_no_success(kept, odd):
+    meter = html.diversity_meter(kept, 20)
+    assert ("dp-odd" in meter) is odd and ("noise or broken images" in meter) is odd
+    assert f"{kept:.0%}" in meter
+
+
 # Compare
 
 
@@ -556,6 +569,41 @@ def test_mistakes_of_a_comparison_are_named_at_their_control(run, changed, part,
     lora = finish(run)
     answer = compare_form.submit(compare_form.initial() | {"loras": [str(lora)]} | changed)
     assert message in text_of(answer[f"{part}_note"]) and "selected" not in answer
+
+
+def made_for(path: Path, family: str, prediction: str, teacher: str = "") -> str:
+    """A LoRA with a recipe for that kind of checkpoint."""
+    recipe = dataclasses.replace(default_recipe(family, prediction), teacher_name=teacher)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {METADATA_KEY: recipe.to_json()}
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, path, told)
+    return str(path)
+
+
+def test_a_comparison_opens_with_a_pair_that_fits(home):
+    other = SHAPES.replace("sd3", "sd1")
+    folder = home / "loras"
+    assert compare_form.first_pair([]) == {"checkpoint": SHAPES, "loras": []}
+    xl = made_for(folder / "xl.safetensors", "sdxl", "eps")
+    plain = str(folder / "plain.safetensors")
+    Path(plain).write_bytes(tiny_lora())
+    none = [("xl", xl), ("plain", plain), ("gone", str(folder / "gone.safetensors"))]
+    assert compare_form.first_pair(none) == {"checkpoint": SHAPES, "loras": []}
+    eps = made_for(folder / "eps.safetensors", "sd1", "eps")
+    pair = compare_form.first_pair([*none, ("eps", eps)])
+    assert pair == {"checkpoint": other, "loras": [eps]}
+    opened = compare_page.opening({}, None)
+    assert (opened["checkpoint"]["value"], opened["loras"]["value"]) == (other, [eps])
+
+
+def test_a_pair_that_cannot_be_is_refused_as_soon_as_it_is_chosen(home):
+    eps = made_for(home / "loras" / "eps.safetensors", "sd1", "eps")
+    values = compare_form.initial() | {"loras": [eps], "prompts": "a cat"}
+    said = text_of(compare_form.look_at_pair(values)["models_note"])
+    assert "eps.safetensors was made for SD 1.x of eps-prediction; this checkpoint is SD3" in said
+    assert said == text_of(compare_form.submit(values)["models_note"])
+    fits = values | {"checkpoint": SHAPES.replace("sd3", "sd1")}
+    assert compare_form.look_at_pair(fits) == {"models_note": ""}
 
 
 # Share

@@ -139,19 +139,9 @@ def test_a_plot_varies_what_it_is_asked_to(webui):
     info = webui.get("/sdapi/v1/script-info")
     plot = next(each for each in info if each["name"] == "x/y/z plot" and not each["is_img2img"])
     labels = plot["args"][0]["choices"]
-    axes = [
-        labels.index("Steps"),
-        "2,4",
-        [],
-        labels.index("Sampler"),
-        "DP-DMD,Euler",
-        [],
-        0,
-        "",
-        [],
-    ]
-    switches = [False, True, False, False, False, False, False, 0, True]
-    wishes = {"script_name": "x/y/z plot", "script_args": [*axes, *switches]}
+    axes = [labels.index("Steps"), "2,4", [], labels.index("Sampler"), "DP-DMD,Euler", []]
+    others = [control["value"] for control in plot["args"][len(axes) :]]  # hosts have more or fewer
+    wishes = {"script_name": "x/y/z plot", "script_args": [*axes, *others]}
     values = {SCRIPT: {"args": list(auto())}}
     body = {"prompt": PROMPT, "seed": 5, "width": 64, "height": 64, "alwayson_scripts": values}
     status, content = webui.request("/sdapi/v1/txt2img", body | wishes)
@@ -164,7 +154,8 @@ def test_a_plot_varies_what_it_is_asked_to(webui):
 
 
 def test_hires_fix_anchors_the_first_pass_alone(webui):
-    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.5}
+    upscaler = webui.get("/sdapi/v1/latent-upscale-modes")[0]["name"]
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.5}
     hires |= {"hr_second_pass_steps": 9, "width": 64, "height": 64}
     if webui.kind == "FORGE":  # its API has no default
         hires["hr_additional_modules"] = ["Use same choices"]

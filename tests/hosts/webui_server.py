@@ -46,7 +46,7 @@ assert trainer.WHOSE == "the neighbour", trainer
 print("the neighbour has its trainer")
 """
 DETAILER = """\
-import json, os
+import copy, json, os
 from pathlib import Path
 import gradio as gr
 from modules import processing, script_callbacks, scripts
@@ -87,6 +87,8 @@ class Detailer(scripts.Script):
                 extra_generation_params=dict(p.extra_generation_params),
             )
             again.dpdmd_test_pass = "detail " + strength
+            again.scripts, again.script_args = copy.copy(p.scripts), []  # reForge asks it
+            again.scripts.alwayson_scripts, again.scripts.callback_map = [], {}
             processing.process_images(again)
 """
 """Redoes each image as ADetailer does; notes every evaluation (pass, level, CFG)."""

@@ -140,7 +140,13 @@ def test_a_plot_varies_what_it_is_asked_to(webui):
     plot = next(each for each in info if each["name"] == "x/y/z plot" and not each["is_img2img"])
     labels = plot["args"][0]["choices"]
     axes = [labels.index("Steps"), "2,4", [], labels.index("Sampler"), "DP-DMD,Euler", []]
-    others = [control["value"] for control in plot["args"][len(axes) :]]  # hosts have more or fewer
+    axes += [0, "", []]
+    wanted = {
+        "Draw legend": False,
+        "Include Sub Images": True,
+        "Use text inputs instead of dropdowns": True,
+    }
+    others = [wanted.get(each["label"], each["value"]) for each in plot["args"][len(axes) :]]
     wishes = {"script_name": "x/y/z plot", "script_args": [*axes, *others]}
     values = {SCRIPT: {"args": list(auto())}}
     body = {"prompt": PROMPT, "seed": 5, "width": 64, "height": 64, "alwayson_scripts": values}
@@ -154,7 +160,8 @@ def test_a_plot_varies_what_it_is_asked_to(webui):
 
 
 def test_hires_fix_anchors_the_first_pass_alone(webui):
-    upscaler = webui.get("/sdapi/v1/latent-upscale-modes")[0]["name"]
+    names = [each["name"] for each in webui.get("/sdapi/v1/latent-upscale-modes")]
+    upscaler = next(iter(names), "Lanczos")  # Neo has none of latents
     hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.5}
     hires |= {"hr_second_pass_steps": 9, "width": 64, "height": 64}
     if webui.kind == "FORGE":  # its API has no default

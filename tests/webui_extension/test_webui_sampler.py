@@ -59,7 +59,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "loras.active_loras": list,
         "samplers.set_total_steps": lambda denoiser, steps: setattr(told, "steps", steps),
         "samplers.initial_noise_factor": lambda sigma, flow: torch.tensor(2.0),
-        "samplers.noise_sampler": lambda x: lambda *_: torch.ones_like(x),
+        "samplers.noise_sampler": lambda denoiser: lambda *_: torch.ones(1),
         "loras.loras_off": loras_off,
         "samplers.without_negative": without_negative,
         "loras.lora_beside_layers": contextlib.nullcontext,

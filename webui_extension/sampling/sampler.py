@@ -107,7 +107,7 @@ class Call:
 
 def _student_part(call: Call, x: Tensor, sigmas: Tensor) -> Tensor:
     recipe = call.recipe
-    noise = samplers.noise_sampler(x) if recipe.solver == "sde" else None
+    noise = samplers.noise_sampler(call.model) if recipe.solver == "sde" else None
     with call.without_negative():
         return sample_few_step(
             call.model, x, sigmas, call.arguments, call.callback,

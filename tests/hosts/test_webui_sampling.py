@@ -165,7 +165,7 @@ def test_hires_fix_anchors_the_first_pass_alone(webui):
     if modes:  # Neo, started without its own extensions, enlarges latents by itself alone
         hires["hr_upscaler"] = modes[0]["name"]
     hires |= {"hr_second_pass_steps": 9, "width": 64, "height": 64}
-    if webui.kind == "FORGE":  # its API has no default
+    if webui.kind in ("FORGE", "NEO"):  # their API has no default
         hires["hr_additional_modules"] = ["Use same choices"]
     anchored = auto(True, FROM_FILE, "", "guided steps", 2, 6.0)
     picture, text = draw(webui, PROMPT, *anchored, **hires)

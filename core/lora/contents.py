@@ -128,15 +128,15 @@ def read_teacher_header(path: Path) -> LoraContents:
         LoraError: as `read_lora_header`, and for a few-step LoRA of ours.
     """
     contents = read_lora_header(path)
-    refuse_few_step(read_header(path))
+    refuse_few_step(contents)
     return contents
 
 
-def refuse_few_step(file: TensorFile) -> None:
+def refuse_few_step(contents: LoraContents) -> None:
     """LoraError for a few-step LoRA of ours, which is no part of a teacher."""
-    if METADATA_KEY in file.metadata:
+    if METADATA_KEY in contents.header.metadata:
         raise LoraError(
-            f"{file.path.name} is a few-step LoRA that DP-DMD made, not a style: with it the "
+            f"{contents.file_name} is a few-step LoRA that DP-DMD made, not a style: with it the "
             "teacher would be a student already. Leave it out; to distil anew, give the "
             "checkpoint alone."
         )

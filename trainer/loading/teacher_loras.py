@@ -102,7 +102,7 @@ def _open(item: TeacherLora) -> MergingLora:
             f"{MAX_STRENGTH}."
         )
     lora = open_merging(Path(item.path), item.strength)
-    refuse_few_step(lora.file)
+    refuse_few_step(lora.file.contents)
     return lora
 
 

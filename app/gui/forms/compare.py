@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from ....core.errors import DPDMDError, LoraError, SettingsError
 from ....core.families import FAMILY_LABELS, Detection, check_files, identify
 from ....core.files.tensor_file import read_header
-from ....core.recipe.recipe import read_recipe
+from ....core.recipe.recipe import Recipe, read_recipe
 from ... import jobs
 from ...config.knobs import parse_resolutions
 from ...config.request import parse_seeds
@@ -129,17 +128,24 @@ def first_pair(loras: sources.Choices) -> Values:
     order = list(dict.fromkeys([*own, *every]))
     kinds: dict[str, Detection | None] = {}
     for _, lora in loras[:LOOKED_AT]:
-        with contextlib.suppress(DPDMDError, OSError):
-            recipe = read_recipe(read_header(Path(lora)).metadata)
-            teacher = recipe.teacher_name if recipe is not None else ""
-            by_name = sorted(order, key=lambda path: Path(path).stem != Path(teacher).stem)
-            for checkpoint in by_name[:LOOKED_AT] if recipe is not None else ():
-                if checkpoint not in kinds:
-                    kinds[checkpoint] = _kind(checkpoint)
-                kind = kinds[checkpoint]
-                if kind and (kind.family, kind.prediction) == (recipe.family, recipe.prediction):
-                    return {"checkpoint": checkpoint, "loras": [lora]}
+        recipe = _recipe(lora)
+        if recipe is None:
+            continue
+        teacher = Path(recipe.teacher_name or "").stem
+        for checkpoint in sorted(order, key=lambda path: Path(path).stem != teacher)[:LOOKED_AT]:
+            if checkpoint not in kinds:
+                kinds[checkpoint] = _kind(checkpoint)
+            kind = kinds[checkpoint]
+            if kind and (kind.family, kind.prediction) == (recipe.family, recipe.prediction):
+                return {"checkpoint": checkpoint, "loras": [lora]}
     return {"checkpoint": order[0], "loras": []}
+
+
+def _recipe(lora: str) -> Recipe | None:
+    try:
+        return read_recipe(read_header(Path(lora)).metadata)
+    except (DPDMDError, OSError):
+        return None
 
 
 def _kind(checkpoint: str) -> Detection | None:

@@ -270,8 +270,8 @@ def _memory_text(memory: int, measured: bool) -> str:
 def _time_text(seconds: float | None, steps: int) -> str:
     if seconds is None:
         return (
-            "Time: not known until the first updates; no earlier run had these settings. The "
-            "command check measures it, and whether all else works on this device."
+            "Time: not known until the first updates; no earlier run had these settings. A "
+            "check measures it, and whether all else works on this device."
         )
     return (
         f"Time: about {duration(seconds * steps)} for {steps} updates, from an earlier run with "

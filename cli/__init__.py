@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_distill(parser: argparse.ArgumentParser) -> None:
     add_model_files(parser)
     parser.add_argument("--prompts", required=True, metavar="FILE",
-                        help="one prompt a line, or a folder of your own PNGs")  # fmt: skip
+                        help="one prompt a line, or a folder of your own images")  # fmt: skip
     parser.add_argument("--output", required=True, metavar="FILE", help="the LoRA to write")
     parser.add_argument("--run", metavar="DIR", help="run folder (default: in the data folder)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core import errors
 from . import host
 from .sampling import anchored, compare
 from .sampling import attention as attention_node
@@ -30,5 +31,8 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
 }
 
 if host.is_here():
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, errors.DPDMDError):
+            kind.__module__ = "DP-DMD"  # ComfyUI shows it, and would show the pack's path
     few_step_nodes.register()
     routes.register()

@@ -3,7 +3,7 @@
 (function () {
   "use strict";
   var BUSY_MS = 2000, IDLE_MS = 10000;
-  var last = 0, asking = false, away = false, focused = "";
+  var last = 0, asking = false, away = false, focused = "", shown = false;
 
   function find(id) { return document.getElementById(id); }
 
@@ -45,6 +45,7 @@
 
   function tick() {
     keepFocus();
+    watchForm();
     var live = find("dpdmd-live");
     // A1111 cannot take many requests in the moment when it comes back.
     var pause = !away && live && live.dataset.live === "1" ? BUSY_MS : IDLE_MS;
@@ -54,14 +55,66 @@
   function choose(id) {
     var field = document.querySelector("#dpdmd-selected textarea, #dpdmd-selected input");
     if (!field) { return; }
-    var prototype = field.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
-    Object.getOwnPropertyDescriptor(prototype.prototype, "value").set.call(field, id);
-    field.dispatchEvent(new Event("input", { bubbles: true }));
+    write(field, id);
     // gradio takes the field's value over in its own time
     window.setTimeout(function () {
       var button = find("dpdmd-refresh");
       if (button) { button.click(); }
     }, 60);
+  }
+
+  function write(field, text) {
+    var prototype = field.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
+    Object.getOwnPropertyDescriptor(prototype.prototype, "value").set.call(field, text);
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  // Inside a WebUI: what calls a LoRA goes behind the prompt of txt2img.
+  function insert(button) {
+    var field = document.querySelector("#txt2img_prompt textarea"), tag = button.dataset.insert;
+    if (!field) { return; }
+    var text = field.value.trim();
+    if (text.indexOf(tag) < 0) { write(field, text ? text + " " + tag : tag); }
+    if (typeof window.switch_to_txt2img === "function") { window.switch_to_txt2img(); }
+  }
+
+  // The header's checkpoint into the form of a WebUI's tab: at a click beside it, and when the tab
+  // is opened after it has changed.
+  function follow(id) {
+    var button = find(id);
+    if (button) { button.click(); }
+  }
+
+  function distil() {
+    var tabs = document.querySelectorAll("#tabs > .tab-nav button, #tabs > div > button");
+    for (var i = 0; i < tabs.length; i++) {
+      if (tabs[i].textContent.trim() === "DP-DMD") { tabs[i].click(); }
+    }
+    var pages = document.querySelectorAll("#dpdmd-tabs button");
+    for (var j = 0; j < pages.length; j++) {
+      if (pages[j].textContent.trim() === "Distil") { pages[j].click(); break; }
+    }
+    window.setTimeout(function () { follow("dpdmd-take"); }, 200);
+  }
+
+  function offerDistil() {
+    var place = find("setting_sd_model_checkpoint");
+    if (!place || find("dpdmd-distil-this") || !find("dpdmd-take")) { return; }
+    var button = document.createElement("button");
+    button.id = "dpdmd-distil-this";
+    button.type = "button";
+    button.className = "lg secondary gradio-button tool";
+    button.textContent = "Distil";
+    button.title = "Distil this checkpoint: make a few-step LoRA of it (tab DP-DMD)";
+    button.addEventListener("click", distil);
+    place.insertAdjacentElement("afterend", button);
+  }
+
+  function watchForm() {
+    offerDistil();
+    var now = visible(find("dpdmd-checkpoint"));
+    if (now && !shown && find("setting_sd_model_checkpoint")) { follow("dpdmd-follow"); }
+    shown = now;
   }
 
   function copy(button) {
@@ -89,7 +142,9 @@
     var job = target && target.closest(".dp-job");
     if (job) { choose(job.dataset.job); return; }
     var button = target && target.closest("[data-copy]");
-    if (button) { copy(button); }
+    if (button) { copy(button); return; }
+    button = target && target.closest("[data-insert]");
+    if (button) { insert(button); }
   });
   document.addEventListener("focusin", function (event) {
     var job = event.target instanceof Element ? event.target.closest(".dp-job") : null;

@@ -163,10 +163,39 @@ def default_noise_sampler(x: torch.Tensor, seed: int | None = None) -> Any:
     return lambda sigma, sigma_next: torch.randn(x.shape, generator=generator)
 
 
+class Bar:
+    """comfy.k_diffusion.sampling.trange, as far as samplers of ours move it; knows the last one."""
+
+    last: Bar
+
+    def __init__(self, total: int, disable: bool | None = None) -> None:
+        self.total, self.disable, self.done, self.closed = total, disable, 0, False
+        Bar.last = self
+
+    def update(self) -> None:
+        self.done += 1
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+
+def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Core's Euler sampler."""
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * x.new_ones([len(x)]), **(extra_args or {}))
+        x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+    return x
+
+
 def install(monkeypatch: pytest.MonkeyPatch, loras: Path) -> Samplers:
     """Put the stand-in where `import comfy` finds it; its `comfy.samplers`."""
     samplers, sampling_module = Samplers(), ModuleType("comfy.k_diffusion.sampling")
     vars(sampling_module)["default_noise_sampler"] = default_noise_sampler
+    vars(sampling_module)["trange"] = Bar
+    vars(sampling_module)["sample_euler"] = sample_euler
 
     def load_torch_file(path: str, *, safe_load: bool, return_metadata: bool) -> tuple:
         with safe_open(path, "pt") as file:

@@ -38,6 +38,7 @@ from dpdmd_studio.core.errors import CheckpointError, DPDMDError, LoraError, Non
 from dpdmd_studio.core.families import check_files, check_own_parts
 from dpdmd_studio.core.files.tensor_file import DTYPE_BITS, read_header
 from dpdmd_studio.core.lora.file import LoraFile, open_lora
+from dpdmd_studio.core.lora.keys import DIFFERENCES, LoraModule
 from dpdmd_studio.core.lora.text_encoders import text_encoder_parts
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY, Recipe, usage_hint
@@ -116,6 +117,9 @@ GROUPS = (
     LOKR | {".alpha": ()},
     PAIR | {".lora_mid.weight": CORE},
     {".lokr_w1": (2, 2), ".lokr_w2": (4, 4, 3, 3), ".alpha": ()},
+    {".diff": (4, 4), ".diff_b": (4,)},
+    {".w_norm": (4,), ".b_norm": (4,)},
+    PAIR | {".diff_b": (4,)},
 )
 MORE = (".dora_scale", ".diff", ".weight", ".on_input", ".scale_weight", ".clip_l",
         ".lora_A.y.weight", ".lokr_w1_b", ".lora_mid.weight", ".hada_t1")  # fmt: skip
@@ -178,12 +182,20 @@ def read_as_lora(path: Path) -> str:
             continue
     try:
         for module in lora.modules.values():
-            pair = lora.pair(module)
-            product = pair.up.double().flatten(1) @ pair.down.double().flatten(1)
-            assert math.isfinite(pair.scale) and product.ndim == 2
+            _read_module(lora, module)
     except NonFiniteError:
         return "no numbers"
     return "read"
+
+
+def _read_module(lora: LoraFile, module: LoraModule) -> None:
+    for leaf, part in DIFFERENCES.items():
+        if part in module.keys:
+            assert lora.difference(module, leaf).value.numel()
+    if module.low_rank:
+        pair = lora.pair(module)
+        product = pair.up.double().flatten(1) @ pair.down.double().flatten(1)
+        assert math.isfinite(pair.scale) and product.ndim == 2
 
 
 def lora_files(rng: random.Random, folder: Path) -> list[Act]:

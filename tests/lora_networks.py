@@ -3,9 +3,9 @@
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.core import families
-from dpdmd_studio.core.lora.file import weight_shapes
 from dpdmd_studio.core.lora.math import LoraPair
 from dpdmd_studio.core.recipe.recipe import Recipe
+from torch import nn
 
 UNET = {
     "sample_size": 8,
@@ -81,6 +81,24 @@ def build(name, seed=0):
     for parameter in network.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.02)
     return network, families.family(name), dict(network.config)
+
+
+def weight_shapes(network):
+    """Shape of the weight of every linear and convolutional layer, by module name."""
+    layers = (nn.Linear, nn.Conv2d)
+    named = network.named_modules()
+    return {name: layer.weight.shape for name, layer in named if isinstance(layer, layers)}
+
+
+def by_parameter(pairs):
+    """What is given by module, by the name of the module's weight."""
+    return {f"{module}.weight": pair for module, pair in pairs.items()}
+
+
+def by_module(deltas):
+    """What changes weights alone, by module."""
+    assert all(name.endswith(".weight") for name in deltas)
+    return {name.removesuffix(".weight"): pair for name, pair in deltas.items()}
 
 
 def random_pairs(network, family, config, rank=3, targets="full", seed=1):

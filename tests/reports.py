@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from dpdmd_studio.app.prompts.reading import read_prompts
 from dpdmd_studio.core.errors import DPDMDError
 from dpdmd_studio.trainer.loading.checkpoint import Overrides, open_checkpoint
 from dpdmd_studio.trainer.loading.lora_merge import open_merging
+from PIL import Image
 from safetensors.torch import save_file
 
 GITHUB = "https://github.com/"
@@ -39,7 +41,7 @@ class Report:
     Attributes:
         what: the input, in words.
         make: writes it into a folder; the path.
-        kind: who reads it: checkpoint, lora, prompts or infotext.
+        kind: who reads it: checkpoint, lora, prompts (which give their notes, too) or infotext.
         expected: "read", or words of the refusal; of texts, the prompts.
         name: of the family whose tensors `make` gets.
     """
@@ -125,6 +127,18 @@ TE = "text_model_encoder_layers_0_self_attn_q_proj"
 PEFT = ("lora_A.{}.weight", "lora_B.{}.weight")
 
 
+def _extracted() -> State:
+    """What ComfyUI's node saves of two models' difference, biases included: a piece of it."""
+    layer = "text_encoders.clip_l.transformer.text_model.encoder.layers.0"
+    block = "diffusion_model.input_blocks.3.1.transformer_blocks.0"
+    found: State = {}
+    for module, size in ((f"{layer}.self_attn.k_proj", 32), (f"{block}.attn1.to_out.0", 64)):
+        found |= _pair(module, size, size) | {f"{module}.diff_b": torch.ones(size)}
+    for norm, size in ((f"{layer}.layer_norm1", 32), (f"{block}.norm1", 64)):
+        found |= {f"{norm}.{ending}": torch.ones(size) for ending in ("diff", "diff_b")}
+    return found
+
+
 def _adapter(name: str) -> tuple[str, str]:
     return PEFT[0].format(name), PEFT[1].format(name)
 
@@ -137,6 +151,33 @@ def _text(content: bytes) -> Callable[[Path, State], Path]:
     return make
 
 
+def _image(name: str, entries: dict[int, str | bytes], comment: bytes = b""):
+    """An image with these tags in its first directory, and a UserComment in its second."""
+
+    def make(folder: Path, state: State) -> Path:
+        exif = Image.Exif()
+        for tag, value in entries.items():
+            exif[tag] = value
+        if comment:
+            exif.get_ifd(0x8769)[0x9286] = comment
+        Image.new("RGB", (8, 8)).save(folder / name, exif=exif)
+        return folder
+
+    return make
+
+
+UNICODE, ASCII = b"UNICODE\0", b"ASCII\0\0\0"
+MAKE, MODEL, USER_COMMENT, XP_COMMENT = 0x010F, 0x0110, 0x9286, 0x9C9C
+ROBOT = "a stable robot\nSteps: 20, Sampler: k_euler, CFG scale: 9, Seed: 1415104642, Size: 512x512"
+SWARM = json.dumps({"sui_image_params": {"prompt": "a harbour", "model": "x", "steps": 4}})
+NOVEL = json.dumps(
+    {"Software": "NovelAI", "Comment": json.dumps({"prompt": "ein Märchen", "uc": "x"})},
+    ensure_ascii=False,
+)
+GRAPH = json.dumps({
+    "3": {"class_type": "KSampler", "inputs": {"positive": ["6", 0]}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a glass fox"}},
+})  # fmt: skip
 SPREAD = (
     "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler a, Seed: 1, Wildcard prompt: \"a cat\n"
     "in a hat\", Size: 512x512, Model: x"
@@ -206,8 +247,9 @@ REPORTS = {
         "numbered halves", "lora", "sdxl"),
     "Comfy-Org/ComfyUI/issues/1347": Report(
         "changes of norms (w_norm, b_norm)", _lora(lambda _: _pair(Q, 32, 32) | {
-            f"{Q[:-29]}_norm.w_norm": torch.ones(32), f"{Q[:-29]}_norm.b_norm": torch.ones(32)}),
-        "full difference", "lora"),
+            "lora_unet_down_blocks_0_attentions_0_norm.w_norm": torch.ones(32),
+            "lora_unet_down_blocks_0_attentions_0_norm.b_norm": torch.ones(32)}),
+        "read", "lora"),
     "AUTOMATIC1111/stable-diffusion-webui/issues/14971": Report(
         "BOFT without alpha", _lora(lambda _: {f"{Q}.oft_blocks": torch.ones(2, 4, 2, 2)}),
         "OFT", "lora"),
@@ -248,6 +290,71 @@ REPORTS = {
     "AUTOMATIC1111/stable-diffusion-webui-wildcards/issues/23": Report(
         "a file of names in cp1252", _text(b"Zo\xeb\nRen\xe9e\n"), "line 1 holds the byte 0xeb",
         "prompts"),
+    # Looked for later, once whole changes of weights and pictures of other kinds were read.
+    "Comfy-Org/ComfyUI/issues/1467": Report(
+        "LyCORIS of kind full (diff, diff_b)", _lora(lambda _: {
+            f"{Q}.diff": torch.ones(32, 32), f"{Q[:-4]}to_out_0.diff_b": torch.ones(32),
+            f"lora_te_{TE}.diff": torch.ones(32, 32)}), "read", "lora"),
+    "nunchux-ai/ComfyUI-nunchaku/issues/94": Report(
+        "ComfyUI's extraction with biases, encoders too", _lora(lambda _: _extracted()),
+        "read", "lora", "sdxl"),
+    "huggingface/diffusers/issues/11903": Report(
+        "PEFT's LoRA of joined layers (to_qkv)", _lora(lambda _: _pair(
+            f"unet.{XL[:-4]}to_qkv", 192, 64, _adapter("default"))), "read", "lora", "sdxl"),
+    "bghira/SimpleTuner/issues/3222": Report(
+        "LoKr of joined layers (Krea 2 there, SD3 here)", _lora(lambda _: {
+            "lycoris_transformer_blocks_0_attn_to_qkv.lokr_w1": torch.ones(3, 2),
+            "lycoris_transformer_blocks_0_attn_to_qkv.lokr_w2": torch.ones(64, 32)}),
+        "read", "lora", "sd3"),
+    "Comfy-Org/ComfyUI/issues/10222": Report(
+        "a LoRA for Wan with differences of norms", _lora(lambda _: _pair(
+            "diffusion_model.blocks.25.cross_attn.k_img", 32, 32) | {
+            "diffusion_model.blocks.25.cross_attn.norm_k_img.diff": torch.ones(32)}),
+        "is a LoRA for Wan", "lora"),
+    "Nerogar/OneTrainer/issues/165": Report(
+        "a LoRA for Stable Cascade's encoder", _lora(lambda _: _pair(
+            f"lora_prior_te_{TE}", 32, 32)), "changes a text encoder that", "lora"),
+    "Comfy-Org/ComfyUI/issues/6381": Report(
+        "IA3 of a text encoder", _lora(lambda _: {
+            f"lora_te_{TE}.weight": torch.ones(32), f"lora_te_{TE}.on_input": torch.ones(1)}),
+        "IA3", "lora"),
+    "LucianoCirino/efficiency-nodes-comfyui/issues/104": Report(
+        "diffusers' attention processors (to_q_lora)", _lora(lambda _: _pair(
+            f"unet.{XL.replace('.to_q', '.processor.to_q_lora')}", 64, 64,
+            ("down.weight", "up.weight"))), "read", "lora", "sdxl"),
+    "Comfy-Org/ComfyUI/issues/3701": Report(
+        "SD3 under lora_transformer_transformer_blocks_", _lora(lambda _: _pair(
+            "lora_transformer_transformer_blocks_0_attn_add_k_proj", 64, 64)),
+        "read", "lora", "sd3"),
+    "hako-mikan/sd-webui-supermerger/issues/407": Report(
+        "a merge that lost its text encoders", _saved(lambda state: {
+            k: v for k, v in state.items() if not k.startswith("conditioner.")}),
+        "no CLIP-L text encoder and no CLIP-G", name="sdxl"),
+    "zanllp/infinite-image-browsing/pull/942": Report(
+        "a UserComment in the first directory of EXIF", _image(
+            "a.jpg", {USER_COMMENT: UNICODE + ROBOT.encode("utf-16-be")}),
+        "a stable robot", "prompts"),
+    "zanllp/infinite-image-browsing/pull/798": Report(
+        "a WebP of ComfyUI", _image(
+            "a.webp", {MODEL: f"prompt:{GRAPH}", MAKE: 'workflow:{"nodes": []}'}),
+        "a glass fox", "prompts"),
+    "LuqP2/Image-MetaHub/issues/3": Report(
+        "a JPEG of SwarmUI", _image("a.jpg", {}, UNICODE + SWARM.encode("utf-16-be")),
+        "a harbour", "prompts"),
+    "Aaalice233/Aaalice_NAI_Launcher/pull/103": Report(
+        "a WebP of NovelAI, UTF-8 that is called ASCII", _image(
+            "a.webp", {}, ASCII + NOVEL.encode()),
+        "ein Märchen", "prompts"),
+    "AUTOMATIC1111/stable-diffusion-webui/issues/270": Report(
+        "a JPEG with the text in Windows' comment", _image(
+            "a.jpg", {XP_COMMENT: ROBOT.encode("utf-16-le")}), "a stable robot", "prompts"),
+    "vladmandic/sdnext/issues/4582": Report(
+        "a line of a list that begins with #", _text(b"#this comment is a test\na cat\n"),
+        "a cat (1 lines that begin with # were left out as comments, such as '#this comment is a "
+        "test'. Where one is a prompt, put a backslash in front: \\#.)", "prompts"),
+    "adieyal/sd-dynamic-prompts/issues/189": Report(
+        "names that begin with #, escaped", _text(b"\\#bad-hands, a cat\na #1 fan\n"),
+        "#bad-hands, a cat, a #1 fan", "prompts"),
 }  # fmt: skip
 
 
@@ -274,10 +381,16 @@ def _as_lora(path: Path, name: str) -> str:
     return "read"
 
 
+def _prompts(path: Path) -> str:
+    found = read_prompts(path)
+    said = [note for note in found.notes if "images read" not in note]
+    return ", ".join(found.prompts) + (f" ({' '.join(said)})" if said else "")
+
+
 READERS: dict[str, Callable[[Path, str], str]] = {
     "checkpoint": _checkpoint,
     "lora": _as_lora,
-    "prompts": lambda path, name: ", ".join(read_prompts(path).prompts),
+    "prompts": lambda path, name: _prompts(path),
     "infotext": lambda path, name: image_prompt({"parameters": path.read_text()})[0],
 }
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from dpdmd_studio.core.lora.file import weight_shapes
 from dpdmd_studio.core.lora.layout import lora_tensors
 from dpdmd_studio.core.lora.math import LoraPair
 from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, open_checkpoint
+from lora_networks import weight_shapes
 from safetensors.torch import save_file
 
 # layers that a student does not train, by family
@@ -54,8 +54,12 @@ def plain(path: Path, dtype: torch.dtype = torch.float32) -> LoadedCheckpoint:
 def encoder_shapes(checkpoint: LoadedCheckpoint, kind: str) -> dict[str, torch.Size]:
     """Weight shapes of an encoder, every name beginning as in files."""
     outer = "" if kind == "t5xxl" else "text_model."
-    shapes = checkpoint.encoders[kind].layer_shapes
-    return {outer + name.removeprefix(outer): shape for name, shape in shapes.items()}
+    shapes = checkpoint.encoders[kind].parameter_shapes
+    return {
+        outer + name.removeprefix(outer).removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight")
+    }
 
 
 def style(

@@ -171,6 +171,10 @@ def test_a_denoiser_alone_is_known_to_all_who_also_say_what_it_lacks(name, tmp_p
 
 Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 PAIR = {f"{Q}.lora_down.weight": torch.ones(2, 32), f"{Q}.lora_up.weight": torch.ones(32, 2)}
+OF_SD1 = {
+    f"{Q.replace('attn1_to_q', 'attn2_to_k')}.lora_{half}.weight": torch.ones(shape)
+    for half, shape in (("down", (2, 768)), ("up", (32, 2)))
+}
 LORAS = {
     "half a pair": {f"{Q}.lora_down.weight": torch.ones(2, 32)},
     "DoRA": PAIR | {f"{Q}.dora_scale": torch.ones(32)},
@@ -180,6 +184,16 @@ LORAS = {
     "two adapters": {
         f"unet.x.lora_{half}.{name}.weight": torch.ones(2, 2) for half in "AB" for name in "ab"
     },
+    "an encoder that the family lacks": OF_SD1
+    | {f"lora_te2_x.lora_{half}.weight": torch.ones(2, 2) for half in ("down", "up")},
+    "one layer of an encoder under two names": OF_SD1
+    | {
+        f"lora_te_{outer}encoder_x.lora_{half}.weight": torch.ones(2, 2)
+        for half in ("down", "up")
+        for outer in ("", "text_model_")
+    },
+    "a replaced weight": PAIR | {f"{Q}.set_weight": torch.ones(32, 32)},
+    "a difference of nothing": {f"{Q}.diff": torch.ones(0, 32)},
     "another family": {
         key.replace("attn1_to_q", "attn2_to_k"): value
         for key, value in (PAIR | {f"{Q}.lora_down.weight": torch.ones(2, 2048)}).items()

@@ -36,6 +36,8 @@ def test_the_runs_are_listed_and_shown_as_they_were(home, facts):
     found = golden_data.seen(home)
     states = {title: job["state"] for title, job in found["listed"].items()}
     assert states == {title: title for title in golden_data.RUNS}
+    reports = {title: job.pop("report") for title, job in found["details"].items()}  # came later
+    assert [title for title, there in reports.items() if there] == ["finished"]
     same(found, facts, "seen")
 
 

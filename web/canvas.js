@@ -1,17 +1,54 @@
 /** What the panel's buttons do on the canvas. */
 
 const FOLDER = new URL(".", import.meta.url).pathname.split("/").filter(Boolean).pop();
+const GAP = 60; // pixels between nodes
 
 /** Puts a node into the middle of what is seen of the graph, and selects it. */
 export function addNode(app, type) {
-  const node = window.LiteGraph?.createNode(type);
-  if (!node) throw new Error(`This ComfyUI does not know the node ${type}.`);
+  const node = makeNode(type);
   const [x, y, width, height] = app.canvas.ds.visible_area ?? [0, 0, 800, 600];
   app.graph.add(node);
   node.pos = [x + (width - node.size[0]) / 2, y + (height - node.size[1]) / 2];
   app.canvas.selectNode?.(node, false);
   app.canvas.setDirty(true, true);
   return node;
+}
+
+function makeNode(type) {
+  const node = window.LiteGraph?.createNode(type);
+  if (!node) throw new Error(`This ComfyUI does not know the node ${type}.`);
+  return node;
+}
+
+/**
+ * Puts the nodes that sample with a LoRA on the canvas: its loader, with the LoRA chosen, and the
+ * sampler behind it. They are wired to the checkpoint loader, where the graph has one alone.
+ *
+ * @param {string} path where the LoRA's file is
+ */
+export function useLora(app, path) {
+  const loader = addNode(app, "DPDMDLoadLora");
+  const widget = loader.widgets?.find((one) => one.name === "lora_name");
+  const name = listedName(widget?.options?.values ?? [], path);
+  if (widget && name) widget.value = name;
+  const sampler = makeNode("DPDMDKSampler");
+  app.graph.add(sampler);
+  sampler.pos = [loader.pos[0] + loader.size[0] + GAP, loader.pos[1]];
+  loader.connect(0, sampler, "model");
+  loader.connect(1, sampler, "recipe");
+  const checkpoints = (app.graph.nodes ?? app.graph._nodes ?? []).filter((node) => CHECKPOINTS.includes(node.type));
+  if (checkpoints.length === 1) checkpoints[0].connect(0, loader, "model");
+  app.canvas.setDirty(true, true);
+  return name;
+}
+
+const CHECKPOINTS = ["CheckpointLoaderSimple", "DPDMDDemoCheckpoint"];
+
+/** The name in the host's list whose folders and file end the path; the longest, "" for none. */
+export function listedName(names, path) {
+  const plain = (text) => `/${String(text).replaceAll("\\", "/")}`;
+  const fitting = names.filter((name) => plain(path).endsWith(plain(name)));
+  return fitting.sort((one, other) => other.length - one.length)[0] ?? "";
 }
 
 /** The name of the example that distils a checkpoint; null where the host lists none. */

@@ -2,15 +2,26 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addNode, findExample, openExample } from "./canvas.js";
-import { addNotes, restoreNotes } from "./node_notes.js";
+import { addAuto } from "./auto_numbers.js";
+import { addNode, findExample, openExample, useLora } from "./canvas.js";
+import { addNotes, restoreNotes, showError } from "./node_notes.js";
 import { Client } from "./panel/client.js";
 import { Panel } from "./panel/panel.js";
+import { Watcher } from "./watcher.js";
 
 const NAME = "DPDMD.Studio";
 const TITLE = "DP-DMD";
 const TOOLTIP = "DP-DMD: training runs";
 const OPEN = "DPDMD.OpenRuns";
+
+const client = new Client(
+  (path, options) => api.fetchApi(path, options),
+  (path) => api.apiURL(path),
+);
+const watcher = new Watcher(client, {
+  toast: (message) => app.extensionManager?.toast?.add?.(message),
+  finished: () => app.refreshComboInNodes?.(), // the new LoRA is in the lists at once
+});
 
 let panel = null;
 let floating = null;
@@ -27,16 +38,24 @@ async function thePanel() {
   if (panel) return panel;
   const example = await findExample(api).catch(() => null);
   if (panel) return panel;
-  const client = new Client(
-    (path, options) => api.fetchApi(path, options),
-    (path) => api.apiURL(path),
-  );
   panel = new Panel(client, {
     addNode: () => addNode(app, "DPDMDDistill"),
     openExample: example ? () => openExample(app, api, example) : undefined,
-    finished: () => app.refreshComboInNodes?.(), // the new LoRA is in the lists at once
+    use: async (path) => {
+      await app.refreshComboInNodes?.();
+      useLora(app, path);
+    },
+    busy: () => watcher.wake(),
+    finished: () => app.refreshComboInNodes?.(),
   });
   return panel;
+}
+
+/** Looks for runs now, and whenever a graph of ours may have begun one; shows errors of our nodes. */
+function listen() {
+  watcher.look();
+  api.addEventListener("executed", () => watcher.wake());
+  api.addEventListener("execution_error", ({ detail }) => showError(app.rootGraph ?? app.graph, detail));
 }
 
 /** The panel in a window of its own, for pages without a sidebar. */
@@ -89,8 +108,12 @@ const extension = {
   setup() {
     stylesheet();
     register();
+    listen();
   },
-  beforeRegisterNodeDef: addNotes,
+  beforeRegisterNodeDef(nodeType, nodeData) {
+    addNotes(nodeType, nodeData);
+    addAuto(nodeType, nodeData);
+  },
   onNodeOutputsUpdated: (outputs) => restoreNotes(app.rootGraph ?? app.graph, outputs),
 };
 

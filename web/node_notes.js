@@ -19,17 +19,36 @@ export function addNotes(nodeType, nodeData) {
 /** Shows notes again that the host has kept, for instance when a workflow is opened once more. */
 export function restoreNotes(graph, outputs) {
   for (const [id, output] of Object.entries(outputs ?? {})) {
-    const node = graph?.getNodeById?.(id) ?? graph?.getNodeById?.(Number(id));
+    const node = nodeAt(graph, id);
     if (node?.type?.startsWith(OURS)) showNote(node, output);
   }
 }
 
-function showNote(node, message) {
+/** Writes on a node of ours why it failed. */
+export function showError(graph, error) {
+  if (!error?.node_type?.startsWith(OURS)) return;
+  const node = nodeAt(graph, String(error.node_id));
+  if (node) showNote(node, { text: [error.exception_message ?? ""] }, "error");
+}
+
+/** The node of an id; that of one inside subgraphs is "12:3", from the outside in. */
+function nodeAt(graph, id) {
+  let node = null;
+  for (const part of String(id).split(":")) {
+    const inside = node ? node.subgraph : graph;
+    node = inside?.getNodeById?.(part) ?? inside?.getNodeById?.(Number(part)) ?? null;
+    if (!node) return null;
+  }
+  return node;
+}
+
+function showNote(node, message, kind = "note") {
   const texts = Array.isArray(message?.text) ? message.text : [];
   const text = texts.filter((part) => typeof part === "string" && part).join("\n");
   const widget = node.widgets?.find((one) => one.name === NAME) ?? (text ? addWidget(node) : null);
   if (!widget) return;
   widget.element.textContent = text;
+  widget.element.dataset.kind = kind;
   widget.dpdmdHeight = text ? heightOf(text, node.size[0]) + 2 * (widget.margin ?? 10) : 0;
   widget.element.style.display = text ? "" : "none";
   grow(node);

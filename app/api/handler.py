@@ -18,7 +18,6 @@ from ..library.inspect import inspect
 from ..library.model_folders import contained
 from ..library.path_checks import lora_file
 from ..prompts.reading import PromptList, parse_prompts
-from ..runs.previews import previews
 from .exchange import (
     NOT_HERE,
     RefusedError,
@@ -28,13 +27,16 @@ from .exchange import (
     json_response,
     read_request,
 )
-from .run_detail import job_facts, run_detail
+from .outcome import report, share
+from .run_detail import job_facts, previews_of, run_detail
 
 MAX_PREVIEW_BYTES = 64 << 20
 SETUP_TITLE = "Set up the trainer"
-ACTIONS = ("start", "stop", "resume", "delete", "duplicate", "rename", "move")
-NEW_RUN = ("checkpoint", "prompts", "title", "output_name", "config")
-"""What a page may say of a new run."""
+ACTIONS = ("start", "stop", "resume", "duplicate", "rename", "move", "check")
+NEW_CHECK = ("checkpoint", "prompts", "title", "config")
+"""What a page may say of a new check."""
+NEW_RUN = (*NEW_CHECK, "output_name")
+"""What it may say of a new run."""
 _log = logging.getLogger("dpdmd_studio.api")
 
 
@@ -88,11 +90,22 @@ class Api:
                 return json_response(run_detail(_job(id)))
             case ("GET", "runs", id, "previews", name):
                 return _preview(_job(id), name)
+            case ("GET", "runs", id, "report"):
+                return report(_job(id))
+            case ("POST", "runs", id, "share"):
+                return json_response(job_facts(share(_job(id))))
+            case ("POST", "runs", id, "delete"):
+                job = _job(id)
+                return json_response(job_facts(job) | {"trash": jobs.delete(id).name})
+            case ("POST", "trash", name, "restore"):
+                return json_response(job_facts(jobs.restore(name)))
             case ("POST", "setup"):
                 return json_response(job_facts(set_up()))
             case ("POST", "runs"):
                 found = new_run(request.body, self._model_folders(), self._lora_folder())
                 return json_response(job_facts(found))
+            case ("POST", "checks"):
+                return json_response(job_facts(new_check(request.body, self._model_folders())))
             case ("POST", "runs", id, action) if action in ACTIONS:
                 return json_response(job_facts(act(id, action, request.body)))
         raise RefusedError(404, NOT_HERE)
@@ -140,22 +153,46 @@ def new_run(body: Mapping[str, Any], model_folders: Sequence[Path], lora_folder:
     Raises:
         DPDMDError: something is missing, unknown, of the wrong kind, or not possible.
     """
-    unknown = sorted(set(body) - set(NEW_RUN))
-    if unknown:
-        raise SettingsError(f"Unknown: {', '.join(unknown)[:200]}. Known are {', '.join(NEW_RUN)}.")
-    config = body.get("config", {})
-    if not isinstance(config, dict):
-        raise SettingsError("config is no table of settings; expected names and values.")
-    checkpoint = contained(_text(body, "checkpoint"), model_folders)
+    checkpoint, config = _model_and_settings(body, NEW_RUN, model_folders)
     title = _text(body, "title")
     name = _text(body, "output_name") or title or f"{checkpoint.stem[:90]}-4step"
     request = DistillRequest(
         model=ModelFiles(checkpoint=str(checkpoint)),
-        config=DistillConfig.from_dict(config),
+        config=config,
         output=str(jobs.free_output(lora_file(lora_folder, name))),
     )
     prompts = _prompts(body.get("prompts")).prompts
     return jobs.submit_distill(request, prompts, title, alone=True)
+
+
+def new_check(body: Mapping[str, Any], model_folders: Sequence[Path]) -> Job:
+    """Queue a check of a checkpoint, with what a run of it would have.
+
+    Args:
+        body: as that of `new_run`, without a name for the LoRA; prompts may be missing.
+
+    Raises:
+        DPDMDError: something is missing, unknown, of the wrong kind, or not possible.
+    """
+    checkpoint, config = _model_and_settings(body, NEW_CHECK, model_folders)
+    request = DistillRequest(
+        model=ModelFiles(checkpoint=str(checkpoint)), config=config, output="unused.safetensors"
+    )
+    prompts = _prompts(body["prompts"]).prompts if body.get("prompts") else ()
+    return jobs.submit_check(request, prompts, _text(body, "title"))
+
+
+def _model_and_settings(
+    body: Mapping[str, Any], known: Sequence[str], model_folders: Sequence[Path]
+) -> tuple[Path, DistillConfig]:
+    unknown = sorted(set(body) - set(known))
+    if unknown:
+        raise SettingsError(f"Unknown: {', '.join(unknown)[:200]}. Known are {', '.join(known)}.")
+    config = body.get("config", {})
+    if not isinstance(config, dict):
+        raise SettingsError("config is no table of settings; expected names and values.")
+    checkpoint = contained(_text(body, "checkpoint"), model_folders)
+    return checkpoint, DistillConfig.from_dict(config)
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:
@@ -174,8 +211,9 @@ def _prompts(given: object) -> PromptList:
 
 
 def act(id: str, action: str, body: Mapping[str, Any]) -> Job:
-    """Do something with a job; returns it as it is then, a deleted one as it was."""
-    job, title = _job(id), _text(body, "title")
+    """Do something with a job; returns it as it is then."""
+    _job(id)
+    title = _text(body, "title")
     match action:
         case "start" | "resume":
             return jobs.start(id)
@@ -183,14 +221,13 @@ def act(id: str, action: str, body: Mapping[str, Any]) -> Job:
             return jobs.stop(id)
         case "duplicate":
             return jobs.duplicate(id, title)
+        case "check":
+            return jobs.check_run(id)
         case "rename":
             return jobs.rename(id, title)
-        case "move":
+        case _:
             jobs.move(id, _place(body))
             return jobs.get_job(id)
-        case _:
-            jobs.delete(id)
-            return job
 
 
 def _place(body: Mapping[str, Any]) -> int:
@@ -209,7 +246,7 @@ def _job(id: str) -> Job:
 
 def _preview(job: Job, name: str) -> Response:
     """A preview, found among those that are there and never by its path."""
-    found = next((preview.path for preview in previews(job.path) if preview.name == name), None)
+    found = next((preview.path for preview in previews_of(job) if preview.name == name), None)
     missing = f"{job.title} has no such preview. Reload the page; it may have been started anew."
     if found is None:
         raise RefusedError(404, missing)

@@ -10,11 +10,13 @@ from urllib.parse import quote
 from ...core.errors import DPDMDError
 from ..findings.diagnosis import diagnose_facts
 from ..jobs import Job, log_tail
+from ..runs.checks import sheets
 from ..runs.curves import CURVES
 from ..runs.directory import RunDirectory
 from ..runs.facts import Line, number, read_facts
 from ..runs.previews import Preview, previews
 from .exchange import PREFIX
+from .outcome import has_report
 
 DIVERSITY = ("diversity_kept", "perceptual_distance", "teacher_distance")
 """What is measured now and then; all other curves have a value for each update."""
@@ -32,7 +34,8 @@ def job_facts(job: Job) -> dict[str, Any]:
 def run_detail(job: Job) -> dict[str, Any]:
     """A job with curves, previews, findings, settings and the end of its log."""
     facts = job_facts(job) | {"log": log_tail(job.id, LOG_LINES)}
-    facts |= {"previews": [preview_facts(job.id, found) for found in previews(job.path)]}
+    facts |= {"previews": [preview_facts(job.id, found) for found in previews_of(job)]}
+    facts |= {"report": has_report(job)}
     if job.kind != "distill":
         return facts | {"loss": [], "diversity": [], "findings": [], "settings": {}}
     run = RunDirectory(job.path)
@@ -43,6 +46,11 @@ def run_detail(job: Job) -> dict[str, Any]:
         "findings": [dataclasses.asdict(finding) for finding in diagnose_facts(read)],
         "settings": _settings(run) | read.config.to_dict(),
     }
+
+
+def previews_of(job: Job) -> list[Preview]:
+    """The preview images of a run, or the sheets of a finished check."""
+    return sheets(job.result.get("folder")) if job.kind == "check" else previews(job.path)
 
 
 def series(lines: Sequence[Line], names: Sequence[str]) -> list[dict[str, Any]]:

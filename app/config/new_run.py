@@ -11,7 +11,7 @@ from pathlib import Path
 from ...core.errors import CheckpointError, OutputError, SettingsError
 from ...core.families import Detection, check_files, family, set_otherwise
 from ...core.files.atomic_write import check_output, try_name
-from ...core.lora.contents import check_family, read_lora_header
+from ...core.lora.contents import check_family, read_teacher_header
 from ..library.path_checks import check_name
 from .distill_config import USUAL_RESCALE, DistillConfig
 from .request import DistillRequest, asked_sampling
@@ -34,6 +34,21 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
         SettingsError: a setting is not possible with this model.
         OutputError: the LoRA or the run cannot be written where they shall go.
     """
+    request, detection = check_inputs(request)
+    request = dataclasses.replace(request, config=settled(request.config, detection))
+    check_name(request.output)
+    _check_places(Path(folder).resolve(), request, overwrite)
+    return request
+
+
+def check_inputs(request: DistillRequest) -> tuple[DistillRequest, Detection]:
+    """The request with absolute paths, once what it reads and its settings are known to do.
+
+    Raises:
+        CheckpointError: a model file is missing or no supported model.
+        LoraError: a teacher LoRA is no LoRA that can be read, or of another family.
+        SettingsError: a setting is not possible with this model.
+    """
     request = request.absolute()
     config = request.config.validate()
     for name in request.files():
@@ -43,12 +58,10 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
     vae = Path(model.vae) if model.vae else None
     detection = check_files(Path(model.checkpoint), model.text_encoders(), vae)
     for lora in request.teacher_loras:
-        check_family(read_lora_header(Path(lora.path)), family(detection.family))
-    request = dataclasses.replace(request, config=settled(config, detection))
+        check_family(read_teacher_header(Path(lora.path)), family(detection.family))
+    settled(config, detection)  # or it is refused
     choose_resolutions(config, detection)
-    check_name(request.output)
-    _check_places(Path(folder).resolve(), request, overwrite)
-    return request
+    return request, detection
 
 
 def settled(config: DistillConfig, detection: Detection) -> DistillConfig:

@@ -7,9 +7,9 @@ Every line is green, red or not measured; a red one says what to do. The figures
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..config.distill_config import DistillConfig
 from ..runs.tables import duration
@@ -114,6 +114,15 @@ def checkup_table(title: Mapping[str, str], lines: Sequence[Line], figures: Figu
     advice = [f"- {line.name}: {line.advice}" for line in lines if line.advice]
     stages = _stage_rows(figures)
     return "\n".join([*head, "", *rows, *([""] if advice else []), *advice, "", *stages]) + "\n"
+
+
+def read_lines(result: Mapping[str, Any]) -> list[Line]:
+    """The lines in what `check` printed as JSON; what is damaged is left out."""
+    found, names = result.get("lines"), [field.name for field in fields(Line)]
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    sound = [row for row in rows if all(isinstance(row.get(name), str) for name in names)]
+    kept = [row for row in sound if row["verdict"] in get_args(Verdict)]
+    return [Line(**{name: row[name] for name in names}) for row in kept]
 
 
 def stage_bytes(figures: Figures) -> dict[str, int]:

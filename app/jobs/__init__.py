@@ -5,6 +5,7 @@ that any number of them agree, and nothing is lost with a process that ends.
 """
 
 from .actions import (
+    check_run,
     delete,
     duplicate,
     free_output,
@@ -12,6 +13,7 @@ from .actions import (
     restore,
     start,
     stop,
+    submit_check,
     submit_distill,
     submit_task,
 )
@@ -25,6 +27,7 @@ __all__ = [
     "LIVE",
     "Job",
     "all_jobs",
+    "check_run",
     "delete",
     "duplicate",
     "ensure_worker",
@@ -37,6 +40,7 @@ __all__ = [
     "restore",
     "start",
     "stop",
+    "submit_check",
     "submit_distill",
     "submit_task",
     "work",

@@ -5,30 +5,36 @@ A new job is made in a hidden folder, and is there for everybody all at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ...core.errors import OutputError, PromptError, RunError, SettingsError
 from ...core.files import atomic_write
-from ..config.new_run import check_request
+from ..config.new_run import check_inputs, check_request
 from ..config.request import DistillRequest
 from ..disk import check_room
 from ..library.home import numbered
+from ..prompts.reading import prompts_text
 from ..runs import exit_note
+from ..runs.checks import CHECKED_PROMPTS
 from ..runs.directory import EVALUATION_PROMPTS, GIVEN_PROMPTS, PROMPTS, UNPREPARED, RunDirectory
 from ..runs.lock import live_owner
 from ..runs.process_identity import live_process
+from ..runs.settings_file import config_text
 from . import files, spawn
 from .job import KINDS, LIVE, Job, get_job
 from .queue import dequeue, enqueue
 from .spawn import end_process
 
+SETTINGS_FILE = "checked-settings.json"
 STARTABLE = ("new", "stopped", "interrupted", "failed")
 
 
@@ -228,7 +234,7 @@ def submit_task(kind: str, arguments: Sequence[str], title: str) -> Job:
     A set-up goes to the front of the queue: without it nothing else can run.
 
     Args:
-        kind: "compare" or "package", a command of the command line; or "setup".
+        kind: "check", "compare" or "package", a command of the command line; or "setup".
         arguments: the command's arguments, its name in front or not; those of install.py for a
             set-up. Relative paths count from the folder that this process is in now.
         title: for people; empty takes the kind.
@@ -238,24 +244,90 @@ def submit_task(kind: str, arguments: Sequence[str], title: str) -> Job:
         OutputError: the job cannot be written.
     """
     if kind not in KINDS or kind == "distill":
-        raise SettingsError(f"{kind!r} is no kind of task; expected compare, package or setup.")
+        raise SettingsError(
+            f"{kind!r} is no kind of task; expected check, compare, package or setup."
+        )
     words = list(arguments)
     if not all(isinstance(word, str) and "\x00" not in word for word in words):
         raise SettingsError("The arguments of a task must be texts without NUL characters.")
     if words[:1] == [kind]:
         del words[0]
-    task = {
-        "version": files.TASK_VERSION,
-        "kind": kind,
-        "arguments": words if kind == "setup" else [kind, *words],
-        "folder": os.getcwd(),
-        "python": sys.executable,
-        "created_at": time.time(),
-    }
+    task = _task(kind, words if kind == "setup" else [kind, *words]) | {"folder": os.getcwd()}
     with files.draft_folder() as draft:
         files.write_json(draft / files.TASK, task)
         place = "first" if kind == "setup" else "last"
         return publish(draft, kind, files.clean_title(title) or kind, place=place)
+
+
+def _task(kind: str, arguments: Sequence[str]) -> dict[str, Any]:
+    return {
+        "version": files.TASK_VERSION,
+        "kind": kind,
+        "arguments": list(arguments),
+        "python": sys.executable,
+        "created_at": time.time(),
+    }
+
+
+def submit_check(request: DistillRequest, prompts: Sequence[str], title: str = "") -> Job:
+    """A check of the checkpoint with what this run would have; its output is not looked at.
+
+    Where one of the same words waits or runs, it is that; one that has not finished goes on.
+
+    Args:
+        prompts: the first ones are drawn; none: two of our own.
+        title: for people; empty takes the name of the checkpoint.
+
+    Raises:
+        CheckpointError: a model file is missing or no supported model.
+        LoraError: a teacher LoRA is no LoRA that can be read, or of another family.
+        SettingsError: a setting is not possible with this model.
+        OutputError: the job cannot be written.
+    """
+    request, _ = check_inputs(request)
+    model, config = asdict(request.model), request.config
+    words = ["check", model.pop("checkpoint"), f"--settings={SETTINGS_FILE}"]
+    words += [f"--{name.replace('_', '-')}={file}" for name, file in model.items() if file]
+    words += [f"--teacher-lora={lora.path}:{lora.strength:g}" for lora in request.teacher_loras]
+    words.append(f"--device={config.device}")  # which no settings file names
+    texts = {SETTINGS_FILE: config_text(config)}
+    if prompts:
+        texts[PROMPTS] = prompts_text(prompts[:CHECKED_PROMPTS])
+        words.append(f"--prompts={PROMPTS}")
+    for job in _checks_of(words, texts):
+        if job.state != "finished":
+            return job if job.state == "queued" or job.state in LIVE else start(job.id)
+    with files.draft_folder() as draft:
+        files.write_json(draft / files.TASK, _task("check", words))  # it runs in its own folder
+        for name, text in texts.items():
+            atomic_write.write_text(draft / name, text)
+        shown = files.clean_title(title or f"Check of {Path(request.model.checkpoint).stem}")
+        return publish(draft, "check", shown, place="last")
+
+
+def check_run(id: str) -> Job:
+    """A check of a distillation's checkpoint, with all that this run has.
+
+    Raises:
+        RunError: there is no such job, it is no distillation, or it is damaged.
+        DPDMDError: as for `submit_check`.
+    """
+    job = get_job(id)
+    if job.kind != "distill":
+        raise RunError(f"{job.title} is a {job.kind}; only a distillation's checkpoint is checked.")
+    run = RunDirectory.open(job.path)
+    given = run.given_prompts() if (run.path / GIVEN_PROMPTS).exists() else run.prompts()
+    return submit_check(DistillRequest.from_dict(run.settings()), given)
+
+
+def _checks_of(words: list[str], texts: Mapping[str, str]) -> Iterator[Job]:
+    """The jobs that check the same, what is in their files included."""
+    for folder in files.job_folders():
+        if files.read_json(folder / files.TASK).get("arguments") != words:
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            if all((folder / n).read_text(encoding="utf-8") == text for n, text in texts.items()):
+                yield get_job(folder.name)
 
 
 def publish(

@@ -29,14 +29,18 @@ State = Literal[
     "failed",
 ]
 LIVE = ("starting", "running", "stopping")
-KINDS = ("distill", "compare", "package", "setup")
+KINDS = ("distill", "check", "compare", "package", "setup")
 ENDED = ("finished", "stopped", "failed")
 LOG_TAIL_BYTES, MESSAGE_BYTES = 64 << 10, 4 << 10
 NOT_A_RUN = (
     "This folder holds no run: its settings are missing or damaged. Nothing can be done with it "
     "but to delete it."
 )
-CUT_SHORT = "The process ended before the job did. Start it again: a distillation goes on exactly"
+CUT_SHORT = "The process ended before the job did. Start it again: {}."
+GOES_ON = "a distillation goes on exactly where its last saved state is"
+CHECK_GOES_ON = "it goes on after its last finished part"
+BEGUN = "--- "
+"""So begins the line of a log, with the date behind it, that marks where a process began."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +164,7 @@ def read_job(folder: Path, place: int | None = None) -> Job:
         steps=int(files.number(progress.get("steps")) or files.number(planned)),
         seconds_per_step=files.number(progress.get("seconds_per_step")),
         seconds_left=files.number(left) if left is not None else None,
-        message=_message(folder, state, step, progress) if usable else NOT_A_RUN,
+        message=_message(folder, kind, state, step, progress) if usable else NOT_A_RUN,
         result=_result(folder, kind, state),
         created_at=next(filter(None, noted), 0.0) or _changed_at(folder),
         updated_at=max(
@@ -226,20 +230,21 @@ def _exit_note(folder: Path, progress: Mapping[str, Any]) -> dict[str, Any]:
     return note if newer else {}
 
 
-def _message(folder: Path, state: str, step: int, progress: Mapping[str, Any]) -> str:
+def _message(folder: Path, kind: str, state: str, step: int, progress: Mapping[str, Any]) -> str:
     note = _exit_note(folder, progress)
     error = str(note.get("message") or progress.get("error") or "")
     if state == "interrupted":
-        return error or f"{CUT_SHORT} where its last saved state is."
+        return error or CUT_SHORT.format(CHECK_GOES_ON if kind == "check" else GOES_ON)
     if state == "failed" and error:
         return error
     if state in ("new", "queued"):
         return ""
+    if state == "stopped" and kind != "distill":
+        return "Stopped. What is finished is kept." if kind == "check" else "Stopped."
     if state == "stopped":
         return f"Stopped after {step} updates. It can go on from there." if step else "Stopped."
     lines = tail(folder / files.LOG, MESSAGE_BYTES)
-    # a line "--- DATE" marks where a process began; it says nothing
-    said = (line for line in reversed(lines) if line.strip() and not line.startswith("--- "))
+    said = (line for line in reversed(lines) if line.strip() and not line.startswith(BEGUN))
     return next(said, "")
 
 

@@ -24,7 +24,7 @@ from ..runs import exit_note
 from ..runs.lock import live_owner, owned, remove
 from ..runs.process_identity import live_process, note_process
 from . import files
-from .job import ended_state, is_of_now, tail
+from .job import BEGUN, ended_state, is_of_now, tail
 from .queue import dequeue, waiting
 from .spawn import WORKER_LOCK, detached, end_process, variables, worker_command
 
@@ -140,14 +140,14 @@ def run_job(folder: Path) -> None:
 def _launch(folder: Path) -> subprocess.Popen[bytes]:
     task = files.read_json(folder / files.TASK)
     environment = variables() | {exit_note.VARIABLE: str(folder)}
-    place = Path(str(task.get("folder") or "."))
+    place = Path(str(task.get("folder") or folder))  # a check brings its own files
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_opened(folder / files.LOG, "ab"))
         printed = log
         if task and task.get("kind") != "setup":
             printed = stack.enter_context(_opened(folder / files.OUTPUT, "wb"))
         with contextlib.suppress(OSError):
-            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+            log.write(f"{BEGUN}{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
             log.flush()
         cwd = place if task and place.is_dir() else folder.parent
         process = detached(_command(folder, task), printed, log, environment, cwd)
@@ -203,9 +203,12 @@ def _note_steps(folder: Path, seen: int) -> int:
     """Turn a task's "[2/4] ..." lines into progress; returns the last step noted."""
     if not (folder / files.TASK).exists():
         return seen
-    found = [
-        match for line in tail(folder / files.LOG, LOOKED_AT_BYTES) if (match := STEP.match(line))
-    ]
+    found: list[re.Match[str]] = []
+    for line in tail(folder / files.LOG, LOOKED_AT_BYTES):
+        if line.startswith(BEGUN):  # steps of an earlier start say nothing
+            found.clear()
+        elif match := STEP.match(line):
+            found.append(match)
     if not found or int(found[-1][1]) == seen:
         return seen
     step, steps = int(found[-1][1]), int(found[-1][2])

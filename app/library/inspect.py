@@ -81,6 +81,7 @@ def _lora(header: TensorFile) -> Facts:
         "family": contents.family or None,
         "modules": len(modules),
         "text_encoder_tensors": len(contents.text_encoder_keys),
+        **({"differences": len(contents.differences)} if contents.differences else {}),
         **({"embeddings": list(contents.embeddings)} if contents.embeddings else {}),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
         "scales": sorted({round(contents.scale(module), 6) for module in modules}),

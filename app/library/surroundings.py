@@ -26,6 +26,9 @@ class Surroundings:
         checkpoint: the file that it has loaded; None for none.
         prompt_lists: names of lists of prompts that it holds.
         read_prompts: the text of one of them, one prompt a line.
+        clip_skip: the clip skip that it samples with; None where it has none.
+        prompt_tag: the words of a prompt that call a LoRA's file; "" where it has no such words, or
+            does not know that file.
         before_start: called before a run is queued, such as to free memory.
     """
 
@@ -36,6 +39,8 @@ class Surroundings:
     checkpoint: Callable[[], Path | None] = _nothing
     prompt_lists: Callable[[], Sequence[str]] = tuple
     read_prompts: Callable[[str], str] = str
+    clip_skip: Callable[[], int | None] = _nothing
+    prompt_tag: Callable[[Path], str] = lambda path: ""
     before_start: Callable[[], None] = _nothing
 
 

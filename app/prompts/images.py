@@ -1,9 +1,10 @@
-"""Prompts out of the user's own PNGs: what programs wrote into them; no pixel is read.
+"""Prompts out of the user's own images: what programs wrote into them; no pixel is read.
 
 A1111's `parameters` text holds the prompt as it was drawn, alternatives chosen: its braces stand
-for themselves. ComfyUI saves the graph with the texts of its widgets, where alternatives may still
-stand; they are treated like those of a prompts file. Other programs keep JSON, in that field or in
-one of their own (`structured.py`). Negative prompts are never taken.
+for themselves. In a JPEG or WebP it is the comment, where cameras write as well: there it counts
+only with a line of settings. ComfyUI saves the graph with the texts of its widgets, where
+alternatives may still stand; they are treated like those of a prompts file. Other programs keep
+JSON, in that field or in one of their own (`structured.py`). Negative prompts are never taken.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ImageError, PromptError
-from ...core.files.png_text import read_png_text
+from ...core.files.image_text import read_image_text
 from .expansion import check_alternatives
-from .infotext import infotext_prompts, one_line
+from .infotext import holds_settings, infotext_prompts, one_line
 from .structured import named_prompts
 
 MAX_IMAGES, MAX_PROMPT_CHARACTERS = 100_000, 10_000
 SHOWN = 3
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """Half a character, which no text file and no tokenizer takes."""
-OTHER_IMAGES = (".jpg", ".jpeg", ".webp", ".avif")
-DATA_FIELDS = ("Comment", "invokeai_metadata", "sd-metadata", "metadata", "UserComment")
-"""Fields where NovelAI, InvokeAI and others keep JSON that names the prompt."""
+IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp")
+OTHER_IMAGES = (".avif", ".jxl", ".heic", ".gif", ".bmp", ".tif", ".tiff")
+KINDS = "PNG, JPEG and WebP"
+COMMENTS = ("UserComment", "Comment")
+"""Fields that hold what the first does in some programs, and anything in others."""
+DATA_FIELDS = ("invokeai_metadata", "sd-metadata", "metadata")
+"""Fields where InvokeAI and others keep JSON that names the prompt; some do in a comment."""
 NOVELAI = "NovelAI"
 SAMPLERS = ("KSampler", "SamplerCustom", "Sampler")
 """Beginnings of class names whose `positive` (or `guider`) input leads to the prompt."""
@@ -53,20 +58,20 @@ class Found:
 
 
 def folder_prompts(folder: Path) -> Found:
-    """The prompts in the metadata of all PNGs in a folder and its subfolders, in order of path.
+    """The prompts in the metadata of all images in a folder and its subfolders, in order of path.
 
     Raises:
-        PromptError: no PNG holds a prompt.
+        PromptError: no image holds a prompt.
     """
     found = Found()
     for path in _images(folder, found):
         found.images += 1
         if found.images > MAX_IMAGES:
             raise PromptError(
-                f"{folder} holds more than {MAX_IMAGES:,} PNGs. Name a folder with fewer."
+                f"{folder} holds more than {MAX_IMAGES:,} images. Name a folder with fewer."
             )
         try:
-            prompt, negative = image_prompt(read_png_text(path))
+            prompt, negative = image_prompt(read_image_text(path))
             check_alternatives(prompt)
         except (ImageError, OSError, PromptError):
             found.damaged.append(path.name)
@@ -91,7 +96,7 @@ def notes(found: Found) -> Iterator[str]:
             shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
             parts.append(f"{len(names)} {what} ({shown})")
     if found.others:
-        parts.append(f"{found.others} images of other kinds left out (only PNGs are read)")
+        parts.append(f"{found.others} images of other kinds left out (only {KINDS} are read)")
     yield "; ".join(parts) + "."
     if found.negatives:
         negative, count = found.negatives.most_common(1)[0]
@@ -103,7 +108,7 @@ def notes(found: Found) -> Iterator[str]:
 
 
 def image_prompt(texts: Mapping[str, str]) -> tuple[str, str]:
-    """(prompt, negative prompt) in an image's text chunks; both empty where there is none."""
+    """(prompt, negative prompt) in an image's texts by name; both empty where there is none."""
     for prompt, negative in _drawn(texts):
         if prompt and named_prompts(prompt) is None:
             return re.sub(r"([{}|])", r"\\\1", one_line(prompt)), one_line(negative)
@@ -113,12 +118,12 @@ def image_prompt(texts: Mapping[str, str]) -> tuple[str, str]:
 
 def _drawn(texts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """(prompt as it was drawn, negative prompt) of each field that may hold one."""
-    for name in ("parameters", *DATA_FIELDS):
+    for name in ("parameters", *COMMENTS, *DATA_FIELDS):
         text = texts.get(name, "")
         found = named_prompts(text)
         if found is not None:
             yield found
-        elif name == "parameters":
+        elif name == "parameters" or (name in COMMENTS and holds_settings(text)):
             yield infotext_prompts(text)
     if texts.get("Software", "").startswith(NOVELAI):
         yield texts.get("Description", ""), ""
@@ -184,29 +189,29 @@ def _inputs(node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _images(folder: Path, found: Found) -> Iterator[Path]:
-    """PNGs below the folder; hidden names are left out and links to folders not followed."""
+    """Images below the folder; hidden names are left out and links to folders not followed."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.startswith("."):
                 continue
-            if name.lower().endswith(".png"):
+            if name.lower().endswith(IMAGES):
                 yield Path(place) / name
             found.others += name.lower().endswith(OTHER_IMAGES)
 
 
 def _nothing(folder: Path, found: Found) -> str:
     if found.images:
-        problem = f"none of its {found.images} PNGs holds a prompt"
+        problem = f"none of its {found.images} images holds a prompt"
         if found.damaged:
             problem += f" ({len(found.damaged)} are damaged)"
     else:
-        problem = "it holds no PNG"
+        problem = "it holds no image"
         if found.others:
-            problem += f" ({found.others} images of other kinds; only PNGs are read)"
+            problem += f" that can be read ({found.others} of other kinds; only {KINDS} are)"
     return (
-        f"{folder} is a folder, and {problem}. Expected PNGs as A1111 or ComfyUI save them, with "
-        "their settings inside, or a text file with one prompt a line."
+        f"{folder} is a folder, and {problem}. Expected images as A1111 or ComfyUI save them, "
+        "with their settings inside, or a text file with one prompt a line."
     )
 
 

@@ -52,6 +52,11 @@ def is_infotext(line: str) -> bool:
     return ":" in line and bool(NEGATIVE.match(line) or TAIL.search(line) or is_settings_line(line))
 
 
+def holds_settings(text: str) -> bool:
+    """Whether a text of any length is such a text beyond doubt: it has a line of settings."""
+    return TAIL.search(text) is not None or any(map(is_settings_line, text.splitlines()))
+
+
 def is_settings_line(line: str) -> bool:
     """Whether a line is settings: two that are known, or one that stands alone."""
     if not PAIR.match(line) or PROMPT_BEFORE.search(line):

@@ -1,4 +1,4 @@
-"""Reading prompts: a file with one a line, or a folder of PNGs; LoRA tags are dropped and named.
+"""Reading prompts: a file with one a line, or a folder of images; LoRA tags are dropped and named.
 
 What a line holds beside its prompt (JSON, infotext) is left out, and a note says so.
 """
@@ -19,10 +19,14 @@ from .infotext import infotext_prompts, is_infotext
 from .structured import named_prompts
 
 MAX_FILE_BYTES = 64 << 20
-SHOWN = 5
+SHOWN, SHOWN_CHARACTERS = 5, 80
 TAG = re.compile(r"<(?:lora|lyco|hypernet):([^<>:]*)(?::[^<>]*)?>", re.IGNORECASE)
 HALF = "holds half a character (a lone surrogate). Type that place anew."
 BINARY = re.compile(r"[\x00-\x08\x0b\x0e-\x1f]")
+HASH = re.compile(r"\\*#")
+"""How a line begins that is a comment, or would be one without the backslash before it."""
+PROMPT_LIKE = re.compile(r"#[^\s#!=*~-]")
+"""A comment without a blank behind its sign may be a prompt, such as "#1 fan art"."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,11 @@ class PromptList:
 
 
 def read_prompts(path: Path) -> PromptList:
-    """The prompts in the UTF-8 text file at `path`, or in the metadata of the PNGs in a folder.
+    """The prompts in the UTF-8 text file at `path`, or in the metadata of a folder's images.
 
     Raises:
         PromptError: the file is missing, empty, binary, not UTF-8, or far too large; a folder holds
-            no PNG with a prompt.
+            no image with a prompt.
     """
     path = Path(path)
     if path.is_dir():
@@ -78,8 +82,11 @@ def parse_prompts(text: str, name: str) -> PromptList:
     """The prompts in `text`; `name` stands for it in messages."""
     lines: list[str] = []
     taken: Counter[str] = Counter()
+    left_out: list[str] = []
     for number, whole in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         line = whole.strip()
+        if PROMPT_LIKE.match(line):
+            left_out.append(line)
         if not line or line.startswith("#"):
             continue
         if BINARY.search(line):
@@ -95,11 +102,24 @@ def parse_prompts(text: str, name: str) -> PromptList:
             lines.append(prompt)
     said = [*(f"{what} ({count} lines)." for what, count in taken.items())]
     said += foreign_syntax.head_note(lines[0]) if lines else ()
+    if left_out:
+        shown = repr(left_out[0][:SHOWN_CHARACTERS])
+        said.append(
+            f"{len(left_out)} lines that begin with # were left out as comments, such as {shown}. "
+            "Where one is a prompt, put a backslash in front: \\#."
+        )
     return _listed(lines, name, tuple(said))
+
+
+def prompts_text(prompts: Iterable[str]) -> str:
+    """A text of a prompt a line that `parse_prompts` reads these from; none becomes a comment."""
+    return "".join(f"\\{p}\n" if HASH.match(p) else f"{p}\n" for p in prompts)
 
 
 def _prompt_of(line: str, taken: Counter[str]) -> str:
     """The prompt in a line of a file; `taken` counts what it stood in."""
+    if line[0] == "\\" and HASH.match(line):
+        line = line[1:]
     prompt, _ = (line[0] in "{[" and named_prompts(line)) or ("", "")
     if prompt and not re.search("[\x00-\x1f]", prompt) and not LONE_SURROGATE.search(prompt):
         taken["The prompt that JSON names was taken, and nothing else of it"] += 1

@@ -23,16 +23,14 @@ DATA = re.compile(
 # Names as `_plain` has them.
 PROMPTS = ("prompt", "positiveprompt", "positive", "basecaption")
 NEGATIVES = ("negativeprompt", "negative", "uc")
-INNER = ("suiimageparams", "image", "metadata", "parameters", "params", "invokeaimetadata")
+INNER = ("suiimageparams", "image", "metadata", "parameters", "params", "invokeaimetadata",
+         "comment")  # fmt: skip
 
 
 def named_prompts(text: str) -> tuple[str, str] | None:
     """(prompt, negative prompt) that data names, both empty where none; None: it is no data."""
     text = text.strip().removeprefix("\ufeff").strip()
-    try:
-        content = json.loads(text) if text.startswith(("{", "[", '"')) else None
-    except (ValueError, RecursionError):
-        content = None
+    content = _read(text) if text.startswith(("{", "[", '"')) else None
     if isinstance(content, str):  # JSON as a text in JSON, or a prompt in quotation marks
         return named_prompts(content) if DATA.match(content) else None
     if isinstance(content, list) and len(content) == 1:
@@ -40,6 +38,14 @@ def named_prompts(text: str) -> tuple[str, str] | None:
     if isinstance(content, dict):
         return _named(content)
     return ("", "") if content is not None or DATA.match(text[:MAX_SEARCHED]) else None
+
+
+def _read(text: str) -> Any:
+    """What a JSON text holds; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _named(content: Mapping[str, Any]) -> tuple[str, str]:
@@ -50,11 +56,18 @@ def _named(content: Mapping[str, Any]) -> tuple[str, str]:
         if prompt:
             negatives = (_text(table.get(name)) for name in NEGATIVES)
             return prompt, next(filter(None, negatives), "")
-        inner = next((table[name] for name in INNER if isinstance(table.get(name), dict)), None)
+        inner = next((its for name in INNER if (its := _table(table.get(name)))), None)
         if inner is None:
             break
         content = inner
     return "", ""
+
+
+def _table(value: object) -> Mapping[str, Any] | None:
+    """A table, also one that stands as text, as NovelAI has it in a WebP."""
+    if isinstance(value, str) and value.startswith("{"):
+        value = _read(value)
+    return value if isinstance(value, dict) else None
 
 
 def _plain(name: str) -> str:

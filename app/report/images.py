@@ -61,6 +61,23 @@ def thumbnail(pixels: np.ndarray, side: int) -> Image.Image:
     return image
 
 
+def first_image(sheet: Image.Image, sizes: Sequence[tuple[int, int]]) -> Image.Image | None:
+    """The upper left image of a sheet of `image_grid`; None where it holds none of these sizes.
+
+    Args:
+        sizes: (width, height) that its images may have had, in pixels.
+    """
+    for width, height in sizes:
+        scale = max(1, COMFORTABLE_SIDE // max(width, height))
+        width, height = width * scale, height * scale
+        across = (sheet.width - GAP) % (width + GAP)
+        down = (sheet.height - GAP) % (LABEL_HEIGHT + height + GAP)
+        if sheet.width > width and sheet.height > height and across == down == 0:
+            top = GAP + LABEL_HEIGHT
+            return sheet.crop((GAP, top, GAP + width, top + height))
+    return None
+
+
 def image_grid(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> Image.Image:
     """One sheet: a labelled row for each (label, images); images are (H, W, 3) uint8."""
     scale = max(1, COMFORTABLE_SIDE // max(rows[0][1][0].shape[:2]))

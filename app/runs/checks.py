@@ -9,6 +9,7 @@ run/                   a run directory with the timed updates, and no saved stat
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,14 @@ from ...core.files import atomic_write
 from ..config.request import DistillRequest
 from ..library.home import home, plain_name
 from .directory import METRICS, RunDirectory
+from .previews import TEACHER, Preview
 from .tables import read_json
 
 VERSION = 1
 FIGURES, TABLE, RUN = "check.json", "check.md", "run"
+TEACHER_SHEET, FEW_STEPS_SHEET = TEACHER, "few-steps.png"
+CHECKED_PROMPTS = 2
+"""Prompts that are drawn: the first ones of those given."""
 KEY_LETTERS, NAME_LETTERS = 10, 60
 
 
@@ -71,6 +76,20 @@ class CheckDirectory:
         with atomic_write.explained(path):
             self.path.mkdir(parents=True, exist_ok=True)
         atomic_write.write_text(path, json.dumps({"version": VERSION, "parts": parts}, indent=2))
+
+
+def sheets(folder: object) -> list[Preview]:
+    """The sheets of images of a check, the teacher's first; none unless it is one of ours.
+
+    Args:
+        folder: as a check's result names it; anything may stand there.
+    """
+    if not isinstance(folder, str) or Path(folder).parent != _folder().absolute():
+        return []
+    paths = [Path(folder) / name for name in (TEACHER_SHEET, FEW_STEPS_SHEET)]
+    with contextlib.suppress(OSError):
+        return [Preview(path, 0) for path in paths if path.is_file() and not path.is_symlink()]
+    return []
 
 
 def checked_runs() -> list[RunDirectory]:

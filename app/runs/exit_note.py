@@ -24,6 +24,11 @@ MAX_MESSAGE_CHARACTERS = 4000
 Arguments = TypeVar("Arguments")
 
 
+def in_queue() -> bool:
+    """Whether this process was started by the queue."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def queued_run(folder: Path) -> bool:
     """Whether this process was started by the queue for the job in `folder`."""
     named = os.environ.get(VARIABLE)

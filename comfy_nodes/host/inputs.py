@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 Input = tuple[Any, dict[str, Any]]
+ZERO_IS_AUTO = "dpdmd_auto"
+"""An option of numbers for which 0 takes what suits: our script shows the word auto for it."""
 
 
 def node_input(kind: str | Sequence[str], tooltip: str, **options: Any) -> Input:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.errors import SettingsError
+from ...core.errors import CheckpointError, SettingsError
+from ...core.files.tensor_file import read_header
 from ...core.recipe.resolve import ModelFacts
 
 Model = Any
@@ -66,6 +68,32 @@ def checkpoint_of(model: Model) -> Path | None:
     made_by = getattr(model, "cached_patcher_init", None)
     first = made_by[1][0] if made_by and len(made_by) > 1 and made_by[1] else None
     return Path(first) if isinstance(first, str) and Path(first).is_file() else None
+
+
+def saved_graph(model: Model) -> dict[str, Any]:
+    """The graph that the MODEL's checkpoint was saved by in ComfyUI; empty where it does not say.
+
+    Core's nodes that save a checkpoint write it into the file; they take nothing else of ours on.
+    """
+    path = checkpoint_of(model)
+    if path is None or path.suffix.lower() != ".safetensors":
+        return {}
+    try:
+        found = json.loads(read_header(path).metadata.get("prompt", "{}"))
+    except (CheckpointError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_patched(model: Model) -> bool:
+    """Whether LoRAs or the like lie on a MODEL, in its weights or beside its layers."""
+    kinds = ("patches", "injections", "hook_patches")
+    return any(getattr(model, kind, None) for kind in kinds)
+
+
+def evaluates_negative(model: Model) -> bool:
+    """Whether a patch on a MODEL has the negative prompt evaluated at CFG 1, too."""
+    return bool(getattr(model, "model_options", {}).get("disable_cfg1_optimization", False))
 
 
 def changed_objects(model: Model) -> list[str]:

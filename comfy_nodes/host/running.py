@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ...core.errors import SettingsError
 
 
 def free_memory() -> None:
@@ -25,6 +28,29 @@ def device_memory() -> int:
     return 0 if kind in ("cpu", "mps") else int(comfy.model_management.get_total_memory(device))
 
 
+def check_types(received: Mapping[str, str], declared: Mapping[str, Any]) -> None:
+    """Refuse a wire of another type, as the host does for nodes that do not ask for the types.
+
+    Raises:
+        SettingsError: the type of a wire is not its input's.
+    """
+    try:
+        from comfy_execution.validation import validate_node_input as fits
+    except ImportError:
+
+        def fits(received_type: str, input_type: str, strict: bool = False) -> bool:
+            return received_type == input_type
+
+    for name, kind in received.items():
+        wanted = declared[name][0] if name in declared else kind
+        wanted = wanted if isinstance(wanted, str) else "COMBO"
+        if not fits(kind, wanted):
+            raise SettingsError(
+                f"The {name} input takes {wanted}, and what is connected to it is {kind}. "
+                "Connect another."
+            )
+
+
 def progress_bar(total: int, node_id: str | None) -> Any:
     """A progress bar of a node; `show_progress` moves it."""
     import comfy.utils
@@ -40,9 +66,9 @@ def show_progress(bar: Any, done: int, total: int, image: Any = None) -> None:
 
 def notify(node_id: str | None, text: str) -> None:
     """Write a line on a node while it runs."""
-    import server
-
     if node_id is not None:
+        import server
+
         server.PromptServer.instance.send_progress_text(text, node_id)
 
 

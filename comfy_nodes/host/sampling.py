@@ -37,6 +37,45 @@ def patcher_of(denoiser: Any) -> Model | None:
     return getattr(guider, "model_patcher", None)
 
 
+def guidance_of(denoiser: Any) -> float | None:
+    """The CFG that a sampler is called with; None where its guider has none."""
+    found = getattr(getattr(denoiser, "inner_model", None), "cfg", None)
+    return float(found) if isinstance(found, (int, float)) else None
+
+
+def on_console(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The sampler's function with a bar on the console, as core's own samplers have."""
+
+    def shown(
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+        disable: bool | None = None,
+        **options: Any,
+    ) -> Tensor:
+        import comfy.k_diffusion.sampling
+
+        with comfy.k_diffusion.sampling.trange(len(sigmas) - 1, disable=disable) as bar:
+
+            def called(step: dict[str, Any]) -> None:
+                bar.update()
+                if callback is not None:
+                    callback(step)
+
+            return function(model, x, sigmas, extra_args, called, disable, **options)
+
+    return shown
+
+
+def euler(model: Any, x: Tensor, sigmas: Tensor, *rest: Any) -> Tensor:
+    """Core's Euler sampler, which takes levels in either direction."""
+    import comfy.k_diffusion.sampling
+
+    return comfy.k_diffusion.sampling.sample_euler(model, x, sigmas, *rest)
+
+
 def is_flow(denoiser: Any) -> bool:
     """Whether the model behind a sampler's callable is a flow."""
     model = patcher_of(denoiser)

@@ -23,10 +23,10 @@ from ...core.recipe.known_students import KNOWN_STUDENTS
 from ...core.recipe.recipe import Recipe
 from ...core.recipe.resolve import Asked, resolve
 from ..host import loras, models, running, sampling
-from ..host.inputs import node_input
+from ..host.inputs import ZERO_IS_AUTO, node_input
 from .few_step import DENOISE, LATENT, POSITIVE, RECIPE, SEED, STEPS, check_negative
 from .lora_switch import hooked, patch_difference, why_not_hooks, without_patches
-from .recipes import WORDS, loras_on
+from .recipes import WORDS, has_recipe, loras_named, loras_on
 
 FROM_RECIPE = "recipe"
 # here the LoRA is known to be a few-step one, and its kind can be chosen
@@ -57,6 +57,7 @@ ANCHOR_STEPS = node_input(
     default=0,
     min=0,
     max=MAX_ANCHOR_STEPS,
+    **{ZERO_IS_AUTO: True},
 )
 BASE_CFG = node_input(
     "FLOAT",
@@ -66,6 +67,7 @@ BASE_CFG = node_input(
     min=0.0,
     max=100.0,
     step=0.1,
+    **{ZERO_IS_AUTO: True},
 )
 SOLVER = node_input(
     ["auto", "ode", "sde"],
@@ -97,7 +99,11 @@ class Request:
         kind = "" if self.settings == FROM_RECIPE else self.settings
         facts = models.model_facts(base if kind else few_step)
         asked = Asked(kind, self.steps, self.denoise)
-        found = resolve(facts, loras_on(few_step, self.recipe), asked, ANCHORED_WORDS)
+        there, notes = loras_on(few_step, self.recipe), []
+        if not there:
+            there, notes = loras_named(few_step, "few_step_model")
+        found = resolve(facts, there, asked, ANCHORED_WORDS)
+        found = found.with_notes([] if kind else notes)
         anchor = AskedAnchor(self.anchor, self.anchor_steps, self.base_cfg or None, self.solver)
         return anchored_plan(found.recipe, found.plan, anchor)
 
@@ -115,8 +121,14 @@ def switch(base: models.Model, few_step: models.Model) -> Switch:
     """The cheapest way from the one MODEL to the other.
 
     Raises:
-        SettingsError: they are the same, so there is no few-step LoRA.
+        SettingsError: they are the same, so there is no few-step LoRA, or they are swapped.
     """
+    if is_swapped(base, few_step):
+        raise SettingsError(
+            "base_model and few_step_model are swapped: the few-step LoRA is on base_model. "
+            "Connect the MODEL from before its loader to base_model, and the one behind it to "
+            "few_step_model."
+        )
     if few_step.model is base.model and not differ(base, few_step):
         raise SettingsError(
             "base_model and few_step_model are the same. Connect base_model before the few-step "
@@ -130,6 +142,17 @@ def switch(base: models.Model, few_step: models.Model) -> Switch:
     layers = len(patch_difference(base.patches, few_step.patches)[0])
     note = f"The few-step LoRA is switched on in {layers} layers of the loaded model."
     return Switch(without_patches(base, few_step), lambda: hooked(base, few_step, hook_type), note)
+
+
+def is_swapped(base: models.Model, few_step: models.Model) -> bool:
+    """Whether the few-step LoRA is on the MODEL that should be without."""
+    if few_step.model is base.model:
+        added, removed = patch_difference(base.patches, few_step.patches)
+        if added or not removed:
+            return False
+        if not getattr(few_step, "injections", None):
+            return True
+    return has_recipe(base, "base_model") and not has_recipe(few_step, "few_step_model")
 
 
 def differ(base: models.Model, few_step: models.Model) -> bool:
@@ -153,7 +176,8 @@ class AnchoredSampler:
         "image, 1.02 s if patched, 0.62 s for the LoRA alone)."
     )
     SEARCH_ALIASES = (
-        "diversity", "hybrid sampler", "few step", "dmd2", "lightning", "hyper", "lcm", "tcd",
+        "diversity", "hybrid sampler", "few step", "4 step", "dmd2", "lightning", "turbo", "hyper",
+        "lcm", "tcd",
     )  # fmt: skip
     RETURN_TYPES = ("LATENT",)
     RETURN_NAMES = ("latent",)
@@ -201,7 +225,7 @@ class AnchoredSampler:
         """
         plan = Request(**settings).plan(base_model, few_step_model)
         for guidance in (plan.base_guidance, plan.guidance_scale):
-            check_negative(guidance, negative)
+            check_negative(guidance, negative, base_model)
         way = switch(base_model, few_step_model)
         subject = sampling.Subject(positive, negative, latent_image, seed)
         latent = sample_both(plan, base_model, way, subject)
@@ -227,7 +251,9 @@ def sample_both(
     )
     latent, done = subject.latent, 0
     for model, part, sigmas, guidance in parts:
-        trajectory = sampling.Trajectory(sampling.sampler_object(part, {}), sigmas, guidance)
+        trajectory = sampling.Trajectory(
+            sampling.sampler_object(sampling.on_console(part), {}), sigmas, guidance
+        )
         latent = sampling.sample(model, trajectory, subject, done=done, total=plan.num_steps)
         done += trajectory.num_steps
     return latent

@@ -61,8 +61,9 @@ def arm_of(name: str, label: str, model: models.Model, base_steps: int, base_cfg
     """
     letter = name.upper()
     title = f"{letter}: {label.strip()}" if label.strip() else letter
-    if has_recipe(model):
-        plan = find_recipe(model).plan
+    source = f"model_{name}"
+    if has_recipe(model, source):
+        plan = find_recipe(model, source=source).plan
         return Arm(title, model, trajectory_of(plan), "by its recipe", plan.note)
     trajectory = sampling.core_trajectory(model, base_steps, base_cfg)
     return Arm(title, model, trajectory, "euler, simple")
@@ -211,7 +212,7 @@ class CompareSeeds:
             if (model := others.get(f"model_{name}")) is not None
         ]
         for arm in arms:
-            check_negative(arm.trajectory.guidance_scale, negative)
+            check_negative(arm.trajectory.guidance_scale, negative, arm.model)
         latent, note = single(latent_image)
         seeds = range(first_seed, first_seed + num_seeds)
         sampled = sample_arms(arms, sampling.Subject(positive, negative, latent), seeds)

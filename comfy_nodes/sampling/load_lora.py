@@ -35,7 +35,10 @@ class LoadLora:
         "Loads a few-step LoRA and reads from the file how it is sampled: steps, noise levels, "
         "guidance. Refuses LoRAs of another family."
     )
-    SEARCH_ALIASES = ("few step lora", "lora loader", "distilled lora", "dmd", "lightning")
+    SEARCH_ALIASES = (
+        "few step lora", "4 step lora", "turbo", "lightning", "lora loader", "distilled lora",
+        "dmd",
+    )  # fmt: skip
     RETURN_TYPES = ("MODEL", "DPDMD_RECIPE")
     RETURN_NAMES = ("model", "recipe")
     OUTPUT_TOOLTIPS = (
@@ -56,6 +59,21 @@ class LoadLora:
                 "strength": strength,
             }
         }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, lora_name: str | None = None) -> bool:
+        """The file's header, before the graph is queued; None for a name on a wire.
+
+        Raises:
+            LoraError: it is no LoRA, or is damaged.
+            RecipeError: its recipe is broken or of a newer version.
+            SettingsError: it has gone.
+        """
+        if lora_name is not None:
+            file, _, _ = inspect_lora(folders.file_path("loras", lora_name))
+            if METADATA_KEY in file.metadata:
+                Recipe.from_json(file.metadata[METADATA_KEY])
+        return True
 
     def load(self, model: models.Model, lora_name: str, strength: float) -> dict[str, Any]:
         """Load the file onto the model.
@@ -101,9 +119,10 @@ def _summary(path: Path, found: Resolved, *, is_own: bool) -> str:
 
 
 def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
-    """(header, number of modules of the denoiser, family or "") of a LoRA file.
+    """(header, number of changed parameters of the denoiser, family or "") of a LoRA file.
 
-    Kinds that only the host knows have 0 modules and no family here.
+    A module counts once, and twice where its bias is changed as well, as the host counts. Kinds
+    that only the host knows have none and no family here.
 
     Raises:
         LoraError: it is not a safetensors file, or is damaged.
@@ -122,7 +141,8 @@ def inspect_lora(path: Path) -> tuple[TensorFile, int, str]:
     except UnsupportedLoraError:
         # not shown: ComfyUI may know names that we do not, and _check_applied speaks if it did not
         return file, 0, ""
-    return file, len(contents.modules), contents.family
+    changed = sum(len(module.parameters) for module in contents.modules.values())
+    return file, changed, contents.family
 
 
 def _check_applied(path: Path, applied: loras.Applied, modules: int) -> list[str]:

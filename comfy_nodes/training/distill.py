@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from ..host import folders, loras, running
 from ..host.inputs import Input, node_input
 from .knob_inputs import PRESET_CHOICES, PRESET_TOOLTIP, SHOWN_LAST, knob_inputs
+from .words import in_node_words, node_words
 
 if TYPE_CHECKING:
     from ...app.jobs import Job
 
-WAIT, BACKGROUND = "wait", "background"
+WAIT, BACKGROUND, CHECK = "wait", "background", "check"
 LOSSES = ("diversity_loss", "matching_gradient", "fake_loss")
 """The first one that a run has is what core's loss graph draws."""
 
@@ -40,7 +41,10 @@ class Distill:
         "process of its own and reads the checkpoint's file. The LoRA is written to the loras "
         "folder and carries how it is sampled."
     )
-    SEARCH_ALIASES = ("train lora", "distillation", "few step training", "dmd", "make lora")
+    SEARCH_ALIASES = (
+        "train lora", "distillation", "few step training", "4 step", "turbo", "lightning", "dmd",
+        "make lora",
+    )  # fmt: skip
     RETURN_TYPES = ("LORA_MODEL", "LOSS_MAP", "STRING", "DPDMD_RECIPE")
     RETURN_NAMES = ("lora", "losses", "lora_name", "recipe")
     OUTPUT_TOOLTIPS = (
@@ -71,19 +75,61 @@ class Distill:
 
         return file_stamps(values)
 
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls,
+        input_types: Mapping[str, str],
+        checkpoint: str | None = None,
+        prompts: str | None = None,
+        prompts_file: str | None = None,
+        output_name: str | None = None,
+        settings_json: str | None = None,
+        teacher_lora: str | None = None,
+        clip_l: str | None = None,
+        clip_g: str | None = None,
+        t5: str | None = None,
+        vae: str | None = None,
+    ) -> bool:
+        """What headers tell, before the graph is queued; an input on a wire is None here.
+
+        Raises:
+            DPDMDError: in the node's words. The host shows it once; a text that is returned would
+                stand there for every input above.
+        """
+        from .new_run import check_early
+
+        given = {name: value for name, value in locals().items() if isinstance(value, str)}
+        declared = {**cls.INPUT_TYPES()["required"], **cls.INPUT_TYPES()["optional"]}
+        with node_words():
+            running.check_types(input_types, declared)
+            check_early(given, input_types)
+        return True
+
     def distill(
         self, unique_id: str | None = None, graph: Any = None, mode: str = WAIT, **values: Any
     ) -> dict[str, Any]:
-        """Train, or queue the training.
+        """Train, queue the training, or check what it would meet with.
 
         Raises:
             DPDMDError: something is wrong with the inputs, or the run failed.
         """
+        with node_words():
+            return self._distill(unique_id, graph, mode, values)
+
+    def _distill(
+        self, unique_id: str | None, graph: Any, mode: str, values: dict[str, Any]
+    ) -> dict[str, Any]:
         from . import new_run as training
         from . import waiting
 
         training.check_trainer()
         asked = training.ask(values, graph, unique_id)
+        if mode == CHECK:
+            running.free_memory()
+            job = waiting.wait(training.begin_check(asked), unique_id)
+            waiting.check_ended(job)
+            text, image = "\n".join([training.found(job), *asked.notes]), waiting.check_image(job)
+            return running.outcome(text, self._nothing(), image)
         begins = not training.is_under_way(asked)
         job, notes = training.begin(asked)
         notes = [*asked.notes, *notes]
@@ -95,11 +141,14 @@ class Distill:
                 f"Run {job.id} is {job.state}. Watch it in the DP-DMD panel or with DP-DMD Runs. "
                 "Queue this node again when it is finished: then it gives the LoRA."
             )
-            nothing = (running.blocked(),) * len(self.RETURN_TYPES)
-            return running.outcome("\n".join([text, *notes]), nothing)
+            return running.outcome(in_node_words("\n".join([text, *notes])), self._nothing())
         job = waiting.wait(job, unique_id)
         waiting.check_ended(job)
         return _finished(job, notes)
+
+    def _nothing(self) -> tuple[Any, ...]:
+        """Outputs that leave out the nodes behind this one."""
+        return (running.blocked(),) * len(self.RETURN_TYPES)
 
 
 def _required(lists: Mapping[str, list[str]]) -> dict[str, Input]:
@@ -118,13 +167,18 @@ def _required(lists: Mapping[str, list[str]]) -> dict[str, Input]:
             "STRING", "One prompt a line. Only prompts are needed, no images.", **prompts
         ),
         "output_name": node_input(
-            "STRING", "Name of the LoRA; a number is added if it is taken.", default="my-4step"
+            "STRING",
+            "Name of the LoRA, with folders before it if you like, such as styles/mine; a number "
+            "is added if it is taken.",
+            default="my-4step",
         ),
         "preset": node_input(PRESET_CHOICES, PRESET_TOOLTIP, default="auto"),
         "mode": node_input(
-            [WAIT, BACKGROUND],
+            [WAIT, BACKGROUND, CHECK],
             "wait holds the queue until the LoRA is there, and Cancel keeps what there is. "
-            "background queues the run and returns at once.",
+            "background queues the run and returns at once. check trains nothing: before a first "
+            "run it tells in about fifteen minutes on a card whether this checkpoint can be "
+            "distilled here with these settings.",
             default=WAIT,
         ),
     }
@@ -143,21 +197,24 @@ def _optional(lists: Mapping[str, list[str]]) -> dict[str, Input]:
         ),
         "prompts_file": node_input(
             "STRING",
-            "A text file with one prompt a line, or a folder of PNGs with prompts in them, in the "
-            "input or output folder. It is added to the prompts above.",
+            "A text file with one prompt a line, or a folder of images with prompts in them, in "
+            "the input or output folder. It is added to the prompts above.",
             default="",
+            advanced=True,
         ),
         "teacher_lora": node_input(
             lists["lora"],
             "A LoRA that is merged into the teacher, so that the student learns its style.",
+            advanced=True,
         ),
         "teacher_lora_strength": node_input(
-            "FLOAT", "How strongly that LoRA is merged.", **strength
+            "FLOAT", "How strongly that LoRA is merged.", **strength, advanced=True
         ),
         "include_teacher_lora": node_input(
             "BOOLEAN",
             "Whether the new LoRA holds the teacher's LoRA too, so that it is used alone.",
             default=False,
+            advanced=True,
         ),
         "settings_json": node_input(
             "STRING",
@@ -165,6 +222,7 @@ def _optional(lists: Mapping[str, list[str]]) -> dict[str, Input]:
             "preset and the inputs above.",
             multiline=True,
             default="",
+            advanced=True,
         ),
         "clip_l": encoder,
         "clip_g": encoder,
@@ -194,7 +252,8 @@ def _finished(job: Job, notes: list[str]) -> dict[str, Any]:
     image = latest_image(job.path)
     recipe = read_recipe(read_header(path).metadata)
     result = (loras.read_weights(path), losses(job.path), name, recipe)
-    return running.outcome("\n".join([f"{said}.", *notes]), result, image)
+    text = in_node_words("\n".join([f"{said}.", *notes]))
+    return running.outcome(text, result, image)
 
 
 def losses(run: Path) -> dict[str, list[float]]:

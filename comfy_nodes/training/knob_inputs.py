@@ -14,7 +14,7 @@ from ...app.config.distill_config import DistillConfig, without_removed
 from ...app.config.presets import DEMO, MEMORIES, PRESETS, preset
 from ...app.runs.settings_file import import_settings, parse_table
 from ...core.errors import SettingsError
-from ..host.inputs import Input, node_input
+from ..host.inputs import ZERO_IS_AUTO, Input, node_input
 
 SHOWN = (
     "steps",
@@ -30,6 +30,8 @@ SHOWN = (
 """Settings with an input of their own; the others are given as JSON."""
 SHOWN_LAST = ("teacher_negative",)
 """The same, come later: optional and last, so that saved workflows find their values again."""
+PLAIN = ("steps", "num_steps", "teacher_negative")
+"""Those in sight; the page keeps the others behind "advanced"."""
 AUTO, NO_PRESET, DEMO_PRESET = "auto", "none", "demo"
 PRESET_CHOICES = (AUTO, NO_PRESET, DEMO_PRESET, *MEMORIES)
 PRESET_TOOLTIP = (
@@ -52,19 +54,22 @@ def knob_inputs(names: tuple[str, ...] = SHOWN) -> dict[str, Input]:
 def _input(spec: dataclasses.Field[Any]) -> Input:
     default: Any = spec.default
     text, touched = spec.metadata["help"], spec.name in _TOUCHED
+    more: dict[str, Any] = {} if spec.name in PLAIN else {"advanced": True}
+    more |= {ZERO_IS_AUTO: True} if touched else {}
     if spec.metadata["choices"] or isinstance(default, bool | str):
         kind = spec.metadata["choices"] or ("STRING" if isinstance(default, str) else "BOOLEAN")
         lines = {"multiline": True, "placeholder": NEGATIVE} if spec.name in SHOWN_LAST else {}
-        return node_input(kind, text, default=default, **lines)
+        return node_input(kind, text, default=default, **lines, **more)
     if touched:
         text = f"{text} 0 takes the preset's, else {default:g}."
     limits = {"min": 0 if touched else spec.metadata["low"], "max": spec.metadata["high"]}
     start = 0 if touched else default
     if isinstance(default, int):
         # A seed that the page changes by itself would train anew each time.
-        return node_input("INT", text, default=start, **limits, control_after_generate=False)
+        limits |= {"control_after_generate": False}
+        return node_input("INT", text, default=start, **limits, **more)
     steps = {"step": default / 10 or 0.1, "round": False}
-    return node_input("FLOAT", text, default=float(start), **limits, **steps)
+    return node_input("FLOAT", text, default=float(start), **limits, **steps, **more)
 
 
 @dataclasses.dataclass(frozen=True)

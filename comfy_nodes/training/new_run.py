@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,18 @@ from ...app import jobs
 from ...app.config.new_run import settled
 from ...app.config.request import DistillRequest, ModelFiles, TeacherLora
 from ...app.environment import readiness
+from ...app.findings.checkup import read_lines
 from ...app.jobs import Job, files
 from ...app.library import preferences
 from ...app.library.choices import ASSETS, EMBEDDED, embedded_world, starter
 from ...app.library.path_checks import lora_file, typed_path
 from ...app.prompts.reading import parse_prompts, read_prompts
-from ...core.errors import PromptError, SettingsError
-from ...core.families import check_files
+from ...core.errors import PromptError, RunError, SettingsError
+from ...core.families import check_files, family
+from ...core.lora.contents import check_family, read_teacher_header
+from ...core.recipe.few_step import counted
 from ..host import folders, loras, models, running
-from .knob_inputs import Card, config_of
+from .knob_inputs import Card, config_of, json_settings
 from .waiting import until_ended
 
 NOTHING = "none"
@@ -36,6 +39,11 @@ OTHER_FILES = {
 ASKED = "comfyui"
 """Under this name in a run's settings stands what a node asked for, so that it finds it again."""
 MAX_LINKS = 100
+FEW_PROMPTS = 50
+FEW = (
+    "{count}: the LoRA will be right for images like these alone. A few hundred different ones are "
+    "a good start."
+)
 Prompt = Mapping[str, Mapping[str, Any]]
 """The host's graph: node id -> {"class_type", "inputs"}."""
 
@@ -101,12 +109,61 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     request = DistillRequest(
         model=model,
         config=settled(config, detection),
-        output=str(lora_file(folders.paths("loras")[0], values.get("output_name"))),
+        output=str(output_file(values.get("output_name"))),
         teacher_loras=(TeacherLora(path=lora, strength=strength),) if lora else (),
         include_teacher_loras=bool(lora and values.get("include_teacher_lora", False)),
     )
     marked = _marked(request.absolute(), prompts)
+    if len(prompts) < FEW_PROMPTS and not world:
+        more = [*more, FEW.format(count=counted(len(prompts), "prompt"))]
     return Asked(marked, prompts, (*notes, *detection.notes, *more, *said))
+
+
+def check_early(given: Mapping[str, str], wired: Collection[str]) -> None:
+    """What can be told before a graph is queued, from headers and the text itself.
+
+    Args:
+        given: values of inputs by name.
+        wired: the inputs whose values are not known yet.
+
+    Raises:
+        DPDMDError: something of that is missing, no model, or does not fit.
+    """
+    check_trainer()
+    if "output_name" in given:
+        output_file(given["output_name"])
+    json_settings(given.get("settings_json", ""))
+    world, detection = "", None
+    if not {"checkpoint", "model"} & set(wired):
+        path, _ = checkpoint(given, None, None)
+        others = {name: _chosen(kind, given.get(name)) for name, kind in OTHER_FILES.items()}
+        model = ModelFiles(checkpoint=str(path), **others)
+        if not set(OTHER_FILES) & set(wired):
+            vae = Path(model.vae) if model.vae else None
+            detection = check_files(path, model.text_encoders(), vae)
+        world = embedded_world(path)
+    name = given.get("prompts_file", "").strip()
+    in_folder = name and prompts_path(name).is_dir()  # many images would be read each time
+    if not in_folder and not {"prompts", "prompts_file", "checkpoint", "model"} & set(wired):
+        prompts_of(given, world)
+    if lora := _chosen("loras", given.get("teacher_lora")):
+        contents = read_teacher_header(Path(lora))
+        if detection is not None:
+            check_family(contents, family(detection.family))
+
+
+def output_file(name: object) -> Path:
+    """The LoRA's file of that name, which may have folders before it, in the first loras folder.
+
+    Raises:
+        SettingsError: a part of it that no file or folder may be called.
+        OutputError: the folder cannot be made.
+    """
+    *above, last = str(name or "").replace("\\", "/").split("/")
+    folder = folders.paths("loras")[0]
+    for part in above:
+        folder /= lora_file(folder, part).stem
+    return lora_file(folder, last)
 
 
 def _chosen(kind: str, name: object) -> str | None:
@@ -278,6 +335,32 @@ def begin(asked: Asked) -> tuple[Job, list[str]]:
         f"Run {job.id} was asked for the same and was {job.state}: it goes on after update "
         f"{job.step}. Change the seed, or delete it in the DP-DMD panel, to begin anew."
     ]
+
+
+def begin_check(asked: Asked) -> Job:
+    """The job that checks what was asked for; one that was cancelled goes on.
+
+    Raises:
+        DPDMDError: the job cannot be made or started.
+    """
+    return jobs.submit_check(asked.request, asked.prompts)
+
+
+def found(job: Job) -> str:
+    """What a check found, a line for each question.
+
+    Raises:
+        RunError: it was stopped before it was done.
+    """
+    lines = read_lines(job.result)
+    if not lines:
+        raise RunError(
+            f"The check {job.id} was stopped. Queue this node again: it goes on after its last "
+            "finished part."
+        )
+    said = [f"{line.verdict.upper()}: {line.name}: {line.found}. {line.advice}" for line in lines]
+    more = "The DP-DMD panel shows it as a table that can be pasted."
+    return "\n".join([*(text.strip() for text in said), more])
 
 
 def _new(asked: Asked) -> tuple[Job, list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 from ...app import jobs
 from ...app.gui.widgets.html import duration
 from ...app.jobs import Job, files
+from ...app.runs.checks import FEW_STEPS_SHEET, sheets
 from ...app.runs.previews import TEACHER, Preview, previews, student_previews
 from ...core.errors import DPDMDError, RunError
 from ..host import running
@@ -19,6 +21,8 @@ LOOK_SECONDS = 0.25
 WAKE_SECONDS = 5.0
 STOP_SECONDS = 120.0
 """An update of a large model may take long; after so long the run ends without the node."""
+CANCELLED = "Cancelled: the run ends after this update and keeps what there is."
+CANCELLED_CHECK = "Cancelled: what is finished is kept."
 PREVIEW_SIDE = 1024
 LINE = 16
 ENDED = ("finished", "stopped", "failed", "interrupted", "new")
@@ -65,7 +69,7 @@ def _stop(id: str, shown: _Shown) -> None:
             job = jobs.get_job(id)
             if job.state in ENDED or _has_kept(job, began):
                 return
-            shown.say("Cancelled: the run ends after this update and keeps what there is.")
+            shown.say(CANCELLED_CHECK if job.kind == "check" else CANCELLED)
             running.check_interrupt()
             time.sleep(LOOK_SECONDS / 2)
 
@@ -119,6 +123,8 @@ def words(job: Job) -> str:
         return f"Waits: {job.place} other runs are before it in the queue."
     if job.state == "starting":
         return "Loads the checkpoint and encodes the prompts."
+    if job.kind == "check":
+        return job.message or "Loads the libraries."
     text = f"{job.state.capitalize()}: update {job.step} of {job.steps}"
     left = duration(job.seconds_left)
     return f"{text}, {left} left" if left and job.state == "running" else text
@@ -128,8 +134,16 @@ def latest_image(run: Path) -> Image.Image | None:
     """The newest student's sheet beside the teacher's; None if there is neither."""
     students = student_previews(run)
     teacher = [preview for preview in previews(run) if preview.is_teacher]
-    sheets = [_labelled(preview) for preview in [*teacher, *students[-1:]]]
-    images = [sheet for sheet in sheets if sheet is not None]
+    return _joined([*teacher, *students[-1:]])
+
+
+def check_image(job: Job) -> Image.Image | None:
+    """The teacher's sheet of a check beside that of few plain steps; None if there is neither."""
+    return _joined(sheets(job.result.get("folder")))
+
+
+def _joined(shown: Sequence[Preview]) -> Image.Image | None:
+    images = [sheet for sheet in map(_labelled, shown) if sheet is not None]
     if not images:
         return None
     width = sum(image.width for image in images) + LINE * (len(images) - 1)
@@ -151,7 +165,8 @@ def _labelled(preview: Preview) -> Image.Image | None:
         return None
     image = Image.new("RGB", (sheet.width, sheet.height + LINE), "white")
     image.paste(sheet, (0, LINE))
-    label = "Teacher" if preview.name == TEACHER else f"Student, update {preview.step}"
+    labels = {TEACHER: "Teacher", FEW_STEPS_SHEET: "A few steps without guidance"}
+    label = labels.get(preview.name, f"Student, update {preview.step}")
     ImageDraw.Draw(image).text((4, 2), label, fill="black")
     return image
 

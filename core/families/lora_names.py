@@ -23,6 +23,10 @@ SUFFIXES = {
     ".lora_A": "down",
     ".lora_B": "up",
     ".alpha": "alpha",
+    ".diff": "diff",
+    ".diff_b": "diff_b",
+    ".w_norm": "diff",
+    ".b_norm": "diff_b",
     **{f".hada_{part}": f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f".lokr_{part}": f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
     **{f".lokr_{part}": f"lokr_{part}" for part in ("t1", "t2")},
@@ -37,14 +41,16 @@ OTHER_KINDS = {
     "GLoRA": r"^(lora|lycoris)_.*\.[ab][12]\.weight$",
     "IA3": r"\.(on_input|ia3_l(\.[^.]+)?)$",
     "VeRA": r"\.vera_lambda_[bd](\.[^.]+)?$",
-    "full difference": r"\.(diff|diff_b|w_norm|b_norm|set_weight|reshape_weight)$",
+    "replaced weights": r"\.(set_weight|reshape_weight)$",
     "LoRA with biases": r"\.lora_(B|up)(\.[^.]+)?\.bias$",
     "LoRA of embeddings": r"\.lora_embedding_[AB](\.[^.]+)?$",
     "control LoRA": r"^lora_controlnet$",
     "LoRA with numbered layers": (
         r"^((unet|text_encoder):\d+:(up|down)|weights\.\d+\.lora_(up|down))$"
     ),
-    "LoRA with numbered halves": r"\.lora_[AB]_\d+(\.[^.]+)?\.weight$",
+    "LoRA with numbered halves": (
+        r"\.lora_[AB]_\d+(\.[^.]+)?\.weight$|\.lora_(down|up)\.\d+\.weight$"
+    ),
     "LoRA as diffusers 0.15 changed text encoders": (
         r"\.self_attn\.\w+_proj\.to_(q|k|v|out)_lora\.(down|up)\.weight$"
     ),
@@ -66,8 +72,8 @@ def split_suffix(key: str) -> tuple[str, str, str]:
         if key.endswith(ending):
             return key[: -len(ending)], part, ""
     found = ADAPTER.search(key)
-    if found is None:
-        return key, "", ""
+    if found is None or (found[1] in ("down", "up") and found[2].isdigit()):
+        return key, "", ""  # sd-scripts numbers the halves of q, k and v in one module so
     return key[: found.start()], ADAPTER_PARTS[found[1]], found[2]
 
 

@@ -62,9 +62,9 @@ def _decoded(kind: bytes, content: bytes, name: str) -> tuple[str, str]:
     """(keyword, text) of a text chunk (PNG specification, 11.3.3)."""
     keyword, _, rest = content.partition(b"\0")
     if kind == b"tEXt":
-        return keyword.decode("latin-1"), _latin(rest)
+        return keyword.decode("latin-1"), text_of_bytes(rest)
     if kind == b"zTXt":
-        return keyword.decode("latin-1"), _latin(_inflated(rest[1:], name))
+        return keyword.decode("latin-1"), text_of_bytes(_inflated(rest[1:], name))
     compressed, body = rest[:1] == b"\x01", rest[2:]
     _language, _, body = body.partition(b"\0")
     _translated, _, body = body.partition(b"\0")
@@ -72,8 +72,8 @@ def _decoded(kind: bytes, content: bytes, name: str) -> tuple[str, str]:
     return keyword.decode("latin-1"), text.decode("utf-8", errors="replace")
 
 
-def _latin(content: bytes) -> str:
-    """Latin-1 by the specification; UTF-8 where a program wrote that in spite of it."""
+def text_of_bytes(content: bytes) -> str:
+    """A text of bytes: UTF-8 where it is that, else Latin-1, which PNG's specification asks for."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:

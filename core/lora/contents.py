@@ -15,7 +15,9 @@ from pathlib import Path
 from ..errors import CheckpointError, LoraError
 from ..families import FAMILIES, Family
 from ..files.tensor_file import TensorFile, read_header, read_scalar
-from .keys import LoraModule, adapter_alpha, detect_family, group_keys
+from ..recipe.recipe import METADATA_KEY
+from .encoder_names import encoder_modules
+from .keys import DIFFERENCES, LoraModule, adapter_alpha, detect_family, group_keys
 from .shapes import update_rank
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -48,6 +50,13 @@ class LoraContents:
     def file_name(self) -> str:
         """Name of the file, for messages."""
         return self.header.path.name
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """The denoiser's tensors that are added as they are: changes of whole weights, biases."""
+        parts = DIFFERENCES.values()
+        found = [module.keys.get(part) for module in self.modules.values() for part in parts]
+        return tuple(key for key in found if key is not None)
 
     def label(self, module: LoraModule) -> str:
         """File and module, for messages."""
@@ -112,6 +121,27 @@ def read_lora_header(path: Path) -> LoraContents:
         raise LoraError(f"The LoRA cannot be read. {error}") from error
 
 
+def read_teacher_header(path: Path) -> LoraContents:
+    """The same for a LoRA that shall be a part of a teacher.
+
+    Raises:
+        LoraError: as `read_lora_header`, and for a few-step LoRA of ours.
+    """
+    contents = read_lora_header(path)
+    refuse_few_step(contents)
+    return contents
+
+
+def refuse_few_step(contents: LoraContents) -> None:
+    """LoraError for a few-step LoRA of ours, which is no part of a teacher."""
+    if METADATA_KEY in contents.header.metadata:
+        raise LoraError(
+            f"{contents.file_name} is a few-step LoRA that DP-DMD made, not a style: with it the "
+            "teacher would be a student already. Leave it out; to distil anew, give the "
+            "checkpoint alone."
+        )
+
+
 def check_family(contents: LoraContents, family: Family) -> None:
     """LoraError if the LoRA is known to be of another family."""
     if contents.family and contents.family != family.name:
@@ -136,7 +166,7 @@ def read_contents(header: TensorFile) -> LoraContents:
             f"{name} holds embeddings only ({bundled[0]!r}), no LoRA. Put them into the host's "
             "embeddings folder; they cannot be merged here."
         )
-    modules, encoder_modules, text_encoder_keys = group_keys(others, name)
+    modules, of_encoders, text_encoder_keys = group_keys(others, name)
     shapes = {key: info.shape for key, info in header.tensors.items()}
     contents = LoraContents(
         header,
@@ -144,13 +174,16 @@ def read_contents(header: TensorFile) -> LoraContents:
         tuple(text_encoder_keys),
         tuple(dict.fromkeys(_embedding(key) for key in bundled)),
         detect_family(modules, shapes) or _declared_family(header.metadata),
-        _alphas(header, [*modules.values(), *encoder_modules.values()]),
+        _alphas(header, [*modules.values(), *of_encoders.values()]),
     )
     _check_numbers(header, others)
     for module in modules.values():
         contents.scale(module)
-    for module in encoder_modules.values():
+    for module in of_encoders.values():
         contents.rank(module)
+    for item in FAMILIES:
+        if item.name == contents.family:
+            encoder_modules(text_encoder_keys, item, name)
     return contents
 
 

@@ -6,9 +6,10 @@ alpha: the scale is in `up`, and q, k and v form one exact block-diagonal update
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +24,12 @@ from ..files.hashes import tensor_bytes_hash
 from ..recipe.recipe import Recipe, read_recipe
 from .contents import LoraContents, check_family, read_lora_header
 from .header import header_bytes, header_hashes
-from .keys import LoraModule
+from .keys import DIFFERENCES, LoraModule
 from .layout import Format, common_alpha, lora_tensors
-from .lycoris import low_rank_factors
-from .math import LoraPair, delta
+from .lycoris import low_rank_factors, widened
+from .math import Difference, LoraPair, Update, delta
 from .metadata import NetworkFacts, lora_metadata
-from .targets import Target, part_of, resolve, targets_by_name
+from .targets import Target, fits, part_of, resolve, targets_by_name
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,18 @@ class LoraFile:
             LoraError: its alpha is one of several.
             NonFiniteError: a weight is NaN or infinite.
         """
-        parts = {p: self.state[key] for p, key in module.keys.items() if p != "alpha"}
+        parts = {part: self.state[module.keys[part]] for part in module.low_rank}
         pair = low_rank_factors(parts, self.contents.label(module))
         return LoraPair(pair.down, pair.up, self.contents.scale(module, text_encoder))
+
+    def difference(self, module: LoraModule, parameter: str) -> Difference:
+        """The whole change of the module's "weight" or "bias".
+
+        Raises:
+            NonFiniteError: a value is NaN or infinite.
+        """
+        key = module.keys[DIFFERENCES[parameter]]
+        return Difference(widened(self.state[key])).check(self.contents.label(module))
 
     def not_applied(self) -> list[str]:
         """What is to be said where the denoiser's part alone is applied."""
@@ -193,12 +203,15 @@ def lora_deltas(
     config: Config,
     shapes: Mapping[str, torch.Size],
     strength: float = 1.0,
-) -> Mapping[str, LoraPair]:
-    """What the LoRA adds to each module of a network: W + scale * up @ down, strength in `scale`.
+) -> Deltas:
+    """What the LoRA adds to each parameter of a network, strength in `scale`.
 
     Args:
         config: the diffusers configuration of the network.
-        shapes: shape of the weight of every module of the network, by diffusers name.
+        shapes: shape of every parameter of the network, by diffusers name.
+
+    Raises:
+        LoraError: it is of another family, has no place in the network, or does not fit there.
     """
     check_family(lora.contents, family)
     targets = targets_by_name(shapes, family, config)
@@ -208,47 +221,34 @@ def lora_deltas(
 def module_deltas(
     found: Deltas, modules: Mapping[str, LoraModule], targets: Mapping[str, list[Target]]
 ) -> Deltas:
-    """What some modules of a file add to a network, by the network's module names.
+    """What some modules of a file add to a network, by the names of its parameters.
 
     Args:
-        found: of that file and network; it is empty and gets a place for each module.
+        found: of that file and network; it is empty and gets a place for each parameter.
         modules: of the file, by plain name.
         targets: of the network, by plain name.
 
     Raises:
         LoraError: a module has no target, does not fit it, or shares it with another.
+        NonFiniteError: a weight is NaN or infinite.
     """
-    file = found.lora.path.name
-    label = f"{file}, {found.text_encoder}" if found.text_encoder else file
-    places = resolve(modules, targets, label)
+    places = resolve(modules, targets, found.label)
     for name, module in modules.items():
-        for target in places[name]:
-            if target.module in found:
-                raise LoraError(
-                    f"{label} changes {target.module} twice, under two names. It is damaged, or "
-                    "joined from two files; take the original."
-                )
-            found.places[target.module] = (module, target)
-            pair, shape = found[target.module], found.shapes[target.module]
-            if pair.up.shape[0] * pair.down[0].numel() != shape.numel():
-                raise LoraError(
-                    f"{label}: {name} has sizes {tuple(pair.down.shape)} and "
-                    f"{tuple(pair.up.shape)}, which do not fit the model's {tuple(shape)}. It was "
-                    "made for another model."
-                )
+        for leaf in module.parameters:
+            found.add(name, module, leaf, places[name])
     return found
 
 
 @dataclass(frozen=True, eq=False)
-class Deltas(Mapping[str, LoraPair]):
-    """What a file adds, by network module; each pair is made whenever it is asked for.
+class Deltas(Mapping[str, Update]):
+    """What a file adds, by the network's parameters; each update is made when it is asked for.
 
     Written out as pairs, a LoHa or LoKr takes many times its file's size: one module at a time.
 
     Attributes:
-        shapes: shape of the weight of every module of the network, by its name.
+        shapes: shape of every parameter of the network, by its name.
         text_encoder: diffusers' name of the encoder that the network is, if it is one.
-        places: module of the file and place in the network, by the network's module name.
+        places: module of the file and place in the network, by the parameter's name.
     """
 
     lora: LoraFile
@@ -257,11 +257,59 @@ class Deltas(Mapping[str, LoraPair]):
     text_encoder: str = ""
     places: dict[str, tuple[LoraModule, Target]] = field(default_factory=dict)
 
-    def __getitem__(self, module: str) -> LoraPair:
-        """The module's pair, strength in `scale`."""
-        entry, target = self.places[module]
-        pair = part_of(self.lora.pair(entry, self.text_encoder), target, self.shapes[module])
-        return LoraPair(pair.down, pair.up, pair.scale * self.strength)
+    def __getitem__(self, parameter: str) -> Update:
+        """What is added to the parameter, strength in `scale`."""
+        module, target = self.places[parameter]
+        leaf = parameter.rpartition(".")[2]
+        update = part_of(self._whole(module, leaf), target, self.shapes[parameter])
+        return dataclasses.replace(update, scale=update.scale * self.strength)
+
+    def _whole(self, module: LoraModule, leaf: str) -> Update:
+        """What the file adds to the stored tensor; `leaf`: the module's "weight" or "bias"."""
+        if DIFFERENCES[leaf] in module.keys:
+            return self.lora.difference(module, leaf)
+        return self.lora.pair(module, self.text_encoder)
+
+    def add(self, name: str, module: LoraModule, leaf: str, targets: Sequence[Target]) -> None:
+        """Give a module's "weight" or "bias" its place; `name`: as the file calls the module.
+
+        Raises:
+            LoraError: there is none, it is taken, or the sizes do not fit.
+        """
+        update = self._whole(module, leaf)
+        for target in targets:
+            parameter = f"{target.module}.{leaf}"
+            if parameter in self:
+                raise LoraError(
+                    f"{self.label} changes {target.module} twice, under two names. It is damaged, "
+                    "or joined from two files; take the original."
+                )
+            shape = self.shapes.get(parameter)
+            if shape is None:
+                raise LoraError(
+                    f"{self.label}: {name} changes a {leaf}, and the model's {target.module} has "
+                    "none. It was made for another model."
+                )
+            if not fits(update, target, shape):
+                raise LoraError(
+                    f"{self.label}: {name} has {_sizes(update)}, which do not fit the model's "
+                    f"{tuple(shape)}. It was made for another model."
+                )
+            self.places[parameter] = (module, target)
+
+    @property
+    def label(self) -> str:
+        """File and encoder, for messages."""
+        file = self.lora.path.name
+        return f"{file}, {self.text_encoder}" if self.text_encoder else file
+
+    @property
+    def layers(self) -> int:
+        """How many of the network's layers are changed."""
+        return len({parameter.rpartition(".")[0] for parameter in self.places})
+
+    def __contains__(self, parameter: object) -> bool:
+        return parameter in self.places
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -270,17 +318,20 @@ class Deltas(Mapping[str, LoraPair]):
         return len(self.places)
 
 
-def weight_shapes(network: nn.Module) -> dict[str, torch.Size]:
-    """Shape of the weight of every linear and convolutional layer, by module name."""
-    layers = (nn.Linear, nn.Conv2d)
-    named = network.named_modules()
-    return {name: layer.weight.shape for name, layer in named if isinstance(layer, layers)}
+def _sizes(update: Update) -> str:
+    if isinstance(update, Difference):
+        return f"a difference of sizes {tuple(update.value.shape)}"
+    return f"sizes {tuple(update.down.shape)} and {tuple(update.up.shape)}"
+
+
+def parameter_shapes(network: nn.Module) -> dict[str, torch.Size]:
+    """Shape of every parameter, by name; one that has two names stands under both."""
+    return {name: value.shape for name, value in network.state_dict().items()}
 
 
 @torch.no_grad()
-def merge_lora(network: nn.Module, deltas: Mapping[str, LoraPair]) -> None:
-    """Add the deltas to the network's weights in place, summed in fp32."""
-    for name, pair in deltas.items():
-        weight = network.get_submodule(name).weight
-        assert isinstance(weight, Tensor)
-        weight.copy_(weight.float() + delta(pair.to(weight.device), weight.shape))
+def merge_lora(network: nn.Module, deltas: Mapping[str, Update]) -> None:
+    """Add what is given by parameter to the network in place, summed in fp32."""
+    for name, update in deltas.items():
+        value = network.get_parameter(name)
+        value.copy_(value.float() + delta(update.to(value.device), value.shape))

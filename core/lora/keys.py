@@ -19,7 +19,7 @@ from ..families.unsupported import QUANTISED_KEY
 
 TEXT_ENCODER = re.compile(
     r"^(base_model\.model\.)?(lora_te\d?_|text_encoders?[._\d]|lora_prior_te_|te\d?[._]"
-    r"|clip_[lgh][._]|t5(xxl)?[._]|text_model[._])"
+    r"|clip_[lgh][._]|t5(xxl)?[._]|text_model[._]|(transformer\.)?resblocks\.)"
 )
 PREFIXES = (
     "base_model.model.", "lora_transformer_", "lora_unet_", "lycoris_",
@@ -40,15 +40,32 @@ OTHER_FAMILIES = {
 OTHER_WIDTHS = {1024: "Stable Diffusion 2"}
 
 
+DIFFERENCES = {"weight": "diff", "bias": "diff_b"}
+"""Parts that are added as they are, by the module's parameter that each changes."""
+
+
 @dataclass
 class LoraModule:
     """The tensors of one module in the file: part -> key.
 
-    Parts: "alpha"; "down", "up" and "mid" of a LoRA; "hada_w1_a" and so on of a LoHa or LoKr.
+    Parts: "alpha"; "down", "up" and "mid" of a LoRA; "hada_w1_a" and so on of a LoHa or LoKr;
+    "diff" and "diff_b", the whole changes of a weight and of a bias.
     """
 
     name: str
     keys: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def low_rank(self) -> list[str]:
+        """The parts, alpha apart, that are factors of a product."""
+        whole = ("alpha", *DIFFERENCES.values())
+        return [part for part in self.keys if part not in whole]
+
+    @property
+    def parameters(self) -> list[str]:
+        """Which of the module's "weight" and "bias" it changes."""
+        found = [name for name, part in DIFFERENCES.items() if part in self.keys]
+        return ["weight", *found] if self.low_rank else found
 
 
 def group_keys(
@@ -156,7 +173,7 @@ def refuse_unknown(unknown: list[str], has_pairs: bool, file_name: str) -> None:
         if kind:
             raise UnsupportedLoraError(
                 f"{file_name} is of kind {kind} ({key!r}), which is not handled here. "
-                "LoRA, LoCon, LoHa and LoKr files are."
+                "LoRA, LoCon, LoHa, LoKr and full differences are."
             )
         if QUANTISED_KEY.search(key):
             raise UnsupportedLoraError(
@@ -229,4 +246,4 @@ def _input_width(module: LoraModule, shapes: Mapping[str, tuple[int, ...]]) -> i
         return sizes[0][1] if sizes and len(sizes[0]) > 1 else 0
 
     kronecker = columns("lokr_w1", "lokr_w1_b") * columns("lokr_w2", "lokr_w2_b")
-    return columns("down", "hada_w1_b") or kronecker
+    return columns("down", "hada_w1_b", "diff") or kronecker

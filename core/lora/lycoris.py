@@ -33,17 +33,17 @@ def low_rank_factors(parts: Mapping[str, Tensor], label: str) -> LoraPair:
     Raises:
         NonFiniteError: a weight is NaN or infinite.
     """
-    widened = {part: _widened(tensor) for part, tensor in parts.items()}
+    read = {part: widened(tensor) for part, tensor in parts.items()}
     if "hada_w1_a" in parts:
-        factors = _hadamard(widened)
+        factors = _hadamard(read)
     elif "down" in parts:
-        factors = _plain(widened)
+        factors = _plain(read)
     else:
-        factors = _kronecker(widened)
+        factors = _kronecker(read)
     return LoraPair(*factors).check(label)
 
 
-def _widened(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
     """The tensor; one of 8 bits in fp32, which holds all its numbers and can be computed with."""
     return tensor.float() if tensor.element_size() == 1 else tensor
 

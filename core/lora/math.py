@@ -52,11 +52,43 @@ class LoraPair:
         return self
 
 
-def delta(pair: LoraPair, shape: torch.Size) -> Tensor:
-    """What the pair adds to a weight of `shape` at strength 1.0, in fp32.
+@dataclass(frozen=True)
+class Difference:
+    """One update that is written out, W + scale * value: of a weight or a bias.
 
-    dW = scale * up @ down, a convolution's kernel being part of down's columns.
+    Args:
+        value: of the parameter's shape; axes of length one at its end do not count.
+        scale: the factor at strength 1.0.
     """
+
+    value: Tensor
+    scale: float = 1.0
+
+    def to(self, device: torch.device) -> Difference:
+        """The difference on another device."""
+        return Difference(self.value.to(device), self.scale)
+
+    def check(self, name: str) -> Difference:
+        """This difference, or an error naming `name` if a value is not finite."""
+        if not bool(torch.isfinite(self.value).all()):
+            raise NonFiniteError(
+                f"{name}: the LoRA's difference holds NaN or infinity. Take an undamaged file."
+            )
+        return self
+
+
+Update = LoraPair | Difference
+"""What a LoRA file adds to one parameter."""
+
+
+def delta(update: Update, shape: torch.Size) -> Tensor:
+    """What the update adds to a parameter of `shape` at strength 1.0, in fp32.
+
+    dW = scale * up @ down, a convolution's kernel being part of down's columns; or scale * value.
+    """
+    if isinstance(update, Difference):
+        return (update.scale * update.value.float()).reshape(shape)
+    pair = update
     product = pair.up.float().flatten(1) @ pair.down.float().flatten(1)
     if product.numel() != math.prod(shape) or product.shape[0] != shape[0]:
         raise LoraError(

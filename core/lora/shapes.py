@@ -9,6 +9,8 @@ from ..errors import LoraError
 
 Shape = tuple[int, ...]
 HALVES = ("down", "up")
+KINDS = ("diff", "hada", "lokr")
+"""Beginnings of parts; those of a plain LoRA have none in common."""
 
 
 def check_pair(name: str, down: Shape, up: Shape) -> None:
@@ -29,7 +31,7 @@ def check_pair(name: str, down: Shape, up: Shape) -> None:
 def update_rank(shapes: Mapping[str, Shape], label: str) -> int | None:
     """What the alpha of one module is divided by; None where its kind has no scale.
 
-    That is so for a LoKr both of whose factors are whole.
+    That is so for a LoKr both of whose factors are whole, and for whole differences.
 
     Args:
         shapes: of the module's tensors by part, without its alpha.
@@ -38,14 +40,19 @@ def update_rank(shapes: Mapping[str, Shape], label: str) -> int | None:
     Raises:
         LoraError: a tensor is missing, or sizes contradict each other.
     """
-    kinds = {part[:4] if part[:4] in ("hada", "lokr") else "lora" for part in shapes}
+    kinds = {part[:4] if part[:4] in KINDS else "lora" for part in shapes if part != "diff_b"}
     if len(kinds) > 1:
         raise LoraError(
             f"{label} is given in two forms at once ({', '.join(sorted(shapes))}). The file was "
             "joined from two; take the original."
         )
+    for part in ("diff", "diff_b"):
+        if 0 in shapes.get(part, ()):
+            raise LoraError(f"{label}: its {part} holds no number; the file is damaged.")
     try:
-        if kinds == {"hada"}:
+        if kinds == {"diff"} or shapes.keys() == {"diff_b"}:
+            rank = None
+        elif kinds == {"hada"}:
             rank = _hadamard(shapes)
         elif kinds == {"lokr"}:
             rank = _kronecker(shapes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,9 +12,15 @@ from torch import Tensor
 from ..errors import LoraError
 from ..families.base import Config, Family, TensorSource
 from .keys import LoraModule
-from .math import LoraPair
+from .math import Difference, LoraPair, Update
 
 SHOWN = 6
+# Layers that diffusers joins (fuse_projections), and what they consist of.
+JOINED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,10 +31,21 @@ class Target:
     source: TensorSource
 
 
+def modules_of(shapes: Mapping[str, torch.Size]) -> dict[str, torch.Size]:
+    """The modules that have a weight, and its shape; of parameters by name."""
+    ending = ".weight"
+    return {name[: -len(ending)]: shape for name, shape in shapes.items() if name.endswith(ending)}
+
+
 def targets_by_name(
-    modules: Iterable[str], family: Family, config: Config
+    shapes: Mapping[str, torch.Size], family: Family, config: Config
 ) -> dict[str, list[Target]]:
-    """Targets of every plain name: a module's in diffusers, its checkpoint's, its part's there."""
+    """Targets of every plain name: a module's in diffusers, its checkpoint's, its part's there.
+
+    Args:
+        shapes: of the network's parameters, by diffusers name.
+    """
+    modules = modules_of(shapes)
     found: dict[str, list[Target]] = {}
     for module in modules:
         own = module.replace(".", "_")
@@ -44,6 +62,25 @@ def targets_by_name(
             found.setdefault(stored, []).append(Target(module, source))
         if source.part is not None:  # OMI's names: q, k and v are parts 0, 1 and 2 of `qkv`
             found[f"{stored}_{source.part}"] = [Target(module, TensorSource(module))]
+    for name, parts in _joined(found).items():
+        shares = tuple(modules[part][0] for part in parts)
+        found[name] = [
+            Target(part, TensorSource(name, number, shares=shares))
+            for number, part in enumerate(parts)
+        ]
+    return found
+
+
+def _joined(targets: Mapping[str, list[Target]]) -> dict[str, list[str]]:
+    """The modules of each layer that diffusers may have joined, by the layer's plain name."""
+    found = {}
+    for name, (first, *more) in targets.items():
+        for joined, parts in JOINED.items():
+            if more or first.source.part is not None or not name.endswith(parts[0]):
+                continue
+            others = [targets.get(name.removesuffix(parts[0]) + part, []) for part in parts]
+            if all(len(places) == 1 for places in others):
+                found[name.removesuffix(parts[0]) + joined] = [p[0].module for p in others]
     return found
 
 
@@ -66,15 +103,36 @@ def resolve(
     return {name: targets[name] for name in modules}
 
 
-def part_of(pair: LoraPair, target: Target, shape: torch.Size) -> LoraPair:
-    """The share of a file's pair that belongs to one module, whose weight has `shape`."""
-    up = pair.up
+def fits(update: Update, target: Target, shape: torch.Size) -> bool:
+    """Whether a file's update is one of the stored tensor that has the parameter of `shape`."""
+    rows, *others = shape
+    rows = target.source.stored_rows(rows)
+    if isinstance(update, Difference):
+        return _without_ones(update.value.shape) == _without_ones((rows, *others))
+    inputs = update.down[0].numel()
+    return update.up.shape[0] == rows and inputs == math.prod(others)
+
+
+def _without_ones(shape: Iterable[int]) -> list[int]:
+    """The axes without those of length one at the end, which a 1x1 convolution has."""
+    found = list(shape)
+    while found and found[-1] == 1:
+        found.pop()
+    return found
+
+
+def part_of(update: Update, target: Target, shape: torch.Size) -> Update:
+    """The share of a file's update that belongs to one parameter, which has `shape`."""
+    if isinstance(update, Difference):
+        return Difference(_rows_of(update.value, target, shape), update.scale)
+    return LoraPair(update.down, _rows_of(update.up, target, shape), update.scale)
+
+
+def _rows_of(rows: Tensor, target: Target, shape: torch.Size) -> Tensor:
     if target.source.part is not None:
         first = target.source.first_row(shape[0])
-        up = up[first : first + shape[0]]
-    if target.source.change == "swap_halves":
-        up = swap_halves(up)
-    return LoraPair(pair.down, up, pair.scale)
+        rows = rows[first : first + shape[0]]
+    return swap_halves(rows) if target.source.change == "swap_halves" else rows
 
 
 def swap_halves(rows: Tensor) -> Tensor:

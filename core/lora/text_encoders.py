@@ -1,27 +1,20 @@
-"""The text-encoder part of a LoRA file: which module of which encoder each pair belongs to."""
+"""The text-encoder part of a LoRA file: which parameter of which encoder each update belongs to."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from ..errors import LoraError
-from ..families import FAMILIES, Family, TensorSource, encoder_folders
-from ..families.lora_names import split_suffix
+from ..families import Family, TensorSource, encoder_folders
+from ..families.parts.encoder_layout import T5_EMBEDDINGS, openclip_place
+from .encoder_names import encoder_modules, plain_encoder_name
 from .file import Deltas, LoraFile, module_deltas
-from .keys import LoraModule, add_key, plain_name
-from .targets import Target
+from .keys import LoraModule
+from .targets import Target, modules_of
 
-# lora_te_, lora_te1_, te2., text_encoder., text_encoder_3. and the like: encoders by number
-NUMBERED = re.compile(r"(?:lora_)?(?:te|text_encoder)_?([123]?)[._]")
-# text_encoders.clip_l.transformer. (their place in an SD3 checkpoint), and OMI's clip_l., t5.
-NAMED = r"(?:text_encoders[._])?({kinds})[._](?:transformer[._])?"
-OMI_KINDS = {"t5": "t5xxl"}
 PROJECTION = "text_projection"
-OUTER = "text_model_"  # transformers' CLIP classes differ in whether their names begin with it
 
 
 @dataclass(frozen=True)
@@ -38,19 +31,18 @@ class EncoderPart:
     modules: dict[str, LoraModule]
 
     def deltas(self, shapes: Mapping[str, torch.Size], strength: float = 1.0) -> Deltas:
-        """What it adds to each module of the encoder, strength in `scale`.
+        """What it adds to each parameter of the encoder, strength in `scale`.
 
         Args:
-            shapes: shape of the weight of every module of the encoder, by transformers' name.
+            shapes: shape of every parameter of the encoder, by transformers' name.
 
         Raises:
             LoraError: the encoder lacks a module, or has another size.
         """
-        targets = {plain_encoder_name(name): [Target(name, TensorSource(name))] for name in shapes}
         unread = self.unread(shapes)
         modules = {name: item for name, item in self.modules.items() if item not in unread}
         found = Deltas(self.lora, shapes, strength, self.encoder)
-        return module_deltas(found, modules, targets) if modules else found
+        return module_deltas(found, modules, _targets(shapes)) if modules else found
 
     def unread(self, shapes: Mapping[str, torch.Size]) -> list[LoraModule]:
         """Its modules that change nothing, as the encoder is read without them.
@@ -58,7 +50,7 @@ class EncoderPart:
         A projection may be trained behind an encoder whose pooled vector goes round it (CLIP-L in
         SDXL and SD3); hosts leave it out, too.
         """
-        read = any(plain_encoder_name(name) == PROJECTION for name in shapes)
+        read = any(plain_encoder_name(name) == PROJECTION for name in modules_of(shapes))
         return [item for name, item in self.modules.items() if name == PROJECTION and not read]
 
 
@@ -66,47 +58,31 @@ def text_encoder_parts(lora: LoraFile, family: Family) -> dict[str, EncoderPart]
     """What the file holds for each text encoder, by kind ("clip_l", "clip_g", "t5xxl").
 
     Raises:
-        LoraError: a key is for an encoder that the family does not have.
+        LoraError: as `encoder_modules`.
     """
-    found: dict[str, dict[str, LoraModule]] = {kind: {} for kind in family.text.encoders}
-    for key in lora.text_encoder_keys:
-        stem, part, _ = split_suffix(key)
-        kind, module = _place(stem, family)
-        if kind is None:
-            raise LoraError(
-                f"{lora.path.name} changes a text encoder that {family.label} does not have "
-                f"({key!r}). It was made for another model."
-            )
-        add_key(found[kind], plain_encoder_name(module), part, key, lora.path.name)
+    found = encoder_modules(lora.text_encoder_keys, family, lora.path.name)
     names = encoder_folders(family)
     return {k: EncoderPart(lora, names[k], modules) for k, modules in found.items() if modules}
 
 
-def _place(stem: str, family: Family) -> tuple[str | None, str]:
-    """(encoder or None if the family has none such, module as written) of a key without ending.
-
-    Raises:
-        LoraError: the family has several encoders, and the key is for any of them.
-    """
-    stem = stem.removeprefix("base_model.model.")
-    if re.match(r"text_model[._]", stem):  # one encoder's adapter, saved by itself
-        if len(family.text.encoders) > 1:
-            raise LoraError(
-                f"The LoRA does not say which of the text encoders of {family.label} it is for "
-                f"({stem!r}). Rename its tensors: put text_encoder. or text_encoder_2. in front."
-            )
-        return next(iter(family.text.encoders)), stem
-    every = sorted({kind for item in FAMILIES for kind in item.text.encoders} | {*OMI_KINDS})
-    if match := re.match(NAMED.format(kinds="|".join(every)), stem):
-        kind = OMI_KINDS.get(match[1], match[1])
-        return kind if kind in family.text.encoders else None, stem[match.end() :]
-    if match := NUMBERED.match(stem):
-        number = int(match[1] or 1)
-        known = number <= len(family.text.encoders)
-        return family.text.encoders[number - 1] if known else None, stem[match.end() :]
-    return None, stem
-
-
-def plain_encoder_name(module: str) -> str:
-    """A text encoder's module with underscores for dots, without the outermost `text_model`."""
-    return plain_name(module).removeprefix(OUTER)
+def _targets(shapes: Mapping[str, torch.Size]) -> dict[str, list[Target]]:
+    """Targets of every plain name: transformers' and, of a CLIP, OpenCLIP's with q, k, v in one."""
+    found = {plain_encoder_name(m): [Target(m, TensorSource(m))] for m in modules_of(shapes)}
+    tied = [name.removesuffix(".weight") for name in T5_EMBEDDINGS if name in shapes]
+    for name in tied:  # two names of one table
+        found[plain_encoder_name(name)] = [Target(other, TensorSource(other)) for other in tied]
+    for module in modules_of(shapes):
+        try:
+            source = openclip_place(f"{module}.weight")
+        except ValueError:
+            continue  # not of a CLIP
+        stored = plain_encoder_name(source.key.removesuffix(".weight"))
+        attention = stored.removesuffix("_in_proj_weight")
+        names = [stored]
+        if attention != stored:  # without an ending, and as PEFT calls torch's own layer
+            names += [f"{attention}_in_proj", attention]
+        elif stored.endswith("_attn_out_proj"):
+            names.append(stored.replace("_attn_out_proj", "_attn_base_layer_out_proj"))
+        for name in names:
+            found.setdefault(name, []).append(Target(module, source))
+    return found

@@ -203,9 +203,15 @@ def trained_levels(recipe: Recipe, sigmas: Tensor) -> Tensor:
         return sigmas
     own = torch.tensor(recipe.sigmas, dtype=torch.float32)
     first, last, count = float(sigmas[0]), float(sigmas[-1]), len(sigmas) - 1
-    whole = first >= float(own[0]) * (1 - SAME_LEVEL) and last == 0
-    if whole and count != recipe.num_steps:
-        own = respaced(recipe, count)
-    inner = own[(own < first * (1 - SAME_LEVEL)) & (own > last * (1 + SAME_LEVEL))]
+    if is_whole_trajectory(recipe, sigmas):
+        # its own first level may lie below the host's: zero terminal SNR on one side alone
+        inner = (own if count == recipe.num_steps else respaced(recipe, count))[1:-1]
+    else:
+        inner = own[(own < first * (1 - SAME_LEVEL)) & (own > last * (1 + SAME_LEVEL))]
     ends = sigmas[:1].float().cpu(), sigmas[-1:].float().cpu()
     return torch.cat([ends[0], inner, ends[1]]).to(sigmas)
+
+
+def is_whole_trajectory(recipe: Recipe, sigmas: Tensor) -> bool:
+    """Whether a host's levels, shape (n + 1,), go from the recipe's first or above it to 0."""
+    return float(sigmas[0]) >= recipe.sigmas[0] * (1 - SAME_LEVEL) and float(sigmas[-1]) == 0

@@ -219,6 +219,12 @@ _KINDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     (r"hyper(sd|sdxl|sd15)", "Hyper-SD {} steps", (2, 4, 8)),
     (r"pcm", "PCM {} steps", (2, 4, 8)),
 )
+_LOOSE_KINDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (  # by a word of a name
+    (r"(sdxl)?lcm(lora)?", "LCM", ()),
+    (r"(sdxl)?tcd(lora)?", "TCD (eta 0)", ()),
+    (r".*xlturbo.*", "SDXL Turbo (extracted LoRA)", ()),
+    (r".*hyper(sd|sdxl|sd15).*", "Hyper-SD 1 step (run at 4)", (1,)),
+)
 _FILLER = r"(sdxl|sdxlbase|sd15|sd|xl|base|10|official|lora|loras|fp16|bf16|fp32|rank\d+|r\d+)"
 _COUNT = r"(?P<count>\d+)steps?"
 
@@ -238,6 +244,22 @@ def recognise(metadata: Mapping[str, str], filename: str = "") -> str | None:
     said = re.search(_COUNT, _plain(filename))
     differs = said is not None and kind != "LCM" and f" {said['count']} " not in kind
     return None if differs else kind
+
+
+def suggested(filename: str) -> str:
+    """The known kind that the name of a file speaks of, "" for none: to be offered, never taken."""
+    text = filename[:400].lower()
+    plain, words = _plain(text), set(re.split(r"[^a-z0-9]+", text))
+    said = re.search(r"(\d+)[^a-z0-9]*steps?", text)
+    count = int(said[1]) if said else 0
+    for pattern, name, counts in _KINDS:
+        if re.search(pattern, plain) and (count in counts or len(counts) == 1):
+            return name.format(count if count in counts else counts[0])
+    for pattern, name, counts in _LOOSE_KINDS:
+        named = any(re.fullmatch(pattern, word) for word in (*words, plain))
+        if named and (not counts or count in counts):
+            return name
+    return ""
 
 
 def _named_kind(title: str) -> str | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from ..errors import LoraError, SettingsError
 from ..families import FAMILY_LABELS
 from .few_step import Plan, default_recipe, plan
-from .known_students import KNOWN_STUDENTS, recognise
+from .known_students import KNOWN_STUDENTS, TRUSTED_FIELDS, recognise, suggested
 from .recipe import METADATA_KEY, Recipe, is_unusual_flow
 
 FILE, KIND, USUAL = "file", "kind", "usual"
@@ -55,18 +55,22 @@ class LoraFacts:
         recipe: of its file, or its text there, which is read only if it decides; None for none.
         strength: at which it is on; None where the host does not know.
         kind: the known third-party few-step LoRA that its metadata name, "" for none.
+        likely: the one that only its file's name speaks of, "" for none; it decides nothing.
     """
 
     name: str = ""
     recipe: Recipe | str | None = None
     strength: float | None = None
     kind: str = ""
+    likely: str = ""
 
     @staticmethod
     def of(metadata: Mapping[str, object], filename: str = "") -> LoraFacts:
         """What a file's metadata say; its recipe is not read yet."""
         texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
-        return LoraFacts(recipe=texts.get(METADATA_KEY), kind=recognise(texts, filename) or "")
+        recipe, kind = texts.get(METADATA_KEY), recognise(texts, filename) or ""
+        says = recipe is not None or any(texts.get(field) for field in TRUSTED_FIELDS)
+        return LoraFacts(recipe=recipe, kind=kind, likely="" if says else suggested(filename))
 
     def read(self) -> LoraFacts:
         """The same with its recipe read.
@@ -142,6 +146,10 @@ class Resolved:
     def notes(self) -> tuple[str, ...]:
         """What the user should know, a sentence or two each."""
         return self.plan.notes
+
+    def with_notes(self, notes: Sequence[str]) -> Resolved:
+        """The same with what a host has to say before it."""
+        return replace(self, plan=replace(self.plan, notes=(*notes, *self.notes)))
 
 
 def resolve(
@@ -298,8 +306,12 @@ def _twice_note(loras: Sequence[LoraFacts], words: Words) -> str:
 
 
 def kind_note(lora: LoraFacts, words: Words) -> str:
-    """The note on a LoRA without a recipe that is a known third-party few-step LoRA."""
-    return f"{lora.name or 'The LoRA'} has no recipe. {_kind_advice(lora.kind, words)}"
+    """The note on a LoRA without a recipe that is, or may be, a known third-party one."""
+    if lora.likely and not lora.kind:
+        advice = f"Its name says {lora.likely}: if it is that, choose it under {words.kinds}."
+    else:
+        advice = _kind_advice(lora.kind, words)
+    return f"{lora.name or 'The LoRA'} has no recipe. {advice}"
 
 
 def _kind_advice(kind: str, words: Words) -> str:

@@ -193,6 +193,7 @@ def comfy(monkeypatch) -> Host:
     replaced = {
         "sampling.sample": fake.sample,
         "sampling.noise_sampler": fake.noise_sampler,
+        "sampling.on_console": lambda function: function,
         "sampling.sampler_object": lambda function, options: lambda *a: function(*a, **options),
         "loras.bypass_hook": lambda: Hook,
         "models.model_facts": lambda model: ModelFacts("sd3", "flow", 3.0),
@@ -340,6 +341,11 @@ def test_other_weights_than_the_bases_are_patched_with_a_note(comfy, base, few):
 def test_one_model_on_both_inputs_is_refused(comfy, base):
     with pytest.raises(SettingsError, match=r"are the same.*before the few-step LoRA's loader"):
         run(base, base.clone())
+    few, other = base.patched(few_step_lora()), Model(Network()).patched(few_step_lora())
+    other.attachments["lora_metadata"] = {METADATA_KEY: SD3.to_json()}
+    for swapped in (few, other):
+        with pytest.raises(SettingsError, match="swapped: the few-step LoRA is on base_model"):
+            run(swapped, base)
     injected = base.clone()
     injected.injections["bypass_lora"] = [object()]
     samples, note = run(base, injected)  # the core loader's bypass form: the host switches it

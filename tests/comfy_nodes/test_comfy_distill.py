@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfy_host import lora_tensors
 from dpdmd_studio.app import jobs
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.presets import DEMO, PRESETS
@@ -26,8 +28,10 @@ from dpdmd_studio.comfy_nodes.training import new_run as training
 from dpdmd_studio.comfy_nodes.training.distill import BACKGROUND, Distill, losses
 from dpdmd_studio.comfy_nodes.training.knob_inputs import GIB, Card
 from dpdmd_studio.comfy_nodes.training.runs import LATEST, Runs, run_choices
+from dpdmd_studio.comfy_nodes.training.words import in_node_words
 from dpdmd_studio.core.errors import (
     CheckpointError,
+    LoraError,
     OutputError,
     PromptError,
     RunError,
@@ -36,7 +40,7 @@ from dpdmd_studio.core.errors import (
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 RECIPE = default_recipe("sd1", "eps")
 
@@ -240,7 +244,10 @@ def test_the_trainer_that_is_not_installed_is_told_with_what_to_do(monkeypatch, 
         ({"checkpoint": "gone.safetensors"}, SettingsError, "not among the checkpoints"),
         ({"checkpoint": "broken.safetensors"}, CheckpointError, "broken"),
         ({"teacher_lora": "gone.safetensors"}, SettingsError, "not among the loras"),
-        ({"output_name": "a/b"}, SettingsError, "Name the LoRA"),
+        ({"output_name": "../b"}, SettingsError, "Name the LoRA"),
+        ({"output_name": "a//b"}, SettingsError, "Name the LoRA"),
+        ({"output_name": "\\b"}, SettingsError, "Name the LoRA"),
+        ({"output_name": "a/"}, SettingsError, "Name the LoRA"),
         ({"output_name": ""}, SettingsError, "Name the LoRA"),
         ({"settings_json": "steps=3"}, SettingsError, "no table"),
         ({"settings_json": '{"stepz": 3}'}, SettingsError, "stepz"),
@@ -251,11 +258,77 @@ def test_the_trainer_that_is_not_installed_is_told_with_what_to_do(monkeypatch, 
     ],
 )
 def test_bad_inputs_are_told_and_leave_nothing(fake, changes, kind, words):
+    """What needs no more than headers and the text itself, before the graph is queued already."""
     (fake.base / "checkpoints" / "broken.safetensors").write_bytes(b"no model at all")
     with pytest.raises(kind, match=words):
         distil(**changes)
+    if not {"resolution", "num_steps", "preset"} & set(changes) and "expected int" not in words:
+        with pytest.raises(kind, match=words):
+            validate(**changes)
     assert jobs.all_jobs() == [] and fake.freed == 0
     assert list((fake.base / "loras").iterdir()) == []
+
+
+VALIDATED = set(inspect.signature(Distill.VALIDATE_INPUTS).parameters) - {"input_types"}
+
+
+def validate(types: dict[str, str] | None = None, **changes: object) -> bool:
+    """As the host asks before it queues a graph: without what is on a wire."""
+    values = {name: value for name, value in (INPUTS | changes).items() if name in VALIDATED}
+    return Distill.VALIDATE_INPUTS(types or {}, **values)  # type: ignore[arg-type]
+
+
+def test_what_is_on_a_wire_is_not_looked_at_before_queueing(fake):
+    assert validate() is True
+    assert validate({"model": "MODEL"}, checkpoint="gone.safetensors", prompts="") is True
+    values = {name: INPUTS[name] for name in ("checkpoint", "output_name")}
+    assert Distill.VALIDATE_INPUTS({"prompts": "STRING"}, **values) is True  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=r"model input takes MODEL, and .* is CLIP"):
+        validate({"model": "CLIP"})
+
+
+def test_teachers_and_their_loras_are_looked_at_before_queueing(fake, files):
+    """A few-step LoRA as a teacher, one of another family, and text encoders that are missing."""
+    loras = fake.base / "loras"
+    save_file(lora_tensors(), loras / "few.safetensors", {METADATA_KEY: RECIPE.to_json()})
+    with pytest.raises(LoraError, match="few-step LoRA that DP-DMD made, not a style"):
+        validate(teacher_lora="few.safetensors")
+    with pytest.raises(LoraError, match="few-step LoRA that DP-DMD made, not a style"):
+        distil(teacher_lora="few.safetensors")
+    keys = ("down.weight", "up.weight")
+    sd3 = {
+        f"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_{key}": torch.ones(2, 2) for key in keys
+    }
+    save_file(sd3, loras / "other.safetensors")
+    with pytest.raises(LoraError, match="LoRA for sd3, but the model is"):
+        validate(teacher_lora="other.safetensors")
+    without = fake.base / "checkpoints" / "without.safetensors"
+    kept = {k: v for k, v in load_file(files["sd1"]).items() if not k.startswith("cond_stage")}
+    save_file(kept, without)
+    with pytest.raises(CheckpointError, match="fill in the clip_l input, or use the full checkp"):
+        validate(checkpoint="without.safetensors")
+    assert jobs.all_jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("command_line", "node"),
+    [
+        ("give --clip-l FILE --clip-g FILE, or", "fill in the clip_l and clip_g inputs, or"),
+        ("Swap --clip-l and --clip-g.", "Swap the clip_l and clip_g inputs."),
+        ("name it with --teacher-lora FILE:STRENGTH.", "name it with the teacher_lora input."),
+        ("--teacher-negative distils one", "the teacher_negative input distils one"),
+        ("or lower --student-rank and --fake-rank.",
+         "or lower the student_rank input and fake_rank in settings_json."),
+        ("Lower --anchor-step or raise --teacher-steps.",
+         "Lower anchor_step in settings_json or raise teacher_steps in settings_json."),
+        ("Add `--overwrite` to", "Add `--overwrite` to"),
+        ("disk (--run, or DPDMD_HOME for all runs), or",
+         "disk (by the environment variable DPDMD_HOME), or"),
+        ("a -- b --", "a -- b --"),
+    ],
+)  # fmt: skip
+def test_options_are_called_what_the_node_calls_them(command_line, node):
+    assert in_node_words(command_line) == node
 
 
 def test_prompts_of_text_and_file_are_joined_each_once(fake):
@@ -394,6 +467,46 @@ def test_a_full_disk_is_told_and_leaves_nothing(monkeypatch, fake):
 
 
 # Waiting
+
+
+def test_a_name_may_have_folders_before_it(fake):
+    for name in ("styles/v1.5/mine", "styles\\v1.5\\mine.safetensors"):
+        path = training.output_file(name)
+        assert path == fake.base / "loras" / "styles" / "v1.5" / "mine.safetensors"
+    fake.script = [lambda: end("finished", 8)]
+    distil(output_name="styles/v1.5/mine")
+    assert path.is_file() and only_job().title == "mine"
+
+
+def test_eight_widgets_are_in_sight_and_none_has_moved():
+    """Saved workflows hold their values by the widgets' order."""
+    groups = Distill.INPUT_TYPES()
+    inputs = {**groups["required"], **groups["optional"]}
+    widgets = [name for name in inputs if inputs[name][0] != "MODEL"]
+    assert widgets == [
+        "checkpoint", "prompts", "output_name", "preset", "mode", "steps", "num_steps",
+        "resolution", "batch_size", "student_rank", "student_lr", "teacher_guidance",
+        "diversity_weight", "seed", "prompts_file", "teacher_lora", "teacher_lora_strength",
+        "include_teacher_lora", "settings_json", "clip_l", "clip_g", "t5", "vae",
+        "teacher_negative",
+    ]  # fmt: skip
+    assert [name for name in widgets if not inputs[name][1].get("advanced")] == [
+        "checkpoint", "prompts", "output_name", "preset", "mode", "steps", "num_steps",
+        "teacher_negative",
+    ]  # fmt: skip
+    auto = [name for name in widgets if inputs[name][1].get("dpdmd_auto")]
+    assert {"student_lr", "batch_size"} <= set(auto)
+    assert all(inputs[name][1]["default"] == 0 == inputs[name][1]["min"] for name in auto)
+
+
+def test_few_prompts_are_told_but_for_a_demo(fake):
+    assert any(
+        "2 prompts: the LoRA will be right" in note for note in training.ask(INPUTS, {}, "7").notes
+    )
+    many = "\n".join(f"a cat of {number}" for number in range(50))
+    assert not any(
+        "will be right" in n for n in training.ask(INPUTS | {"prompts": many}, {}, "7").notes
+    )
 
 
 def test_progress_and_previews_are_shown_and_the_lora_comes_out(fake):
@@ -592,6 +705,31 @@ def test_in_the_background_nothing_is_waited_for(fake):
     fake.script = []
     end("finished", 8)
     assert distil("background")["result"][2] == "mine.safetensors"
+
+
+def end_check(code: int, **result: object) -> None:
+    path = only_job().path
+    (path / "queued").unlink(missing_ok=True)
+    facts = {"code": code, "message": "", "stopped": code != 0, "at": time.time()}
+    (path / "exit.json").write_text(json.dumps(facts))
+    (path / "output.txt").write_text(json.dumps(result) + "\n")
+
+
+def test_a_check_trains_nothing_and_says_what_it_found(fake, home):
+    folder = home / "checks" / "base-0123456789"
+    folder.mkdir(parents=True)
+    for name in ("teacher", "few-steps"):
+        Image.new("RGB", (32, 16), "red").save(folder / f"{name}.png")
+    line = {"name": "Memory", "found": "9 GiB", "verdict": "red", "advice": "Take less."}
+    fake.script = [lambda: end_check(-15)]
+    with pytest.raises(RunError, match="Queue this node again: it goes on"):
+        distil("check")
+    fake.script = [lambda: end_check(0, folder=str(folder), lines=[line], table="| t |")]
+    outcome = distil("check")
+    assert only_job().kind == "check" and fake.freed == 2
+    assert outcome["result"] == ("blocked",) * 4
+    assert "RED: Memory: 9 GiB. Take less." in outcome["ui"]["text"][0]
+    assert outcome["ui"]["images"] == [{"filename": "(80, 32)"}]  # both sheets, each with a label
 
 
 def test_the_host_runs_the_node_again_only_when_it_must(fake):

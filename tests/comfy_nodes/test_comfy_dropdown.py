@@ -140,6 +140,40 @@ def test_image_to_image_starts_where_the_host_noised_to_and_goes_on_at_trained_l
     assert levels == pytest.approx([0.8, 0.75, 0.5])
 
 
+def test_zero_terminal_snr_on_one_side_alone_costs_no_evaluation(comfy, caplog):
+    """The host's first level lies far above the recipe's own, or below it."""
+    plain = default_recipe("sdxl", "v")
+    for model, recipe in ((SDXL_V, plain), (plain, SDXL_V)):
+        host = dropdown.schedule(comfy_host.sampling(model), 4)
+        _, levels = sampled(Model(model).with_recipe(recipe), host)
+        assert levels == pytest.approx([model.sigmas[0], *recipe.sigmas[1:-1]], rel=1e-4)
+        eight = dropdown.schedule(comfy_host.sampling(model), 8)
+        assert len(sampled(Model(model).with_recipe(recipe), eight)[1]) in (8, 4)
+    assert "trained without zero terminal SNR" in caplog.text
+
+
+def test_flipped_levels_are_eulers_method_backwards(comfy):
+    up = [0.0001, *sorted(SD3.sigmas)[1:]]
+    for model in (Model(SD3), Model(SD3).with_recipe(dataclasses.replace(SD3, solver="sde"))):
+        found, levels = sampled(model, up)
+        assert levels == pytest.approx(up[:-1])
+        x = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+        expected = comfy_host.sample_euler(Denoiser(None), x, torch.tensor(up))
+        assert torch.equal(found, expected)
+
+
+def test_the_console_has_a_bar_of_as_many_steps_as_are_evaluated(comfy):
+    seen: list[int] = []
+    for disable in (True, False):
+        few_step_sampler(
+            Denoiser(Model(SD3).with_recipe(SD3)), torch.zeros(1, 4, 2, 2),
+            torch.tensor([1, 0.8, 0.3, 0]), {}, lambda step: seen.append(step["i"]), disable,
+        )  # fmt: skip
+        bar = comfy_host.Bar.last
+        assert (bar.total, bar.done, bar.closed, bar.disable) == (3, 3, True, disable)
+    assert seen == [0, 1, 2, 0, 1, 2]
+
+
 def test_two_stages_of_ksampler_advanced_are_one_trajectory(comfy):
     model = Model(SD3).with_recipe(SD3)
     whole, _ = sampled(model, SD3.sigmas)

@@ -52,11 +52,14 @@ def test_the_wire_goes_before_our_loader_and_that_before_the_core_loader():
 
 @pytest.mark.parametrize("recipe", [SD1, SDXL_V, SD3, default_recipe("sd3", "flow", shift=1.0)])
 def test_without_a_recipe_the_familys_grid_is_taken_with_a_note(recipe):
-    for model in (Model(recipe), Model(recipe).with_core_lora({"ss_output_name": "lcm"})):
+    patched = Model(recipe).with_core_lora({"ss_output_name": "lcm"})
+    patched.patches = {"first.weight": [(1.0, None, 1.0, None, None)]}
+    said = {"No LoRA is on this MODEL": Model(recipe), "No recipe: the LoRA on this": patched}
+    for words, model in said.items():
         found = make(model)
         assert found.sigmas.tolist() == pytest.approx(recipe.sigmas)
-        assert found.cfg == 1.0 and "No recipe: the LoRA on this MODEL does not say" in found.text
-        assert "use DP-DMD Anchored Sampler" in found.text
+        assert found.cfg == 1.0 and found.text.splitlines()[1].startswith(words)
+    assert "use DP-DMD Anchored Sampler" in found.text
 
 
 def test_a_wired_recipe_that_does_not_fit_the_model_is_refused():
@@ -102,6 +105,46 @@ def test_other_counts_and_strengths_stay_on_the_grid_and_say_so():
     assert "nearest trained level: 2 of 4 steps" in found.text
     with pytest.raises(SettingsError, match="-1 steps were asked for"):
         make(Model(SD3), steps=-1)
+
+
+def test_an_exact_denoise_starts_there_and_goes_on_at_trained_levels():
+    found = sampling.Sampler().make(Model(SD3), 0, 0.4, SD3, "exact level")["result"][1]
+    # 40 % of the way is 3 * .4 / (1 + 2 * .4) by the shift; .5 lies below it
+    assert found.tolist() == pytest.approx([2 / 3, 0.5, 0])
+    low = sampling.Sampler().make(Model(SD3), 0, 0.1, SD3, "exact level")["result"][1]
+    assert low.tolist() == pytest.approx([0.25, 0])
+    near = sampling.Sampler().make(Model(SD3), 0, 0.1, SD3)["result"][1]
+    assert near.tolist() == pytest.approx([0.5, 0])
+    said = sampling.Sampler().make(Model(SD3), 0, 0.4, SD3, "exact level")["ui"]["text"][0]
+    assert "Denoise 0.4 starts at exactly that level" in said and "2 evaluations" in said
+
+
+def test_another_shift_on_the_model_is_said_to_change_nothing():
+    assert "shift" not in make(Model(SD3).with_recipe(SD3)).text
+    found = make(Model(default_recipe("sd3", "flow", shift=5.0)).with_recipe(SD3))
+    assert found.sigmas.tolist() == pytest.approx(SD3.sigmas)
+    assert "set to shift 5, which changes nothing here" in found.text
+    assert "trained with shift 3" in found.text
+
+
+# The negative prompt
+
+
+def ksampled(model: Model, monkeypatch: pytest.MonkeyPatch, negative: Any) -> str:
+    """What the node says; the host samples nothing."""
+    monkeypatch.setattr(host_sampling, "sample", lambda *_: LATENT)
+    found = sampling.KSampler().sample(model, [], LATENT, 0, 0, 1.0, negative)
+    return found["ui"]["text"][0]
+
+
+def test_a_negative_prompt_that_does_nothing_is_said_and_one_that_is_needed_asked_for(monkeypatch):
+    model = Model(SD3).with_recipe(SD3)
+    assert "negative" not in ksampled(model, monkeypatch, None)
+    assert "At CFG 1 the negative prompt is not evaluated" in ksampled(model, monkeypatch, [])
+    model.model_options["disable_cfg1_optimization"] = True
+    assert "negative" not in ksampled(model, monkeypatch, [])
+    with pytest.raises(SettingsError, match=r"Self-Attention Guidance.*none is connected"):
+        ksampled(model, monkeypatch, None)
 
 
 # The solver in the host's call contract
@@ -169,7 +212,8 @@ def test_all_in_one_hands_everything_to_the_host(monkeypatch):
     assert (asked["positive"], asked["negative"], asked["seed"]) == ("yes", "no", 7)
     assert asked["cfg"] == 1.0 and asked["sigmas"].tolist() == pytest.approx(TWO.sigmas)
     assert found["result"][0]["samples"].item() == 1
-    assert found["ui"]["text"] == ["2 steps, CFG 1, noise levels 1 0.75 0"]
+    lines = found["ui"]["text"][0].splitlines()
+    assert lines == ["2 steps, CFG 1, noise levels 1 0.75 0", sampling.NEGATIVE_IDLE]
 
 
 def test_a_negative_prompt_is_needed_with_guidance_only(monkeypatch):

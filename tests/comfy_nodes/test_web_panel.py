@@ -175,6 +175,97 @@ def definitions(language: str) -> dict[str, Any]:
     return json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8"))
 
 
+@needs_node
+def test_the_host_s_name_of_a_lora_is_found_by_its_path():
+    code = """
+    import { listedName } from "./canvas.js";
+    const names = ["few.safetensors", "mine\\\\few.safetensors", "ew.safetensors"];
+    const far = "C:\\\\loras\\\\mine\\\\few.safetensors";
+    const paths = ["/x/loras/few.safetensors", far, "/x/none.safetensors"];
+    console.log(JSON.stringify(paths.map((path) => listedName(names, path))));
+    """
+    assert run_module(code) == ["few.safetensors", "mine\\few.safetensors", ""]
+
+
+@needs_node
+def test_auto_is_shown_for_0_of_the_numbers_that_have_it_alone():
+    code = """
+    import { addAuto } from "./auto_numbers.js";
+    class Widget {
+      constructor(name, value) { Object.assign(this, { name, value }); }
+      get _displayValue() { return this.value.toFixed(5); }
+    }
+    class Node { onNodeCreated() { this.widgets = [new Widget("lr", 0), new Widget("seed", 0)]; } }
+    const lr = ["FLOAT", { dpdmd_auto: true }];
+    addAuto(Node, { input: { required: { lr, seed: ["INT", {}] } } });
+    const node = new Node();
+    node.onNodeCreated();
+    const shown = () => node.widgets.map((widget) => widget._displayValue);
+    const first = shown();
+    node.widgets[0].value = 0.5;
+    console.log(JSON.stringify([first, shown()]));
+    """
+    assert run_module(code) == [["auto", "0.00000"], ["0.50000", "0.00000"]]
+
+
+@needs_node
+def test_ends_of_runs_are_told_once_and_not_those_from_before():
+    code = """
+    import { Watcher } from "./watcher.js";
+    const told = [], done = [];
+    const states = [
+      ["running", "failed", "finished"], ["running", "failed", "finished"],
+      ["finished", "failed", "finished", "failed"], ["finished", "failed", "finished", "failed"],
+    ];
+    const kind = (id) => (id ? "package" : "distill");
+    const job = (state, id) => ({ id, state, kind: kind(id), title: `run ${id}`, message: "m" });
+    const client = { state: async () => ({ jobs: states.shift().map(job) }) };
+    const toast = (one) => told.push([one.severity, one.summary, one.detail]);
+    const host = { toast, finished: (one) => done.push(one.id) };
+    const watcher = new Watcher(client, host);
+    const waits = [];
+    while (states.length) { await watcher.look(); waits.push(Boolean(watcher.timer)); }
+    clearTimeout(watcher.timer);
+    client.state = async () => { throw new Error("away"); };
+    await watcher.look();
+    console.log(JSON.stringify({ told, done, waits, away: Boolean(watcher.timer) }));
+    """
+    assert run_module(code) == {
+        "told": [["success", "DP-DMD: run 0 finished", ""], ["error", "DP-DMD: run 3 failed", "m"]],
+        "done": [0],
+        "waits": [True, True, False, False],
+        "away": False,
+    }
+
+
+@needs_node
+def test_notes_and_errors_find_their_node_inside_subgraphs():
+    code = """
+    import { restoreNotes, showError } from "./node_notes.js";
+    const make = (type) => {
+      const element = { style: {}, dataset: {} };
+      const widgets = [{ name: "dpdmd_note", element }];
+      const sizes = { size: [200, 100], computeSize: () => [200, 120], setSize() {} };
+      return { type, widgets, element, ...sizes };
+    };
+    const graph = (nodes) => ({ getNodeById: (id) => nodes[id] ?? null });
+    const inner = make("DPDMDKSampler"), outer = make("DPDMDLoadLora");
+    const other = make("KSampler"), subgraph = graph({ 5: inner });
+    const root = graph({ 3: outer, 7: other, 12: { type: "x", subgraph } });
+    const said = (text) => ({ text: [text] });
+    restoreNotes(root, { 3: said("kept"), "12:5": said("inside"), 99: said("gone") });
+    const text = (node) => node.element.textContent ?? null;
+    const first = [text(outer), text(inner), inner.element.dataset.kind];
+    const error = { exception_message: "why", node_id: "12:5", node_type: "DPDMDKSampler" };
+    showError(root, error);
+    showError(root, { ...error, node_id: "7", node_type: "KSampler" });
+    showError(root, { ...error, node_id: "12:9" });
+    const second = [text(inner), inner.element.dataset.kind, text(other)];
+    console.log(JSON.stringify([first, second]));
+    """
+    assert run_module(code) == [["kept", "inside", "note"], ["why", "error", None]]
+
+
 def test_every_node_has_one_help_page():
     assert NODE_CLASS_MAPPINGS
     assert {path.stem for path in (WEB / "docs").glob("*.md")} == set(NODE_CLASS_MAPPINGS)

@@ -168,8 +168,16 @@ class ComfyUI:
         return history["outputs"]
 
     def failure(self, graph: Graph) -> str:
-        """The message with which a graph fails."""
-        return error_of(self.wait(self.queue(graph)))
+        """The message with which a graph fails, or with which it is not queued at all."""
+        body = {"prompt": graph, "client_id": "test", "extra_data": {}}
+        status, content = self.request("/prompt", body)
+        answer = json.loads(content)
+        if status == 400:
+            found = [e for node in answer["node_errors"].values() for e in node["errors"]]
+            assert len(found) == 1, found  # once, and not for every input
+            return found[0]["details"]
+        assert status == 200 and not answer["node_errors"], answer
+        return error_of(self.wait(answer["prompt_id"]))
 
     def listen(self, client: str = "test") -> Listener:
         """Everything that a browser of that name is told from now on."""

@@ -20,8 +20,8 @@ from dpdmd_studio.core.lora.file import (
     NewLora,
     lora_deltas,
     merge_lora,
+    parameter_shapes,
     read_lora,
-    weight_shapes,
     write_lora,
 )
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
@@ -94,7 +94,9 @@ def test_checkpoint_and_lora_mean_the_same_in_comfyui(name, tmp_path):
     torch.testing.assert_close(theirs["grid"], levels.sigmas.float(), rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         ours = denoised(call, inputs, level)
-        deltas = lora_deltas(read_lora(lora), call.family, config, weight_shapes(call.network), 1.0)
+        deltas = lora_deltas(
+            read_lora(lora), call.family, config, parameter_shapes(call.network), 1.0
+        )
         assert len(deltas) == len(pairs)
         merge_lora(call.network, deltas)
         ours_with = denoised(call, inputs, level)

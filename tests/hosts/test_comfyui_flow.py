@@ -16,8 +16,8 @@ from dpdmd_studio.core.lora.file import (
     NewLora,
     lora_deltas,
     merge_lora,
+    parameter_shapes,
     read_lora,
-    weight_shapes,
     write_lora,
 )
 from dpdmd_studio.core.recipe.few_step import default_recipe
@@ -50,7 +50,7 @@ def test_our_loader_and_cores_node_draw_what_we_draw(comfyui, tmp_path, capsys):
     draw = torch.Generator().manual_seed(1)
     told = torch.randn(1, pooled, generator=draw)
     condition = Conditioning(torch.randn(1, 77, width, generator=draw), told).repeat(2)
-    deltas = lora_deltas(read_lora(lora), call.family, config, weight_shapes(call.network), 1.0)
+    deltas = lora_deltas(read_lora(lora), call.family, config, parameter_shapes(call.network), 1.0)
     merge_lora(call.network, deltas)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():

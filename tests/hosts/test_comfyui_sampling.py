@@ -203,10 +203,37 @@ def test_a_style_lora_on_top_keeps_the_recipe(comfyui, few, tmp_path):
     outputs = comfyui.run(graph)
     for way in ("ours", "by core") if CORE_ATTACHES else ("by core",):
         assert text_of(outputs, f"sample {way}").startswith("2 steps, CFG 1"), way
-    lost = text_of(outputs, "sample over core")
-    assert lost.startswith("4 steps") and "load it with DP-DMD Load LoRA" in lost
+    over = text_of(outputs, "sample over core")  # the core loader keeps no metadata under others
+    assert over.startswith("2 steps, CFG 1") and "which this graph loads with LoraLoaderM" in over
     kept = "The recipe is that of the few-step LoRA under it" in text_of(outputs, "ours")
     assert kept is CORE_ATTACHES
+
+
+def test_a_lora_of_any_loader_and_a_saved_merge_have_their_recipe(comfyui, few, tmp_path):
+    """Core's bypass loader leaves no metadata, and core's savers none of the LoRA's."""
+    two = with_recipe(few, "two.safetensors", default_recipe("sd1", "eps", num_steps=2).to_json())
+    files = {"sd1": (FILES["sd1"][0], two)}
+    graph = graph_with(
+        "sd1", files, one=ours(),
+        bypass=node("LoraLoaderBypassModelOnly", model=["model", 0], lora_name=two,
+                    strength_model=1.0),
+        beside=ours(model=["bypass", 0]),
+        keep=node("ModelSave", model=["core", 0], filename_prefix="diffusion_models/merged"),
+    )  # fmt: skip
+    for way in ("one", "beside"):
+        path = str(tmp_path / f"{way}.safetensors")
+        graph[f"save {way}"] = node("SaveTensors", path=path, latent=[way, 0])
+    outputs = comfyui.run(graph)
+    said = text_of(outputs, "beside")
+    assert said.startswith("2 steps, CFG 1")
+    assert "that of two.safetensors, which this graph loads with LoraLoaderBypassM" in said
+    found = {way: load_file(tmp_path / f"{way}.safetensors")["latent"] for way in ("one", "beside")}
+    assert difference(found["beside"], found["one"]) <= 1e-3
+    merged = node("UNETLoader", unet_name="merged_00001_.safetensors", weight_dtype="default")
+    graph = graph_with("sd1", files, merged=merged, one=ours(model=["merged", 0]))
+    graph["save"] = node("SaveTensors", path=str(tmp_path / "merged"), latent=["one", 0])
+    said = text_of(comfyui.run(graph), "one")
+    assert said.startswith("2 steps, CFG 1") and "is merged into this checkpoint" in said
 
 
 def test_a_model_that_predicts_v_takes_a_recipe_that_does(comfyui, few, tmp_path):

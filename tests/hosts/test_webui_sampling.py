@@ -1,6 +1,6 @@
-"""In a real A1111 and a real Forge: the sampler, the automatic set-up, the anchored first step.
+"""In real A1111, Forge, reForge, Neo: the sampler, the automatic set-up, the anchored first step.
 
-Needs WEBUI_DIR or FORGE_DIR; see webui_server.py.
+Needs WEBUI_DIR, FORGE_DIR, REFORGE_DIR or NEO_DIR; see webui_server.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from comfyui_server import ROOT
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from webui_files import UNET, WIDE_UNET, random_lora, small_sd1, wide_sd1
 from webui_server import WebUI, as_levels
 
@@ -22,11 +23,13 @@ SCRIPT = "DP-DMD few-step LoRAs"
 FROM_FILE = "what the LoRA says"
 LORA, PROMPT = "few", "a red circle <lora:few:1>"
 SIDE = 128
+LCM_LEVELS = [14.615, 4.261, 1.613, 0.719]
+"""At the positions 999, 759, 499 and 259."""
 SAME = 1.0
 """Levels of 255: batches of another size are rounded otherwise."""
 
 
-@pytest.fixture(scope="module", params=["WEBUI", "FORGE"])
+@pytest.fixture(scope="module", params=["WEBUI", "FORGE", "REFORGE", "NEO"])
 def webui(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[WebUI]:
     """A running host with a checkpoint and a LoRA."""
     server = WebUI(request.param, tmp_path_factory.mktemp(request.param.lower()))
@@ -36,7 +39,8 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[WebUI]:
     else:
         wide_sd1(models / "Stable-diffusion")
     unet = UNET if server.kind == "WEBUI" else WIDE_UNET
-    random_lora(models / "Lora" / f"{LORA}.safetensors", unet)
+    few = random_lora(models / "Lora" / f"{LORA}.safetensors", unet)
+    save_file(load_file(few), few.with_name("plain.safetensors"))  # it has no recipe
     try:
         server.start()
         yield server
@@ -135,19 +139,15 @@ def test_a_plot_varies_what_it_is_asked_to(webui):
     info = webui.get("/sdapi/v1/script-info")
     plot = next(each for each in info if each["name"] == "x/y/z plot" and not each["is_img2img"])
     labels = plot["args"][0]["choices"]
-    axes = [
-        labels.index("Steps"),
-        "2,4",
-        [],
-        labels.index("Sampler"),
-        "DP-DMD,Euler",
-        [],
-        0,
-        "",
-        [],
-    ]
-    switches = [False, True, False, False, False, False, False, 0, True]
-    wishes = {"script_name": "x/y/z plot", "script_args": [*axes, *switches]}
+    axes = [labels.index("Steps"), "2,4", [], labels.index("Sampler"), "DP-DMD,Euler", []]
+    axes += [0, "", []]
+    wanted = {
+        "Draw legend": False,
+        "Include Sub Images": True,
+        "Use text inputs instead of dropdowns": True,
+    }
+    others = [wanted.get(each["label"], each["value"]) for each in plot["args"][len(axes) :]]
+    wishes = {"script_name": "x/y/z plot", "script_args": [*axes, *others]}
     values = {SCRIPT: {"args": list(auto())}}
     body = {"prompt": PROMPT, "seed": 5, "width": 64, "height": 64, "alwayson_scripts": values}
     status, content = webui.request("/sdapi/v1/txt2img", body | wishes)
@@ -160,14 +160,44 @@ def test_a_plot_varies_what_it_is_asked_to(webui):
 
 
 def test_hires_fix_anchors_the_first_pass_alone(webui):
-    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.5}
+    hires = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.5}
+    latent, usual = (
+        webui.get(f"/sdapi/v1/{kind}") for kind in ("latent-upscale-modes", "upscalers")
+    )
+    hires["hr_upscaler"] = [*latent, *usual][0]["name"]  # Neo has none of latents
     hires |= {"hr_second_pass_steps": 9, "width": 64, "height": 64}
-    if webui.kind == "FORGE":  # its API has no default
+    if webui.kind in ("FORGE", "NEO"):  # their API has no default
         hires["hr_additional_modules"] = ["Use same choices"]
     anchored = auto(True, FROM_FILE, "", "guided steps", 2, 6.0)
     picture, text = draw(webui, PROMPT, *anchored, **hires)
     assert picture.shape == (128, 128, 3)
     assert "DP-DMD image steps: 2 of 4" in text and "DP-DMD anchored: 2 steps at CFG 6" in text
+
+
+def test_second_passes_are_of_the_lora_alone(webui):
+    """A detailer below and at the trained levels, and hires fix, after an anchored first pass."""
+    details = {"a detailer": {"args": ["0.3,0.15"]}}
+    anchored = {SCRIPT: {"args": list(auto(True, FROM_FILE, "", "guided steps", 2, 6.0))}}
+    body = {"width": 64, "height": 64, "steps": 20, "cfg_scale": 7}
+    _, text = webui.draw(PROMPT, alwayson_scripts=anchored | details, **body)
+    calls = webui.calls()
+    levels = [(kind, level) for kind, level, _ in calls]
+    assert levels[0] == ("first", 14.615) and levels[2:5] == [
+        ("first", 4.082), ("first", 1.613), ("first", 0.693)
+    ]  # fmt: skip
+    assert levels[5:] == [("detail 0.3", 0.693), ("detail 0.15", 0.454)]
+    assert {cfg for _, _, cfg in calls} == {1.0}
+    assert "CFG scale: 1" in text and "DP-DMD anchored: 2 steps at CFG 6" in text
+
+
+def test_the_kind_that_was_chosen_holds_in_a_second_pass(webui):
+    details = {"a detailer": {"args": ["0.6"]}}
+    scripts = {SCRIPT: {"args": list(auto(True, "LCM"))}} | details
+    webui.draw("a red circle <lora:plain:1>", alwayson_scripts=scripts, width=64, height=64)
+    first = [level for kind, level, *_ in webui.calls() if kind == "first"]
+    detail = [level for kind, level, *_ in webui.calls() if kind != "first"]
+    assert first == pytest.approx(LCM_LEVELS, abs=2e-3)
+    assert detail == pytest.approx(LCM_LEVELS[2:], abs=2e-3)
 
 
 def test_a_foreign_few_step_lora_is_renoised_by_the_seed(webui):

@@ -1,9 +1,9 @@
-"""A real A1111 or Forge with this checkout among its extensions, for tests.
+"""A real A1111, Forge, reForge or Forge Neo with this checkout among its extensions, for tests.
 
-WEBUI_DIR names an A1111 1.10 and FORGE_DIR a Forge; WEBUI_PYTHON and FORGE_PYTHON their
-interpreters, where those are not `venv` in that folder. Both have to be able to start offline:
-A1111 wants the tokenizer of CLIP-L in the cache that HF_HOME names. What they write goes into a
-folder of the test.
+WEBUI_DIR names an A1111 1.10, FORGE_DIR a Forge, REFORGE_DIR a reForge and NEO_DIR a Forge Neo;
+WEBUI_PYTHON and so on their interpreters, where those are not `venv` in that folder. All have to be
+able to start offline: A1111 wants the tokenizer of CLIP-L in the cache that HF_HOME names. What
+they write goes into a folder of the test.
 """
 
 from __future__ import annotations
@@ -33,13 +33,65 @@ FLAGS = (
 ON_CPU = {
     "WEBUI": ("--use-cpu", "all", "--precision", "full", "--no-half", "--disable-nan-check"),
     "FORGE": ("--always-cpu",),
+    "REFORGE": ("--always-cpu",),
+    "NEO": ("--cpu",),
 }
+UNKNOWN = {"NEO": ("--no-download-sd-model",)}
+SETTINGS = {"REFORGE": {"show_progress_type": "Approx cheap"}}
+"""Offline, reForge's own choice of previews would be fetched."""
 NEIGHBOUR = """\
 import sys
 import trainer
 assert trainer.WHOSE == "the neighbour", trainer
 print("the neighbour has its trainer")
 """
+DETAILER = """\
+import copy, json, os
+from pathlib import Path
+import gradio as gr
+from modules import processing, script_callbacks, scripts
+
+CALLS = []
+
+def note(params):
+    p = params.denoiser.p
+    kind = "hires" if getattr(p, "is_hr_pass", False) else getattr(p, "dpdmd_test_pass", "first")
+    level = round(float(params.sigma.flatten()[0]), 3)
+    CALLS.append([kind, level, float(p.cfg_scale)])
+    place = Path(os.environ["DPDMD_HOME"]).parent / "calls.json"
+    place.write_text(json.dumps(CALLS))
+
+script_callbacks.on_cfg_denoiser(note)
+
+class Detailer(scripts.Script):
+    def title(self):
+        return "a detailer"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        return [gr.Textbox("", label="denoising strengths")]
+
+    def before_process(self, p, strengths):
+        CALLS.clear()
+
+    def postprocess_image(self, p, pp, strengths):
+        for strength in filter(None, (strengths or "").split(",")):
+            again = processing.StableDiffusionProcessingImg2Img(
+                init_images=[pp.image], denoising_strength=float(strength), sd_model=p.sd_model,
+                prompt=p.all_prompts[0], negative_prompt=p.all_negative_prompts[0], seed=p.seed,
+                sampler_name=p.sampler_name, scheduler=p.scheduler, steps=p.steps,
+                cfg_scale=p.cfg_scale, width=p.width, height=p.height, batch_size=1, n_iter=1,
+                do_not_save_samples=True, do_not_save_grid=True,
+                extra_generation_params=dict(p.extra_generation_params),
+            )
+            again.dpdmd_test_pass = "detail " + strength
+            again.scripts, again.script_args = copy.copy(p.scripts), []  # reForge asks it
+            again.scripts.alwayson_scripts, again.scripts.callback_map = [], {}
+            processing.process_images(again)
+"""
+"""Redoes each image as ADetailer does; notes every evaluation (pass, level, CFG)."""
 
 
 class WebUI:
@@ -47,7 +99,7 @@ class WebUI:
 
     def __init__(self, kind: str, base: Path) -> None:
         """Args:
-        kind: "WEBUI" or "FORGE", the start of its variables' names.
+        kind: "WEBUI", "FORGE", "REFORGE" or "NEO", the start of its variables' names.
         """
         folder = os.environ.get(f"{kind}_DIR")
         if not folder:
@@ -62,12 +114,15 @@ class WebUI:
         clone_checkout(self.extension)
         neighbour = base / "extensions" / "a-neighbour"
         for place, text in (("trainer/__init__.py", "WHOSE = 'the neighbour'\n"),
-                            ("scripts/neighbour.py", NEIGHBOUR)):  # fmt: skip
+                            ("scripts/neighbour.py", NEIGHBOUR),
+                            ("scripts/detailer.py", DETAILER)):  # fmt: skip
             (neighbour / place).parent.mkdir(parents=True, exist_ok=True)
             (neighbour / place).write_text(text)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        if kind in SETTINGS:
+            (base / "config.json").write_text(json.dumps(SETTINGS[kind]))
         self.process: subprocess.Popen[bytes] | None = None
         self.seconds_to_boot = 0.0
         self.seconds_between_looks = 0.3
@@ -75,7 +130,8 @@ class WebUI:
     def start(self, *arguments: str) -> None:
         """Boot the server and wait until it answers."""
         models = self.base / "models"
-        command = [self.python, "launch.py", *FLAGS, *ON_CPU[self.kind], "--port", str(self.port)]
+        flags = [flag for flag in FLAGS if flag not in UNKNOWN.get(self.kind, ())]
+        command = [self.python, "launch.py", *flags, *ON_CPU[self.kind], "--port", str(self.port)]
         command += ["--data-dir", str(self.base), "--lora-dir", str(models / "Lora"), *arguments]
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         variables = os.environ | offline | {"DPDMD_HOME": str(self.home)}
@@ -127,6 +183,10 @@ class WebUI:
         status, content = self.request(path)
         assert status == 200, (path, status, content[:500])
         return json.loads(content)
+
+    def calls(self) -> list[tuple[str, float, float]]:
+        """(pass, level, CFG) of each evaluation of the last image."""
+        return [tuple(call) for call in json.loads((self.base / "calls.json").read_text())]
 
     def draw(self, prompt: str, **wishes: Any) -> tuple[np.ndarray, str]:
         """(picture as float32 levels (H, W, 3), infotext) of a generation."""

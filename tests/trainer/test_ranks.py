@@ -23,12 +23,16 @@ from dpdmd_studio.trainer.commands.distill import create_run
 from dpdmd_studio.trainer.distributed import Ranks, joined
 from dpdmd_studio.trainer.memory.fit import needed_memory
 from dpdmd_studio.trainer.model.network import NetworkCall
+from dpdmd_studio.trainer.training.trainer import Trainer
 from rank_runs import in_ranks, needs_fork, variables
+from safetensors.torch import load_file
 from tiny_runs import PROMPTS, TINY, distil, final_state, metrics_of, new_run, request_stop
 
 # `anchor_error`, a ratio of roots, is averaged over the parts and no loss
 ROOT = Path(__file__).resolve().parents[2]
 LOSSES = ("diversity_loss", "matching_gradient", "score_cosine", "fake_loss", "fake_grad_norm")
+SAME_STUDENT = 2e-4
+"""Of what was learnt: ten times what three updates of Adam make of rounding."""
 QUICK = {
     "num_steps": 2, "teacher_steps": 2, "fake_updates": 1, "lora_layers": "attention",
     "student_lr": 1e-4, "steps": 3,
@@ -102,6 +106,62 @@ def test_a_run_goes_on_with_another_number_of_processes(files, tmp_path):
     assert distil_one_update(0, str(run.path)) == (2, False)
     assert in_ranks(2, distil_as_rank, run.path) == [(3, True), (3, True)]
     assert_same_losses(run, straight)
+
+
+def assert_same_student(one: RunDirectory, other: RunDirectory, tolerance: float) -> None:
+    """What the finished LoRAs have learnt (up began at 0) differs by that share at most."""
+    ours, theirs = (load_file(run.settings()["output"]) for run in (one, other))
+    assert ours.keys() == theirs.keys()
+    learnt = [name for name in ours if "lora_up" in name]
+    apart = sum(float((ours[name] - theirs[name]).double().square().sum()) for name in learnt)
+    whole = sum(float(theirs[name].double().square().sum()) for name in learnt)
+    assert (apart / whole) ** 0.5 <= tolerance
+
+
+@needs_fork
+def test_two_then_four_then_one_process_make_the_student_of_one(files, tmp_path):
+    settings = QUICK | {"batch_size": 5}
+    straight = new_run(tmp_path / "straight", files["sd3"], **settings)
+    distil(straight)
+    run = new_run(tmp_path / "changing", files["sd3"], **settings)
+    assert in_ranks(2, distil_one_update, run.path) == [(1, False)] * 2
+    assert in_ranks(4, distil_one_update, run.path) == [(2, False)] * 4
+    assert distil_as_rank(0, str(run.path)) == (3, True)
+    assert [line.get("processes") for line in run.metrics()] == [2, 4, None]
+    assert_same_losses(run, straight)
+    assert_same_student(run, straight, SAME_STUDENT)
+
+
+def killed_in_the_second_update(rank: int, path: str) -> tuple[int, bool]:
+    """The last process is killed, as by a system that has no memory left."""
+    if rank == 2:
+        original = Trainer.update
+
+        def update(self):
+            if self.step == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self)
+
+        Trainer.update = update
+    return distil_as_rank(rank, path)
+
+
+@needs_fork
+def test_a_process_killed_in_training_ends_all_and_the_run_goes_on_in_one(files, tmp_path):
+    settings = QUICK | {"batch_size": 3, "save_every": 1}
+    straight = new_run(tmp_path / "straight", files["sd3"], **settings)
+    distil(straight)
+    run = new_run(tmp_path / "killed", files["sd3"], **settings)
+    first, second, third = in_ranks(3, killed_in_the_second_update, run.path)
+    assert third == "died"
+    for said in (first, second):
+        assert said.startswith("OtherRankError: Another process of this run has ended")
+        assert "resume the run" in said and "\n" not in said
+    progress = run.read_json("progress.json")
+    assert progress["status"] == "failed" and "Another process" in progress["error"]
+    assert distil_as_rank(0, str(run.path)) == (3, True)
+    assert_same_losses(run, straight)
+    assert_same_student(run, straight, SAME_STUDENT)
 
 
 def short_of_memory(rank: int, path: str) -> tuple[int, int]:

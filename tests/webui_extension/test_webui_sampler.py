@@ -42,7 +42,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     told = SimpleNamespace(steps=0, denoiser=None, loras=[])
 
     @contextlib.contextmanager
-    def loras_off(names):
+    def loras_off(names, x):
         told.loras.append(tuple(names))
         told.denoiser.off = True
         yield
@@ -59,7 +59,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "loras.active_loras": list,
         "samplers.set_total_steps": lambda denoiser, steps: setattr(told, "steps", steps),
         "samplers.initial_noise_factor": lambda sigma, flow: torch.tensor(2.0),
-        "samplers.noise_sampler": lambda x: lambda *_: torch.ones_like(x),
+        "samplers.noise_sampler": lambda denoiser: lambda *_: torch.ones(1),
         "loras.loras_off": loras_off,
         "samplers.without_negative": without_negative,
         "loras.lora_beside_layers": contextlib.nullcontext,
@@ -74,6 +74,16 @@ def test_the_schedule_is_the_familys_grid(stage):
     found = sampler.schedule(4, 0.03, 14.6, SimpleNamespace(sigmas=TABLE))
     expected = VPSchedule().sigma_at(few_step_positions(4))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_hosts_slider_goes_beyond_the_steps_of_a_recipe(stage):
+    found = sampler.schedule(150, 0.03, 14.6, SimpleNamespace(sigmas=TABLE))
+    assert found.shape == (151,) and found[-1] == 0
+    assert (found.diff() < 0).all()
+    grid = VPSchedule().sigma_at(few_step_positions(128))
+    torch.testing.assert_close(found[[0, -2]].double(), grid[[0, -2]].double(), rtol=1e-4, atol=0)
+    p = SimpleNamespace(denoising_strength=0.5, extra_generation_params={})
+    assert sampler.partial_plan(p, TABLE, 150).num_steps == 75
 
 
 def test_no_checkpoint_and_foreign_families_are_told(monkeypatch, stage):
@@ -136,6 +146,17 @@ def test_where_nothing_is_left_to_the_base_model_its_guidance_goes_too(stage):
     generation.tell(p, generation.Told(default_recipe("sd1", "eps"), anchor))
     denoiser, _, _ = run(stage, p, cond_scale=4.5)
     assert [call[1:] for call in denoiser.calls] == [(1.0, False, True)] * 4
+
+
+def test_an_image_that_is_hardly_redone_is_not_said_to_be_anchored(stage):
+    told = generation.Told(default_recipe("sd1", "eps"), generation.Anchor(("few",), 3, 4.5))
+    for more, said in (({}, False), ({"is_hr_pass": True}, True)):
+        p = SimpleNamespace(extra_generation_params={"DP-DMD anchored": "3 steps"}, **more)
+        generation.tell(p, told)
+        denoiser = stage.denoiser = Denoiser(p)
+        sampler.few_step(denoiser, torch.ones(1, 1, 2, 2), torch.tensor([0.4, 0.0]), {})
+        assert [call[1:3] for call in denoiser.calls] == [(1.0, False)]
+        assert ("DP-DMD anchored" in p.extra_generation_params) is said
 
 
 def test_a_renoising_recipe_takes_the_hosts_noise(stage):
@@ -228,7 +249,9 @@ def test_a_host_that_scales_by_itself_is_told_what_to_set(monkeypatch, flow_host
     [
         (0.5, False, 1.613, 2),
         (0.3, False, 0.693, 1),
-        (0.01, False, 0.693, 1),
+        (0.25, False, 0.693, 1),
+        (0.15, False, 0.454, 1),  # below the trained levels: as asked
+        (0.01, False, 0.094, 1),
         (1.0, False, 14.615, 4),
     ],
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,27 +14,37 @@ import torch
 from dpdmd_studio.core.errors import RecipeError
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.known_students import KNOWN_STUDENTS
-from dpdmd_studio.core.recipe.recipe import METADATA_KEY
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY, MergedLora
 from dpdmd_studio.core.recipe.resolve import Asked, LoraFacts, ModelFacts
 from dpdmd_studio.webui_extension.host import loras, models, page, scripts
-from dpdmd_studio.webui_extension.sampling import accordion, generation, infotext
+from dpdmd_studio.webui_extension.sampling import accordion, generation, infotext, sampler
 from dpdmd_studio.webui_extension.sampling.auto_setup import (
     FROM_FILE,
     Choices,
     Setup,
+    hires_note,
     look,
+    size_note,
     tags,
 )
 from dpdmd_studio.webui_extension.sampling.generation import Anchor, Told, lora_in, told
 from safetensors.torch import save_file
 
 SD1 = ModelFacts("sd1", "eps")
-FILES = {
-    name: Path(f"/loras/{name}.safetensors") for name in ("few", "other", "style", "broken", "lcm")
+NAMES = ("few", "other", "style", "broken", "lcm", "turbo", "skipping", "with-style")
+LISTED = {
+    name: loras.Lora(name, Path(f"/loras/{name}.safetensors"), autov3=f"{number:012x}")
+    for number, name in enumerate(NAMES, 1)
 }
+FILES = {name: lora.path for name, lora in LISTED.items()}
+FEW = default_recipe("sd1", "eps")
 RECIPES = {
-    FILES["few"]: default_recipe("sd1", "eps"),
+    FILES["few"]: FEW,
     FILES["other"]: default_recipe("sd1", "eps", num_steps=8),
+    FILES["skipping"]: replace(FEW, clip_skip=2, resolutions=((512, 512), (512, 768))),
+    FILES["with-style"]: replace(
+        FEW, merged_loras=(MergedLora(name="ink", strength=0.8, autov3=f"{3:012x}"),)
+    ),
 }
 KINDS = {FILES["lcm"]: "LCM"}
 
@@ -39,11 +52,12 @@ KINDS = {FILES["lcm"]: "LCM"}
 def read(path: Path):
     if path == FILES["broken"]:
         raise RecipeError("The sampling recipe has version 99.")
-    return LoraFacts(recipe=RECIPES.get(path), kind=KINDS.get(path, ""))
+    likely = "SDXL Turbo (extracted LoRA)" if path == FILES["turbo"] else ""
+    return LoraFacts(recipe=RECIPES.get(path), kind=KINDS.get(path, ""), likely=likely)
 
 
 def found(*prompts: str, facts: ModelFacts | None = SD1, **choices: Any) -> Setup:
-    return look(prompts, facts, Choices(**choices), read=read, find=FILES.get)
+    return look(prompts, facts, Choices(**choices), read=read, find=LISTED.get)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +83,7 @@ def test_a_prompt_without_a_few_step_lora_changes_nothing():
 
 def test_the_recipe_of_the_prompts_lora_is_taken():
     setup = found("a cat <lora:style:.8> <lora:few:1>", "another")
-    assert setup == Setup(RECIPES[FILES["few"]], ("few",))
+    assert setup == Setup(RECIPES[FILES["few"]], ("few",), steps=4)
     assert setup.describe() == "few: 4 steps, CFG 1"
 
 
@@ -100,7 +114,8 @@ def test_a_known_lora_of_another_maker_is_named_and_sets_nothing():
     assert found("<lora:lcm:1>", "<lora:style:1>") == Setup(
         notes=(
             "lcm has no recipe. Its metadata says LCM: choose that under Kind of few-step LoRA.",
-        )
+        ),
+        offered="LCM",
     )
     both = found("<lora:lcm:.5> <lora:few:1>")
     assert both.recipe == RECIPES[FILES["few"]] and both.loras == ("lcm", "few")
@@ -153,8 +168,16 @@ def test_the_accordions_values_are_kept_within_its_controls(monkeypatch):
     assert accordion.choices_of(()) == Choices()
     wild = accordion.choices_of((1, "no such kind", None, "no such way", 500, -2.0, "other"))
     assert wild == Choices(anchor_steps=200)
-    choices = accordion.choices_of((False, "LCM", " lcm ", "guided steps", 3, 2.5, "xformers"))
-    assert choices == Choices(False, "LCM", "lcm", "guided steps", 3, 2.5, "xformers")
+    choices = accordion.choices_of((False, "LCM", " lcm ", "guided steps", 3, 2.5, "xformers", 6))
+    assert choices == Choices(False, "LCM", "lcm", "guided steps", 3, 2.5, "xformers", 6)
+
+
+def test_a_program_may_send_values_of_the_wrong_kind(monkeypatch):
+    monkeypatch.setattr(page, "option", lambda name, default: default)
+    texts = accordion.choices_of(("false", ["LCM"], None, {}, "3", "2.5", 7, "6"))
+    assert texts == Choices(enabled=False, anchor_steps=3, base_guidance=2.5, steps=6)
+    none = accordion.choices_of(("perhaps", 3, None, 5, "many", float("nan"), None, [4]))
+    assert none == Choices()
 
 
 @pytest.mark.parametrize(
@@ -179,8 +202,9 @@ def test_a_kind_is_set_and_sampled_on_its_makers_grid(monkeypatch):
     """At the number of steps that a plot sets, too."""
     monkeypatch.setattr(page, "option", lambda name, default: default)
     monkeypatch.setattr(models, "model_facts", lambda sigmas=None: SD1)
-    monkeypatch.setattr(loras, "lora_path", lambda name, fresh=False: FILES[name])
+    monkeypatch.setattr(loras, "listed", lambda name, fresh=False: LISTED[name])
     p = SimpleNamespace(prompt="<lora:style:1>", styles=[], extra_generation_params={})
+    p.width = p.height = 512
     p.all_prompts = [p.prompt]
     monkeypatch.setattr(scripts, "prompts_of", lambda p: p.all_prompts)
     accordion.set_up(p, Choices(kind="LCM"))
@@ -217,15 +241,16 @@ def test_a_file_says_its_recipe_or_the_kind_of_another_maker(tmp_path):
 @pytest.mark.parametrize(
     ("choices", "anchor", "expected"),
     [
-        (Choices(), None, (True, FROM_FILE, "", "off", 0, 0.0)),
-        (Choices(enabled=False), None, (False, FROM_FILE, "", "off", 0, 0.0)),
+        (Choices(), None, (True, FROM_FILE, "", "off", 0, 0.0, 0)),
+        (Choices(steps=6), None, (True, FROM_FILE, "", "off", 0, 0.0, 6)),
+        (Choices(enabled=False), None, (False, FROM_FILE, "", "off", 0, 0.0, 0)),
         (
             Choices(kind="LCM", lora="style"),
             Anchor((), 7, 3.5),
-            (True, "LCM", "style", "guided steps", 7, 3.5),
+            (True, "LCM", "style", "guided steps", 7, 3.5, 0),
         ),
-        (Choices(), Anchor((), 0, 4.0), (True, FROM_FILE, "", "guided steps", 0, 4.0)),
-        (Choices(), Anchor((), 1, 1.0), (True, FROM_FILE, "", "one plain step", 0, 1.0)),
+        (Choices(), Anchor((), 0, 4.0), (True, FROM_FILE, "", "guided steps", 0, 4.0, 0)),
+        (Choices(), Anchor((), 1, 1.0), (True, FROM_FILE, "", "one plain step", 0, 1.0, 0)),
     ],
 )
 def test_a_pasted_infotext_restores_the_accordion(choices, anchor, expected):
@@ -277,3 +302,213 @@ def test_what_a_plot_varies_stays_and_other_samplers_walk_our_levels():
     p = plotted(1, 0, 0)
     scripts.set_settings(p, "DP-DMD", 4, 1.0, scripts.plotted_axes(p))
     assert (p.sampler_name, p.steps, p.cfg_scale, p.scheduler) == ("DP-DMD", 4, 1.0, "Automatic")
+
+
+# What is said before and after an image is drawn
+
+
+def test_the_number_of_steps_can_be_chosen_and_what_was_not_trained_is_told():
+    setup = found("<lora:few:1>", steps=6)
+    assert setup.steps == 6 and setup.describe() == "few: 6 steps, CFG 1"
+    assert setup.notes == (
+        "The LoRA was trained for 4 steps; 6 follow the same spacing, which it has not seen.",
+    )
+    lcm = found("<lora:style:1>", kind="LCM", steps=8)
+    assert lcm.recipe == KNOWN_STUDENTS["LCM"].recipe("sd1", "eps", num_steps=8)
+    assert lcm.describe() == "style: 8 steps, CFG 1, re-noising"
+
+
+def test_a_lora_that_only_its_name_tells_is_offered():
+    setup = found("<lora:turbo:1>")
+    assert setup.recipe is None and setup.offered == "SDXL Turbo (extracted LoRA)"
+    assert "Its name says SDXL Turbo (extracted LoRA): if it is that, choose it" in setup.notes[0]
+    beside = found("<lora:turbo:1> <lora:few:1>")
+    assert beside.loras == ("few",) and beside.notes == () and beside.offered == ""
+
+
+def test_a_lora_at_strength_0_sets_nothing():
+    setup = found("<lora:few:0>")
+    assert setup == Setup(notes=("few is at strength 0, so it does nothing.",))
+    other = found("<lora:few:0> <lora:other:1>")
+    assert other.loras == ("other",) and other.notes == setup.notes
+    assert found("<lora:style:0>", kind="LCM").recipe is None
+    assert found("<lora:style:0>") == Setup()
+
+
+def test_styles_that_were_merged_into_the_teacher_are_missed():
+    alone = found("<lora:with-style:1>")
+    assert alone.recipe is not None
+    assert "ink merged at 0.8. It is missing here: add it to the prompt" in alone.notes[0]
+    assert found("<lora:with-style:1> <lora:style:0.8>").notes == ()  # the same file by its hash
+    (weak,) = found("<lora:with-style:1> <lora:style:0.3>").notes
+    assert "ink is on at 0.3; this LoRA was made for 0.8." in weak
+
+
+@pytest.mark.parametrize(
+    ("size", "far"),
+    [((512, 512), False), ((640, 576), False), ((512, 1024), False), ((256, 256), True),
+     ((1024, 1024), True)],
+)  # fmt: skip
+def test_a_size_far_from_all_trained_ones_is_told(size, far):
+    said = size_note(found("<lora:skipping:1>"), *size)
+    assert bool(said) is far
+    if far:
+        assert "512x512, 512x768" in said and f"{size[0]}x{size[1]}" in said
+    assert size_note(found("<lora:few:1>"), *size) == size_note(Setup(), *size) == ""
+
+
+def test_a_lora_in_one_prompt_of_two_passes_is_told():
+    def said(first: str, *hires: str) -> str:
+        return hires_note(found(first), hires, read=read, find=LISTED.get)
+
+    assert said("<lora:few:1>") == said("a cat") == said("a cat", "a dog") == ""
+    assert said("<lora:few:1>", "sharp <lora:few:1>") == ""
+    assert "few is in the hires prompt only" in said("a cat", "sharp <lora:few:1>")
+    assert "few is not in the hires prompt" in said("<lora:few:1>", "sharp")
+
+
+@pytest.fixture
+def host(monkeypatch) -> SimpleNamespace:
+    """A host that notes what it is asked; its clip skip is 2."""
+    asked = SimpleNamespace(options={"CLIP_stop_at_last_layers": 2}, comments=[], can=True)
+    monkeypatch.setattr(page, "option", lambda name, default: asked.options.get(name, default))
+    monkeypatch.setattr(models, "model_facts", lambda sigmas=None: SD1)
+    monkeypatch.setattr(loras, "listed", lambda name, fresh=False: LISTED.get(name))
+    monkeypatch.setattr(loras, "can_take_loras_off", lambda: asked.can)
+    monkeypatch.setattr(accordion, "lora_in", read)
+    monkeypatch.setattr(scripts, "prompts_of", lambda p: [p.prompt])
+    monkeypatch.setattr(scripts, "comment", lambda p, text: asked.comments.append(text))
+    return asked
+
+
+def generation_of(prompt: str, **more: Any) -> SimpleNamespace:
+    settings = {"sampler_name": "Euler a", "steps": 20, "cfg_scale": 7.0, "width": 512}
+    settings |= {"height": 512, "extra_generation_params": {}, "override_settings": {}}
+    return SimpleNamespace(prompt=prompt, **(settings | more))
+
+
+def test_warnings_stand_in_the_infotext_for_programs_too(host):
+    p = generation_of("<lora:few:.5>", width=64, height=64, enable_hr=True, hr_prompt="sharp")
+    accordion.set_up(p, Choices())
+    said = p.extra_generation_params["DP-DMD notes"]
+    assert "few is at strength 0.5" in said and "not in the hires prompt" in said
+    assert all(f"DP-DMD: {note}" in host.comments for note in found("<lora:few:.5>").notes)
+    clean = generation_of("<lora:style:1>")
+    accordion.set_up(clean, Choices(kind="LCM"))
+    assert "DP-DMD notes" not in clean.extra_generation_params  # a hint is no warning
+    assert "DP-DMD: 4 to 8 steps." in host.comments
+    wrong = generation_of("<lora:few:0>")
+    accordion.set_up(wrong, Choices())
+    assert wrong.steps == 20 and "strength 0" in wrong.extra_generation_params["DP-DMD notes"]
+
+
+def test_the_loras_clip_skip_is_asked_of_the_host(host, monkeypatch):
+    monkeypatch.setattr(scripts, "override", lambda p, name, value: p.asked.update({name: value}))
+    for prompt, choices, expected in (
+        ("<lora:skipping:1>", Choices(), {"CLIP_stop_at_last_layers": 2}),
+        ("<lora:skipping:1>", Choices(enabled=False), {}),
+        ("<lora:few:1>", Choices(), {}),
+    ):
+        p = generation_of(prompt, asked={})
+        accordion.ask_clip_skip(p, choices)
+        assert p.asked == expected
+    setup = found("<lora:skipping:1>")
+    assert setup.describe() == "skipping: 4 steps, CFG 1, clip skip 2"
+    assert accordion.clip_note(setup) == ""
+    host.options["CLIP_stop_at_last_layers"] = 1
+    assert "trained with clip skip 2; this generation asks for 1" in accordion.clip_note(setup)
+
+
+def test_an_option_is_overridden_for_one_generation_unless_it_is_asked_for(monkeypatch):
+    module: Any = ModuleType("modules")
+    module.shared = SimpleNamespace(opts=SimpleNamespace(data_labels={"known": None}))
+    monkeypatch.setitem(sys.modules, "modules", module)
+    for settings, more, expected in (
+        ({}, {}, {"known": 2}),
+        ({"known": 1}, {}, {"known": 1}),
+        ({}, {"override_settings_restore_afterwards": False}, {}),
+    ):
+        p = SimpleNamespace(override_settings=settings, **more)
+        scripts.override(p, "known", 2)
+        scripts.override(p, "unknown", 2)
+        assert p.override_settings == expected
+
+
+# Second passes
+
+
+def test_the_base_models_guidance_is_there_for_the_prompts_and_gone_before_sampling(host):
+    p = generation_of("<lora:few:1>")
+    accordion.set_up(p, Choices(anchor="guided steps", base_guidance=4.0))
+    assert p.cfg_scale == 1.0
+    accordion.prepare_guidance(p)
+    assert p.cfg_scale == 4.0 and generation.anchor_of(p) == Anchor(("few",), 0, 4.0)
+    sampler._own_guidance(p)
+    assert p.cfg_scale == 1.0
+    p.sampler_name = "Euler"  # of a plot
+    accordion.prepare_guidance(p)
+    assert p.cfg_scale == 1.0
+
+
+def test_a_copy_of_a_generation_is_not_anchored_but_of_the_same_kind(host):
+    p = generation_of("<lora:style:1>")
+    accordion.set_up(p, Choices(kind="LCM", anchor="guided steps"))
+    later = copy.copy(p)
+    assert generation.anchor_of(p) is not None and generation.anchor_of(later) is None
+    assert told(later).kind == "LCM" and told(later).recipe == told(p).recipe
+
+
+def test_a_pass_of_another_extension_knows_the_kind_by_the_lora(host, monkeypatch):
+    on = [loras.Lora("style", FILES["style"])]
+    monkeypatch.setattr(loras, "active_loras", lambda: on)
+    monkeypatch.setattr(generation, "lora_in", read)
+    p = generation_of("<lora:style:1>")
+    accordion.set_up(p, Choices(kind="LCM"))
+    detail = SimpleNamespace()
+    found = generation.resolved(detail, torch.ones(1), Asked(steps=8)).recipe
+    assert found == KNOWN_STUDENTS["LCM"].recipe("sd1", "eps", num_steps=8)
+    on.append(loras.Lora("few", FILES["few"]))  # what a file says comes first
+    assert generation.resolved(detail, torch.ones(1)).recipe == FEW
+    accordion.set_up(generation_of("<lora:style:1>"), Choices())
+    del on[1:]
+    assert generation.resolved(detail, torch.ones(1)).recipe.solver == "ode"
+
+
+def test_a_detailers_pass_keeps_its_own_settings(host):
+    p = generation_of("<lora:few:1>", _ad_inner=True, steps=9, cfg_scale=3.0)
+    accordion.ask_clip_skip(p, Choices())
+    accordion.set_up(p, Choices(anchor="guided steps"))
+    accordion.prepare_guidance(p)
+    assert (p.sampler_name, p.steps, p.cfg_scale) == ("Euler a", 9, 3.0)
+    assert told(p).recipe == FEW and generation.anchor_of(p) is None
+
+
+# The accordion
+
+
+def test_the_title_says_what_is_in_force(host):
+    def shown(prompt: str, *values: object) -> list[Any]:
+        return accordion.show(prompt, *values)
+
+    said, title, offer, send = shown("a cat")
+    assert title["label"] == accordion.TITLE and not offer["visible"] and not send["visible"]
+    _, title, _, send = shown("<lora:few:1>")
+    assert title["label"] == f"{accordion.TITLE}: sampler DP-DMD, 4 steps, CFG 1"
+    assert send["visible"]
+    anchored = (True, FROM_FILE, "", "guided steps", 3, 2.0)
+    assert shown("<lora:few:1>", *anchored)[1]["label"].endswith("anchored: 3 steps at CFG 2")
+    host.can = False
+    said, title, _, _ = shown("<lora:few:1>", *anchored)
+    assert "anchored" not in title["label"] and "cannot take one LoRA off" in said
+    assert shown("<lora:few:1>", False)[1]["label"].endswith(": off")
+    said, title, offer, _ = shown("<lora:lcm:1>")
+    assert offer["visible"] and offer["value"] == "Choose LCM"
+    assert accordion.offered_kind(offer["value"])["value"] == "LCM"
+    assert "value" not in accordion.offered_kind("Choose ")
+    assert title["label"].endswith(": see inside")
+
+
+def test_the_sliders_are_filled_with_what_will_be_set(host):
+    found = accordion.slider_values("<lora:few:1>", True, FROM_FILE, "", "off", 0, 0, "", 6)
+    assert [each["value"] for each in found] == ["DP-DMD", "DP-DMD", 6, 1.0]
+    assert all("value" not in each for each in accordion.slider_values("a cat"))

@@ -9,9 +9,11 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from dpdmd_studio.app import jobs
@@ -20,11 +22,12 @@ from dpdmd_studio.app.gui.forms import compare as compare_form
 from dpdmd_studio.app.gui.forms import distill as distill_form
 from dpdmd_studio.app.gui.forms import distill_hints
 from dpdmd_studio.app.gui.forms import trainer as trainer_form
-from dpdmd_studio.app.gui.widgets import runs_view, wiring
+from dpdmd_studio.app.gui.widgets import run_pieces, runs_view, wiring
 from dpdmd_studio.app.jobs import Job, spawn
 from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.app.library import surroundings
 from dpdmd_studio.app.library.surroundings import Surroundings
+from dpdmd_studio.app.report.images import image_grid
 from dpdmd_studio.core.errors import PromptError
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY as RECIPE_KEY
@@ -342,6 +345,19 @@ def test_a_new_lora_gets_a_picture_and_a_card_and_is_listed(made):
         assert picture.size == (200, 300) and picture.getpixel((5, 5)) == (255, 0, 0)
 
 
+def test_the_card_shows_one_image_of_the_sheet(made):
+    run, lora, _ = made
+    recipe = replace(default_recipe("sd1", "eps"), resolutions=((64, 64), (96, 64)))
+    told_by = {RECIPE_KEY: recipe.to_json()}
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, lora, told_by)
+    images = [np.full((64, 96, 3), level, np.uint8) for level in (10, 100, 200)]
+    image_grid([("a cat", images), ("a dog", images)]).save(run.path / "previews" / "step-30.png")
+    finished.add_cards([run])
+    with Image.open(lora.with_suffix(".png")) as picture:
+        assert picture.size == (96, 64)
+        assert np.asarray(picture).min() == np.asarray(picture).max() == 10
+
+
 def test_a_resumed_run_renews_its_picture(made):
     run, lora, told = made
     finished.add_cards([run])
@@ -421,7 +437,8 @@ def test_a_page_that_is_built_looks_for_no_files(monkeypatch):
 
 
 def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
-    styles = ["{prompt}, oil painting", "", "{prompt}", "a  cat\nin ink, {prompt}", "a cat in ink"]
+    styles = ["{prompt}, oil painting", "", "{prompt}", "a  cat\nin ink, {prompt}", "a cat in ink",
+              "#1 fan art"]  # fmt: skip
     cards = tmp_path / "dynamic" / "wildcards" / "more"
     cards.mkdir(parents=True)
     (cards / "colours.txt").write_text("# comment\nred\nblue\n")
@@ -435,7 +452,7 @@ def test_styles_and_wildcards_are_starter_prompts(monkeypatch, tmp_path):
     assert named == ["Your styles", "Wildcards: more/colours (dynamic)"]
     values = [value for _, value in sources.starters()][-2:]
     answer = distill_hints.apply_starter({"starter": values[0], "evaluation_prompts": 0})
-    assert answer["prompts"] == "oil painting\na cat in ink\n"
+    assert answer["prompts"] == "oil painting\na cat in ink\n\\#1 fan art\n"
     answer = distill_hints.apply_starter({"starter": values[1], "evaluation_prompts": 0})
     assert answer["prompts"] == "red\nblue\n"
     with pytest.raises(PromptError):
@@ -545,3 +562,34 @@ def test_labels_stand_for_values_where_gradio_knows_labels_alone():
     assert labels.shown({"value": ["b", "new"]}) == {"value": ["Two", "new"]}
     labels.shown({"choices": [("Three", "d")]})
     assert labels.value("One") == "a"  # a page that is still open
+
+
+# What the host's page and the form tell each other
+
+
+def test_the_form_follows_the_hosts_checkpoint_and_clip_skip():
+    around = SimpleNamespace(checkpoint=Path("/models/a.safetensors"), clip_skip=1)
+    surroundings.use(
+        Surroundings(checkpoint=lambda: around.checkpoint, clip_skip=lambda: around.clip_skip)
+    )
+    first = distill_form.hosts()
+    assert first == ["/models/a.safetensors", 1]
+    assert distill_form.follow({"hosts": first}) == {"hosts": first}
+    around.checkpoint, around.clip_skip = Path("/models/b.safetensors"), 2
+    now = ["/models/b.safetensors", 2]
+    changed = {"checkpoint": now[0], "clip_skip": 2, "hosts": now}
+    assert distill_form.follow({"hosts": first}) == changed
+    assert distill_form.take({"hosts": now}) == changed
+    around.checkpoint = None
+    assert distill_form.follow({"hosts": now}) == {"hosts": [None, 2]}
+    assert distill_form.initial()["clip_skip"] == 2
+
+
+def test_a_finished_run_offers_its_lora_to_the_prompt(made, monkeypatch):
+    run, lora, _ = made
+    monkeypatch.setattr(folders, "lora_folders", lambda: [lora.parent])
+    assert train_tab.prompt_tag(lora) == "<lora:mine:1>"
+    assert train_tab.prompt_tag(lora.parent.parent / "mine.safetensors") == ""
+    assert "data-insert" not in run_pieces.files(run)
+    surroundings.use(Surroundings(prompt_tag=train_tab.prompt_tag))
+    assert 'data-insert="&lt;lora:mine:1&gt;"' in run_pieces.files(run)

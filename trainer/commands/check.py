@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from ... import __version__
 from ...app.config.distill_config import DistillConfig
 from ...app.findings.checkup import Line, checkup_lines, checkup_table
-from ...app.runs.checks import TABLE, CheckDirectory
+from ...app.runs.checks import CHECKED_PROMPTS, TABLE, CheckDirectory
 from ...app.runs.directory import RunDirectory
 from ...app.runs.tables import duration
 from ...core.errors import DPDMDError, NonFiniteError, RunError
@@ -63,8 +63,13 @@ class CheckResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready facts."""
-        verdicts = {line.name: line.verdict for line in self.lines}
-        return {"folder": str(self.folder), "verdicts": verdicts, "figures": self.figures}
+        return {
+            "folder": str(self.folder),
+            "verdicts": {line.name: line.verdict for line in self.lines},
+            "lines": [asdict(line) for line in self.lines],
+            "table": self.table,
+            "figures": self.figures,
+        }
 
 
 def check(request: CheckRequest) -> CheckResult:
@@ -96,9 +101,9 @@ def _settled(request: CheckRequest) -> CheckRequest:
     if path.exists():
         identify(path)  # one clear line where it is no model
         world = world_of(path)
-    own = tuple(world.captions(True, len(PROMPTS), 0)) if world else PROMPTS
+    own = tuple(world.captions(True, CHECKED_PROMPTS, 0)) if world else PROMPTS
     config = replace(request.config, evaluation_prompts=0, evaluate_every=0, preview_every=0)
-    prompts = (request.prompts or own)[: len(PROMPTS)]
+    prompts = (request.prompts or own)[:CHECKED_PROMPTS]
     return replace(request, config=config.validate(), prompts=prompts)
 
 

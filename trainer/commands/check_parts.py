@@ -22,7 +22,7 @@ from ...app.config.request import DistillRequest, ModelFiles, TeacherLora, asked
 from ...app.estimate import arithmetic_memory, bytes_in_16_bit
 from ...app.library.home import prompt_cache
 from ...app.report.images import image_grid
-from ...app.runs.checks import CheckDirectory
+from ...app.runs.checks import FEW_STEPS_SHEET, TEACHER_SHEET, CheckDirectory
 from ...app.runs.directory import METRICS, RunDirectory
 from ...core.diffusion.guidance import NO_GUIDANCE, Guidance
 from ...core.diffusion.schedule import few_step_positions
@@ -61,7 +61,6 @@ UPDATE_PASSES = 39
 ROOM = 1.15
 """Memory that a network needs to be called on a small image, as a multiple of its weights'."""
 REFERENCE = "float32.safetensors"
-TEACHER_PNG, FEW_STEPS_PNG = "teacher.png", "few-steps.png"
 log = logging.getLogger("dpdmd_studio.commands")
 Figures = dict[str, Any]
 
@@ -195,7 +194,7 @@ class Checkup:
         with peak_bytes(self.device, _resident(session)) as peak:
             images, found["decoder"] = checkup.decoded(session.checkpoint, latents)
         found["decoding"] = peak()
-        self._save(TEACHER_PNG, images)
+        self._save(TEACHER_SHEET, images)
         rows = self._material(session).rows
         near = checkup.denoised(session.call, rows, latents, (checkup.LITTLE_NOISE,))
         return found | {"agreement": near.correlation} | checkup.picture_figures(latents, images)
@@ -207,7 +206,7 @@ class Checkup:
         latents = checkup.draw(session, material, Trajectory(few), _told("drawn in few steps"))
         if bool(torch.isfinite(latents).all()):
             images, _ = checkup.decoded(session.checkpoint, latents)
-            self._save(FEW_STEPS_PNG, images)
+            self._save(FEW_STEPS_SHEET, images)
         many = schedule.sigma_at(few_step_positions(PLAIN_STEPS))
         plain = checkup.draw(session, material, Trajectory(many, NO_GUIDANCE), _told("drawn"))
         if not bool(torch.isfinite(plain).all()):

@@ -41,13 +41,15 @@ from .sample import (
     ImageRequest,
     few_step_sigmas,
     image_size,
-    open_for_images,
+    load_for_images,
     open_styles,
 )
 
 DEFAULT_STEPS = 4
 WORLD_PROMPTS, SHOWN_PROMPTS = 40, 8
 log = logging.getLogger("dpdmd_studio.commands")
+Encoded = tuple[EvaluationSet, tuple[int, int]]
+"""What is compared on, and the size of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +121,14 @@ def _compare(request: CompareRequest) -> Comparison:
     device = choose_device(request.device)
     features = folder_features(request.features, device) if request.features else None
     recipe = next((lora.recipe for lora, _ in loras if lora.recipe), None)
-    opened = open_for_images(request, recipe, styles, device)
-    width, height = image_size(request, recipe, opened)
-    material, negative = _material(request, opened, recipe, prompts)
-    checkpoint = opened.load()
+
+    def encode(opened: OpenedCheckpoint) -> tuple[Encoded, Conditioning]:
+        size = image_size(request, recipe, opened)  # refused before anything is loaded
+        material, negative = _material(request, opened, recipe, prompts)
+        return (material, size), negative
+
+    loaded = load_for_images(request, recipe, styles, device, encode)
+    checkpoint, (material, (width, height)), negative = loaded
     students: list[Student] = []
     for lora, strength in loras:
         taken = [student.name for student in students]

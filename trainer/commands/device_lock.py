@@ -15,7 +15,7 @@ from ...app.config.request import DistillRequest
 from ...app.environment.launched import place
 from ...app.library.home import home
 from ...app.runs.directory import RunDirectory
-from ...app.runs.exit_note import queued_run
+from ...app.runs.exit_note import in_queue
 from ...app.runs.lock import live_owner, owned
 from ...app.runs.process_identity import NotedProcess
 from ...core.errors import RunError
@@ -50,7 +50,7 @@ def _other_machine() -> str:
 
 @contextlib.contextmanager
 def device_held(run: RunDirectory, interrupt: Interrupt) -> Iterator[None]:
-    """Hold the device of the run while the block runs; a run of the queue waits for it.
+    """Hold the device of the run while the block runs; a job of the queue waits for it.
 
     Each process of a run holds its own device; those that share a CPU hold it once.
 
@@ -77,7 +77,7 @@ def device_held(run: RunDirectory, interrupt: Interrupt) -> Iterator[None]:
     should_stop, told = interrupt.should_stop(run), False
     with contextlib.ExitStack() as stack:
         while True:
-            if queued_run(run.path) and (owner := live_owner(path)) is not None:
+            if in_queue() and (owner := live_owner(path)) is not None:
                 if not told:
                     about = owner.about or owner.pid
                     log.info("Waiting for %s: %s runs on it", device, about)
@@ -90,7 +90,7 @@ def device_held(run: RunDirectory, interrupt: Interrupt) -> Iterator[None]:
                 stack.enter_context(owned(path, about=str(run.path), refusal=refusal))
                 break
             except RunError:
-                if not queued_run(run.path):
+                if not in_queue():
                     raise
         yield
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -19,7 +19,7 @@ from ...app.library.home import prompt_cache
 from ...app.prompts.expansion import PromptSource
 from ...app.runs.directory import RunDirectory
 from ...core.diffusion.guidance import Guidance
-from ...core.errors import NonFiniteError, RunError
+from ...core.errors import RunError
 from ...core.families import LoraTargets, stated_settings
 from ...core.recipe.recipe import MergedLora
 from ..attention import noted_kernels, use_attention
@@ -31,9 +31,8 @@ from ..device import (
     first_line,
     is_out_of_memory,
     limit_to_free,
-    release_memory,
 )
-from ..distributed import Ranks, joined
+from ..distributed import joined
 from ..evaluation.monitor import measured_prompts
 from ..loading.checkpoint import (
     Checkpoint,
@@ -44,7 +43,7 @@ from ..loading.checkpoint import (
     open_checkpoint,
 )
 from ..loading.lora_merge import MergingLora
-from ..loading.number_format import number_formats, overflows
+from ..loading.number_format import Loaded, in_first_sound_format, number_formats
 from ..loading.prediction_check import check_prediction_type
 from ..loading.teacher_loras import included_loras, merged_records, open_teacher_loras
 from ..memory.fit import begin_with_fallbacks, find_free_memory, needed_memory
@@ -85,14 +84,14 @@ def open_session(run: RunDirectory) -> Session:
     prompts = PromptSource(run.prompts(), config.seed)
     held_out = run.evaluation_prompts() if config.evaluate_every else []
 
-    def load(dtype: torch.dtype) -> Loaded:
+    def load(dtype: torch.dtype) -> Loaded[EncodedPrompts]:
         opened = _open(request, loras, dtype, device)
         note_size(choose_resolutions(config, opened.detection), opened.detection)
         with ranks.main_first():  # the others find the prompts in the cache
             encoded, negative = _encode(opened, prompts, held_out, config)
         return _load(opened, config), encoded, negative
 
-    checkpoint, encoded, negative = _in_first_sound_format(formats, load, device, ranks)
+    checkpoint, encoded, negative = in_first_sound_format(formats, load, device, ranks)
     resolutions = choose_resolutions(config, checkpoint.detection)
     attention = use_attention(checkpoint.network, config.attention, noted_kernels(run))
     log.info("Attention: %s", attention)
@@ -113,10 +112,6 @@ def open_session(run: RunDirectory) -> Session:
     return Session(run, request, checkpoint, trainer, negative, teacher, encoded, shapes, included)
 
 
-Loaded = tuple[LoadedCheckpoint, EncodedPrompts, Conditioning]
-"""A checkpoint, all prompts of the run, and the teacher's negative one."""
-
-
 def _number_formats(
     run: RunDirectory, request: DistillRequest, device: torch.device
 ) -> tuple[torch.dtype, ...]:
@@ -134,33 +129,6 @@ def _number_formats(
             "this device, start a new run."
         )
     return formats
-
-
-def _in_first_sound_format(
-    formats: Sequence[torch.dtype],
-    load: Callable[[torch.dtype], Loaded],
-    device: torch.device,
-    ranks: Ranks,
-) -> Loaded:
-    """What `load` gives in the first format in which the network and the prompts do not overflow.
-
-    Raises:
-        NonFiniteError: weights or prompts overflow in the last one; of several processes, in any.
-    """
-    for dtype in formats[:-1]:
-        try:
-            loaded = load(dtype)
-            if not ranks.any(overflows(loaded[0], loaded[2])):
-                return loaded
-            del loaded
-        except NonFiniteError:
-            if ranks.size > 1:  # the others wait for this one
-                raise
-        log.info("The model goes beyond what %s holds: it is loaded again.", dtype_name(dtype))
-        release_memory(device)
-    if len(formats) > 1:
-        log.info("Number format: %s", dtype_name(formats[-1]))
-    return load(formats[-1])
 
 
 def _teacher_facts(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ from ...core.lora.contents import check_family
 from ...core.lora.file import LoraFile, read_lora
 from ...core.recipe.merged_loras import merged_lora_notes
 from ...core.recipe.recipe import Recipe
-from ..device import choose_device, choose_dtype, device_explained, limit_to_free
+from ..device import choose_device, device_explained, limit_to_free
+from ..distributed import joined
 from ..evaluation.sampling import Trajectory, sample_latents
 from ..loading.checkpoint import (
     Checkpoint,
@@ -44,6 +45,7 @@ from ..loading.checkpoint import (
 )
 from ..loading.decoding import decode, finite_rows, overflow_advice
 from ..loading.lora_merge import WITH_LORA, MergingLora, open_merging
+from ..loading.number_format import Loaded, in_first_sound_format, number_formats
 from ..memory.portions import Portions
 from ..model.conditioning import Conditioning, PromptPair
 from ..text.cache import EncodedPrompts, encode_prompts
@@ -53,8 +55,11 @@ from .open_session import default_guidance
 TEACHER_STEPS = 28
 SHOWN = 4
 log = logging.getLogger("dpdmd_studio.commands")
+T = TypeVar("T")
 Job = tuple[tuple[int, int], Path]
 """(prompt number, seed) and where the image goes."""
+Encoded = tuple[EncodedPrompts, tuple[int, int]]
+"""All prompts, and the size of the images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,16 +221,16 @@ def _prepare(request: SampleRequest) -> _Setup:
     lora = read_lora(Path(request.lora[0])) if request.lora else None
     recipe = lora.recipe if lora else None
     styles = open_styles(request, [lora] if lora else [])
-    opened = open_for_images(request, recipe, styles, choose_device(request.device))
-    size = image_size(request, recipe, opened)
     clip_skip = request.clip_skip or (recipe.clip_skip if recipe else None) or 1
-    encoded = encode_prompts(
-        opened,
-        [*request.prompts, request.negative],
-        clip_skip=clip_skip,
-        cache_folder=prompt_cache(),
-    )
-    checkpoint = opened.load()
+    texts = [*request.prompts, request.negative]
+
+    def encode(opened: OpenedCheckpoint) -> tuple[Encoded, Conditioning]:
+        size = image_size(request, recipe, opened)  # refused before anything is loaded
+        encoded = encode_prompts(opened, texts, clip_skip=clip_skip, cache_folder=prompt_cache())
+        return (encoded, size), encoded[request.negative]
+
+    device = choose_device(request.device)
+    checkpoint, (encoded, size), _ = load_for_images(request, recipe, styles, device, encode)
     used = []
     if lora is not None and request.lora is not None:
         used.append(_apply(checkpoint, lora, request.lora[1]))
@@ -262,11 +267,34 @@ def open_styles(request: ImageRequest, loras: Sequence[LoraFile]) -> list[Mergin
     return styles
 
 
-def open_for_images(
-    request: ImageRequest, recipe: Recipe | None, styles: list[MergingLora], device: torch.device
-) -> OpenedCheckpoint:
-    """The checkpoint; what the request leaves open is as the recipe has it, else as the file."""
+def load_for_images(
+    request: ImageRequest,
+    recipe: Recipe | None,
+    styles: list[MergingLora],
+    device: torch.device,
+    encode: Callable[[OpenedCheckpoint], tuple[T, Conditioning]],
+) -> Loaded[T]:
+    """The checkpoint in the number format that a run would take, and what was encoded with it.
+
+    What the request leaves open is as the recipe has it, else as the file.
+
+    Args:
+        encode: encodes prompts before the denoiser is loaded; one of them is named apart.
+    """
     limit_to_free(device)
+    path, asked = Path(request.model.checkpoint), _asked(request, recipe)
+    overrides = Overrides.of(request.model, asked, styles)
+
+    def load(dtype: torch.dtype) -> Loaded[T]:
+        opened = open_checkpoint(path, dtype=dtype, device=device, overrides=overrides)
+        encoded, prompt = encode(opened)
+        return opened.load(), encoded, prompt
+
+    formats = number_formats(request.dtype, device, path, asked)
+    return in_first_sound_format(formats, load, device, joined())
+
+
+def _asked(request: ImageRequest, recipe: Recipe | None) -> AskedSampling:
     asked = asked_sampling(request.prediction, request.zero_terminal_snr, request.shift)
     if recipe is not None and asked.prediction in (None, recipe.prediction):
         zero = recipe.zero_terminal_snr if recipe.prediction == "v" else None
@@ -275,12 +303,7 @@ def open_for_images(
             zero_terminal_snr=zero if asked.zero_terminal_snr is None else asked.zero_terminal_snr,
             shift=recipe.shift if asked.shift is None else asked.shift,
         )
-    return open_checkpoint(
-        Path(request.model.checkpoint),
-        dtype=choose_dtype(request.dtype, device),
-        device=device,
-        overrides=Overrides.of(request.model, asked, styles),
-    )
+    return asked
 
 
 def _apply(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> UsedLora:

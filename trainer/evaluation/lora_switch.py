@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...core.lora.file import LoraFile, LoraPair
-from ...core.lora.math import delta
+from ...core.lora.file import LoraFile
+from ...core.lora.math import Update, delta
 from ..loading.checkpoint import LoadedCheckpoint, fitting_deltas
 
 TEACHER = "teacher"
@@ -30,9 +30,9 @@ class LoraSwitch:
             LoraError: one is of another family, or fits no layer.
         """
         self._network = checkpoint.network
-        self._pairs: dict[str, list[Mapping[str, LoraPair]]] = {TEACHER: []}
+        self._updates: dict[str, list[Mapping[str, Update]]] = {TEACHER: []}
         for name, files in loras.items():
-            self._pairs[name] = [fitting_deltas(checkpoint, *file) for file in files]
+            self._updates[name] = [fitting_deltas(checkpoint, *file) for file in files]
         self._plain: dict[str, Tensor] = {}
         self._now = TEACHER
 
@@ -41,18 +41,13 @@ class LoraSwitch:
         """Put the LoRAs of that name in force, or with "teacher" none."""
         if name == self._now:
             return
-        for module, weight in self._plain.items():
-            self._parameter(module).data = weight
+        for key, value in self._plain.items():
+            self._network.get_parameter(key).data = value
         self._plain.clear()
-        for pairs in self._pairs[name]:
-            for module, pair in pairs.items():
-                parameter = self._parameter(module)
-                self._plain.setdefault(module, parameter.data)
-                change = delta(pair.to(parameter.device), parameter.shape)
+        for updates in self._updates[name]:
+            for key, update in updates.items():
+                parameter = self._network.get_parameter(key)
+                self._plain.setdefault(key, parameter.data)
+                change = delta(update.to(parameter.device), parameter.shape)
                 parameter.data = (parameter.data.float() + change).to(parameter.dtype)
         self._now = name
-
-    def _parameter(self, module: str) -> Tensor:
-        weight = self._network.get_submodule(module).weight
-        assert isinstance(weight, Tensor)
-        return weight

@@ -24,7 +24,7 @@ from ...app.config.request import ModelFiles
 from ...core.diffusion.schedule import Schedule
 from ...core.errors import CheckpointError, LoraError
 from ...core.families import AskedSampling, Config, Detection, Family, family, set_otherwise
-from ...core.lora.file import LoraFile, LoraPair, lora_deltas, merge_lora, weight_shapes
+from ...core.lora.file import Deltas, LoraFile, lora_deltas, merge_lora, parameter_shapes
 from ...core.recipe.few_step import family_schedule
 from ..families import TorchFamily, half_of
 from ..model.network import NetworkCall
@@ -272,15 +272,13 @@ def _describe_leftovers(parts: Parts, encoders: Mapping[str, Component]) -> list
     return [f"{len(unknown)} unknown tensors in the file are ignored: {shown}{more}."]
 
 
-def fitting_deltas(
-    checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float
-) -> Mapping[str, LoraPair]:
-    """What a LoRA adds to the layers of the checkpoint's network, by module.
+def fitting_deltas(checkpoint: LoadedCheckpoint, lora: LoraFile, strength: float) -> Deltas:
+    """What a LoRA adds to the checkpoint's network, by parameter.
 
     Raises:
         LoraError: it is of another family, or fits no layer.
     """
-    shapes = weight_shapes(checkpoint.network)
+    shapes = parameter_shapes(checkpoint.network)
     deltas = lora_deltas(lora, checkpoint.family, checkpoint.config, shapes, strength)
     if not deltas:
         raise LoraError(f"{lora.path.name} changes no layer of {checkpoint.path.name}.")

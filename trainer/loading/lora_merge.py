@@ -72,21 +72,21 @@ def plan_merge(
         check_family(lora.file.contents, family)
         changed = []
         if lora.file.modules:
-            shapes = denoiser.layer_shapes
+            shapes = denoiser.parameter_shapes
             deltas = lora_deltas(lora.file, family, denoiser.config, shapes, lora.strength)
             denoiser.updates.add(deltas, lora.sha256, lora.strength)
-            changed.append(f"{len(deltas)} layers of the {denoiser.what}")
+            changed.append(f"{deltas.layers} layers of the {denoiser.what}")
         unused, unread = {}, []
         for kind, part in text_encoder_parts(lora.file, family).items():
             if kind not in encoders:
                 unused[kind] = part
                 continue
             encoder = encoders[kind]
-            deltas = part.deltas(encoder.layer_shapes, lora.strength)
+            deltas = part.deltas(encoder.parameter_shapes, lora.strength)
             encoder.updates.add(deltas, lora.sha256, lora.strength)
             if deltas:
-                changed.append(f"{len(deltas)} layers of the {encoder.what}")
-            if part.unread(encoder.layer_shapes):
+                changed.append(f"{deltas.layers} layers of the {encoder.what}")
+            if part.unread(encoder.parameter_shapes):
                 unread.append(encoder.what)
         notes.append(_note(lora, changed, unused, unread))
     return notes

@@ -10,12 +10,17 @@ float32, too, which is twice the weights, and could say nothing else.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from ...core.errors import NonFiniteError
 from ...core.families import AskedSampling, gains_by_half
-from ..device import choose_dtype
+from ..device import choose_dtype, dtype_name, release_memory
+from ..distributed import Ranks
 from ..model.conditioning import Conditioning
 from .checkpoint import LoadedCheckpoint
 
@@ -23,6 +28,10 @@ LEVELS = (999.0, 749.0, 500.0, 20.0)
 """Timesteps, the noisiest first."""
 LATENT_SIZE = 64
 SEED = 0
+log = logging.getLogger("dpdmd_studio.loading")
+T = TypeVar("T")
+Loaded = tuple[LoadedCheckpoint, T, Conditioning]
+"""A checkpoint with its denoiser, what its caller had encoded, and one prompt to try it with."""
 
 
 def number_formats(
@@ -42,6 +51,33 @@ def number_formats(
     usual = choose_dtype(wanted, device)
     open_choice = wanted == "auto" and device.type == "cuda" and usual == torch.bfloat16
     return (torch.float16, usual) if open_choice and gains_by_half(path, asked) else (usual,)
+
+
+def in_first_sound_format(
+    formats: Sequence[torch.dtype],
+    load: Callable[[torch.dtype], Loaded[T]],
+    device: torch.device,
+    ranks: Ranks,
+) -> Loaded[T]:
+    """What `load` gives in the first format in which the network and the prompts do not overflow.
+
+    Raises:
+        NonFiniteError: weights or prompts overflow in the last one; of several processes, in any.
+    """
+    for dtype in formats[:-1]:
+        try:
+            loaded = load(dtype)
+            if not ranks.any(overflows(loaded[0], loaded[2])):
+                return loaded
+            del loaded
+        except NonFiniteError:
+            if ranks.size > 1:  # the others wait for this one
+                raise
+        log.info("The model goes beyond what %s holds: it is loaded again.", dtype_name(dtype))
+        release_memory(device)
+    if len(formats) > 1:
+        log.info("Number format: %s", dtype_name(formats[-1]))
+    return load(formats[-1])
 
 
 @torch.no_grad()

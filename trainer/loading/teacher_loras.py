@@ -11,10 +11,11 @@ import torch
 from ...app.config.request import DistillRequest, TeacherLora
 from ...core.errors import LoraError, RunError, SettingsError
 from ...core.families import family
-from ...core.lora.file import lora_deltas, weight_shapes
+from ...core.lora.contents import refuse_few_step
+from ...core.lora.file import lora_deltas, parameter_shapes
 from ...core.lora.math import LoraPair, concatenated
 from ...core.recipe.checks import MAX_RECORDS
-from ...core.recipe.recipe import METADATA_KEY, MergedLora
+from ...core.recipe.recipe import MergedLora
 from .checkpoint import LoadedCheckpoint
 from .lora_merge import MergingLora, open_merging, plan_merge
 from .parts import find_components
@@ -53,6 +54,7 @@ def check_teacher_loras(
     if request.include_teacher_loras:
         for lora in loras:
             _refuse_text_encoders(lora)
+            _refuse_differences(lora)
     parts, encoders = find_components(Path(request.model.checkpoint), text_encoders)
     plan_merge(loras, parts.denoiser, encoders, family(parts.detection.family))
     named = [
@@ -100,11 +102,7 @@ def _open(item: TeacherLora) -> MergingLora:
             f"{MAX_STRENGTH}."
         )
     lora = open_merging(Path(item.path), item.strength)
-    if METADATA_KEY in lora.file.metadata:
-        raise LoraError(
-            f"{lora.name} is a few-step LoRA that DP-DMD made, not a style: with it the teacher "
-            "would be a student already. Leave it out; to distil anew, give the checkpoint alone."
-        )
+    refuse_few_step(lora.file.contents)
     return lora
 
 
@@ -129,6 +127,16 @@ def _refuse_text_encoders(lora: MergingLora) -> None:
             "which a few-step LoRA cannot include: hosts would give that part a strength of its "
             "own. Leave out --include-teacher-loras and load it beside the new LoRA, or give a "
             "copy of it without those tensors."
+        )
+
+
+def _refuse_differences(lora: MergingLora) -> None:
+    keys = lora.file.contents.differences
+    if keys:
+        raise LoraError(
+            f"{lora.name} changes whole weights or biases ({len(keys)} tensors such as "
+            f"{keys[0]!r}), which a few-step LoRA cannot include: it holds products of low rank "
+            "alone. Leave out --include-teacher-loras and load it beside the new LoRA."
         )
 
 
@@ -169,10 +177,12 @@ class IncludedLoras:
 
 def included_loras(loras: Sequence[MergingLora], checkpoint: LoadedCheckpoint) -> IncludedLoras:
     """The denoiser's part of the LoRAs; to be called before adapters are added to the network."""
-    shapes = weight_shapes(checkpoint.network)
+    shapes = parameter_shapes(checkpoint.network)
     pairs: dict[str, list[LoraPair]] = {}
     for lora in loras:
+        _refuse_differences(lora)
         deltas = lora_deltas(lora.file, checkpoint.family, checkpoint.config, shapes, lora.strength)
-        for module, pair in deltas.items():
-            pairs.setdefault(module, []).append(pair)
-    return IncludedLoras(pairs, {module: shapes[module] for module in pairs})
+        for parameter, update in deltas.items():
+            assert isinstance(update, LoraPair)
+            pairs.setdefault(parameter.removesuffix(".weight"), []).append(update)
+    return IncludedLoras(pairs, {module: shapes[f"{module}.weight"] for module in pairs})

@@ -17,8 +17,8 @@ from ...core.families import TensorSource, refuse_quantised
 from ...core.families.parts.complete import Stored, check_tensors
 from ...core.families.parts.encoder_layout import Source
 from ...core.files.tensor_file import TensorFile, TensorInfo
-from ...core.lora.file import weight_shapes
-from ...core.lora.math import LoraPair, delta
+from ...core.lora.file import parameter_shapes
+from ...core.lora.math import Update, delta
 
 PIECE = 1 << 18
 
@@ -95,30 +95,29 @@ class Updates:
     """What is added to stored weights, in fp32, before they are rounded to the network's dtype.
 
     Attributes:
-        deltas: low-rank updates by module name, of each LoRA, added in their order.
+        deltas: by parameter's name, of each LoRA, added in their order.
         origin: [SHA256 of the LoRA file, strength] of each LoRA they come from, in that order.
     """
 
-    deltas: list[Mapping[str, LoraPair]] = field(default_factory=list)
+    deltas: list[Mapping[str, Update]] = field(default_factory=list)
     origin: list[tuple[str, float]] = field(default_factory=list)
 
-    def add(self, deltas: Mapping[str, LoraPair], sha256: str, strength: float) -> None:
+    def add(self, deltas: Mapping[str, Update], sha256: str, strength: float) -> None:
         """Take in what one more LoRA adds."""
         self.deltas.append(deltas)
         self.origin.append((sha256, strength))
 
     def added(self, parameter: str, stored: Tensor) -> Tensor:
         """The stored value with the updates of that parameter, in fp32."""
-        value, module = stored.float(), parameter.removesuffix(".weight")
+        value = stored.float()
         for deltas in self.deltas:
-            if module in deltas:
-                value = value + delta(deltas[module].to(value.device), value.shape)
+            if parameter in deltas:
+                value = value + delta(deltas[parameter].to(value.device), value.shape)
         return value
 
     def change(self, parameter: str) -> bool:
         """Whether anything is added to that parameter."""
-        module = parameter.removesuffix(".weight")
-        return module != parameter and any(module in deltas for deltas in self.deltas)
+        return any(parameter in deltas for deltas in self.deltas)
 
 
 @dataclass
@@ -179,9 +178,9 @@ class Component:
         return self._sources
 
     @property
-    def layer_shapes(self) -> dict[str, torch.Size]:
-        """Shape of the weight of every linear and convolutional layer, by module name."""
-        return weight_shapes(self._empty_network())
+    def parameter_shapes(self) -> dict[str, torch.Size]:
+        """Shape of every parameter, by name."""
+        return parameter_shapes(self._empty_network())
 
     def num_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the network's numbers in `dtype`."""

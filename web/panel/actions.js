@@ -1,8 +1,11 @@
 /** The buttons of a run: what its state allows, a field for its name, and a question before deleting. */
 
-import { button, make, show, write } from "./dom.js";
+import { button, make, mark, show, write } from "./dom.js";
 import { LIVE, STARTABLE } from "./words.js";
 
+const CHECK =
+  "Trains nothing: tells in about fifteen minutes on a card whether this checkpoint can be distilled here " +
+  "with these settings.";
 const START_LABELS = { new: "Start", failed: "Try again" };
 
 export class Actions {
@@ -15,9 +18,12 @@ export class Actions {
     this.up = this.make("Move up", () => act("move", { place: this.job.place - 1 }));
     this.down = this.make("Move down", () => act("move", { place: this.job.place + 1 }));
     this.duplicate = this.make("Duplicate", () => act("duplicate"));
+    this.check = this.make("Check its checkpoint", () => act("check"));
+    mark(this.check, "title", CHECK);
     this.rename = this.make("Rename", () => this.ask("rename"));
     this.delete = this.make("Delete", () => this.ask("delete"));
-    const all = [this.start, this.stop, this.up, this.down, this.duplicate, this.rename, this.delete];
+    const changes = [this.up, this.down, this.duplicate, this.check, this.rename, this.delete];
+    const all = [this.start, this.stop, ...changes];
     this.row = make("div", { class: "dpdmd-buttons" }, ...all);
     this.element = make("div", {}, this.row, this.renaming(), this.deleting());
   }
@@ -60,6 +66,7 @@ export class Actions {
     show(this.up, typeof place === "number" && place > 0);
     show(this.down, typeof place === "number" && place < last);
     show(this.duplicate, job.kind === "distill");
+    show(this.check, job.kind === "distill");
     show(this.delete, !LIVE.includes(state) || state === "queued");
     if (this.delete.hidden) show(this.deleteBox, false);
   }

@@ -32,9 +32,19 @@ export class Client {
     return this.ask(`/runs/${encodeURIComponent(id)}`);
   }
 
-  /** @param {string} action start, stop, resume, delete, duplicate, rename or move */
+  /** @param {string} action start, stop, resume, delete, duplicate, check, share, rename or move */
   act(id, action, body = {}) {
     return this.ask(`/runs/${encodeURIComponent(id)}/${action}`, body);
+  }
+
+  /** Takes a run back out of the trash, where it has this name. */
+  restore(name) {
+    return this.ask(`/trash/${encodeURIComponent(name)}/restore`, {});
+  }
+
+  /** The address of a run's report. */
+  report(id) {
+    return this.address(`${PREFIX}/runs/${encodeURIComponent(id)}/report`);
   }
 
   setUp() {

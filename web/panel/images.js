@@ -4,9 +4,11 @@ import { button, make, mark, show, write } from "./dom.js";
 import { whole } from "./words.js";
 
 const TEACHER = "teacher";
+const FEW_STEPS = "few-steps.png"; // of a check
 
 /** What a preview shows, in words. */
 function caption(preview) {
+  if (preview.name === FEW_STEPS) return "A few steps without guidance";
   return isTeacher(preview) ? "Teacher" : `Student, update ${whole(preview.step)}`;
 }
 

@@ -14,11 +14,13 @@ const GONE = 404;
 const AWAY = "Server away, trying again …";
 /** A message of something done goes after so long; one of something refused stays. */
 const MESSAGE_STAYS = 6000;
+const UNDO_STAYS = 30000;
 
 export class Panel {
   /**
    * @param {import("./client.js").Client} client
-   * @param {{addNode?: () => void, openExample?: () => Promise<void>, finished?: (job: object) => void}} host
+   * @param {{addNode?: () => void, openExample?: () => Promise<void>, use?: (path: string) => Promise<void>,
+   *   busy?: () => void, finished?: (job: object) => void}} host
    */
   constructor(client, host = {}) {
     this.client = client;
@@ -34,12 +36,18 @@ export class Panel {
 
   build() {
     this.away = make("p", { class: "dpdmd-away", role: "status" });
-    this.message = make("p", { class: "dpdmd-message", role: "status" });
+    this.told = make("span");
+    this.undo = button("Undo", () => this.restore(), { class: "dpdmd-button dpdmd-undo" });
+    this.message = make("p", { class: "dpdmd-message", role: "status" }, this.told, this.undo);
+    this.trashed = null; // what a deleted run is called in the trash
     this.setup = new SetupCard(() => this.setUp());
     this.list = new RunList((id) => this.open(id));
     const image = (job, name) => this.client.image(job.id, name, job.created_at);
     const act = (id, action, body) => this.act(id, action, body);
-    this.view = new RunView({ back: () => this.close(), act, image });
+    const use = this.host.use ? (path) => this.tried(this.host.use(path)) : undefined;
+    const report = (id) => this.client.report(id);
+    const share = (id) => this.act(id, "share");
+    this.view = new RunView({ back: () => this.close(), act, image, use, report, share });
     this.nothing = this.emptyState();
     this.all = make("div", { class: "dpdmd-all" }, this.setup.element, this.nothing, this.list.element);
     this.body = make("div", { class: "dpdmd-body" }, this.all, this.view.element);
@@ -132,6 +140,7 @@ export class Panel {
     show(this.list.element, this.jobs.length > 0);
     this.drawSelected();
     this.notice();
+    if (this.busy(state)) this.host.busy?.();
   }
 
   drawSelected() {
@@ -198,11 +207,25 @@ export class Panel {
   async act(id, action, body) {
     await this.tried(
       this.client.act(id, action, body).then((job) => {
-        if (action === "duplicate") this.selected = job.id;
+        if (["duplicate", "check", "share"].includes(action)) this.selected = job.id;
         if (action === "delete") this.selected = null;
+        this.trashed = action === "delete" ? (job.trash ?? null) : null;
         this.seen = null;
-        const unqueued = action === "stop" && !isLive(job);
-        this.say(unqueued ? "It is out of the queue." : SAID[action] ?? "", "good");
+        this.say(action === "stop" ? stopped(job) : SAID[action] ?? "", "good");
+      }),
+    );
+    this.wake();
+  }
+
+  /** Takes the run that was deleted last out of the trash. */
+  async restore() {
+    const name = this.trashed;
+    await this.tried(
+      this.client.restore(name).then((job) => {
+        this.trashed = null;
+        this.selected = job.id;
+        this.seen = null;
+        this.say("It is back.", "good");
       }),
     );
     this.wake();
@@ -224,10 +247,17 @@ export class Panel {
 
   say(words, tone = "soft") {
     clearTimeout(this.quiet);
-    write(this.message, words);
+    write(this.told, words);
     mark(this.message, "data-tone", tone);
+    show(this.undo, Boolean(words) && this.trashed !== null);
     show(this.message, Boolean(words));
-    if (words && tone !== "bad") this.quiet = setTimeout(() => this.say(""), MESSAGE_STAYS);
+    const stays = this.trashed === null ? MESSAGE_STAYS : UNDO_STAYS;
+    if (words && tone !== "bad") this.quiet = setTimeout(() => this.quieten(), stays);
+  }
+
+  quieten() {
+    this.trashed = null;
+    this.say("");
   }
 
   connected(yes) {
@@ -239,11 +269,19 @@ export class Panel {
 
 const SAID = {
   start: "It is in the queue.",
-  stop: "It stops after the current update and keeps what there is.",
+  check: "The check is in the queue.",
   duplicate: "The copy is not started yet.",
   rename: "Renamed.",
   delete: "It is in the trash.",
+  share: "The package is in the queue.",
 };
+
+/** What is said after a stop was asked for. */
+function stopped(job) {
+  if (!isLive(job)) return "It is out of the queue.";
+  if (job.kind !== "distill") return "It stops.";
+  return "It stops after the current update and keeps what there is.";
+}
 
 /** Whether the page's letters are bright, whatever its theme is called. */
 function isDark(element) {

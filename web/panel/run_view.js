@@ -2,21 +2,29 @@
 
 import { Actions } from "./actions.js";
 import { Chart } from "./chart.js";
+import { CheckTable } from "./check_table.js";
 import { arrange, button, icon, make, mark, setIcon, show, write } from "./dom.js";
 import { Images } from "./images.js";
+import { Outcome } from "./outcome.js";
 import { fileName, howFar, isLive, kindOf, share, stateOf } from "./words.js";
 
 const FINDING_ICONS = { problem: "failed", warning: "warning", info: "info" };
 const FINDING_TONES = { problem: "bad", warning: "warn", info: "soft" };
 /** Curves that are shown at once; the others are folded away. */
 const FIRST_CURVES = 2;
+/** What is said of a job that was stopped, by its kind. */
+const KEPT = {
+  distill: "What there was is kept. Resume goes on exactly where it stopped.",
+  check: "What is finished is kept. Resume goes on with the next part.",
+};
 /** Lines of the log that the progress bar says already. */
 const PROGRESS_LINE = /^update \d+\/\d+,|^---/;
 
 export class RunView {
   /**
    * @param {{back: () => void, act: (id: string, action: string, body?: object) => Promise<void>,
-   *   image: (job: object, name: string) => string}} does
+   *   image: (job: object, name: string) => string, use?: (path: string) => void,
+   *   report: (id: string) => string, share: (id: string) => void}} does
    */
   constructor(does) {
     this.does = does;
@@ -27,7 +35,8 @@ export class RunView {
     this.actions = new Actions((action, body) => does.act(this.job.id, action, body));
     this.images = new Images((name) => does.image(this.job, name));
     this.element = make("article", { class: "dpdmd-view", "aria-label": "Run" });
-    this.element.append(this.back, ...this.head(), this.actions.element, ...this.parts());
+    this.outcome = new Outcome(does);
+    this.element.append(this.back, ...this.head(), this.outcome.element, this.actions.element, ...this.parts());
   }
 
   head() {
@@ -47,6 +56,7 @@ export class RunView {
   parts() {
     this.findings = make("ul", { class: "dpdmd-findings", "aria-label": "What to know" });
     this.made = make("p", { class: "dpdmd-made" });
+    this.checked = new CheckTable();
     this.first = make("div", { class: "dpdmd-charts" });
     this.more = make("div", { class: "dpdmd-charts" });
     this.curves = make("section", { class: "dpdmd-section" }, make("h3", {}, "Curves"), this.first);
@@ -58,7 +68,7 @@ export class RunView {
     this.logBox = folded("Log", this.log);
     this.logBox.addEventListener("toggle", () => this.follow());
     const boxes = [this.settingsBox, this.logBox];
-    return [this.made, this.findings, this.images.element, this.curves, ...boxes];
+    return [this.made, this.findings, this.checked.element, this.images.element, this.curves, ...boxes];
   }
 
   /** What the list knows of the run already. */
@@ -76,10 +86,12 @@ export class RunView {
     this.progress(job);
     this.say(job);
     this.actions.update(job, last);
+    this.outcome.update(job);
     const lora = job.result?.lora;
     show(this.made, typeof lora === "string");
     if (typeof lora === "string") write(this.made, `LoRA: ${fileName(lora)}`);
     mark(this.made, "title", lora);
+    this.checked.update(job.kind === "check" ? job.result : null);
   }
 
   progress(job) {
@@ -96,9 +108,8 @@ export class RunView {
 
   say(job) {
     const bad = job.state === "failed" || job.state === "interrupted";
-    const kept = job.state === "stopped" && job.kind === "distill";
-    const stopped = "What there was is kept. Resume goes on exactly where it stopped.";
-    const words = kept ? stopped : bad || isLive(job) ? job.message : "";
+    const kept = job.state === "stopped" ? KEPT[job.kind] : "";
+    const words = kept || (bad || isLive(job) ? job.message : "");
     write(this.said, words);
     mark(this.said, "data-tone", job.state === "failed" ? "bad" : bad ? "warn" : null);
     show(this.said, Boolean(words) && !PROGRESS_LINE.test(words));
@@ -109,6 +120,7 @@ export class RunView {
     const said = this.job?.message; // it stands above already
     this.find((run.findings ?? []).filter((finding) => finding.text !== said));
     this.plot([...(run.diversity ?? []), ...(run.loss ?? [])]);
+    this.outcome.detail(run);
     this.images.update(run.previews ?? []);
     this.set(run.settings ?? {});
     this.tell(run.log ?? "");

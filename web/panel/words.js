@@ -15,10 +15,14 @@ const STATES = {
 
 const KINDS = {
   distill: "Distillation",
+  check: "Check",
   compare: "Comparison",
   package: "Package",
   setup: "Set-up",
 };
+
+/** What a job goes through, where these are not steps. */
+const UNITS = { distill: "updates", check: "parts" };
 
 /** States in which a process works, or will. */
 export const LIVE = ["queued", "starting", "running", "stopping"];
@@ -54,7 +58,7 @@ export function duration(seconds) {
 /** Such as "54 of 200 updates · 2.9 s each · 7 min left". */
 export function howFar(job) {
   if (!job.steps) return "";
-  const unit = job.kind === "distill" ? "updates" : "steps";
+  const unit = UNITS[job.kind] ?? "steps";
   const words = [`${whole(job.step)} of ${whole(job.steps)} ${unit}`];
   if (isLive(job)) {
     if (job.seconds_per_step > 0) words.push(`${duration(job.seconds_per_step)} each`);

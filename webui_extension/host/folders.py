@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 FOLDER_OPTIONS = ("ckpt_dir", "lora_dir", "vae_dir", "text_encoder_dir")
+"""One folder each; Forge Neo has each in the plural as well, a list."""
 
 
 def model_folders() -> list[Path]:
@@ -14,10 +16,10 @@ def model_folders() -> list[Path]:
     from modules import paths, sd_models, shared
 
     named = [getattr(shared.cmd_opts, name, None) for name in FOLDER_OPTIONS]
-    several = getattr(shared.cmd_opts, "ckpt_dirs", None) or []  # of forks
+    several = [getattr(shared.cmd_opts, f"{name}s", None) or [] for name in FOLDER_OPTIONS]
     models = Path(paths.models_path)
     usual = [sd_models.model_path, *(models / name for name in ("VAE", "text_encoder", "Lora"))]
-    every = [Path(folder) for folder in (*named, *several, *usual) if folder]
+    every = [Path(folder) for folder in (*named, *chain.from_iterable(several), *usual) if folder]
     return list({folder.resolve(): folder for folder in every if folder.is_dir()}.values())
 
 
@@ -26,6 +28,13 @@ def lora_folder() -> Path:
     from modules import paths, shared
 
     return Path(getattr(shared.cmd_opts, "lora_dir", None) or Path(paths.models_path) / "Lora")
+
+
+def lora_folders() -> list[Path]:
+    """All folders from which the host's prompts can call LoRAs."""
+    from modules import shared
+
+    return [lora_folder(), *map(Path, getattr(shared.cmd_opts, "lora_dirs", None) or [])]
 
 
 def chosen_checkpoint() -> Path | None:

@@ -114,11 +114,13 @@ def noising_as_flow() -> Iterator[None]:
         del model.add_noise_to_latent
 
 
-def noise_sampler(x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Unit noise from the host's seeded stream, one for each image of a batch."""
-    import k_diffusion.sampling
+def noise_sampler(denoiser: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Unit noise from the host's seeded stream, one for each image of a batch.
 
-    return lambda *_: k_diffusion.sampling.torch.randn_like(x)
+    The stream itself is asked: the module of samplers that hosts let draw from it is k_diffusion's
+    in A1111 and Forge, and another in reForge.
+    """
+    return lambda *_: denoiser.p.rng.next()
 
 
 def set_total_steps(denoiser: Any, steps: int) -> None:

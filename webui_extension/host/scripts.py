@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +45,79 @@ def comment(p: Processing, text: str) -> None:
         p.comment(text)
 
 
-def prompt_box(tab: str) -> Any:
-    """The component of a tab's prompt, None if it has not been made yet."""
-    return _components.get(f"{tab}_prompt")
+def is_second_pass(p: Processing) -> bool:
+    """Whether an image is redone here: the hires pass, or one that ADetailer makes of its own."""
+    return bool(getattr(p, "is_hr_pass", False) or getattr(p, "_ad_inner", False))
+
+
+def override(p: Processing, name: str, value: Any) -> None:
+    """Have an option of the host at a value for this generation, unless it asks for another.
+
+    It works from a script's `before_process` alone. Where the host would not put the option back,
+    it stays as it is.
+    """
+    from modules import shared
+
+    wanted = getattr(p, "override_settings", None)
+    known = name in getattr(shared.opts, "data_labels", {})
+    if known and wanted is not None and getattr(p, "override_settings_restore_afterwards", True):
+        wanted.setdefault(name, value)
+
+
+def hires_prompts_of(p: Processing) -> list[str]:
+    """The prompts of the hires pass, where it has its own."""
+    if not getattr(p, "enable_hr", False):
+        return []
+    with_styles = getattr(p, "all_hr_prompts", None)
+    if with_styles:
+        return list(dict.fromkeys(with_styles))
+    given = getattr(p, "hr_prompt", "") or []
+    return [text for text in (given if isinstance(given, list) else [given]) if text]
+
+
+def component(name: str) -> Any:
+    """A component of the host's page by its id, None if it has not been made yet."""
+    return _components.get(name)
+
+
+def when_made(names: Sequence[str], function: Callable[[Sequence[Any]], None]) -> None:
+    """Call a function with components of the host's page as soon as all of them are made.
+
+    Where the host lacks one of them it is never called.
+    """
+    _waiting.append((tuple(names), function))
+    _serve_waiting()
 
 
 _components: dict[str, Any] = {}
+_waiting: list[tuple[tuple[str, ...], Callable[[Sequence[Any]], None]]] = []
+WATCHED = ("prompt", "sampling", "scheduler", "steps", "cfg_scale")
 
 
 def watch_components() -> None:
-    """Note the prompt boxes while the host builds its page."""
+    """Note the controls of ours to fill and to read while the host builds its page."""
+    wanted = {f"{tab}_{name}" for tab in ("txt2img", "img2img") for name in WATCHED}
+
+    def forget() -> None:
+        _components.clear()  # of a page that is built anew
+        _waiting.clear()
 
     def note(component: Any, **options: Any) -> None:
         name = options.get("elem_id") or ""
-        if name in ("txt2img_prompt", "img2img_prompt"):
+        if name in wanted:
             _components[name] = component
+            _serve_waiting()
 
+    on("before_ui", forget)
     on("after_component", note)
+
+
+def _serve_waiting() -> None:
+    for entry in list(_waiting):
+        names, function = entry
+        if all(name in _components for name in names):
+            _waiting.remove(entry)
+            function([_components[name] for name in names])
 
 
 def prompts_of(p: Processing) -> list[str]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from ...core.errors import DPDMDError
 from ...core.recipe.anchored import GUIDED, ONE_PLAIN
-from ...core.recipe.recipe import Recipe
+from ...core.recipe.merged_loras import PresentLora, merged_lora_notes
+from ...core.recipe.recipe import Recipe, used_clip_skip
 from ...core.recipe.resolve import Asked, LoraFacts, ModelFacts, kind_note, resolve
+from ..host.loras import Lora
 from .generation import WORDS
 
 TAG = re.compile(r"<lora:([^:>]+)((?::[^>]*)?)>", re.IGNORECASE)
@@ -18,7 +20,9 @@ FROM_FILE = "what the LoRA says"
 OFF = "off"
 ANCHORS = (OFF, GUIDED, ONE_PLAIN)
 Reader = Callable[[Path], LoraFacts]
-Finder = Callable[[str], Path | None]
+Finder = Callable[[str], Lora | None]
+FAR = 1.6
+"""An image of this many times a trained size's pixels, or of so much less, is far from it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Choices:
         anchor_steps: guided steps of the base model; 0 as in training.
         base_guidance: guidance of the base model; 0 the teacher's.
         attention: one of `attention.CHOICES`.
+        steps: of the few-step LoRA; 0 its own.
     """
 
     enabled: bool = True
@@ -42,6 +47,7 @@ class Choices:
     anchor_steps: int = 0
     base_guidance: float = 0.0
     attention: str = "the host's"
+    steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,15 @@ class Setup:
         recipe: what to sample by; None leaves everything as the user set it.
         loras: names of the few-step LoRAs in the prompt.
         notes: what the user has to know.
+        steps: to take; 0 where nothing is set.
+        offered: the kind that a LoRA without a recipe seems to be, "" for none.
     """
 
     recipe: Recipe | None = None
     loras: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    steps: int = 0
+    offered: str = ""
 
     def names(self) -> str:
         """The few-step LoRAs in one phrase."""
@@ -67,7 +77,9 @@ class Setup:
         if self.recipe is None:
             return ""
         kind = ", re-noising" if self.recipe.solver == "sde" else ""
-        return f"{self.recipe.num_steps} steps, CFG {self.recipe.guidance_scale:g}{kind}"
+        skip = used_clip_skip(self.recipe)
+        clip = f", clip skip {skip}" if skip is not None and skip > 1 else ""
+        return f"{self.steps} steps, CFG {self.recipe.guidance_scale:g}{kind}{clip}"
 
     def describe(self) -> str:
         """One line for the infotext; empty where nothing was set."""
@@ -124,26 +136,96 @@ def look(
         found, notes = named, []
     else:
         found, notes = _read(every, read, find)
+    off = [lora.name for lora in found if lora.strength == 0 and _is_few_step(lora, choices)]
+    notes += [f"{name} is at strength 0, so it does nothing." for name in off]
+    found = [lora for lora in found if lora.strength != 0]
+    if not choices.kind:
         if all(lora.recipe is None for lora in found):
-            return Setup(notes=(*notes, *(kind_note(lora, WORDS) for lora in found)))
+            offered = next((lora.kind or lora.likely for lora in found), "")
+            advice = (kind_note(lora, WORDS) for lora in found)
+            return Setup(notes=(*notes, *advice), offered=offered)
+        found = [lora for lora in found if lora.recipe is not None or lora.kind]
+    if not found:
+        return Setup(notes=tuple(notes))
     names = tuple(lora.name for lora in found)
     try:
-        resolved = resolve(facts, found, Asked(choices.kind), WORDS)
+        resolved = resolve(facts, found, Asked(choices.kind, choices.steps), WORDS)
     except DPDMDError as error:
         return Setup(None, names[:1], (*notes, str(error)))
-    return Setup(resolved.recipe, names, (*notes, *resolved.notes))
+    merged = merged_lora_notes(resolved.recipe, _others(every, names, find), how=" to the prompt")
+    notes = [*notes, *resolved.notes, *merged]
+    return Setup(resolved.recipe, names, tuple(notes), resolved.plan.num_steps)
+
+
+def _is_few_step(lora: LoraFacts, choices: Choices) -> bool:
+    return bool(choices.kind) or lora.recipe is not None or bool(lora.kind)
+
+
+def _others(every: list[LoraFacts], names: Sequence[str], find: Finder) -> list[PresentLora]:
+    """The LoRAs of a prompt that are none of these, as the notes on merged ones want them."""
+    found = []
+    for tag in every:
+        lora = find(tag.name)
+        if tag.name not in names and lora is not None and tag.strength:
+            found.append(PresentLora(lora.path.stem, tag.strength, autov3=lora.autov3))
+    return found
 
 
 def _read(every: list[LoraFacts], read: Reader, find: Finder) -> tuple[list[LoraFacts], list[str]]:
-    """(the few-step LoRAs among those of a prompt, what is wrong with the files of others)."""
+    """(LoRAs of a prompt that are, or seem to be, few-step ones, what is wrong with files)."""
     found, notes = [], []
     for tag in every:
-        path = find(tag.name)
+        listed = find(tag.name)
         try:
-            lora = read(path) if path is not None else LoraFacts()
+            lora = read(listed.path) if listed is not None else LoraFacts()
         except DPDMDError as error:
             notes.append(f"{tag.name}: {error}")
             continue
-        if lora.recipe is not None or lora.kind:
+        if lora.recipe is not None or lora.kind or lora.likely:
             found.append(replace(lora, name=tag.name, strength=tag.strength))
     return found, notes
+
+
+def size_note(setup: Setup, width: int, height: int) -> str:
+    """The note that an image's size is far from all that the LoRA was trained at; "" if it is not.
+
+    Args:
+        width, height: pixels of the image.
+    """
+    sizes = setup.recipe.resolutions if setup.recipe is not None else ()
+    ratios = [width * height / (w * h) for w, h in sizes]
+    if not ratios or any(1 / FAR <= ratio <= FAR for ratio in ratios):
+        return ""
+    trained = ", ".join(f"{w}x{h}" for w, h in sizes)
+    return (
+        f"{setup.names()} was trained at {trained}, and this image is {width}x{height}: expect "
+        "repeated or missing parts. Choose a size near to those, and enlarge it afterwards."
+    )
+
+
+def hires_note(setup: Setup, hires: Sequence[str], *, read: Reader, find: Finder) -> str:
+    """The note that a few-step LoRA stands in only one of the prompts of both passes; "" if not.
+
+    Args:
+        hires: prompts of the hires pass, none where it has the same ones.
+    """
+    there = {tag.name: tag for tag in tags("\n".join(hires))}
+    if not hires:
+        return ""
+    if setup.recipe is not None:
+        gone = [name for name in setup.loras if name not in there]
+        return (
+            f"{' and '.join(gone)} is not in the hires prompt, whose pass is sampled in "
+            f"{setup.steps} steps all the same: write it there, too."
+            if gone
+            else ""
+        )
+    found, _ = _read(list(there.values()), read, find)
+    few = [lora.name for lora in found if lora.recipe is not None and lora.strength != 0]
+    return (
+        f"{' and '.join(few)} is in the hires prompt only, so its steps and CFG were not set: "
+        "write it into the first prompt, too, or choose the hires steps, sampler DP-DMD and CFG 1 "
+        "yourself."
+        if few
+        else ""
+    )

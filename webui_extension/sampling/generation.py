@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ...core.errors import DPDMDError
 from ...core.files.tensor_file import read_header
-from ...core.recipe.recipe import Recipe
+from ...core.recipe.recipe import MAX_STEPS, Recipe
 from ...core.recipe.resolve import (
     AS_TRAINED,
     Asked,
@@ -38,6 +40,9 @@ WORDS = Words(
 )
 TOLD = "dpdmd_told"
 """Where on the host's processing object it is told."""
+_kinds: dict[str, str] = {}
+"""LoRA -> kind, as chosen for the generation that runs: its second passes may be objects of their
+own, made by other extensions, which know the LoRAs alone."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +68,34 @@ class Told:
         anchor: the base model's part; the guidance that is set is its own then.
         attention: as chosen in the accordion, "" for the host's.
         kind: the kind of LoRA that the recipe is of, "" for one of the file's own.
+        loras: the few-step LoRAs.
     """
 
     recipe: Recipe | None = None
     anchor: Anchor | None = None
     attention: str = ""
     kind: str = ""
+    loras: tuple[str, ...] = ()
 
 
 def tell(p: scripts.Processing, told: Told) -> None:
     """Note what this generation is sampled by."""
-    setattr(p, TOLD, told)
+    setattr(p, TOLD, (id(p), told))
+    _kinds.clear()
+    if told.kind:
+        _kinds.update(dict.fromkeys(told.loras, told.kind))
 
 
 def told(p: scripts.Processing) -> Told:
-    """What was noted for this generation."""
-    return getattr(p, TOLD, Told())
+    """What was noted for this generation; a copy of it, as scripts make for later passes, is told
+    the same but for the anchor."""
+    owner, found = getattr(p, TOLD, (id(p), Told()))
+    return found if owner == id(p) else replace(found, anchor=None)
 
 
 def anchor_of(p: scripts.Processing) -> Anchor | None:
-    """The base model's part; none in the second pass of hires fix, where the layout is settled."""
-    return None if getattr(p, "is_hr_pass", False) else told(p).anchor
+    """The base model's part; none in a second pass, where the layout is settled."""
+    return None if scripts.is_second_pass(p) else told(p).anchor
 
 
 def resolved(p: scripts.Processing, sigmas: Tensor, asked: Asked = AS_TRAINED) -> Resolved:
@@ -94,9 +106,9 @@ def resolved(p: scripts.Processing, sigmas: Tensor, asked: Asked = AS_TRAINED) -
     """
     found = told(p)
     if found.kind:
-        return resolve(models.model_facts(sigmas), (), replace(asked, kind=found.kind), WORDS)
+        return _resolve(models.model_facts(sigmas), (), replace(asked, kind=found.kind))
     if found.recipe is not None:  # and looked at already
-        return resolve(None, [LoraFacts(recipe=found.recipe)], asked, WORDS)
+        return _resolve(None, [LoraFacts(recipe=found.recipe)], asked)
     return in_force(models.model_facts(sigmas), asked)
 
 
@@ -109,11 +121,33 @@ def in_force(facts: ModelFacts | None, asked: Asked) -> Resolved:
     Raises:
         DPDMDError: as `core.recipe.resolve.resolve`.
     """
-    return resolve(facts, active_loras(), asked, WORDS)
+    active = active_loras()
+    if all(lora.recipe is None for lora in active):
+        kinds = (_kinds[lora.name] for lora in active if lora.name in _kinds)
+        asked = replace(asked, kind=next(kinds, ""))
+    return _resolve(facts, active, asked)
+
+
+def _resolve(facts: ModelFacts | None, active: Sequence[LoraFacts], asked: Asked) -> Resolved:
+    """As `core.recipe.resolve.resolve`; hosts' sliders go beyond the steps that a recipe may have.
+
+    The grid of that many is divided further then, evenly in the logarithm of its levels.
+    """
+    if asked.steps <= MAX_STEPS or asked.kind:
+        return resolve(facts, active, asked, WORDS)
+    found = resolve(facts, active, replace(asked, steps=MAX_STEPS), WORDS)
+    levels = found.plan.sigmas[:-1].log()
+    count = max(1, round(len(levels) * asked.steps / MAX_STEPS))
+    place = torch.linspace(0, len(levels) - 1, count)
+    low = place.floor().long().clamp(max=max(0, len(levels) - 2))
+    high = (low + 1).clamp(max=len(levels) - 1)
+    finer = torch.lerp(levels[low], levels[high], place - low).exp()
+    sigmas = torch.cat([finer, found.plan.sigmas[-1:]])
+    return replace(found, plan=replace(found.plan, sigmas=sigmas))
 
 
 def active_loras() -> list[LoraFacts]:
-    """The few-step LoRAs of the running generation that can be read."""
+    """The LoRAs of the running generation that can be read."""
     found = []
     for lora in loras.active_loras():
         with contextlib.suppress(DPDMDError):  # said by the set-up script

@@ -14,9 +14,11 @@ from ...core.recipe.known_students import KNOWN_STUDENTS
 from .auto_setup import FROM_FILE, OFF, Choices
 
 FOUND, KIND, LORA, ANCHORED = "DP-DMD", "DP-DMD kind", "DP-DMD LoRA", "DP-DMD anchored"
+STEPS, NOTES = "DP-DMD steps", "DP-DMD notes"
 SWITCHED_OFF = "off"
 CONTROLS = (
     "DP-DMD automatic", KIND, LORA, "DP-DMD anchor", "DP-DMD anchor steps", "DP-DMD anchor CFG",
+    STEPS,
 )  # fmt: skip
 """Names of the accordion's controls that shape an image, in their order."""
 ANCHOR = re.compile(r"(trained|\d+) steps? at CFG ([\d.]+)")
@@ -34,6 +36,7 @@ def written(choices: Choices, found: str, anchored: str) -> dict[str, str]:
         KIND: choices.kind if found else "",
         LORA: choices.lora if found and choices.kind else "",
         ANCHORED: anchored,
+        STEPS: str(choices.steps) if found and choices.steps else "",
     }
     return {key: value for key, value in named.items() if value}
 
@@ -51,7 +54,9 @@ def read(parameters: Mapping[str, Any]) -> dict[str, Any]:
     kind = kind if kind in KNOWN_STUDENTS else FROM_FILE
     lora = str(parameters.get(LORA) or "")
     anchor = anchor_in(str(parameters.get(ANCHORED) or ""))
-    return dict(zip(CONTROLS, (found != SWITCHED_OFF, kind, lora, *anchor), strict=True))
+    said = str(parameters.get(STEPS) or "")
+    steps = int(said) if said.isdecimal() and len(said) < 4 else 0
+    return dict(zip(CONTROLS, (found != SWITCHED_OFF, kind, lora, *anchor, steps), strict=True))
 
 
 def anchor_in(text: str) -> tuple[str, int, float]:

@@ -19,6 +19,7 @@ from ...core.recipe.resolve import Asked, follows_flow
 from ..host import loras, models, page, samplers, scripts
 from . import attention
 from .generation import Anchor, anchor_of, in_force, resolved, told
+from .infotext import ANCHORED
 
 NAME = "DP-DMD"
 SCHEDULER = "dp_dmd"
@@ -67,6 +68,8 @@ def few_step(
             return anchored(call, x, sigmas, anchor)
         if told(model.p).anchor is not None:  # nothing left to it here
             call = call.guided(recipe.guidance_scale)
+            if not scripts.is_second_pass(model.p):  # an image that was hardly redone
+                model.p.extra_generation_params.pop(ANCHORED, None)
         samplers.set_total_steps(model, len(sigmas) - 1)
         return _student_part(call, x, sigmas)
 
@@ -104,7 +107,7 @@ class Call:
 
 def _student_part(call: Call, x: Tensor, sigmas: Tensor) -> Tensor:
     recipe = call.recipe
-    noise = samplers.noise_sampler(x) if recipe.solver == "sde" else None
+    noise = samplers.noise_sampler(call.model) if recipe.solver == "sde" else None
     with call.without_negative():
         return sample_few_step(
             call.model, x, sigmas, call.arguments, call.callback,
@@ -129,7 +132,7 @@ def anchored(call: Call, x: Tensor, sigmas: Tensor, anchor: Anchor) -> Tensor:
             call.callback({**step, "i": step["i"] + parts})
 
     with loras.lora_beside_layers():
-        with loras.loras_off(anchor.loras), base.without_negative():
+        with loras.loras_off(anchor.loras, x), base.without_negative():
             x = sample_few_step(base.model, x, both.base_sigmas, base.arguments, base.callback)
         return _student_part(replace(student, callback=later), x, both.student_sigmas)
 
@@ -157,6 +160,7 @@ def sampler_class() -> type:
             """Text to image."""
             self.dpdmd_from_noise, self.dpdmd_sigmas = True, None
             self._follow(p)
+            _own_guidance(p)
             return super().sample(p, *inputs, **options)
 
         def sample_img2img(
@@ -171,6 +175,7 @@ def sampler_class() -> type:
         ) -> Any:
             """Image to image, and the second pass of hires fix."""
             self.dpdmd_from_noise, self.dpdmd_sigmas = False, None
+            _own_guidance(p)
             noising = samplers.noising_as_flow() if self._follow(p) else contextlib.nullcontext()
             whole = super().get_sigmas(p, steps or p.steps)
             if uses_own_schedule(p):
@@ -196,6 +201,13 @@ def sampler_class() -> type:
     return FewStepSampler
 
 
+def _own_guidance(p: scripts.Processing) -> None:
+    """Undo what made the host prepare a negative prompt for the base model's part."""
+    found = told(p)
+    if found.anchor is not None and found.recipe is not None:
+        p.cfg_scale = found.recipe.guidance_scale
+
+
 def uses_own_schedule(p: scripts.Processing) -> bool:
     """Whether the generation, in its present pass, has our schedule type."""
     named = getattr(p, "hr_scheduler", None) if getattr(p, "is_hr_pass", False) else None
@@ -206,8 +218,12 @@ def uses_own_schedule(p: scripts.Processing) -> bool:
 def partial_plan(p: scripts.Processing, sigmas: Tensor, steps: int) -> Plan:
     """The sigmas of an image to image pass, said in the infotext."""
     exact = bool(page.option(EXACT_STRENGTH, False))
-    strength = min(1.0, max(float(p.denoising_strength), 1 / steps if not exact else 1e-3))
-    part = resolved(p, sigmas, Asked(steps=steps, denoise=strength, exact=exact)).plan
+    strength = min(1.0, max(float(p.denoising_strength), 1e-3))
+    asked = Asked(steps=steps, denoise=strength, exact=True)
+    part = resolved(p, sigmas, asked).plan
+    below_all = part.num_steps == 1 and strength < 1  # of the trained levels
+    if not exact and not below_all:
+        part = resolved(p, sigmas, replace(asked, exact=False)).plan
     if exact:
         p.extra_generation_params[EXACT_STRENGTH_TEXT] = True
     p.extra_generation_params["DP-DMD image steps"] = f"{part.num_steps} of {steps}"

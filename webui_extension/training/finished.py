@@ -11,6 +11,7 @@ from PIL import Image
 
 from ...app.jobs import Job
 from ...app.library.path_checks import is_inside, resolved
+from ...app.report.images import first_image
 from ...app.runs.previews import student_previews
 from ...core.errors import DPDMDError
 from ...core.families import family
@@ -67,18 +68,23 @@ def write_card(lora: Path, run: Path) -> None:
     sheets = student_previews(run)
     own = MARK + "-picture"
     mine = (run / own).exists()
+    recipe = read_recipe(read_header(lora).metadata)
     if sheets and (mine or not any(lora.with_suffix(end).exists() for end in IMAGES)):
         with Image.open(sheets[-1].path) as sheet:
-            cover(sheet).save(lora.with_suffix(".png"))
+            cover(sheet, recipe).save(lora.with_suffix(".png"))
         atomic_write.write_text(run / own, "")
-    recipe = read_recipe(read_header(lora).metadata)
     place = lora.with_suffix(".json")
     if recipe is not None and not place.exists():
         atomic_write.write_text(place, json.dumps(card(recipe), indent=4) + "\n")
 
 
-def cover(sheet: Image.Image) -> Image.Image:
-    """The upper left part of a sheet of previews, upright as the host's cards are."""
+def cover(sheet: Image.Image, recipe: Recipe | None) -> Image.Image:
+    """One image of a sheet of previews; of another layout an upright part of it, as cards are."""
+    own = first_image(sheet, recipe.resolutions if recipe is not None else ())
+    if own is not None:
+        own = own.convert("RGB")
+        own.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
+        return own
     width, height = sheet.size
     if width > height * 2 / 3:
         width = round(height * 2 / 3)

@@ -10,10 +10,12 @@ import gradio as gr
 from ...app.gui import studio
 from ...app.gui.widgets.html import piece
 from ...app.library import surroundings
+from ...app.library.path_checks import is_inside, resolved
 from ...app.library.surroundings import Surroundings
-from ...app.prompts.reading import read_prompts
+from ...app.prompts.reading import prompts_text, read_prompts
 from ...core.errors import PromptError
 from ..host import folders, page
+from ..sampling.accordion import CLIP_SKIP
 from . import settings
 from .memory import keeper
 
@@ -38,8 +40,23 @@ def around(*, listed: bool = True) -> Surroundings:
         checkpoint=folders.chosen_checkpoint,
         prompt_lists=prompt_lists,
         read_prompts=read_prompt_list,
+        clip_skip=clip_skip,
+        prompt_tag=prompt_tag,
         before_start=keeper.before_start,
     )
+
+
+def clip_skip() -> int | None:
+    """The clip skip that the host samples SD 1.x with."""
+    found = page.option(CLIP_SKIP, None)
+    return int(found) if found is not None else None
+
+
+def prompt_tag(lora: Path) -> str:
+    """What calls a LoRA in a prompt; "" for one outside the host's folders."""
+    places = (resolved(str(folder)) for folder in folders.lora_folders())
+    inside = any(is_inside(resolved(str(lora)), place) for place in places)
+    return f"<lora:{lora.stem}:1>" if inside else ""
 
 
 def tabs() -> list[tuple[Any, str, str]]:
@@ -73,11 +90,11 @@ def read_prompt_list(name: str) -> str:
         PromptError: there is no such list, or it cannot be read.
     """
     if name == STYLES:
-        return "\n".join(_styles()) + "\n"
+        return prompts_text(_styles())
     path = _wildcards().get(name)
     if path is None:
         raise PromptError(f"There is no list of prompts named {name}. Reload the page.")
-    return "\n".join(read_prompts(path).prompts) + "\n"
+    return prompts_text(read_prompts(path).prompts)
 
 
 def _styles() -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from ....core.errors import DPDMDError
 from ....core.files import atomic_write
 from ...jobs import Job
+from ...prompts.reading import prompts_text
 from ..widgets.html import error_note, note
 
 Values = dict[str, Any]
@@ -71,7 +72,7 @@ def write_prompts(path: Path, prompts: Iterable[str]) -> str:
     """
     with atomic_write.explained(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write.write_text(path, "\n".join(prompts) + "\n")
+    atomic_write.write_text(path, prompts_text(prompts))
     return f"--prompts={path}"
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ....core.errors import DPDMDError, LoraError, SettingsError
-from ....core.families import check_files
+from ....core.families import FAMILY_LABELS, Detection, check_files, identify
+from ....core.files.tensor_file import read_header
+from ....core.recipe.recipe import Recipe, read_recipe
 from ... import jobs
 from ...config.knobs import parse_resolutions
 from ...config.request import parse_seeds
 from ...jobs import Job
 from ...library import choices as sources
+from ...library import surroundings
 from ...library.home import home
 from ..widgets.html import empty, frame
 from ..widgets.run_pieces import STATES, Address, report_of
@@ -23,6 +26,7 @@ from .changes import (
     Values,
     belongs_to,
     failed,
+    noted_at,
     started,
     text_of,
     write_prompts,
@@ -47,6 +51,8 @@ FORM: Values = {
 }
 """The controls of the form and what they begin with."""
 MAX_LORAS = 8
+LOOKED_AT = 12
+"""Files of each kind whose headers are read for a pair to begin with."""
 
 
 def initial() -> Values:
@@ -74,7 +80,7 @@ def submit(values: Mapping[str, Any]) -> Values:
 @belongs_to("models")
 def _models(values: Mapping[str, Any]) -> list[str]:
     checkpoint = sources.model_path(values.get("checkpoint"))
-    check_files(checkpoint, {})
+    detection = check_files(checkpoint, {})
     arguments = [str(checkpoint)]
     for names, strengths, option in (
         ("loras", "strengths", "--lora"),
@@ -85,8 +91,68 @@ def _models(values: Mapping[str, Any]) -> list[str]:
             raise LoraError(f"{len(chosen)} LoRAs were chosen; up to {MAX_LORAS} are compared.")
         if option == "--lora" and not chosen:
             raise LoraError("Choose at least one few-step LoRA to compare with its checkpoint.")
+        if option == "--lora":
+            for path, _ in chosen:
+                _check_pair(detection, path)
         arguments += [f"{option}={path}:{strength:g}" for path, strength in chosen]
     return arguments
+
+
+def _check_pair(detection: Detection, lora: Path) -> None:
+    """Raise LoraError if a few-step LoRA says that it is for another kind of checkpoint."""
+    recipe = read_recipe(read_header(lora).metadata)
+    if recipe is None:
+        return
+    made_for = f"{FAMILY_LABELS[recipe.family]} of {recipe.prediction}-prediction"
+    found = f"{FAMILY_LABELS[detection.family]} of {detection.prediction}-prediction"
+    if made_for != found:
+        raise LoraError(
+            f"{lora.name} was made for {made_for}; this checkpoint is {found}. A LoRA is compared "
+            "with a checkpoint of its own kind: choose another of either."
+        )
+
+
+@noted_at("models")
+def look_at_pair(values: Mapping[str, Any]) -> Values:
+    """What is wrong with the chosen checkpoint and LoRAs, said as soon as they are chosen."""
+    if values.get("checkpoint") and values.get("loras"):
+        _models(values)
+    return {"models_note": ""}
+
+
+def first_pair(loras: sources.Choices) -> Values:
+    """A checkpoint and a LoRA of it, the newest of ours first; without a pair no LoRA is chosen."""
+    loaded = surroundings.current.checkpoint() if surroundings.current.listed else None
+    every = [value for _, value in sources.checkpoints()]
+    own = [str(loaded)] if loaded is not None and str(loaded) in every else []
+    order = list(dict.fromkeys([*own, *every]))
+    kinds: dict[str, Detection | None] = {}
+    for _, lora in loras[:LOOKED_AT]:
+        recipe = _recipe(lora)
+        if recipe is None:
+            continue
+        teacher = Path(recipe.teacher_name or "").stem
+        for checkpoint in sorted(order, key=lambda path: Path(path).stem != teacher)[:LOOKED_AT]:
+            if checkpoint not in kinds:
+                kinds[checkpoint] = _kind(checkpoint)
+            kind = kinds[checkpoint]
+            if kind and (kind.family, kind.prediction) == (recipe.family, recipe.prediction):
+                return {"checkpoint": checkpoint, "loras": [lora]}
+    return {"checkpoint": order[0], "loras": []}
+
+
+def _recipe(lora: str) -> Recipe | None:
+    try:
+        return read_recipe(read_header(Path(lora)).metadata)
+    except (DPDMDError, OSError):
+        return None
+
+
+def _kind(checkpoint: str) -> Detection | None:
+    try:
+        return identify(Path(checkpoint))
+    except (DPDMDError, OSError):
+        return None
 
 
 @belongs_to("settings")

@@ -75,6 +75,7 @@ PARTS: dict[type[DPDMDError], str] = {
     OutputError: "output",
 }
 MAX_REMEMBERED_PROMPTS = 200_000
+NOT_WRITTEN = "unused.safetensors"
 
 
 def names() -> tuple[str, ...]:
@@ -93,15 +94,44 @@ def initial() -> Values:
         config_of(values)
     except DPDMDError:  # of another version
         values |= DistillConfig().to_dict()
-    loaded = surroundings.current.checkpoint() if listed else None
+    loaded, clip_skip = hosts()
     if loaded is not None:
-        values["checkpoint"] = str(loaded)
+        values["checkpoint"] = loaded
+    if clip_skip is not None and "clip_skip" not in remembered:
+        values["clip_skip"] = clip_skip
     if not values["checkpoint"]:
         values["checkpoint"] = sources.checkpoints()[0][1]
         if listed and Path(values["checkpoint"]).parent == sources.ASSETS:
             values |= _demo(Path(values["checkpoint"]))
     values["name"] = sources.free_output(values["output_folder"], str(values["name"]))
     return values
+
+
+def hosts() -> list[object]:
+    """[the checkpoint that is chosen in the host, its clip skip]; None for what it does not say."""
+    around = surroundings.current
+    loaded = around.checkpoint() if around.listed else None
+    return [str(loaded) if loaded is not None else None, around.clip_skip()]
+
+
+def follow(values: Mapping[str, Any]) -> Values:
+    """The host's checkpoint and clip skip where they are other ones than when it was last asked.
+
+    Args:
+        values: `hosts` is what was said then.
+    """
+    before, now = list(values.get("hosts") or [None, None]), hosts()
+    changed = {
+        name: value
+        for name, old, value in zip(("checkpoint", "clip_skip"), before, now, strict=True)
+        if value is not None and value != old
+    }
+    return changed | {"hosts": now}
+
+
+def take(values: Mapping[str, Any]) -> Values:
+    """The host's checkpoint and clip skip, whatever stands in the form."""
+    return follow({"hosts": [None, None]})
 
 
 def _demo(checkpoint: Path) -> Values:
@@ -164,14 +194,20 @@ def prompts_of(values: Mapping[str, Any]) -> PromptList:
     return parse_prompts(str(values.get("prompts") or ""), "The prompts field")
 
 
-def request_of(values: Mapping[str, Any]) -> DistillRequest:
-    """The request that the form describes, or FormError for the part that is wrong."""
+def request_of(values: Mapping[str, Any], *, writes: bool = True) -> DistillRequest:
+    """The request that the form describes, or FormError for the part that is wrong.
+
+    Args:
+        writes: whether a LoRA will be written; else where it goes is not looked at.
+    """
     with belongs_to("settings"):
         config = config_of(values)
     with belongs_to("checkpoint"):
         model = model_files(values, sources.model_path(values.get("checkpoint")))
-    with belongs_to("output"):
-        output = sources.chosen_output(values.get("output_folder"), values.get("name"))
+    output = Path(NOT_WRITTEN)
+    if writes:
+        with belongs_to("output"):
+            output = sources.chosen_output(values.get("output_folder"), values.get("name"))
     with belongs_to("loras"):
         loras = chosen_loras(values, "teacher_loras", "strengths")
     return DistillRequest(
@@ -237,6 +273,21 @@ def submit(values: Mapping[str, Any]) -> Values:
         more = f" This form will not be remembered: {error}"
     free = sources.free_output(values.get("output_folder"), job.title)
     return started(NOTES, job, more) | {"name": free}
+
+
+def check(values: Mapping[str, Any]) -> Values:
+    """Queue a check of the checkpoint with what the form holds; `selected` is the job's id.
+
+    Prompts may be missing, and nothing is said of where a LoRA would go.
+    """
+    try:
+        request = request_of(values, writes=False)
+        prompts = prompts_of(values).prompts if text_of(values, "prompts") else ()
+        before_start()
+        job = jobs.submit_check(request, prompts)
+    except DPDMDError as error:
+        return _failed(error)
+    return started(NOTES, job)
 
 
 def _failed(error: DPDMDError) -> Values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +16,7 @@ from ...library import preferences
 from ...library.home import home
 from ...library.model_folders import size_text
 from ...prompts.expansion import expand
-from ...prompts.reading import PromptList, read_prompts
+from ...prompts.reading import PromptList, prompts_text, read_prompts
 from ...runs.checks import checked_runs
 from ...runs.directory import RunDirectory
 from ..widgets.html import duration, error_note, facts, note, piece
@@ -136,6 +136,11 @@ def checkpoint_bytes(path: Path) -> int:
 
 def describe_prompts(values: Mapping[str, Any]) -> Values:
     """How many prompts there are, what was dropped, and a few as the model will read them."""
+    return _described(values, ())
+
+
+def _described(values: Mapping[str, Any], said: Iterable[str]) -> Values:
+    """The same; `said`: what is to be known of how the text came about."""
     if not text_of(values, "prompts"):
         return {"prompts_count": "No prompts yet.", "examples": "", "prompts_note": ""}
     try:
@@ -148,7 +153,7 @@ def describe_prompts(values: Mapping[str, Any]) -> Values:
     held_out = _held_out(count, values.get("evaluation_prompts"))
     return {
         "prompts_count": piece("prompt_count", text, held_out),
-        "examples": piece("examples", found.notes, shown),
+        "examples": piece("examples", (*said, *found.notes), shown),
         "prompts_note": "",
     }
 
@@ -165,8 +170,9 @@ def read_prompt_source(values: Mapping[str, Any]) -> Values:
     """The prompts of an uploaded file, or of a path in the named folders, counted."""
     uploaded = values.get("prompts_upload")
     path = Path(uploaded) if uploaded else sources.prompts_path(values.get("prompts_path"))
-    text = "\n".join(read_prompts(path).prompts) + "\n"
-    return {"prompts": text} | describe_prompts({**values, "prompts": text})
+    found = read_prompts(path)
+    text = prompts_text(found.prompts)
+    return {"prompts": text} | _described({**values, "prompts": text}, found.notes)
 
 
 def _held_out(count: int, wanted: object) -> str:

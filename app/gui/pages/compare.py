@@ -35,6 +35,9 @@ def build(selected: Any, tabs: Any, address: Address | None) -> Page:
         ("chosen",),
         ("report",),
     )
+    models = ("checkpoint", "loras", "strengths", "styles", "style_strengths")
+    for name in ("checkpoint", "loras"):
+        on(parts[name].input, form.look_at_pair, parts, models, ("models_note",))
     done = on(parts["start"].click, form.submit, parts, form.FORM, AFTER_START)
     return Page(parts, lambda values: opening(values, address), OPENED, (done,))
 
@@ -49,10 +52,11 @@ def opening(values: Values, address: Address | None) -> Values:
         "styles": Change(choices=loras),
         "chosen": listed,
     } | form.show(listed["value"], address)
-    if not values.get("checkpoint"):
-        found["checkpoint"]["value"] = found["checkpoint"]["choices"][0][1]
     if not values.get("loras"):
-        found["loras"]["value"] = [value for _, value in loras[:1]]
+        pair = form.first_pair(loras)
+        if not values.get("checkpoint") or pair["loras"]:
+            found["checkpoint"]["value"] = pair["checkpoint"]
+        found["loras"]["value"] = pair["loras"]
     return found
 
 

@@ -11,6 +11,7 @@ from ..forms import distill_hints as hints
 from ..forms import trainer as trainer_form
 from ..forms.changes import Values
 from ..forms.controls import PLAIN, Control, advanced, controls
+from ..widgets.html import piece
 from ..widgets.wiring import (
     Builder,
     Components,
@@ -29,9 +30,16 @@ OTHER_FILES = {
     "vae": "VAE (for previews)",
 }
 
+CHECK = (
+    "Before a first run: a check tells in about fifteen minutes on a card whether this checkpoint "
+    "can be distilled here with these settings, how much memory that really takes and how long."
+)
 COST = ("checkpoint", "memory", *OTHER_FILES, *controls())
 FOLDERS = ("checkpoint", "teacher_loras", "settings_lora", "folder", "new_folder", "folder_note")
 LISTS = (*FOLDERS, "trainer_box", "trainer")
+FOLLOW, TAKE = "dpdmd-follow", "dpdmd-take"
+"""Hidden buttons that a host's script clicks: the form is seen again, its checkpoint is wanted."""
+FOLLOWING = ("checkpoint", "clip_skip", "hosts")
 AFTER_START = (*(f"{name}_note" for name in form.NOTES), "selected", "name", "tabs")
 
 
@@ -43,8 +51,10 @@ def build(selected: Any, tabs: Any) -> Page:
         tabs: the pages' tabs; a start shows the Runs page.
     """
     first = opening()
-    made = Builder(first, selected=selected, tabs=tabs)
+    made = Builder(first, selected=selected, tabs=tabs, hosts=gr.State(form.hosts()))
     form_and_start(made, (_checkpoint, _prompts, _settings, _loras, _output), _start)
+    made.button("follow", "", elem_id=FOLLOW, elem_classes=["dp-hidden"])
+    made.button("take", "", elem_id=TAKE, elem_classes=["dp-hidden"])
     return Page(made.parts, lambda values: opening(), tuple(first), _wire(made.parts))
 
 
@@ -103,7 +113,7 @@ def _prompts(made: Builder) -> None:
         with gr.Accordion("From a file, or from images you made", open=False):
             made.parts["prompts_upload"] = gr.File(label="A text file with prompts")
             with with_button():
-                label = "A text file, or a folder of PNGs made in A1111 or ComfyUI"
+                label = "A text file, or a folder of images made in A1111 or ComfyUI"
                 info = "In one of the folders above. Only the images' prompts are read."
                 made.text("prompts_path", label, info, scale=5)
                 made.button_beside("read_path", "Read")
@@ -175,6 +185,8 @@ def _start(made: Builder) -> None:
         made.note("trainer_note")
     with section("Before you start", kind="dp-card"):
         made.markup("estimate")
+        gr.HTML(value=piece("paragraph", CHECK, "dp-soft"), elem_classes=["dp"])
+        made.button("check", "Check this checkpoint", elem_id="dpdmd-check")
         made.button("start", "Start distilling", variant="primary", elem_id="dpdmd-start")
         made.note("start_note")
 
@@ -195,6 +207,10 @@ def _wire(parts: Components) -> Any:
     event = on(parts["checkpoint"].input, hints.describe_checkpoint, parts, model, described)
     event = on(event.then, form.apply_preset, parts, model, preset)
     on(event.then, hints.describe_cost, parts, **cost)
+    for button, follow in (("follow", form.follow), ("take", form.take)):
+        event = on(parts[button].click, follow, parts, ("hosts",), FOLLOWING)
+        event = on(event.then, hints.describe_checkpoint, parts, model, described)
+        on(event.then, hints.describe_cost, parts, **cost)
     for name in OTHER_FILES:
         event = on(parts[name].blur, hints.describe_checkpoint, parts, model, described)
         on(event.then, hints.describe_cost, parts, **cost)
@@ -221,4 +237,5 @@ def _wire(parts: Components) -> Any:
     shown = ("trainer_note", "selected", "tabs")
     set_up = on(parts["set_up"].click, trainer_form.set_up, parts, (), shown)
     started = on(parts["start"].click, form.submit, parts, form.names(), AFTER_START)
-    return started, set_up
+    checked = on(parts["check"].click, form.check, parts, form.names(), AFTER_START)
+    return started, checked, set_up

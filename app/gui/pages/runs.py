@@ -56,6 +56,7 @@ def build(selected: Any, address: Address | None) -> Components:
                     )
             made.note("message")
             made.markup("findings")
+            made.markup("check")
             made.markup("images")
             made.markup("curves")
             _folded(made, "more", "More curves")

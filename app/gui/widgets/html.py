@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...findings.diagnosis import Finding
+from ...findings.outcome import TOO_VARIED
 from ...report.templating import html_templates
 
 MAX_IMAGE_BYTES = 24 << 20
@@ -54,9 +55,16 @@ def copyable(label: str, text: str) -> str:
     return piece("copyable", label, text)
 
 
+def prompt_tag(tag: str) -> str:
+    """What calls a LoRA in a prompt, with buttons that copy it and write it there."""
+    return piece("prompt_tag", tag)
+
+
 def diversity_meter(kept: float, step: int) -> str:
     """The student's diversity on a scale where the teacher's is 100 %."""
-    return piece("diversity_meter", kept, step, DIVERSITY_SCALE) if math.isfinite(kept) else ""
+    if not math.isfinite(kept):
+        return ""
+    return piece("diversity_meter", kept, step, DIVERSITY_SCALE, kept >= TOO_VARIED)
 
 
 def findings(found: Sequence[Finding]) -> str:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ....core.errors import DPDMDError
 from ....core.files.tensor_file import read_header
 from ....core.recipe.recipe import read_recipe, usage_hint
+from ...findings.checkup import read_lines
 from ...findings.diagnosis import diagnose
 from ...jobs import Job, log_tail
+from ...library import surroundings
+from ...runs.checks import FEW_STEPS_SHEET, TEACHER_SHEET, sheets
 from ...runs.directory import EVALUATIONS, METRICS, RunDirectory
 from ...runs.previews import TEACHER, student_previews
 from . import html
@@ -29,10 +32,20 @@ STATES = {
 }
 KINDS = {
     "distill": "Distillation",
+    "check": "Check",
     "compare": "Comparison",
     "package": "Package",
     "setup": "Set-up",
 }
+UNITS = {"distill": "updates", "check": "parts"}
+"""What a job goes through, where these are not steps."""
+MADE = {"check": "Check"}
+"""What the folder is called that a job made."""
+SHEETS = {
+    TEACHER_SHEET: ("Images of the teacher", "Teacher, guided, all its steps"),
+    FEW_STEPS_SHEET: ("The same seeds in a few plain steps", "A few steps without guidance"),
+}
+"""Description and caption of the sheets of a check."""
 LIVE = ("queued", "starting", "running", "stopping")
 MORE_CURVES = (
     "teacher_distance",
@@ -71,6 +84,7 @@ def pieces(job: Job, address: Address | None = None) -> dict[str, Piece]:
     return {
         "status": piece_of(status(job)),
         "findings": (_marks(job, METRICS, EVALUATIONS, job.state), lambda: findings(job)),
+        "check": (_marks(job, "output.txt", job.state), lambda: check(job)),
         "images": (_images_key(job), lambda: images(job)),
         "curves": (measured, lambda: curves(job, first=True)),
         "more": (measured, lambda: curves(job, first=False)),
@@ -110,6 +124,8 @@ def _said(job: Job) -> str:
         return html.error_note(job.message)
     if job.state == "stopped" and job.kind == "distill":
         return html.note("What there was is kept. Resume goes on exactly where it stopped.")
+    if job.state == "stopped" and job.kind == "check":
+        return html.note("What is finished is kept. Resume goes on with the next part.")
     if job.state in ("starting", "running") and not PROGRESS_LINE.match(job.message):
         return html.note(job.message)
     return ""
@@ -117,7 +133,7 @@ def _said(job: Job) -> str:
 
 def how_far(job: Job) -> str:
     """Such as "54 of 200 updates · 2.9 s each · 7 min left"."""
-    unit = "updates" if job.kind == "distill" else "steps"
+    unit = UNITS.get(job.kind, "steps")
     words = [f"{job.step:,} of {job.steps:,} {unit}"]
     if job.state in LIVE:
         if job.seconds_per_step:
@@ -141,20 +157,38 @@ def findings(job: Job) -> str:
     return meter + html.findings(diagnose(run))
 
 
+def check(job: Job) -> str:
+    """What a check found, as a table with its verdicts, and the same to be pasted."""
+    lines = read_lines(job.result) if job.kind == "check" else []
+    if not lines:
+        return ""
+    text = job.result.get("table")
+    return html.render("check.html", lines=lines, text=text if isinstance(text, str) else "")
+
+
 def _images_key(job: Job) -> str:
     teacher = (job.path / "previews" / TEACHER).exists()
-    return f"{job.id}/{teacher}/{len(student_previews(job.path))}"
+    return f"{job.id}/{teacher}/{len(student_previews(job.path))}/{job.result.get('folder')}"
 
 
 def images(job: Job) -> str:
     """The teacher's and the newest student's sheet side by side, an early one before them."""
+    if job.kind == "check":
+        return _shown(
+            [(sheet.path, *SHEETS[sheet.name]) for sheet in sheets(job.result.get("folder"))]
+        )
     text = "Images of the teacher for fixed prompts and seeds"
-    sheets = [(job.path / "previews" / TEACHER, text, "Teacher, all its steps")]
+    found = [(job.path / "previews" / TEACHER, text, "Teacher, all its steps")]
     students = student_previews(job.path)
     for sheet in [students[-1], students[0]] if len(students) > 1 else students:
         text = f"The student's images after update {sheet.step}, same prompts and seeds"
-        sheets.append((sheet.path, text, f"Student after update {sheet.step:,}"))
-    read = [(html.encoded_image(path), *words) for path, *words in sheets]
+        found.append((sheet.path, text, f"Student after update {sheet.step:,}"))
+    return _shown(found)
+
+
+def _shown(found: Iterable[tuple[Path, str, str]]) -> str:
+    """Images with a description and a caption each; "" if none can be read."""
+    read = [(html.encoded_image(path), *words) for path, *words in found]
     shown = [sheet for sheet in read if sheet[0]]
     return html.render("images.html", sheets=shown) if shown else ""
 
@@ -181,10 +215,12 @@ def files(job: Job) -> str:
     rows = []
     lora = job.result.get("lora")
     if isinstance(lora, str):
+        tag = surroundings.current.prompt_tag(Path(lora))
+        rows += [html.prompt_tag(tag)] if tag else []
         rows.append(html.copyable("LoRA", lora))
     made = result_path(job, "folder")
     if made:
-        rows.append(html.copyable("Package", str(made)))
+        rows.append(html.copyable(MADE.get(job.kind, "Package"), str(made)))
     rows.append(html.copyable("Run folder" if job.kind == "distill" else "Files", str(job.path)))
     usage = _usage(Path(lora)) if isinstance(lora, str) else ""
     return usage + "".join(rows)

@@ -12,7 +12,18 @@ from ..forms.trainer import before_start
 from . import html
 from .run_pieces import LIVE, STATES, Address, piece_of, pieces
 
-PIECES = ("list", "status", "findings", "images", "curves", "more", "files", "log", "report")
+PIECES = (
+    "list",
+    "status",
+    "findings",
+    "check",
+    "images",
+    "curves",
+    "more",
+    "files",
+    "log",
+    "report",
+)
 FOLDED = ("more", "report", "log")
 """Pieces inside a box of their own, `<name>_box`, that is there only when they are."""
 BUTTONS = ("start", "stop", "up", "down", "duplicate", "delete")
@@ -125,7 +136,10 @@ def _act(action: str, id: str, text: str) -> Values:
         jobs.start(id)
         return _said("It is in the queue.")
     if action == "stop":
-        if jobs.stop(id).live:
+        job = jobs.stop(id)
+        if job.live and job.kind != "distill":
+            return _said("It stops.")
+        if job.live:
             return _said("It stops after the update at hand and keeps what there is.")
         return _said("It is out of the queue.")
     if action in ("up", "down"):

@@ -68,18 +68,23 @@ def _openclip_source(infos: Mapping[str, TensorInfo]) -> Source:
     def source(name: str) -> TensorSource:
         if name == "text_projection.weight":
             return _projection_source(infos, PROJECTIONS[0])
-        name = name if name.startswith("text_model.") else f"text_model.{name}"
-        if name in OPENCLIP_TOP:
-            return TensorSource(OPENCLIP_TOP[name])
-        _, _, _, index, inner = name.split(".", 4)
-        module, _, leaf = inner.rpartition(".")
-        block = f"transformer.resblocks.{index}"
-        if module in OPENCLIP_LAYER:
-            return TensorSource(f"{block}.{OPENCLIP_LAYER[module]}.{leaf}")
-        part = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(module)
-        return TensorSource(f"{block}.attn.in_proj_{leaf}", part)
+        return openclip_place(name)
 
     return source
+
+
+def openclip_place(name: str) -> TensorSource:
+    """Where OpenCLIP has a parameter of CLIP's layers; ValueError if it has none of that name."""
+    name = name if name.startswith("text_model.") else f"text_model.{name}"
+    if name in OPENCLIP_TOP:
+        return TensorSource(OPENCLIP_TOP[name])
+    _, _, _, index, inner = name.split(".", 4)
+    module, _, leaf = inner.rpartition(".")
+    block = f"transformer.resblocks.{index}"
+    if module in OPENCLIP_LAYER:
+        return TensorSource(f"{block}.{OPENCLIP_LAYER[module]}.{leaf}")
+    part = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(module)
+    return TensorSource(f"{block}.attn.in_proj_{leaf}", part)
 
 
 def t5_source(infos: Mapping[str, TensorInfo]) -> Source:

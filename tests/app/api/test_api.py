@@ -18,6 +18,7 @@ from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.app.environment import Environment, readiness
 from dpdmd_studio.app.jobs import files as job_files
 from dpdmd_studio.app.jobs import spawn
+from dpdmd_studio.app.library.home import home as data_folder
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.app.runs.lock import owned
 from tiny_runs import TINY
@@ -188,13 +189,51 @@ def test_actions_do_what_they_say(api, models, monkeypatch):
     assert post(api, f"/runs/{job.id}/resume")[1]["state"] == "queued"
     copy = post(api, f"/runs/{job.id}/duplicate", {"title": "again"})[1]
     assert (copy["title"], copy["state"], copy["kind"]) == ("again", "new", "distill")
-    assert post(api, f"/runs/{copy['id']}/delete")[0] == 200
+    deleted = post(api, f"/runs/{copy['id']}/delete")[1]
     assert copy["id"] not in [job.id for job in jobs.all_jobs()]
+    back = post(api, f"/trash/{deleted['trash']}/restore")[1]
+    assert (back["id"], back["title"]) == (copy["id"], "again")
+    assert jobs.get_job(copy["id"]).state == "new"
+    assert post(api, f"/trash/{deleted['trash']}/restore")[0] == 409
     with owned(job_files.job_folder(job.id) / "lock.json"):
         assert post(api, f"/runs/{job.id}/delete")[0] == 409
         assert post(api, f"/runs/{job.id}/start")[0] == 409
         assert post(api, f"/runs/{job.id}/stop")[1]["state"] == "stopping"
         assert (job.path / "stop").exists()
+
+
+def test_a_run_gives_its_report_and_nothing_that_lies_elsewhere(api, models, tmp_path):
+    job = make(models)
+    folder = job.path / "report"
+    assert get(api, f"/runs/{job.id}")[1]["report"] is False
+    assert get(api, f"/runs/{job.id}/report")[0] == 404
+    folder.mkdir()
+    (folder / "report.html").write_text("<p>it</p>")
+    found = api.handle("GET", f"{PREFIX}/runs/{job.id}/report", {}, b"", {})
+    assert (found.status, found.body) == (200, b"<p>it</p>")
+    assert found.content_type.startswith("text/html")
+    assert "default-src 'none'" in found.headers["Content-Security-Policy"]
+    assert get(api, f"/runs/{job.id}")[1]["report"] is True
+    (folder / "report.html").unlink()
+    (tmp_path / "secret.html").write_text("secret")
+    (folder / "report.html").symlink_to(tmp_path / "secret.html")
+    assert get(api, f"/runs/{job.id}/report")[0] == 404
+
+
+def test_a_package_of_a_run_is_queued_with_the_name_of_its_lora(api, models):
+    job = make(models)
+    assert post(api, f"/runs/{job.id}/share")[0] == 409  # it has no LoRA yet
+    lora = models / "my style.safetensors"
+    lora.write_bytes(b"x")
+    RunDirectory(job.path).write_json("result.json", {"lora": str(lora)})
+    (data_folder() / "packages" / "my-style").mkdir(parents=True)
+    status, package = post(api, f"/runs/{job.id}/share")
+    assert (status, package["kind"], package["state"]) == (200, "package", "queued")
+    assert package["title"] == "Package my style"
+    task = json.loads((job_files.job_folder(package["id"]) / "task.json").read_text())
+    output = str(data_folder() / "packages" / "my-style-2")
+    expected = [str(job.path), "--name=my style", "--count=8", "--output", output, "--json"]
+    assert task["arguments"] == ["package", *expected]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +267,48 @@ def test_a_run_is_made_of_what_a_page_sends(api, tmp_path):
     assert run.given_prompts() == ["a cat", "a dog"]
     assert run.settings()["output"] == str(tmp_path / "loras" / "mine-2.safetensors")
     assert run.settings()["config"]["steps"] == TINY["steps"]
+
+
+def test_a_check_is_made_of_what_a_page_sends_or_of_a_run(api, models, home):
+    body = {"checkpoint": "base.safetensors", "title": "First", "config": dict(TINY)}
+    status, job = post(api, "/checks", body)
+    assert (status, job["kind"], job["state"], job["title"]) == (200, "check", "queued", "First")
+    assert post(api, "/checks", body)[1]["id"] == job["id"], "asked twice, done once"
+    other = post(api, "/checks", body | {"prompts": ["a cat"]})[1]
+    assert (job_files.job_folder(other["id"]) / "prompts.txt").read_text() == "a cat\n"
+    run = make(models)
+    of_run = post(api, f"/runs/{run.id}/check")[1]
+    assert of_run["kind"] == "check" and of_run["id"] not in (job["id"], other["id"])
+    assert post(api, f"/runs/{of_run['id']}/check")[0] == 409
+    for change, words in (
+        ({"checkpoint": "../secret.safetensors"}, "outside the folders"),
+        ({"output_name": "x"}, "Unknown: output_name"),
+        ({"config": {"steps": 0}}, "least allowed"),
+        ({"prompts": [1]}, "no prompts"),
+    ):
+        status, answer = post(api, "/checks", body | change)
+        assert status == 400 and words in answer["error"]
+    assert len(jobs.all_jobs()) == 4
+
+
+def test_a_finished_check_has_its_lines_and_gives_out_its_sheets_alone(api, home):
+    body = {"checkpoint": "base.safetensors", "config": dict(TINY)}
+    path = job_files.job_folder(post(api, "/checks", body)[1]["id"])
+    folder = home / "checks" / "base-0123456789"
+    folder.mkdir(parents=True)
+    for name in ("teacher.png", "few-steps.png", "other.png"):
+        (folder / name).write_bytes(PNG + name.encode())
+    line = {"name": "Time", "found": "2 s", "verdict": "green", "advice": ""}
+    result = {"folder": str(folder), "lines": [line], "table": "| t |"}
+    (path / "queued").unlink()
+    (path / "exit.json").write_text(json.dumps({"code": 0, "stopped": False, "at": 1.0}))
+    (path / "output.txt").write_text(json.dumps(result) + "\n")
+    run = get(api, f"/runs/{path.name}")[1]
+    assert run["result"]["lines"] == [line] and run["findings"] == []
+    assert [found["name"] for found in run["previews"]] == ["teacher.png", "few-steps.png"]
+    picture = api.handle("GET", run["previews"][1]["url"], {}, b"", {})
+    assert picture.body == PNG + b"few-steps.png"
+    assert get(api, f"/runs/{path.name}/previews/other.png")[0] == 404
 
 
 @pytest.mark.parametrize(

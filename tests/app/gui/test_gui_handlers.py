@@ -21,13 +21,17 @@ from dpdmd_studio.app.gui.forms import compare as compare_form
 from dpdmd_studio.app.gui.forms import controls, distill_hints
 from dpdmd_studio.app.gui.forms import distill as distill_form
 from dpdmd_studio.app.gui.forms import share as share_form
+from dpdmd_studio.app.gui.pages import compare as compare_page
 from dpdmd_studio.app.gui.widgets import html, run_pieces, runs_view
 from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.app.library import preferences
 from dpdmd_studio.app.runs.directory import RunDirectory
-from dpdmd_studio.app.runs.settings_file import config_text
+from dpdmd_studio.app.runs.settings_file import config_text, import_settings
 from dpdmd_studio.core.errors import DPDMDError, SettingsError
+from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.core.recipe.recipe import METADATA_KEY
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 EMOJI = str(sources.ASSETS / "emoji-sd3.safetensors")
@@ -205,6 +209,25 @@ def test_prompts_come_from_uploads_and_from_named_folders_alone(tmp_path):
     assert distill_hints.read_prompt_source({"prompts_path": str(file)})["prompts"] == (
         "a cat\na dog\n"
     )
+
+
+def test_a_prompt_that_begins_like_a_comment_reaches_the_form_and_is_never_lost_unsaid(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "#1 fan art\nSteps: 4, Sampler: Euler, Seed: 1")
+    (tmp_path / "made").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "made" / "a.png", pnginfo=info)
+    (tmp_path / "prompts.txt").write_text("#2 fan art\na cat\n", encoding="utf-8")
+    sources.add_folder(str(tmp_path))
+    answer = distill_hints.read_prompt_source({"prompts_path": str(tmp_path / "made")})
+    assert answer["prompts"] == "\\#1 fan art\n"
+    assert distill_form.prompts_of(answer).prompts == ("#1 fan art",)
+    assert "1 images read, 1 with a prompt" in text_of(answer["examples"])
+    answer = distill_hints.read_prompt_source({"prompts_path": str(tmp_path / "prompts.txt")})
+    assert answer["prompts"] == "a cat\n"
+    typed = distill_hints.describe_prompts({"prompts": "#2 fan art\na cat"})
+    for shown in (answer, typed):
+        assert "1 lines that begin with # were left out" in text_of(shown["examples"])
+        assert "#2 fan art" in text_of(shown["examples"])
 
 
 def test_settings_travel_through_a_file(form, tmp_path):
@@ -436,6 +459,69 @@ def test_durations_have_units(seconds, text):
     assert html.duration(seconds) == text
 
 
+# Check
+
+
+def test_a_check_is_queued_with_what_the_form_holds(form, home):
+    values = form | {"prompts": "", "output_folder": "/nowhere/at/all", "name": ""}
+    answer = distill_form.check(values)
+    job = jobs.get_job(answer["selected"])
+    assert (job.kind, job.state) == ("check", "queued") and answer["tabs"]["selected"] == "runs"
+    assert task(job)[:2] == ["check", values["checkpoint"]]
+    settings = import_settings(job.path / "checked-settings.json")
+    assert (settings.steps, settings.batch_size) == (values["steps"], values["batch_size"])
+    assert not any(word.startswith("--prompts") for word in task(job))
+    named = distill_form.check(values | {"prompts": "a cat\n# no\na dog"})["selected"]
+    assert (jobs.get_job(named).path / "prompts.txt").read_text() == "a cat\na dog\n"
+    wrong = distill_form.check(values | {"steps": 0})
+    assert "selected" not in wrong and 'role="alert"' in wrong["settings_note"]
+
+
+def test_a_finished_check_shows_its_verdicts_its_images_and_the_table_to_paste(form, home):
+    job = jobs.get_job(distill_form.check(form)["selected"])
+    assert runs_view.refresh(job.id, {})["check"] == {"value": "", "visible": False}
+    folder = home / "checks" / "shapes-0123456789"
+    folder.mkdir(parents=True)
+    (folder / "teacher.png").write_bytes(PNG)
+    lines = [
+        {"name": "Teacher's picture", "found": HOSTILE, "verdict": "red", "advice": "Do it."},
+        {"name": "Time", "found": "2 s an update", "verdict": "green", "advice": ""},
+        {"name": "Odd", "found": 3, "verdict": "green", "advice": ""},
+        {"name": "Odd", "found": "", "verdict": "blue", "advice": ""},
+    ]
+    result = {"folder": str(folder), "lines": [*lines, None], "table": f"| a |\n{HOSTILE}"}
+    finish_task(job, result)
+    answer = runs_view.refresh(job.id, {})
+    shown = answer["check"]["value"]
+    assert re.findall(r"dp-verdict dp-([a-z-]+)", shown) == ["red", "green"]
+    assert "<img" not in shown and "Do it." in shown
+    (text,) = re.findall(r'data-copy="([^"]*)"', shown)
+    assert unescape(text) == result["table"]
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", answer["images"]["value"])
+    assert captions == ["Teacher, guided, all its steps"]
+    assert not answer["duplicate"]["visible"] and answer["delete"]["visible"]
+    finish_task(job, result | {"folder": str(home)})  # no place of a check
+    (home / "teacher.png").write_bytes(PNG)
+    assert runs_view.refresh(job.id, {})["images"]["value"] == ""
+
+
+def finish_task(job: jobs.Job, result: dict) -> None:
+    (job.path / "queued").unlink(missing_ok=True)
+    note = {"code": 0, "message": "", "stopped": False, "at": 1.0}
+    (job.path / "exit.json").write_text(json.dumps(note), encoding="utf-8")
+    (job.path / "output.txt").write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+# Diversity
+
+
+@pytest.mark.parametrize(("kept", "odd"), [(0.4, False), (1.1, False), (1.64, True)])
+def test_more_diversity_than_the_teachers_is_no_success(kept, odd):
+    meter = html.diversity_meter(kept, 20)
+    assert ("dp-odd" in meter) is odd and ("noise or broken images" in meter) is odd
+    assert f"{kept:.0%}" in meter
+
+
 # Compare
 
 
@@ -448,7 +534,7 @@ def test_a_comparison_becomes_the_command_that_a_terminal_would_run(run):
         "teacher_steps": "20",
         "guidance_scale": "2.5",
         "baseline": False,
-        "prompts": "a cat\n# not this\na dog",
+        "prompts": "a cat\n# not this\na dog\n\\#1 fan",
         "title": HOSTILE,
     }
     job = jobs.get_job(compare_form.submit(values)["selected"])
@@ -459,7 +545,7 @@ def test_a_comparison_becomes_the_command_that_a_terminal_would_run(run):
         "--guidance-scale=2.5", "--no-rival", f"--prompts={output / 'prompts.txt'}",
         "--output", str(output), "--json",
     ]  # fmt: skip
-    assert (output / "prompts.txt").read_text(encoding="utf-8") == "a cat\na dog\n"
+    assert (output / "prompts.txt").read_text(encoding="utf-8") == "a cat\na dog\n\\#1 fan\n"
     assert job.title.startswith("<img")
     assert "<img" not in compare_form.show(job.id)["report"]
 
@@ -483,6 +569,41 @@ def test_mistakes_of_a_comparison_are_named_at_their_control(run, changed, part,
     lora = finish(run)
     answer = compare_form.submit(compare_form.initial() | {"loras": [str(lora)]} | changed)
     assert message in text_of(answer[f"{part}_note"]) and "selected" not in answer
+
+
+def made_for(path: Path, family: str, prediction: str, teacher: str = "") -> str:
+    """A LoRA with a recipe for that kind of checkpoint."""
+    recipe = dataclasses.replace(default_recipe(family, prediction), teacher_name=teacher)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {METADATA_KEY: recipe.to_json()}
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, path, told)
+    return str(path)
+
+
+def test_a_comparison_opens_with_a_pair_that_fits(home):
+    other = SHAPES.replace("sd3", "sd1")
+    folder = home / "loras"
+    assert compare_form.first_pair([]) == {"checkpoint": SHAPES, "loras": []}
+    xl = made_for(folder / "xl.safetensors", "sdxl", "eps")
+    plain = str(folder / "plain.safetensors")
+    Path(plain).write_bytes(tiny_lora())
+    none = [("xl", xl), ("plain", plain), ("gone", str(folder / "gone.safetensors"))]
+    assert compare_form.first_pair(none) == {"checkpoint": SHAPES, "loras": []}
+    eps = made_for(folder / "eps.safetensors", "sd1", "eps")
+    pair = compare_form.first_pair([*none, ("eps", eps)])
+    assert pair == {"checkpoint": other, "loras": [eps]}
+    opened = compare_page.opening({}, None)
+    assert (opened["checkpoint"]["value"], opened["loras"]["value"]) == (other, [eps])
+
+
+def test_a_pair_that_cannot_be_is_refused_as_soon_as_it_is_chosen(home):
+    eps = made_for(home / "loras" / "eps.safetensors", "sd1", "eps")
+    values = compare_form.initial() | {"loras": [eps], "prompts": "a cat"}
+    said = text_of(compare_form.look_at_pair(values)["models_note"])
+    assert "eps.safetensors was made for SD 1.x of eps-prediction; this checkpoint is SD3" in said
+    assert said == text_of(compare_form.submit(values)["models_note"])
+    fits = values | {"checkpoint": SHAPES.replace("sd3", "sd1")}
+    assert compare_form.look_at_pair(fits) == {"models_note": ""}
 
 
 # Share

@@ -29,6 +29,7 @@ from dpdmd_studio.app.runs import exit_note
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.app.runs.lock import LOCK_VERSION, owned
 from dpdmd_studio.app.runs.process_identity import identity_of
+from dpdmd_studio.app.runs.settings_file import import_settings
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import (
     CheckpointError,
@@ -449,6 +450,61 @@ def test_a_wrong_task_is_refused(kind, arguments):
     with pytest.raises(SettingsError):
         jobs.submit_task(kind, arguments, "x")
     assert jobs.all_jobs() == []
+
+
+def test_a_check_brings_its_files_and_is_not_queued_twice(request_, tmp_path):
+    asked = dataclasses.replace(
+        request_,
+        config=dataclasses.replace(request_.config, device="cpu"),
+        output="/nowhere/at/all.ckpt",  # it writes none
+    )
+    prompts = ["a cat", "#1 fan art", "a third, which is not drawn"]
+    job = jobs.submit_check(asked, prompts)
+    assert (job.kind, job.state, job.title) == ("check", "queued", "Check of sd1")
+    task = json.loads((job.path / "task.json").read_text())
+    checkpoint = str(Path(asked.model.checkpoint).resolve())
+    assert task["arguments"] == [
+        "check", checkpoint, "--settings=checked-settings.json", "--device=cpu",
+        "--prompts=prompts.txt",
+    ]  # fmt: skip
+    assert "folder" not in task  # it runs in its own
+    assert (job.path / "prompts.txt").read_text() == "a cat\n\\#1 fan art\n"
+    settings = import_settings(job.path / "checked-settings.json")
+    assert dataclasses.replace(settings, device="cpu") == asked.config
+    assert jobs.submit_check(asked, prompts).id == job.id
+    others = [jobs.submit_check(asked, []), jobs.submit_check(request_, prompts)]
+    assert len({job.id, *(other.id for other in others)}) == 3
+    jobs.stop(job.id)
+    write(job, "exit.json", code=-15, message="", stopped=True, at=1.0)
+    assert jobs.get_job(job.id).state == "stopped"
+    assert jobs.get_job(job.id).message == "Stopped. What is finished is kept."
+    again = jobs.submit_check(asked, prompts)
+    assert (again.id, again.state) == (job.id, "queued")
+    queue.dequeue(job.path)
+    write(job, "exit.json", code=0, message="", stopped=False, at=1.0)
+    assert jobs.get_job(job.id).state == "finished"
+    assert jobs.submit_check(asked, prompts).id != job.id
+
+
+def test_the_checkpoint_of_a_run_is_checked_with_what_the_run_has(request_, job):
+    check = jobs.check_run(job.id)
+    assert (check.path / "prompts.txt").read_text().splitlines() == PROMPTS
+    assert import_settings(check.path / "checked-settings.json").steps == TINY["steps"]
+    with pytest.raises(RunError, match="only a distillation"):
+        jobs.check_run(check.id)
+    missing = dataclasses.replace(request_, model=ModelFiles(checkpoint="/nowhere.safetensors"))
+    with pytest.raises(CheckpointError):
+        jobs.submit_check(missing, PROMPTS)
+    assert len(jobs.all_jobs()) == 2
+
+
+def test_a_step_is_noted_and_those_of_an_earlier_start_are_not(request_):
+    job = jobs.submit_check(request_, PROMPTS)
+    (job.path / "log.txt").write_text("--- 1\n[7/10] Late\n--- 2\nloading\n")
+    assert worker._note_steps(job.path, 0) == 0
+    (job.path / "log.txt").write_text("--- 1\n[7/10] Late\n--- 2\nloading\n[1/4] Early\n")
+    assert worker._note_steps(job.path, 0) == 1
+    assert (jobs.get_job(job.id).step, jobs.get_job(job.id).steps) == (1, 4)
 
 
 def test_a_task_keeps_its_command_line(tmp_path):

@@ -185,7 +185,7 @@ def album(tmp_path):
         "b/4.png": png(text("parameters", INFOTEXT)),
         "plain.png": png(),
         "broken.png": b"nothing",
-        "photo.jpg": b"",
+        "photo.avif": b"",
         ".hidden/5.png": png(text("parameters", "never seen")),
     }.items():
         (folder / name).write_bytes(content)
@@ -198,7 +198,7 @@ def test_a_folder_is_read_in_order_with_notes(album):
     said = "\n".join(listed.notes)
     for part in (
         "6 images read, 4 with a prompt; 1 without one (plain.png); 1 damaged (broken.png)",
-        "1 images of other kinds left out (only PNGs are read)",
+        "1 images of other kinds left out (only PNG, JPEG and WebP are read)",
         "negative prompt 'blurry'",
         "style (1x)",
         "1 repeated prompts",
@@ -209,9 +209,12 @@ def test_a_folder_is_read_in_order_with_notes(album):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "it holds no PNG. Expected PNGs as A1111"),
-        ({"a.jpg": b"", "b.webp": b""}, r"2 images of other kinds; only PNGs are read"),
-        ({"a.png": png(), "b.png": b"x"}, r"none of its 2 PNGs holds a prompt \(1 are damaged\)"),
+        ({}, "it holds no image. Expected images as A1111"),
+        (
+            {"a.avif": b"", "b.GIF": b""},
+            r"no image that can be read \(2 of other kinds; only PNG, J",
+        ),
+        ({"a.png": png(), "b.png": b"x"}, r"of its 2 images holds a prompt \(1 are damaged\)"),
     ],
 )
 def test_a_folder_without_prompts_is_refused(tmp_path, files, message, capsys):
@@ -234,7 +237,7 @@ def test_the_command_line_says_it_in_one_line(tmp_path, files, capsys):
     command = ["distill", str(files["sd1"]), "--prompts", str(tmp_path), "--output"]
     assert main([*command, str(tmp_path / "out.safetensors")]) == 2
     said = capsys.readouterr().err
-    assert "none of its 1 PNGs holds a prompt" in said and "Traceback" not in said
+    assert "none of its 1 images holds a prompt" in said and "Traceback" not in said
 
 
 def test_picture_data_is_stepped_over(tmp_path, monkeypatch):

@@ -8,8 +8,10 @@ from dpdmd_studio.app.prompts import reading as prompts_module
 from dpdmd_studio.app.prompts.reading import (
     MAX_FILE_BYTES,
     TAG,
+    PromptList,
     parse_line,
     parse_prompts,
+    prompts_text,
     read_prompts,
 )
 from dpdmd_studio.core.errors import PromptError
@@ -18,7 +20,26 @@ from dpdmd_studio.core.errors import PromptError
 def test_comments_blank_lines_and_repeats_are_left_out():
     found = parse_prompts("# title\n\n a cat \r\na dog\r\n   \ra cat\n  # more\n#1 fan\n", "p.txt")
     assert found.prompts == ("a cat", "a dog")
-    assert found.notes == ("1 repeated prompts were left out.",)
+    assert found.notes[1:] == ("1 repeated prompts were left out.",)
+
+
+def test_a_comment_that_may_be_a_prompt_is_said_and_a_backslash_keeps_it():
+    text = "# of cats\n#\n## more\n#1 fan art\n#hashtag\na cat\n"
+    found = parse_prompts(text, "p.txt")
+    assert found.prompts == ("a cat",)
+    assert found.notes == (
+        "2 lines that begin with # were left out as comments, such as '#1 fan art'. Where one is "
+        "a prompt, put a backslash in front: \\#.",
+    )
+    found = parse_prompts("\\#1 fan art\n \\# a cat\n\\\\# x\na \\# b", "p.txt")
+    assert found == PromptList(("#1 fan art", "# a cat", "\\# x", "a \\# b"))
+    with pytest.raises(PromptError, match="begin with # are skipped"):
+        parse_prompts("#1 fan art", "p.txt")
+
+
+def test_a_text_made_of_prompts_gives_them_back():
+    prompts = ("#1 fan art", "# x", "\\# y", "\\\\#", "a #1 cat", "{#a|b}", "\\{")
+    assert parse_prompts(prompts_text(prompts), "p.txt").prompts == prompts
 
 
 def test_a_clean_file_needs_no_notes():

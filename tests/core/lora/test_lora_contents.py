@@ -14,7 +14,8 @@ from dpdmd_studio.app.share.source import read_student
 from dpdmd_studio.comfy_nodes.sampling.load_lora import inspect_lora
 from dpdmd_studio.core.errors import LoraError, RecipeError, UnsupportedLoraError
 from dpdmd_studio.core.files.tensor_file import read_header, read_scalar
-from dpdmd_studio.core.lora.file import lora_deltas, open_lora, read_lora, weight_shapes
+from dpdmd_studio.core.lora.file import lora_deltas, open_lora, parameter_shapes, read_lora
+from lora_networks import by_module
 from safetensors.torch import save_file
 
 Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -97,14 +98,19 @@ OTHER_KINDS = {
     "IA3": {f"{Q}.weight": torch.ones(32), f"{Q}.on_input": torch.tensor(False)},
     "IA3 ": {"unet.x.ia3_l.default": torch.ones(4, 1)},
     "VeRA": {"unet.x.vera_lambda_b.default": torch.ones(4)},
-    "full difference": {f"{Q}.diff": torch.ones(32, 32), f"{Q}.diff_b": torch.ones(32)},
-    "full difference ": {**PAIR, "lora_unet_out_0.w_norm": torch.ones(32)},
+    "replaced weights": {**PAIR, "diffusion_model.img_in.set_weight": torch.ones(32, 32)},
+    "replaced weights ": {**PAIR, f"{Q}.reshape_weight": torch.ones(2)},
     "LoRA with biases": {**PAIR, f"{Q}.lora_up.bias": torch.ones(32)},
     "LoRA of embeddings": {"text_encoder.x.lora_embedding_A.default": torch.ones(2, 4)},
     "control LoRA": {"lora_controlnet": torch.ones(0), "input_blocks.0.0.up": UP},
     "LoRA with numbered layers": {"unet:0:up": UP, "unet:0:down": DOWN},
     "LoRA with numbered layers ": {"weights.0.lora_up": UP, "weights.0.lora_down": DOWN},
     "LoRA with numbered halves": {"unet.x.lora_A_1.default_0.weight": DOWN},
+    "LoRA with numbered halves ": {
+        f"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_{half}.{n}.weight": tensor
+        for half, tensor in (("down", DOWN), ("up", UP))
+        for n in range(3)
+    },
     "LoRA as diffusers 0.15 changed text encoders": {
         "text_encoder.layers.0.self_attn.k_proj.to_out_lora.up.weight": UP
     },
@@ -217,7 +223,7 @@ def test_names_of_other_programs_reach_the_same_module(names, tmp_path):
     written_as = module.replace(".to_q", ".processor.to_q") if prefix == "{}" else module
     stem = prefix.format(written_as.replace(".", "_") if "lora_unet" in prefix else written_as)
     path = written(tmp_path / "x.safetensors", {stem + down: DOWN, stem + up: UP})
-    found = lora_deltas(read_lora(path), family, config, weight_shapes(network))
+    found = by_module(lora_deltas(read_lora(path), family, config, parameter_shapes(network)))
     assert list(found) == [module] and torch.equal(found[module].down, DOWN)
     assert inspect(path, hashed=False)["family"] == "sd1"
 
@@ -233,7 +239,7 @@ def test_omis_names_reach_every_module_of_sd3(tmp_path):
         up = torch.cat(up.chunk(2)[::-1]) if source.change == "swap_halves" else up
         tensors |= {f"{stem}.lora_down.weight": pair.down, f"{stem}.lora_up.weight": up}
     path = written(tmp_path / "x.safetensors", tensors)
-    found = lora_deltas(read_lora(path), family, config, weight_shapes(network))
+    found = by_module(lora_deltas(read_lora(path), family, config, parameter_shapes(network)))
     assert found.keys() == pairs.keys()
     for module, pair in pairs.items():
         assert torch.equal(found[module].down, pair.down)

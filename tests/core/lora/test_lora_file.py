@@ -15,8 +15,8 @@ from dpdmd_studio.core.lora.file import (
     NewLora,
     lora_deltas,
     merge_lora,
+    parameter_shapes,
     read_lora,
-    weight_shapes,
     write_lora,
 )
 from dpdmd_studio.core.lora.math import LoraPair, block_diagonal, cast, delta
@@ -43,7 +43,7 @@ def trained(request):
     network, family, config = lora_networks.build(request.param)
     pairs = lora_networks.random_pairs(network, family, config)
     merged, _, _ = lora_networks.build(request.param)
-    merge_lora(merged, pairs)
+    merge_lora(merged, lora_networks.by_parameter(pairs))
     output = lora_networks.run(merged, request.param)
     assert not torch.allclose(output, lora_networks.run(network, request.param), atol=1e-2)
     return request.param, family, config, pairs, output
@@ -58,7 +58,7 @@ def saved(path, trained, metadata=None, **options):
 def applied(path, name, strength=1.0):
     network, family, config = lora_networks.build(name)
     merge_lora(
-        network, lora_deltas(read_lora(path), family, config, weight_shapes(network), strength)
+        network, lora_deltas(read_lora(path), family, config, parameter_shapes(network), strength)
     )
     return lora_networks.run(network, name)
 
@@ -105,7 +105,7 @@ def test_diffusers_loads_a_kohya_file_as_trained(name, tmp_path):
     assert len(state) == 2 * len(pairs)
     pipeline.load_lora_into_unet(state, alphas, network)
     merged, _, _ = lora_networks.build(name)
-    merge_lora(merged, pairs)
+    merge_lora(merged, lora_networks.by_parameter(pairs))
     expected = lora_networks.run(merged, name)
     torch.testing.assert_close(lora_networks.run(network, name), expected, rtol=1e-3, atol=1e-4)
 
@@ -124,8 +124,9 @@ def test_strength_scales_the_change(trained, tmp_path):
     name, _, _, pairs, _ = trained
     path = saved(tmp_path / "a.safetensors", trained, dtype=torch.float32)
     network, family, config = lora_networks.build(name)
-    shapes = weight_shapes(network)
-    half = lora_deltas(read_lora(path), family, config, shapes, 0.5)
+    shapes = lora_networks.weight_shapes(network)
+    deltas = lora_deltas(read_lora(path), family, config, parameter_shapes(network), 0.5)
+    half = lora_networks.by_module(deltas)
     assert half.keys() == pairs.keys()
     for module, pair in half.items():
         whole = delta(pairs[module], shapes[module])

@@ -7,7 +7,13 @@ import pytest
 import torch
 from dpdmd_studio.core.errors import LoraError
 from dpdmd_studio.core.lora import layout as lora_layout
-from dpdmd_studio.core.lora.file import NewLora, lora_deltas, read_lora, weight_shapes, write_lora
+from dpdmd_studio.core.lora.file import (
+    NewLora,
+    lora_deltas,
+    parameter_shapes,
+    read_lora,
+    write_lora,
+)
 from safetensors.torch import save_file
 
 NAMES = ["sd1", "sdxl", "sd3"]
@@ -27,7 +33,7 @@ def test_a_lora_of_another_family_is_refused_by_name(tmp_path):
         for other in set(NAMES) - {made_for}:
             target, other_family, other_config = networks[other]
             with pytest.raises(LoraError, match=f"LoRA for {made_for}, but the model is"):
-                lora_deltas(read_lora(path), other_family, other_config, weight_shapes(target))
+                lora_deltas(read_lora(path), other_family, other_config, parameter_shapes(target))
 
 
 PAIR = {"lora_down.weight": torch.ones(2, 4), "lora_up.weight": torch.ones(4, 2)}
@@ -87,10 +93,10 @@ def test_modules_the_model_lacks_are_named(tmp_path):
     extra = {f"lora_unet_down_blocks_9_x.{k}": v for k, v in PAIR.items()}
     lora = read_lora(foreign(tmp_path / "x.safetensors", tensors | extra))
     with pytest.raises(LoraError, match=r"1 modules.*down_blocks_9_x"):
-        lora_deltas(lora, family, config, weight_shapes(network))
+        lora_deltas(lora, family, config, parameter_shapes(network))
     lora = read_lora(foreign(tmp_path / "y.safetensors", extra))
     with pytest.raises(LoraError, match="fits nothing"):
-        lora_deltas(lora, family, config, weight_shapes(network))
+        lora_deltas(lora, family, config, parameter_shapes(network))
 
 
 def test_wrong_sizes_are_named(tmp_path):
@@ -100,7 +106,7 @@ def test_wrong_sizes_are_named(tmp_path):
         foreign(tmp_path / "x.safetensors", {f"{name}.{k}": v for k, v in PAIR.items()})
     )
     with pytest.raises(LoraError, match="do not fit"):
-        lora_deltas(lora, family, config, weight_shapes(network))
+        lora_deltas(lora, family, config, parameter_shapes(network))
 
 
 def renamed_keys(name):
@@ -122,7 +128,7 @@ def renamed_keys(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_other_trainers_names_reach_the_same_modules(name, tmp_path):
     network, family, config, pairs, styles = renamed_keys(name)
-    shapes = weight_shapes(network)
+    shapes = parameter_shapes(network)
     for style, (prefix, down, up) in styles.items():
         tensors = {}
         for module, pair in pairs.items():
@@ -137,7 +143,7 @@ def test_other_trainers_names_reach_the_same_modules(name, tmp_path):
             read_lora(foreign(tmp_path / f"{style}.safetensors", tensors)), family, config, shapes
         )
         assert len(found) == len(tensors) // 2
-        for module, pair in found.items():
+        for module, pair in lora_networks.by_module(found).items():
             assert torch.equal(pair.down, pairs[module].down)
             assert torch.equal(pair.up, pairs[module].up * pairs[module].scale)
 
@@ -150,6 +156,6 @@ def test_a_swapped_modulation_is_swapped_back(tmp_path):
     tensors |= {"lora_unet_joint_blocks_0_x_block_mlp_fc1.lora_down.weight": torch.ones(1, 16)}
     tensors |= {"lora_unet_joint_blocks_0_x_block_mlp_fc1.lora_up.weight": torch.ones(64, 1)}
     lora = read_lora(foreign(tmp_path / "x.safetensors", tensors))
-    found = lora_deltas(lora, family, config, weight_shapes(network))["norm_out.linear"]
+    found = lora_deltas(lora, family, config, parameter_shapes(network))["norm_out.linear.weight"]
     shift, scale = (up @ down).chunk(2)
     torch.testing.assert_close(found.up @ found.down, torch.cat([scale, shift]))

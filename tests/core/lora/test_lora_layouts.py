@@ -9,8 +9,9 @@ import lora_networks
 import pytest
 import torch
 from dpdmd_studio.core.families import Config, Family
-from dpdmd_studio.core.lora.file import lora_deltas, read_lora, weight_shapes
+from dpdmd_studio.core.lora.file import lora_deltas, parameter_shapes, read_lora
 from dpdmd_studio.core.lora.math import delta
+from lora_networks import by_module, weight_shapes
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -82,9 +83,9 @@ def stem(way: str, module: str, family: Family, config: Config) -> str | None:
 def update(path: Path, name: str) -> dict[str, Tensor]:
     """What the file changes each weight by."""
     network, family, config = built(name)
-    shapes = weight_shapes(network)
+    shapes = parameter_shapes(network)
     found = lora_deltas(read_lora(path), family, config, shapes)
-    return {module: delta(found[module], shapes[module]) for module in found}
+    return by_module({key: delta(found[key], shapes[key]) for key in found})
 
 
 BUILT: dict[str, tuple] = {}

@@ -6,10 +6,10 @@ import lora_goldens
 import pytest
 import torch
 from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
-from dpdmd_studio.core.lora.file import weight_shapes
 from dpdmd_studio.core.lora.keys import detect_family, group_keys
 from dpdmd_studio.core.lora.layout import lora_tensors
 from dpdmd_studio.core.lora.math import LoraPair
+from lora_networks import weight_shapes
 
 NAMES = list(lora_goldens.ARCHITECTURES)
 # Layers at the ends of a network and its embeddings, which a student shares with its teacher.

@@ -4,7 +4,7 @@ import lora_networks
 import pytest
 import torch
 from dpdmd_studio.core.errors import LoraError
-from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, read_lora, weight_shapes
+from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, parameter_shapes, read_lora
 from dpdmd_studio.core.lora.math import delta
 from safetensors.torch import save_file
 
@@ -132,7 +132,7 @@ def test_a_network_takes_it_and_its_family_shows(kind, tmp_path):
     lora = written(tmp_path / "x.safetensors", tensors, f"lora_unet_{module.replace('.', '_')}")
     assert lora.family == "sd1"
     before = network.get_submodule(module).weight.clone()
-    deltas = lora_deltas(lora, family, config, weight_shapes(network), 0.5)
+    deltas = lora_deltas(lora, family, config, parameter_shapes(network), 0.5)
     merge_lora(network, deltas)
     if kind == "loha":
         change = tensors["hada_w1_a"] @ tensors["hada_w1_b"]
@@ -146,13 +146,13 @@ def test_a_network_takes_it_and_its_family_shows(kind, tmp_path):
 
 def test_a_fused_update_reaches_q_k_and_v(tmp_path):
     network, family, config = lora_networks.build("sd3")
-    shapes = weight_shapes(network)
-    width = shapes["transformer_blocks.0.attn.to_q"][0]
+    shapes = parameter_shapes(network)
+    width = shapes["transformer_blocks.0.attn.to_q.weight"][0]
     tensors = drawn(lokr_w1=(6, 4), lokr_w2=(3 * width // 6, width // 4))
     name = "lora_unet_joint_blocks_0_x_block_attn_qkv"
     found = lora_deltas(written(tmp_path / "x.safetensors", tensors, name), family, config, shapes)
     fused = torch.kron(tensors["lokr_w1"], tensors["lokr_w2"])
     for part, letter in enumerate("qkv"):
-        module = f"transformer_blocks.0.attn.to_{letter}"
+        module = f"transformer_blocks.0.attn.to_{letter}.weight"
         own = fused[part * width : (part + 1) * width]
         torch.testing.assert_close(delta(found[module], shapes[module]), own)

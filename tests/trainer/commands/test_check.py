@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from dpdmd_studio.app import jobs
 from dpdmd_studio.app.config.distill_config import DistillConfig
-from dpdmd_studio.app.config.request import ModelFiles
+from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.app.estimate import time_of_earlier_runs
 from dpdmd_studio.app.findings import checkup as verdicts
+from dpdmd_studio.app.findings.checkup import read_lines
 from dpdmd_studio.app.gui.forms.distill_hints import earlier_runs
+from dpdmd_studio.app.jobs import spawn
+from dpdmd_studio.app.runs import exit_note
+from dpdmd_studio.app.runs.lock import owned
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.families import identify
 from dpdmd_studio.trainer.commands import check_parts as command
@@ -266,3 +272,41 @@ def test_the_command_prints_the_table(files, only, capsys):
     assert "| question | found | verdict |" in capsys.readouterr().out
     assert main(["check", str(files["sd1"]), *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["figures"]["encoding"]["peak"] > 0
+
+
+def test_the_queue_checks_as_the_command_line_does(files, only, capsys, monkeypatch, home):
+    """The job's own command, in the job's own folder, waits for the device."""
+    only("encoding")
+    monkeypatch.setattr(spawn, "ensure_worker", lambda: False)
+    config = DistillConfig.from_dict(OF_RUNS | {"batch_size": 1, "resolution": "32x32"})
+    model, prompts = ModelFiles(checkpoint=str(files["sd1"])), ("a cat", "a dog")
+    job = jobs.submit_check(
+        DistillRequest(model=model, config=config, output="unused.safetensors"), prompts
+    )
+    arguments = json.loads((job.path / "task.json").read_text(encoding="utf-8"))["arguments"]
+    monkeypatch.chdir(job.path)
+    monkeypatch.setenv(exit_note.VARIABLE, str(job.path))
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with owned(home / "locks" / "cpu.json", about="another one"):
+            held.set()
+            let_go.wait(60)
+
+    (home / "locks").mkdir(parents=True)
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(60)
+    with heard(lambda text: let_go.set()) as said:
+        assert main([*arguments, "--json"]) == 0
+    holder.join()
+    assert any("Waiting for cpu: another one" in line for line in said)
+    printed = capsys.readouterr().out
+    monkeypatch.delenv(exit_note.VARIABLE)
+    result = check(CheckRequest(model=model, config=config, prompts=prompts))
+    found = json.loads(printed)
+    assert found["folder"] == str(result.folder) and found["table"] == result.table
+    assert read_lines(found) == result.lines
+    (job.path / "output.txt").write_text(printed)
+    (job.path / "queued").unlink()
+    assert jobs.get_job(job.id).result["verdicts"] == found["verdicts"]

@@ -13,7 +13,7 @@ from dpdmd_studio.app.config import distill_config as config
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import NonFiniteError, OutputError, RunError
-from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, read_lora, weight_shapes
+from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, parameter_shapes, read_lora
 from dpdmd_studio.trainer.commands import distill as runner
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
@@ -59,7 +59,7 @@ def test_every_family_distils_and_the_lora_is_the_student(name, files, tmp_path)
     assert recipe.num_steps == 4 and recipe.family == name
     # merged into a fresh copy of the checkpoint, the file gives the adapter's own predictions
     plain = open_checkpoint(files[name], dtype=torch.float32, device="cpu").load()
-    deltas = lora_deltas(lora, plain.family, plain.config, weight_shapes(plain.network))
+    deltas = lora_deltas(lora, plain.family, plain.config, parameter_shapes(plain.network))
     session = outcome.session
     x = torch.randn(1, plain.detection.latent_channels, 4, 4)
     condition = next(iter(session.encoded.values()))

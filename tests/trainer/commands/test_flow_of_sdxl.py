@@ -14,7 +14,7 @@ from dpdmd_studio.core.diffusion.schedule import FlowSchedule
 from dpdmd_studio.core.errors import SettingsError
 from dpdmd_studio.core.files.tensor_file import read_header
 from dpdmd_studio.core.lora.file import read_lora
-from dpdmd_studio.trainer.commands.sample import SampleRequest, open_for_images
+from dpdmd_studio.trainer.commands.sample import SampleRequest, load_for_images
 from dpdmd_studio.trainer.evaluation.sampling import initial_noise
 from dpdmd_studio.trainer.loading.checkpoint import apply_lora
 from dpdmd_studio.trainer.loading.decoding import decode
@@ -50,7 +50,9 @@ def test_it_is_distilled_sampled_and_said(files, tmp_path):
         model=ModelFiles(checkpoint=str(files["sdxl"])), prompts=(), seeds=(), output=tmp_path,
         dtype="float32",
     )  # fmt: skip
-    checkpoint = open_for_images(request, recipe, [], torch.device("cpu")).load()
+    checkpoint, *_ = load_for_images(
+        request, recipe, [], torch.device("cpu"), lambda opened: (None, outcome.session.negative)
+    )
     assert checkpoint.schedule == FlowSchedule(SHIFT)
     apply_lora(checkpoint, read_lora(outcome.lora), 1.0)
     call, prompt = checkpoint.call(), outcome.session.encoded[PROMPTS[0]]

@@ -9,6 +9,7 @@ from dpdmd_studio.core.errors import LoraError
 from dpdmd_studio.core.lora.file import NewLora, read_lora, write_lora
 from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
 from dpdmd_studio.trainer.loading.checkpoint import apply_lora, open_checkpoint
+from safetensors.torch import save_file
 
 
 def weights(checkpoint) -> dict[str, torch.Tensor]:
@@ -58,6 +59,22 @@ def test_two_loras_in_force_together_add_up(plain, loras):
         change[name] = {k: v - before[k] for k, v in weights(plain).items()}
     for key, value in change["both"].items():
         torch.testing.assert_close(value, change["a"][key] + change["b"][key], atol=1e-6, rtol=1e-4)
+
+
+def test_changed_norms_and_biases_are_added_and_taken_off_to_the_bit(plain, tmp_path):
+    before, norm = weights(plain), "down_blocks.0.attentions.0.norm"
+    path = tmp_path / "norms.safetensors"
+    change = torch.arange(32.0)
+    stem = f"lora_unet_{norm.replace('.', '_')}"
+    save_file({f"{stem}.w_norm": change, f"{stem}.b_norm": -change}, path)
+    switch = LoraSwitch(plain, {"norms": [(read_lora(path), 0.5)]})
+    switch.use("norms")
+    expected = dict(before)
+    expected[f"{norm}.weight"] = before[f"{norm}.weight"] + 0.5 * change
+    expected[f"{norm}.bias"] = before[f"{norm}.bias"] - 0.5 * change
+    assert all(torch.equal(v, expected[k]) for k, v in weights(plain).items())
+    switch.use("teacher")
+    assert all(torch.equal(v, before[k]) for k, v in weights(plain).items())
 
 
 def test_a_lora_of_another_family_is_refused(plain, tmp_path):

@@ -15,13 +15,14 @@ from dpdmd_studio.core.diffusion.schedule import FlowSchedule, few_step_position
 from dpdmd_studio.core.errors import CheckpointError
 from dpdmd_studio.core.families import identify
 from dpdmd_studio.core.files.tensor_file import read_header
-from dpdmd_studio.core.lora.file import lora_deltas, read_lora, weight_shapes
+from dpdmd_studio.core.lora.file import lora_deltas, parameter_shapes, read_lora
 from dpdmd_studio.core.lora.math import delta
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from dpdmd_studio.trainer.loading.decoding import vae_latents
 from dpdmd_studio.trainer.memory.packed_base import store_base
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.text.cache import encode_prompts
+from lora_networks import by_module
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -135,14 +136,14 @@ def test_its_lora_is_fused_in_unequal_rows_and_reads_back_as_trained(trained, fi
     assert shapes["lora_unet_blocks_1_attention_qkv.lora_down.weight"] == (3 * RANK, 16)
     assert shapes["lora_unet_blocks_0_attention_out.lora_up.weight"] == (16, RANK)
     checkpoint, found = loaded(file), read_lora(lora)
-    sizes = weight_shapes(checkpoint.network)
-    pairs = lora_deltas(found, checkpoint.family, checkpoint.config, sizes)
+    sizes = parameter_shapes(checkpoint.network)
+    pairs = by_module(lora_deltas(found, checkpoint.family, checkpoint.config, sizes))
     assert set(pairs) == set(checkpoint.family.lora.modules(checkpoint.config, "full"))
     (state,) = sorted((run / "state").glob("step-*/student.safetensors"))[-1:]
     kept = load_file(state)
     for module, pair in pairs.items():
         trained_delta = kept[f"{module}.lora_B"] @ kept[f"{module}.lora_A"]
-        change = delta(pair, sizes[module])
+        change = delta(pair, sizes[f"{module}.weight"])
         assert float(change.abs().max()) > 0
         torch.testing.assert_close(change, trained_delta, rtol=2e-2, atol=2e-3)
 

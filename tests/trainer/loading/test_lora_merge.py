@@ -8,11 +8,12 @@ import checkpoints
 import pytest
 import torch
 from dpdmd_studio.core.errors import LoraError, NonFiniteError
-from dpdmd_studio.core.lora.file import lora_deltas, read_lora, weight_shapes
+from dpdmd_studio.core.lora.file import lora_deltas, parameter_shapes, read_lora
 from dpdmd_studio.core.lora.math import delta
 from dpdmd_studio.trainer.loading.checkpoint import Overrides, open_checkpoint
 from dpdmd_studio.trainer.loading.lora_merge import open_merging
 from dpdmd_studio.trainer.text.cache import encode_prompts, encoder_identity
+from lora_networks import by_module
 from safetensors.torch import load_file, save_file
 from style_loras import KOHYA, TE_LAYERS, change, plain, style
 from tiny_runs import BUILDERS, heard
@@ -62,11 +63,11 @@ def test_the_sum_is_rounded_once_to_the_models_dtype(dtype, files, tmp_path):
     item = style(tmp_path / "a.safetensors", files["sd1"])
     base = plain(files["sd1"])
     pairs = lora_deltas(
-        read_lora(item.path), base.family, base.config, weight_shapes(base.network), 0.7
+        read_lora(item.path), base.family, base.config, parameter_shapes(base.network), 0.7
     )
     found = merged(files["sd1"], [(item, 0.7)], dtype).network
     twice_rounded_differs = False
-    for module, pair in pairs.items():
+    for module, pair in by_module(pairs).items():
         stored = base.network.get_submodule(module).weight  # fp16 in the file, exact in fp32
         added = delta(pair, stored.shape)
         weight = found.get_submodule(module).weight
@@ -167,6 +168,95 @@ def test_omis_names_reach_the_encoders_and_an_unread_projection_is_left_out(name
     save_file(projection, omi)
     with pytest.raises(LoraError, match="holds the projection of the CLIP-L text encoder alone"):
         merged(files[name], [(dataclasses.replace(item, path=omi), 0.7)])
+
+
+def encoder_state(checkpoint, kind):
+    state = checkpoint.encoders[kind].load(torch.float32, "cpu").state_dict()
+    return {key.removeprefix("text_model."): value for key, value in state.items()}
+
+
+OPENCLIP_NAMES = {
+    # the tensor itself, the layer, and torch's own layer as PEFT calls it
+    "lora_te2_transformer_resblocks_1_{_}": "attn.in_proj_weight",
+    "lora_te2_model_transformer_resblocks_1_{_}": "attn.in_proj",
+    "text_encoders.clip_g.transformer.resblocks.1.{.}": "attn.in_proj",
+    "clip_g.transformer.resblocks.1.{.}": "attn",
+}
+
+
+@pytest.mark.parametrize("form", OPENCLIP_NAMES)
+def test_openclips_names_with_q_k_and_v_in_one_reach_clip_g(form, files, tmp_path):
+    up, down = torch.randn(192, 2), torch.randn(2, 64) * 0.1
+    bias, fc = torch.randn(192), torch.randn(64, 128)
+    attention = {"lora_up.weight": up, "lora_down.weight": down, "diff_b": bias}
+    named = {}
+    for module, tensors in ((OPENCLIP_NAMES[form], attention), ("mlp.c_proj", {"diff": fc})):
+        stem = form.replace("{_}", module.replace(".", "_")).replace("{.}", module)
+        named |= {f"{stem}.{ending}": value for ending, value in tensors.items()}
+    path = tmp_path / "x.safetensors"
+    save_file(named, path)
+    item = type(style(tmp_path / "a.safetensors", files["sdxl"]))(path, {})
+    found = encoder_state(merged(files["sdxl"], [(item, 0.5)]), "clip_g")
+    before = encoder_state(plain(files["sdxl"]), "clip_g")
+    layer = "encoder.layers.1"
+    changes = {f"{layer}.mlp.fc2.weight": fc}
+    for letter, rows, numbers in zip("qkv", (up @ down).chunk(3), bias.chunk(3), strict=True):
+        changes[f"{layer}.self_attn.{letter}_proj.weight"] = rows
+        changes[f"{layer}.self_attn.{letter}_proj.bias"] = numbers
+    assert found.keys() == before.keys() >= changes.keys()
+    for key, value in found.items():
+        expected = before[key] + 0.5 * changes[key] if key in changes else before[key]
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+
+
+WHOLE = {
+    "clip_l": ("text_encoders.clip_l.transformer.text_model.", "embeddings.token_embedding"),
+    "clip_g": ("lora_te2_text_model_", "final_layer_norm"),
+    "t5xxl": ("text_encoders.t5xxl.transformer.", "shared"),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_whole_changes_reach_the_encoders_to_the_bit(kind, files, tmp_path):
+    before = encoder_state(plain(files["sd3-t5"]), kind)
+    prefix, module = WHOLE[kind]
+    leaves = {"diff": "weight", "diff_b": "bias"}
+    changes, tensors = {}, {}
+    for ending, leaf in leaves.items():
+        if f"{module}.{leaf}" in before:
+            change = torch.randn(before[f"{module}.{leaf}"].shape).half()
+            tensors[f"{prefix}{module}.{ending}"] = change
+            changes[f"{module}.{leaf}"] = change.float()
+    if kind == "t5xxl":  # one table of two names
+        changes["encoder.embed_tokens.weight"] = changes["shared.weight"]
+    path, notes = tmp_path / "x.safetensors", []
+    save_file(tensors, path)
+    item = type(style(tmp_path / "a.safetensors", files["sd3-t5"]))(path, {})
+    checkpoint = merged(files["sd3-t5"], [(item, 0.5)], notes=notes)
+    assert notes[-1].endswith("All its tensors are used.")
+    found = encoder_state(checkpoint, kind)
+    for key, value in found.items():
+        expected = before[key] + 0.5 * changes[key] if key in changes else before[key]
+        assert torch.equal(value, expected), key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_whole_changes_are_those_of_a_checkpoint_merged_by_hand(dtype, files, tmp_path):
+    state = {key: value.float() for key, value in load_file(files["sdxl"]).items()}
+    tensors = {}
+    for key in list(state):
+        module, _, leaf = key.rpartition(".")
+        if key.startswith("model.diffusion_model.") and leaf in ("weight", "bias"):
+            change = (torch.randn(state[key].shape) * 0.05).half()
+            tensors[f"{module}.{'diff' if leaf == 'weight' else 'diff_b'}"] = change
+            state[key] = state[key] + 0.7 * change.float()
+    by_hand, path = tmp_path / "by-hand.safetensors", tmp_path / "full.safetensors"
+    save_file(state, by_hand)
+    save_file(tensors, path)
+    item = type(style(tmp_path / "a.safetensors", files["sdxl"]))(path, {})
+    ours = merged(files["sdxl"], [(item, 0.7)], dtype).network.state_dict()
+    theirs = merged(by_hand, [], dtype).network.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 def test_an_encoders_adapter_saved_by_itself_is_for_the_only_one(files, tmp_path):

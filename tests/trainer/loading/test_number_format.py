@@ -9,11 +9,14 @@ import pytest
 import torch
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
+from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import NonFiniteError
 from dpdmd_studio.core.families import AskedSampling
 from dpdmd_studio.trainer.commands import open_session as module
+from dpdmd_studio.trainer.commands import sample
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.loading import number_format
+from dpdmd_studio.trainer.loading.checkpoint import OpenedCheckpoint
 from dpdmd_studio.trainer.loading.number_format import number_formats
 from tiny_runs import BUILDERS, distil, final_state, heard, new_run
 
@@ -66,7 +69,7 @@ def test_a_run_takes_the_first_format_that_does_not_overflow(files, tmp_path, mo
     assert open_session(new_run(tmp_path / "a", files["sd1"])).checkpoint.dtype == HALF
     run = new_run(tmp_path / "b", files["sd1"])
     with monkeypatch.context() as patch, heard() as lines:
-        patch.setattr(module, "overflows", lambda *_: True)
+        patch.setattr(number_format, "overflows", lambda *_: True)
         session = open_session(run)
     assert session.checkpoint.dtype == torch.float32 and not session.trainer.network.scales
     assert any("beyond what float16 holds" in line for line in lines)
@@ -112,3 +115,35 @@ def test_a_run_goes_on_in_the_format_of_its_state(files, tmp_path):
     del facts["dtype"]  # as versions before this left it
     path.write_text(json.dumps(facts))
     assert module._number_formats(run, request, CUDA) == (BRAIN,)
+
+
+@pytest.mark.usefixtures("ampere", "home")
+@pytest.mark.parametrize("command", ["sample", "compare"])
+def test_commands_that_draw_take_the_format_of_a_run(command, files, tmp_path, monkeypatch):
+    """On a CPU that stands in for a card: what is asked, and what is made of the answer."""
+    asked, loaded = [], []
+    original = OpenedCheckpoint.load
+
+    def formats(wanted, device, path, sampling):
+        asked.append((wanted, CUDA, path, sampling))
+        return HALF, torch.float32
+
+    def load(self, onto=None):
+        loaded.append(self.dtype)
+        return original(self, onto)
+
+    monkeypatch.setattr(sample, "number_formats", formats)
+    monkeypatch.setattr(OpenedCheckpoint, "load", load)
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    words = [command, str(files["sd1"]), "--prompts", str(tmp_path / "prompts.txt")]
+    words += ["--seeds", "0-1", "--resolution", "32x32", "--prediction", "v"]
+    words += ["--teacher-steps" if command == "compare" else "--steps", "2"]
+    assert main([*words, "--output", str(tmp_path / "one")]) == 0
+    assert loaded == [HALF]
+    (question,) = asked
+    assert question[3].prediction == "v" and number_formats(*question) == (HALF, BRAIN)
+    with heard() as said:
+        monkeypatch.setattr(number_format, "overflows", lambda *_: True)
+        assert main([*words, "--output", str(tmp_path / "two")]) == 0
+    assert loaded == [HALF, HALF, torch.float32]
+    assert any("beyond what float16 holds" in line for line in said)

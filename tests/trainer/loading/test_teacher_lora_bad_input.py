@@ -69,6 +69,7 @@ def made_tensors(good: dict, with_texts: dict) -> dict[str, dict[str, torch.Tens
         "dora": good | {first.replace("lora_up.weight", "dora_scale"): torch.ones(1)},
         "tucker": good | {first.replace("lora_up", "lora_mid"): torch.ones(3, 5, 3, 3)},
         "nan": good | {first: nan},
+        "full": {first.replace("lora_up.weight", "diff"): torch.ones(1)},
         "other sizes": good | {first: torch.ones(7, good[first].shape[1])},
     }
 
@@ -103,6 +104,11 @@ MISTAKES = {
         ["{with texts}", "--include-teacher-loras"],
         "with-texts.safetensors changes text encoders, too (6 tensors such as 'lora_te_text_model",
     ),
+    "whole weights to be included": (
+        ["{full}", "--include-teacher-loras"],
+        "full.safetensors changes whole weights or biases (1 tensors such as 'lora_unet_",
+    ),
+    "a difference of another size": (["{full}"], "a difference of sizes (1,), which do not fit"),
     "nothing to be included": (["--include-teacher-loras"], "has nothing to include"),
 }
 

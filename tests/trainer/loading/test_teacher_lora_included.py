@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, read_lora, weight_shapes
+from dpdmd_studio.core.lora.file import lora_deltas, merge_lora, parameter_shapes, read_lora
 from dpdmd_studio.core.lora.math import LoraPair, concatenated, delta
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
+from lora_networks import by_module, weight_shapes
 from safetensors.torch import load_file
 from style_loras import EXTRA, change, plain, style
 from tiny_runs import BUILDERS, distil, new_run
@@ -34,7 +35,8 @@ def test_a_lora_that_includes_the_styles_is_the_sum_of_all(name, file_format, fi
     base = plain(files[name])
     shapes = weight_shapes(base.network)
     written = read_lora(outcome.lora)
-    found = lora_deltas(written, base.family, base.config, shapes)
+    deltas = lora_deltas(written, base.family, base.config, parameter_shapes(base.network))
+    found = by_module(deltas)
     student = outcome.session.roles.state("student")
     names = {key.rsplit(".", 1)[0] for key in student}
     assert found.keys() == names | set(first.denoiser) | set(EXTRA[name])
@@ -54,7 +56,7 @@ def test_a_lora_that_includes_the_styles_is_the_sum_of_all(name, file_format, fi
         assert bool((error <= 2**-10 * sizes + 1e-7).all()), module
     recipe = written.recipe
     assert [lora.included for lora in recipe.merged_loras] == [True, True]
-    check_pictures(outcome, files[name], found)
+    check_pictures(outcome, files[name], deltas)
 
 
 def check_pictures(outcome, path, deltas):
@@ -112,7 +114,7 @@ def test_diffusers_loads_a_file_of_several_ranks_as_written(name, file_format, f
         open_checkpoint(files[name], dtype=torch.float32, device="cpu").load() for _ in range(2)
     )
     deltas = lora_deltas(
-        read_lora(outcome.lora), ours.family, ours.config, weight_shapes(ours.network)
+        read_lora(outcome.lora), ours.family, ours.config, parameter_shapes(ours.network)
     )
     merge_lora(ours.network, deltas)
     network = theirs.network

@@ -10,6 +10,7 @@ from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.core.errors import NonFiniteError, RunError
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.method import equations
+from dpdmd_studio.trainer.model import loss_scale
 from dpdmd_studio.trainer.model.loss_scale import GROWS_AFTER, HIGHEST, MOST_IN_A_ROW, LossScale
 from tiny_runs import distil, final_state, heard, metrics_of, new_run, request_stop
 
@@ -99,16 +100,18 @@ def test_a_resume_goes_on_bit_for_bit(files, tmp_path, monkeypatch):
     assert metrics_of(stopped) == metrics_of(straight)
 
 
-def test_ten_overflows_in_a_row_end_the_run_with_one_error(files, tmp_path, monkeypatch):
+def test_many_overflows_in_a_row_end_the_run_with_one_error(files, tmp_path, monkeypatch):
+    assert MOST_IN_A_ROW == 10
+    monkeypatch.setattr(loss_scale, "MOST_IN_A_ROW", 3)
     run = new_run(tmp_path, files["sd1"], **HALF, steps=20, save_every=50)
-    poison(monkeypatch, set(range(3, 100)))
+    poison(monkeypatch, set(range(2, 100)))
     with heard() as lines, pytest.raises(NonFiniteError) as caught:
         distil(run)
     text = str(caught.value)
-    assert "Update 12: the student's gradient" in text and "10 times in a row" in text
+    assert "Update 4: the student's gradient" in text and "3 times in a row" in text
     assert "--dtype bfloat16" in text
     assert len([line for line in lines if "loss scale" in line]) == 1
-    assert len(run.metrics()) == 11
+    assert len(run.metrics()) == 3
     assert run.read_json("progress.json")["status"] == "failed"
 
 

@@ -45,7 +45,7 @@ class Round:
 
 ROUNDS = (
     Round(1.2, 1.2, (6000,), Mix(open=0.6)),
-    Round(1.2, 1.2, (3000,), Mix(open=0.3, wrong=0.4)),
+    Round(1.2, 1.2, (3000,), Mix(open=0.45, wrong=0.4)),
 )
 
 

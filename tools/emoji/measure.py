@@ -49,7 +49,8 @@ def questions(names: int, seeds: int) -> dict[str, list[tuple[str, int]]]:
     return {
         "names": [(text, 1) for text in name_captions(names)],
         "unseen pairs": [(text, UNSEEN_EACH) for text in unseen],
-        "open": [(text, seeds) for text in here.open_nouns],
+        "open": [(text, seeds) for text in here.classes],
+        "wider": [(text, seeds) for text in dict.fromkeys(here.wider.values())],
     }
 
 

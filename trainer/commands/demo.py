@@ -29,7 +29,7 @@ WORLD = WORLDS["emoji"]
 TEACHER = Path(__file__).parents[1] / "assets" / "emoji-sd3.safetensors"
 TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 20
 EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_016))
-PICTURE_PROMPT, PICTURE_SEEDS = "animal", tuple(range(8))
+PICTURE_PROMPT, PICTURE_SEEDS = "bird", tuple(range(8))
 """Of the picture that shows all arms: fixed before any of it was drawn."""
 PLAIN = "Plain DMD, 4 steps"
 PLAIN_NOTE = "Distribution matching alone (no target prediction, no detach), with the same budget."

@@ -298,7 +298,8 @@ def test_a_file_in_8_bit_needs_what_one_in_16_bit_does(form, tmp_path, monkeypat
     assert half == bytes_in_16_bit(tmp_path / "packed.safetensors")
     assert half == 2 * sum(tensor.numel() for tensor in tensors.values())
     asked = []
-    monkeypatch.setattr(distill_hints, "estimate", lambda *_, half_bytes: asked.append(half_bytes))
+    note = lambda *_, half_bytes: asked.append(half_bytes)  # noqa: E731
+    monkeypatch.setattr("dpdmd_studio.app.estimate.estimate", note)
     with pytest.raises(AttributeError):  # of the answer, which is none here
         distill_hints.describe_cost(form | {"checkpoint": SHAPES})
     assert asked == [half]

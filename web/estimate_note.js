@@ -12,7 +12,7 @@ const OTHERS = ["prompts", "prompts_file", "output_name", "mode", "teacher_negat
  * Lets nodes of this type say it, whenever what decides it has changed.
  *
  * @param {(values: object) => Promise<string>} ask what a run with these values will take
- * @param {number} quiet milliseconds without a change after which it is asked for
+ * @param {number} quiet for so many milliseconds nothing must have changed before it is asked for
  */
 export function addEstimate(nodeType, nodeData, ask, quiet = 600) {
   if (nodeData.name !== NODE) return;
@@ -20,8 +20,8 @@ export function addEstimate(nodeType, nodeData, ask, quiet = 600) {
   const names = Object.keys(inputs).filter((name) => !OTHERS.includes(name));
   const notes = new WeakMap();
   const look = (node) => {
-    if (!notes.has(node)) notes.set(node, new EstimateNote(node, names, ask));
-    notes.get(node).soon(quiet);
+    if (!notes.has(node)) notes.set(node, new EstimateNote(node, names, { ask, quiet }));
+    notes.get(node).soon();
   };
   after(nodeType.prototype, "onNodeCreated", (node) => {
     for (const widget of node.widgets ?? []) {
@@ -45,13 +45,13 @@ function after(object, method, then) {
 }
 
 class EstimateNote {
-  constructor(node, names, ask) {
-    Object.assign(this, { node, names, ask, timer: 0, asked: "" });
+  constructor(node, names, how) {
+    Object.assign(this, { node, names, ...how, timer: 0, asked: "", followed: new WeakSet() });
   }
 
-  soon(quiet) {
+  soon() {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.look(), quiet);
+    this.timer = setTimeout(() => this.look(), this.quiet);
   }
 
   end() {
@@ -60,8 +60,9 @@ class EstimateNote {
   }
 
   async look() {
-    const wired = this.wired();
-    const values = this.values();
+    const loader = this.loader();
+    const wired = this.wired().filter((name) => !(loader && ["model", "checkpoint"].includes(name)));
+    const values = { ...this.values(), ...(loader && { checkpoint: loader.value }) };
     const asked = JSON.stringify([wired, values]);
     if (asked === this.asked) return;
     this.asked = asked;
@@ -69,6 +70,17 @@ class EstimateNote {
     if (asked !== this.asked) return; // it has changed meanwhile
     if (answer.again) this.asked = "";
     showText(this.node, NAME, answer.text);
+  }
+
+  /** The choice of core's checkpoint loader, where the MODEL comes straight from one; else null. */
+  loader() {
+    const at = (this.node.inputs ?? []).findIndex((input) => input.name === "model" && input.link != null);
+    const from = at < 0 ? null : this.node.getInputNode?.(at);
+    if (from?.type !== "CheckpointLoaderSimple" || from.inputs?.some((input) => input.link != null)) return null;
+    const widget = from.widgets?.find((one) => one.name === "ckpt_name") ?? null;
+    if (widget && !this.followed.has(widget)) after(widget, "callback", () => this.soon());
+    if (widget) this.followed.add(widget);
+    return widget;
   }
 
   /** The inputs whose values come from elsewhere. */

@@ -279,6 +279,21 @@ def test_an_estimate_is_asked_for_when_what_decides_it_has_changed_and_not_on_wi
     slow[0](); // the older one comes last
     await settle();
     told.push(said());
+    answer = async (values) => `takes ${values.checkpoint}`;
+    const loader = { type: "CheckpointLoaderSimple", widgets: [widget("ckpt_name", "theirs")] };
+    node.inputs[0].link = 5;
+    node.getInputNode = () => loader;
+    node.onConnectionsChange();
+    await settle();
+    told.push(said());
+    loader.widgets[0].value = "another";
+    loader.widgets[0].callback();
+    await settle();
+    told.push(said());
+    loader.type = "LoraLoader";
+    node.onConnectionsChange();
+    await settle();
+    told.push(said());
     const chained = node.widgets[0].called ?? node.widgets[1].called;
     const other = class { };
     addEstimate(other, { name: "DPDMDRuns" }, ask, 1);
@@ -286,9 +301,10 @@ def test_an_estimate_is_asked_for_when_what_decides_it_has_changed_and_not_on_wi
     console.log(JSON.stringify({ asked, told, chained, touched }));
     """
     found = run_module(code)
-    assert {one["checkpoint"] for one in found["asked"]} == {"checkpoint"}
-    assert [set(one) for one in found["asked"]] == [{"checkpoint", "steps"}] * 6
-    assert [one["steps"] for one in found["asked"]] == ["steps", 7, 7, 7, 8, 9]
+    checkpoints = ["checkpoint"] * 6 + ["theirs", "another"]
+    assert [one["checkpoint"] for one in found["asked"]] == checkpoints
+    assert [one["steps"] for one in found["asked"]] == ["steps", 7, 7, 7, 8, 9, 9, 9]
+    assert all(set(one) == {"checkpoint", "steps"} for one in found["asked"])
     assert found["told"] == [
         ["takes steps", ""],
         ["takes 7", ""],
@@ -296,6 +312,9 @@ def test_an_estimate_is_asked_for_when_what_decides_it_has_changed_and_not_on_wi
         ["No estimate. No such file.", ""],
         ["", "none"],
         ["takes 9", ""],
+        ["takes theirs", ""],
+        ["takes another", ""],
+        ["Memory and time are not known before it runs: model comes by a wire.", ""],
     ]
     assert found["chained"] is True and found["touched"] is False
 

@@ -70,8 +70,8 @@ def made_small(prompt: Graph, checkpoint: str, lora: str) -> Graph:
     return prompt
 
 
-def test_there_are_three():
-    assert len(WORKFLOWS) == 3
+def test_there_are_four():
+    assert len(WORKFLOWS) == 4
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -23,6 +23,7 @@ from dpdmd_studio.app.gui.forms import distill as distill_form
 from dpdmd_studio.app.gui.forms import share as share_form
 from dpdmd_studio.app.gui.pages import compare as compare_page
 from dpdmd_studio.app.gui.widgets import html, run_pieces, runs_view
+from dpdmd_studio.app.gui.widgets.page_words import in_page_words
 from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.app.library import preferences
@@ -313,6 +314,38 @@ def test_an_estimate_says_what_it_rests_on(form):
 
 
 # Runs
+
+
+@pytest.mark.parametrize(
+    ("command_line", "page"),
+    [
+        ("give --clip-l FILE --clip-g FILE, or",
+         "give “CLIP-L text encoder” and “CLIP-G text encoder”, or"),
+        ("Lower --anchor-step or raise --teacher-steps.",
+         "Lower “Anchor step (K)” or raise “Steps of the teacher”."),
+        ("Choose --dtype float32", "Choose “Data type” float32"),
+        ("take the --preset of a smaller card, or lower --resolution.",
+         "take the “Memory of your graphics card” of a smaller card, or lower “Resolution "
+         "(pixels)”."),
+        ("Add `--overwrite` to", "Add `--overwrite` to"),
+        ("a -- b --", "a -- b --"),
+    ],
+)  # fmt: skip
+def test_options_are_called_what_their_controls_are(command_line, page):
+    assert in_page_words(command_line) == page
+
+
+def test_pages_speak_of_their_controls(form, run, files, tmp_path):
+    wrong = distill_hints.describe_cost(form | {"anchor_step": 40, "teacher_steps": 20})
+    assert "Lower “Anchor step (K)”" in text_of(wrong["settings_note"])
+    checked = {"name": "Format", "found": "NaN", "verdict": "red", "advice": "Choose --dtype x."}
+    job = dataclasses.replace(run, kind="check", result={"lines": [checked], "table": "--dtype"})
+    shown = run_pieces.check(job)
+    assert "Choose “Data type” x." in text_of(shown) and 'data-copy="--dtype"' in shown
+    failed = dataclasses.replace(run, state="failed", message="Lower --student-rank.")
+    assert "Lower “LoRA rank”." in text_of(run_pieces.status(failed))
+    other = dataclasses.replace(failed, kind="compare", message="Lower --batch-size.")
+    assert "Lower --batch-size." in text_of(run_pieces.status(other))
 
 
 def finish(job: jobs.Job, **progress) -> Path:

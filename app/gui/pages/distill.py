@@ -19,7 +19,6 @@ from ..widgets.wiring import (
     form_and_start,
     on,
     section,
-    title,
     with_button,
 )
 
@@ -117,20 +116,21 @@ def _settings(made: Builder) -> None:
     with section("Settings", "The defaults are a good start."):
         info = "Fills in what fits. Chosen by arithmetic, not measured on every card."
         made.dropdown("memory", "Memory of your graphics card", info)
-        _in_pairs(made, [known[name] for name in PLAIN])
+        _in_rows(made, [known[name] for name in PLAIN], 2)
         made.note("settings_note")
-        with gr.Accordion("Advanced", open=False, elem_classes=["dp-advanced"]):
+        # A group at a time fits a screen.
+        with gr.Accordion("Advanced", open=False, elem_classes=["dp-advanced"]), gr.Tabs():
             for text, items in advanced().items():
-                title(text, level=3)
-                _in_pairs(made, items)
+                with gr.Tab(text):
+                    _in_rows(made, items, 3)
         with gr.Accordion("Settings files, and distil again like this", open=False):
             _settings_files(made)
 
 
-def _in_pairs(made: Builder, items: list[Control]) -> None:
-    for start in range(0, len(items), 2):
+def _in_rows(made: Builder, items: list[Control], size: int) -> None:
+    for start in range(0, len(items), size):
         with gr.Row():
-            for item in items[start : start + 2]:
+            for item in items[start : start + size]:
                 made.setting(item)
 
 

@@ -98,6 +98,11 @@ def test_every_setting_has_one_control_with_its_default_and_a_help_text():
     assert controls.config_of(values) == DistillConfig()
 
 
+def test_a_group_of_advanced_settings_fits_a_screen():
+    """Five rows of three are 750 of 1000 pixels, with labels and help texts."""
+    assert max(len(items) for items in controls.advanced().values()) <= 15
+
+
 @pytest.mark.parametrize(
     ("changed", "part", "message"),
     [

@@ -114,16 +114,12 @@ class Sheet:
     def add(self, kind: str, values: list[Any], **links: Slot) -> int:
         """Add a node; its id. Files that it names are offered for download."""
         node_id = self.graph.add(kind, (0, 0), values, **links)
-        found = [value for value in values if isinstance(value, str) and value in DOWNLOADS]
-        if found:
-            models = [
-                {
-                    "name": name,
-                    "url": f"{DOWNLOADS[name][1]}/{name}",
-                    "directory": DOWNLOADS[name][0],
-                }
-                for name in found
-            ]
+        models = [
+            {"name": name, "url": f"{DOWNLOADS[name][1]}/{name}", "directory": DOWNLOADS[name][0]}
+            for name in values
+            if isinstance(name, str) and name in DOWNLOADS
+        ]
+        if models:
             self.graph.nodes[node_id - 1]["properties"]["models"] = models
         return node_id
 
@@ -155,8 +151,6 @@ class Sheet:
                 top, right = bottom + GAP, max(right, edge)
             column += max(len(part.columns) for part in stack)
             left = right + BETWEEN
-        for number, node in enumerate(self.graph.nodes):
-            node["order"] = number
         self._lanes()
         return self.graph.to_json()
 

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 
 _OPTION = r"`?--[a-z][a-z0-9-]*`?(?: FILE(?::STRENGTH)?)?"
-_SEVERAL = re.compile(rf"{_OPTION}(?:(?: and | ){_OPTION})*")
+_SEVERAL = re.compile(rf"(?P<give>[Gg]ive )?(?P<options>{_OPTION}(?:(?: and | ){_OPTION})*)")
+GIVE = {"give ": "fill in ", "Give ": "Fill in ", None: ""}
+"""What is done with an option, and with a control."""
 _RUN = " (--run, or DPDMD_HOME for all runs)"
 
 
@@ -20,7 +22,7 @@ def reworded(text: str, named: Callable[[Sequence[str]], str | None]) -> str:
     text = text.replace(_RUN, " (by the environment variable DPDMD_HOME)")
 
     def one(found: re.Match[str]) -> str:
-        said = named(re.findall(r"--([a-z][a-z0-9-]*)", found.group()))
-        return found.group() if said is None else said
+        said = named(re.findall(r"--([a-z][a-z0-9-]*)", found["options"]))
+        return found.group() if said is None else GIVE[found["give"]] + said
 
-    return _SEVERAL.sub(one, text).replace("give the ", "fill in the ")
+    return _SEVERAL.sub(one, text)

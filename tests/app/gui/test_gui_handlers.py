@@ -325,7 +325,7 @@ def test_an_estimate_says_what_it_rests_on(form):
     ("command_line", "page"),
     [
         ("give --clip-l FILE --clip-g FILE, or",
-         "give “CLIP-L text encoder” and “CLIP-G text encoder”, or"),
+         "fill in “CLIP-L text encoder” and “CLIP-G text encoder”, or"),
         ("Lower --anchor-step or raise --teacher-steps.",
          "Lower “Anchor step (K)” or raise “Steps of the teacher”."),
         ("Choose --dtype float32", "Choose “Data type” float32"),

@@ -41,7 +41,7 @@ from .changes import (
     started,
     text_of,
 )
-from .controls import config_of, controls
+from .controls import FILE_LABELS, config_of, controls
 from .trainer import before_start
 
 KEEP, DEMO_PRESET = "keep", "demo"
@@ -53,10 +53,9 @@ PLACES = {
     "loras": "LoRAs in the teacher",
     "output": "Where it goes",
 }
-OTHER_FILES = ("clip_l", "clip_g", "t5", "vae")
 FORM: Values = {
     "checkpoint": "",
-    **dict.fromkeys(OTHER_FILES, ""),
+    **dict.fromkeys(FILE_LABELS, ""),
     "prompts": "",
     "memory": KEEP,
     "teacher_loras": [],
@@ -227,7 +226,7 @@ def model_files(values: Mapping[str, Any], checkpoint: Path) -> ModelFiles:
     Raises:
         SettingsError: one of these is in none of the folders.
     """
-    named = {name: values[name] for name in OTHER_FILES if text_of(values, name)}
+    named = {name: values[name] for name in FILE_LABELS if text_of(values, name)}
     others = {name: str(sources.model_path(path)) for name, path in named.items()}
     return ModelFiles(checkpoint=str(checkpoint), **others)
 

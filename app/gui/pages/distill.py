@@ -10,7 +10,7 @@ from ..forms import distill as form
 from ..forms import distill_hints as hints
 from ..forms import trainer as trainer_form
 from ..forms.changes import Values
-from ..forms.controls import PLAIN, Control, advanced, controls
+from ..forms.controls import FILE_LABELS, PLAIN, Control, advanced, controls
 from ..widgets.html import piece
 from ..widgets.wiring import (
     Builder,
@@ -19,22 +19,14 @@ from ..widgets.wiring import (
     form_and_start,
     on,
     section,
-    title,
     with_button,
 )
-
-OTHER_FILES = {
-    "clip_l": "CLIP-L text encoder",
-    "clip_g": "CLIP-G text encoder",
-    "t5": "T5-XXL text encoder",
-    "vae": "VAE (for previews)",
-}
 
 CHECK = (
     "Before a first run: a check tells in about fifteen minutes on a card whether this checkpoint "
     "can be distilled here with these settings, how much memory that really takes and how long."
 )
-COST = ("checkpoint", "memory", *OTHER_FILES, *controls())
+COST = ("checkpoint", "memory", *FILE_LABELS, *controls())
 FOLDERS = ("checkpoint", "teacher_loras", "settings_lora", "folder", "new_folder", "folder_note")
 LISTS = (*FOLDERS, "trainer_box", "trainer")
 FOLLOW, TAKE = "dpdmd-follow", "dpdmd-take"
@@ -87,7 +79,7 @@ def _folders(made: Builder) -> None:
     with with_button():
         made.dropdown("folder", "Folders you named", scale=5, allow_custom_value=False)
         made.button_beside("forget", "Forget it")
-    for name, label in OTHER_FILES.items():
+    for name, label in FILE_LABELS.items():
         info = "Path inside one of the folders. Empty: what the checkpoint holds."
         made.text(name, label, info)
     made.button("rescan", "Look for new files", min_width=120)
@@ -124,20 +116,21 @@ def _settings(made: Builder) -> None:
     with section("Settings", "The defaults are a good start."):
         info = "Fills in what fits. Chosen by arithmetic, not measured on every card."
         made.dropdown("memory", "Memory of your graphics card", info)
-        _in_pairs(made, [known[name] for name in PLAIN])
+        _in_rows(made, [known[name] for name in PLAIN], 2)
         made.note("settings_note")
-        with gr.Accordion("Advanced", open=False, elem_classes=["dp-advanced"]):
+        # A group at a time fits a screen.
+        with gr.Accordion("Advanced", open=False, elem_classes=["dp-advanced"]), gr.Tabs():
             for text, items in advanced().items():
-                title(text, level=3)
-                _in_pairs(made, items)
+                with gr.Tab(text):
+                    _in_rows(made, items, 3)
         with gr.Accordion("Settings files, and distil again like this", open=False):
             _settings_files(made)
 
 
-def _in_pairs(made: Builder, items: list[Control]) -> None:
-    for start in range(0, len(items), 2):
+def _in_rows(made: Builder, items: list[Control], size: int) -> None:
+    for start in range(0, len(items), size):
         with gr.Row():
-            for item in items[start : start + 2]:
+            for item in items[start : start + size]:
                 made.setting(item)
 
 
@@ -194,7 +187,7 @@ def _start(made: Builder) -> None:
 def _wire(parts: Components) -> Any:
     """Connect everything; the event of a start."""
     described = ("detected", "memory", "checkpoint_note")
-    model, knobs = ("checkpoint", "memory", *OTHER_FILES), tuple(controls())
+    model, knobs = ("checkpoint", "memory", *FILE_LABELS), tuple(controls())
     taken = (*knobs, "memory", "import_note", "settings_note")
     offered = ("settings_lora", "settings_upload")
     cost: dict[str, Any] = {"inputs": COST, "outputs": ("estimate", "settings_note")}
@@ -211,7 +204,7 @@ def _wire(parts: Components) -> Any:
         event = on(parts[button].click, follow, parts, ("hosts",), FOLLOWING)
         event = on(event.then, hints.describe_checkpoint, parts, model, described)
         on(event.then, hints.describe_cost, parts, **cost)
-    for name in OTHER_FILES:
+    for name in FILE_LABELS:
         event = on(parts[name].blur, hints.describe_checkpoint, parts, model, described)
         on(event.then, hints.describe_cost, parts, **cost)
     event = on(parts["memory"].input, form.apply_preset, parts, model, preset)

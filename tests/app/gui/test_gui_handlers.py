@@ -23,6 +23,7 @@ from dpdmd_studio.app.gui.forms import distill as distill_form
 from dpdmd_studio.app.gui.forms import share as share_form
 from dpdmd_studio.app.gui.pages import compare as compare_page
 from dpdmd_studio.app.gui.widgets import html, run_pieces, runs_view
+from dpdmd_studio.app.gui.widgets.page_words import in_page_words
 from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.app.library import preferences
@@ -35,6 +36,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 EMOJI = str(sources.ASSETS / "emoji-sd3.safetensors")
+SHAPES_EPS = str(sources.ASSETS / "shapes-sd1.safetensors")
 HOSTILE = '<img src=x onerror="alert(1)">\'"&'
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -95,6 +97,11 @@ def test_every_setting_has_one_control_with_its_default_and_a_help_text():
     assert sorted([*controls.PLAIN, *folded]) == sorted(every)
     values = {name: item.default for name, item in every.items()}
     assert controls.config_of(values) == DistillConfig()
+
+
+def test_a_group_of_advanced_settings_fits_a_screen():
+    """Five rows of three are 750 of 1000 pixels, with labels and help texts."""
+    assert max(len(items) for items in controls.advanced().values()) <= 15
 
 
 @pytest.mark.parametrize(
@@ -298,7 +305,8 @@ def test_a_file_in_8_bit_needs_what_one_in_16_bit_does(form, tmp_path, monkeypat
     assert half == bytes_in_16_bit(tmp_path / "packed.safetensors")
     assert half == 2 * sum(tensor.numel() for tensor in tensors.values())
     asked = []
-    monkeypatch.setattr(distill_hints, "estimate", lambda *_, half_bytes: asked.append(half_bytes))
+    note = lambda *_, half_bytes: asked.append(half_bytes)  # noqa: E731
+    monkeypatch.setattr("dpdmd_studio.app.estimate.estimate", note)
     with pytest.raises(AttributeError):  # of the answer, which is none here
         distill_hints.describe_cost(form | {"checkpoint": EMOJI})
     assert asked == [half]
@@ -312,6 +320,38 @@ def test_an_estimate_says_what_it_rests_on(form):
 
 
 # Runs
+
+
+@pytest.mark.parametrize(
+    ("command_line", "page"),
+    [
+        ("give --clip-l FILE --clip-g FILE, or",
+         "fill in “CLIP-L text encoder” and “CLIP-G text encoder”, or"),
+        ("Lower --anchor-step or raise --teacher-steps.",
+         "Lower “Anchor step (K)” or raise “Steps of the teacher”."),
+        ("Choose --dtype float32", "Choose “Data type” float32"),
+        ("take the --preset of a smaller card, or lower --resolution.",
+         "take the “Memory of your graphics card” of a smaller card, or lower “Resolution "
+         "(pixels)”."),
+        ("Add `--overwrite` to", "Add `--overwrite` to"),
+        ("a -- b --", "a -- b --"),
+    ],
+)  # fmt: skip
+def test_options_are_called_what_their_controls_are(command_line, page):
+    assert in_page_words(command_line) == page
+
+
+def test_pages_speak_of_their_controls(form, run, files, tmp_path):
+    wrong = distill_hints.describe_cost(form | {"anchor_step": 40, "teacher_steps": 20})
+    assert "Lower “Anchor step (K)”" in text_of(wrong["settings_note"])
+    checked = {"name": "Format", "found": "NaN", "verdict": "red", "advice": "Choose --dtype x."}
+    job = dataclasses.replace(run, kind="check", result={"lines": [checked], "table": "--dtype"})
+    shown = run_pieces.check(job)
+    assert "Choose “Data type” x." in text_of(shown) and 'data-copy="--dtype"' in shown
+    failed = dataclasses.replace(run, state="failed", message="Lower --student-rank.")
+    assert "Lower “LoRA rank”." in text_of(run_pieces.status(failed))
+    other = dataclasses.replace(failed, kind="compare", message="Lower --batch-size.")
+    assert "Lower --batch-size." in text_of(run_pieces.status(other))
 
 
 def finish(job: jobs.Job, **progress) -> Path:
@@ -581,14 +621,14 @@ def made_for(path: Path, family: str, prediction: str, teacher: str = "") -> str
 
 
 def test_a_comparison_opens_with_a_pair_that_fits(home):
-    other = SHAPES.replace("sd3", "sd1")
+    other = SHAPES_EPS
     folder = home / "loras"
-    assert compare_form.first_pair([]) == {"checkpoint": SHAPES, "loras": []}
+    assert compare_form.first_pair([]) == {"checkpoint": EMOJI, "loras": []}
     xl = made_for(folder / "xl.safetensors", "sdxl", "eps")
     plain = str(folder / "plain.safetensors")
     Path(plain).write_bytes(tiny_lora())
     none = [("xl", xl), ("plain", plain), ("gone", str(folder / "gone.safetensors"))]
-    assert compare_form.first_pair(none) == {"checkpoint": SHAPES, "loras": []}
+    assert compare_form.first_pair(none) == {"checkpoint": EMOJI, "loras": []}
     eps = made_for(folder / "eps.safetensors", "sd1", "eps")
     pair = compare_form.first_pair([*none, ("eps", eps)])
     assert pair == {"checkpoint": other, "loras": [eps]}
@@ -602,7 +642,7 @@ def test_a_pair_that_cannot_be_is_refused_as_soon_as_it_is_chosen(home):
     said = text_of(compare_form.look_at_pair(values)["models_note"])
     assert "eps.safetensors was made for SD 1.x of eps-prediction; this checkpoint is SD3" in said
     assert said == text_of(compare_form.submit(values)["models_note"])
-    fits = values | {"checkpoint": SHAPES.replace("sd3", "sd1")}
+    fits = values | {"checkpoint": SHAPES_EPS}
     assert compare_form.look_at_pair(fits) == {"models_note": ""}
 
 

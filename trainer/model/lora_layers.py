@@ -90,6 +90,7 @@ class AdaptedLinear(lora.Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, shape (..., features)."""
+        x = x.contiguous()  # of a slice torch takes one product an image, with a weight of its own
         result = self.base_layer(x)
         if self.disable_adapters:
             return result

@@ -20,7 +20,7 @@ from ..core.errors import SettingsError
 log = logging.getLogger("dpdmd_studio.cli")
 TEXTS = ("prompt", "negative", "teacher_negative", "name", "author", "license", "trigger_words",
          "base_model", "title")  # fmt: skip
-MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
+MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "qwen", "vae")
 GROUP_TITLES = {
     "teacher": "the teacher",
     "student": "the student and its objective",
@@ -40,6 +40,7 @@ def add_other_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder")
     parser.add_argument("--clip-g", metavar="FILE", help="CLIP-G text encoder")
     parser.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder")
+    parser.add_argument("--qwen", metavar="FILE", help="Qwen3 text encoder")
     parser.add_argument("--vae", metavar="FILE", help="VAE for images (training needs none)")
 
 

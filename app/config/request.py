@@ -26,10 +26,16 @@ class ModelFiles:
     clip_g: str | None = None
     t5: str | None = None
     vae: str | None = None
+    qwen: str | None = None
 
     def text_encoders(self) -> dict[str, Path]:
         """The text-encoder files that were named, by kind of encoder."""
-        named = {"clip_l": self.clip_l, "clip_g": self.clip_g, "t5xxl": self.t5}
+        named = {
+            "clip_l": self.clip_l,
+            "clip_g": self.clip_g,
+            "t5xxl": self.t5,
+            "qwen3": self.qwen,
+        }
         return {kind: Path(file) for kind, file in named.items() if file}
 
 

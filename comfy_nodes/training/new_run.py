@@ -34,6 +34,7 @@ OTHER_FILES = {
     "clip_l": "text_encoders",
     "clip_g": "text_encoders",
     "t5": "text_encoders",
+    "qwen": "text_encoders",
     "vae": "vae",
 }
 ASKED = "comfyui"

@@ -15,6 +15,7 @@ INPUTS = {
     "clip-l": "clip_l",
     "clip-g": "clip_g",
     "t5": "t5",
+    "qwen": "qwen",
     "vae": "vae",
     "teacher-lora": "teacher_lora",
     "prompts": "prompts_file",

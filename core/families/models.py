@@ -28,6 +28,8 @@ from .unsupported import refuse_empty, refuse_storage, refuse_variants, unknown_
 TINY_VAE_KEY = "first_stage_model.taesd_decoder.1.weight"
 KL_VAE_KEYS = ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight")
 """Hosts' name, and that under which Forge saves checkpoints."""
+FIRST_TENSORS = ("embed_tokens.weight", "embed.weight")
+"""Whole names of the first tensor of encoders whose names end as others' do."""
 PRIVATE = "_"
 
 
@@ -169,16 +171,16 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
     kinds = [kind for kind in item.text.prefixes if text_encoder_prefix(file, item, kind)]
     if "text_encoder" in stated:
         kinds.append(str(stated["text_encoder"]))
+    channels = {"latent_channels": tensors[item.detection.input_layer].shape[1]}
     found = Detection(
         resolution=min(resolution, limit) if isinstance(limit, int) else resolution,
         family=item.name,
-        latent_channels=tensors[item.detection.input_layer].shape[1],
         denoiser_prefix=prefix,
         resolution_multiple=item.sampling.resolution_multiple,
         text_encoders=tuple(kinds),
         vae=_vae_kind(file.tensors),
         stated=stated,
-        **facts,  # type: ignore[arg-type]
+        **(channels | facts),  # type: ignore[arg-type]
     )
     if found.has_vae:
         try:
@@ -200,7 +202,11 @@ def text_encoder_prefix(file: TensorFile, item: Family, kind: str) -> str | None
         "positional_embedding",
     )  # fmt: skip
     for prefix in item.text.prefixes.get(kind, ()):
-        if any(key.startswith(prefix) and key.endswith(endings) for key in file.tensors):
+        whole = tuple(prefix + name for name in FIRST_TENSORS)
+        if any(
+            key in whole or (key.startswith(prefix) and key.endswith(endings))
+            for key in file.tensors
+        ):
             return prefix
     return None
 

@@ -53,7 +53,7 @@ PLACES = {
     "loras": "LoRAs in the teacher",
     "output": "Where it goes",
 }
-OTHER_FILES = ("clip_l", "clip_g", "t5", "vae")
+OTHER_FILES = ("clip_l", "clip_g", "t5", "qwen", "vae")
 FORM: Values = {
     "checkpoint": "",
     **dict.fromkeys(OTHER_FILES, ""),

@@ -27,7 +27,14 @@ from .distill import DEMO_PRESET, KEEP, memory_choices, prompts_of
 
 EXAMPLES = 3
 EARLIER_RUNS = 20
-ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "its own, for shapes"}
+ENCODERS = {
+    "clip_l": "CLIP-L",
+    "clip_g": "CLIP-G",
+    "t5": "T5-XXL",
+    "qwen3": "Qwen3",
+    "llm_adapter": "adapter",
+    "dpdmd": "its own, for shapes",
+}
 
 
 def opening() -> Values:

@@ -27,6 +27,7 @@ OTHER_FILES = {
     "clip_l": "CLIP-L text encoder",
     "clip_g": "CLIP-G text encoder",
     "t5": "T5-XXL text encoder",
+    "qwen": "Qwen3 text encoder",
     "vae": "VAE (for previews)",
 }
 

@@ -17,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
 from dpdmd_studio.trainer.families.anima import AnimaTransformer
+from dpdmd_studio.trainer.loading.vae import WanDecoder
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -164,11 +165,44 @@ def qwen3(width: int = 32, **others: int) -> nn.Module:
 
 
 @cache
+def wan_vae() -> nn.Module:
+    """The decoding half of a tiny VAE of Wan's kind, as we name its parts."""
+    return drawn(WanDecoder(8, 16), 7)
+
+
+def wan_names(vae: nn.Module) -> State:
+    """Such a VAE's tensors under Wan's names."""
+    levels = vae.decoder.up_blocks
+    firsts = [sum(len(level.resnets) + 1 for level in levels[:i]) for i in range(len(levels))]
+    out = {}
+    for name, value in vae.state_dict().items():
+        if match := re.match(r"decoder\.up_blocks\.(\d)\.resnets\.(\d)\.", name):
+            place = f"decoder.upsamples.{firsts[int(match[1])] + int(match[2])}."
+            name = place + name[match.end() :]
+        elif match := re.match(r"decoder\.up_blocks\.(\d)\.upsamplers\.0\.", name):
+            level = int(match[1])
+            name = f"decoder.upsamples.{firsts[level] + len(levels[level].resnets)}."
+            name += "resample.1.weight" if value.dim() > 1 else "resample.1.bias"
+        name = name.replace("mid_block.resnets.0.", "middle.0.")
+        name = name.replace("mid_block.attentions.0.", "middle.1.")
+        name = name.replace("mid_block.resnets.1.", "middle.2.")
+        parts = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3",
+                 "conv2": "residual.6", "conv_shortcut": "shortcut"}  # fmt: skip
+        head, _, leaf = name.rpartition(".")
+        block, _, part = head.rpartition(".")
+        if part in parts:
+            name = f"{block}.{parts[part]}.{leaf}"
+        name = name.replace("post_quant_conv.", "conv2.").replace("conv_in.", "conv1.")
+        out[name.replace("norm_out.", "head.0.").replace("conv_out.", "head.2.")] = value
+    return out
+
+
+@cache
 def anima() -> Tiny:
     """The modules of a tiny Anima."""
     adapter = drawn(AnimaTextConditioner(**ANIMA_ADAPTER), 5)
     encoders = {"qwen3": qwen3(), "llm_adapter": adapter}
-    return Tiny(drawn(AnimaTransformer(**ANIMA_TRANSFORMER), 0), encoders)
+    return Tiny(drawn(AnimaTransformer(**ANIMA_TRANSFORMER), 0), encoders, wan_vae())
 
 
 def anima_names(transformer: nn.Module) -> State:
@@ -210,6 +244,12 @@ def anima_files(folder: Path, tiny: Tiny | None = None, **how: torch.dtype) -> t
 
 def file_state(tiny: Tiny) -> State:
     """All tensors of a single-file checkpoint, names as in the wild."""
+    if isinstance(tiny.denoiser, AnimaTransformer):
+        state = {f"model.diffusion_model.{n}": v for n, v in anima_names(tiny.denoiser).items()}
+        for kind, encoder in tiny.encoders.items():
+            state |= {ANIMA_PLACES[kind] + n: v for n, v in encoder.state_dict().items()}
+        vae = {} if tiny.vae is None else wan_names(tiny.vae)
+        return state | {f"first_stage_model.{name}": value for name, value in vae.items()}
     if isinstance(tiny.denoiser, SD3Transformer2DModel):
         denoiser, places = sd3_names(tiny.denoiser), SD3_PLACES
     else:
@@ -229,6 +269,10 @@ SD1_PLACES = {"clip_l": "cond_stage_model.transformer."}
 SDXL_PLACES = {
     "clip_l": "conditioner.embedders.0.transformer.",
     "clip_g": "conditioner.embedders.1.model.",
+}
+ANIMA_PLACES = {
+    "qwen3": "cond_stage_model.qwen3_06b.transformer.model.",
+    "llm_adapter": "model.diffusion_model.llm_adapter.",
 }
 SD3_PLACES = {kind: f"text_encoders.{kind}.transformer." for kind in ("clip_l", "clip_g", "t5xxl")}
 

@@ -36,6 +36,7 @@ VAE = base.VaeFacts(
         (0.1984, 0.0913, 0.1861),
     ),
     rgb_bias=(-0.1835, -0.0868, -0.3360),
+    kind="wan",
 )  # fmt: skip
 
 TOP_LEVEL = {

@@ -70,6 +70,7 @@ class VaeFacts:
     """How latents relate to images: latent = (vae_latent - shift) * scaling.
 
     Both factors are one number, or one for each channel (shift the mean, scaling 1 / deviation).
+    `kind` is what the VAE is: that of latent diffusion, or Wan's, which is made for videos.
     """
 
     scaling_factor: float | tuple[float, ...]
@@ -78,6 +79,7 @@ class VaeFacts:
     """Linear latent-to-RGB preview, a row per channel; RGB in [-1, 1]."""
     rgb_bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """What the preview adds to that."""
+    kind: Literal["kl", "wan"] = "kl"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Detection:
     shift: float | None = None
     """Of a flow, as its files state it; None is the family's."""
     text_encoders: tuple[str, ...] = ()
-    vae: Literal["kl", "tiny"] | None = None
+    vae: Literal["kl", "wan", "tiny"] | None = None
     max_resolution: int | None = None
     """Longest side its position table allows (SD3), or None."""
     folder: bool = False

@@ -16,8 +16,6 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
-from dpdmd_studio.trainer.families.anima import AnimaTransformer
-from dpdmd_studio.trainer.loading.vae import WanDecoder
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -167,6 +165,8 @@ def qwen3(width: int = 32, **others: int) -> nn.Module:
 @cache
 def wan_vae() -> nn.Module:
     """The decoding half of a tiny VAE of Wan's kind, as we name its parts."""
+    from dpdmd_studio.trainer.loading.vae import WanDecoder
+
     return drawn(WanDecoder(8, 16), 7)
 
 
@@ -200,6 +200,8 @@ def wan_names(vae: nn.Module) -> State:
 @cache
 def anima() -> Tiny:
     """The modules of a tiny Anima."""
+    from dpdmd_studio.trainer.families.anima import AnimaTransformer
+
     adapter = drawn(AnimaTextConditioner(**ANIMA_ADAPTER), 5)
     encoders = {"qwen3": qwen3(), "llm_adapter": adapter}
     return Tiny(drawn(AnimaTransformer(**ANIMA_TRANSFORMER), 0), encoders, wan_vae())
@@ -244,7 +246,7 @@ def anima_files(folder: Path, tiny: Tiny | None = None, **how: torch.dtype) -> t
 
 def file_state(tiny: Tiny) -> State:
     """All tensors of a single-file checkpoint, names as in the wild."""
-    if isinstance(tiny.denoiser, AnimaTransformer):
+    if "llm_adapter" in tiny.encoders:
         state = {f"model.diffusion_model.{n}": v for n, v in anima_names(tiny.denoiser).items()}
         for kind, encoder in tiny.encoders.items():
             state |= {ANIMA_PLACES[kind] + n: v for n, v in encoder.state_dict().items()}

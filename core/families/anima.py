@@ -234,6 +234,10 @@ FAMILY = base.Family(
         ),
         pipeline="AnimaPipeline",
         clip_types=("stable_diffusion",),  # the encoder is known by its shapes
+        empty_latent="EmptySD3LatentImage",
+        shift_node="ModelSamplingAuraFlow",
+        bare_loader="UNETLoader",
+        published_vae="qwen_image_vae.safetensors",
         webui_limits=lambda title: " Of A1111's family, Forge Neo alone knows Anima.",
     ),
     cost=base.CostFacts(

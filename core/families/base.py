@@ -313,6 +313,9 @@ class SharingFacts:
         webui_limits: what of them does not know the model; empty, or a sentence after a space.
         clip_types: what ComfyUI's loader of one encoder, and that of two, has to be told.
         empty_latent: ComfyUI's node that an image starts from.
+        shift_node: ComfyUI's node that sets a flow's shift; others count time otherwise.
+        bare_loader: ComfyUI's node for a file without the text encoders.
+        published_vae: the VAE's file as published, where a file without encoders has none either.
     """
 
     labels: tuple[str, ...]
@@ -326,6 +329,9 @@ class SharingFacts:
     webui_version: str = "Unknown"
     webui_limits: Callable[[str], str] = lambda title: ""
     empty_latent: str = "EmptyLatentImage"
+    shift_node: str = "ModelSamplingSD3"
+    bare_loader: str = "CheckpointLoaderSimple"
+    published_vae: str = ""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ OTHER_FILES = {
     "qwen": "text_encoders",
     "vae": "vae",
 }
+BARE = "diffusion_models"
+"""The host's folder of models without text encoders and VAE; stands before their names."""
 ASKED = "comfyui"
 """Under this name in a run's settings stands what a node asked for, so that it finds it again."""
 MAX_LINKS = 100
@@ -69,9 +71,22 @@ def demo_checkpoints() -> dict[str, Path]:
 
 
 def checkpoint_names() -> list[str]:
-    """The host's checkpoints that may be distilled, and the embedded ones."""
-    found = [name for name in folders.file_names("checkpoints") if name.endswith(".safetensors")]
-    return found + list(demo_checkpoints())
+    """The host's checkpoints that may be distilled, its bare models, and the embedded ones."""
+    listed = folders.file_names("checkpoints")
+    listed += [f"{BARE}/{name}" for name in folders.file_names(BARE)]
+    return [name for name in listed if name.endswith(".safetensors")] + list(demo_checkpoints())
+
+
+def checkpoint_file(name: str) -> Path:
+    """Where a checkpoint lies that the list of `checkpoint_names` holds.
+
+    Raises:
+        SettingsError: it has gone.
+    """
+    bare = name.removeprefix(f"{BARE}/")
+    if bare != name and bare in folders.file_names(BARE):
+        return folders.file_path(BARE, bare)
+    return demo_checkpoints().get(name) or folders.file_path("checkpoints", name)
 
 
 def check_trainer() -> None:
@@ -177,8 +192,7 @@ def checkpoint(
     """(the teacher's file, notes): that of the MODEL if one is connected, else the chosen one."""
     model, name = values.get("model"), str(values.get("checkpoint"))
     if model is None:
-        demo = demo_checkpoints()
-        return (demo[name] if name in demo else folders.file_path("checkpoints", name)), []
+        return checkpoint_file(name), []
     path = models.checkpoint_of(model) or checkpoint_in_graph(graph or {}, node_id)
     if path is None:
         raise SettingsError(
@@ -212,8 +226,10 @@ def checkpoint_in_graph(graph: Prompt, node_id: str | None) -> Path | None:
         if not isinstance(link, list) or not link:
             break
         inputs = graph.get(str(link[0]), {}).get("inputs", {})
-    name = inputs.get("ckpt_name")
-    return folders.file_path("checkpoints", name) if isinstance(name, str) else None
+    for kind, named in (("checkpoints", "ckpt_name"), (BARE, "unet_name")):
+        if isinstance(name := inputs.get(named), str):
+            return folders.file_path(kind, name)
+    return None
 
 
 def prompts_of(values: Mapping[str, Any], world: str) -> tuple[tuple[str, ...], list[str]]:
@@ -282,7 +298,7 @@ def _stamp(path: Path) -> list[int]:
 def file_stamps(values: Mapping[str, Any]) -> str:
     """Changes when a file that the inputs name does; for the host's cache of outputs."""
     name, prompts = str(values.get("checkpoint")), str(values.get("prompts_file") or "").strip()
-    paths = [demo_checkpoints().get(name) or folders.file_path("checkpoints", name)]
+    paths = [checkpoint_file(name)]
     if prompts:
         paths.append(prompts_path(prompts))
     for input, kind in (*OTHER_FILES.items(), ("teacher_lora", "loras")):

@@ -89,10 +89,12 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 def drawn(module: nn.Module, seed: int) -> nn.Module:
     """The module with random values that keep the scale of what goes through; none is left out."""
     generator = torch.Generator().manual_seed(seed)
-    for value in module.state_dict().values():
+    for name, value in module.state_dict().items():
         noise = torch.randn(value.shape, generator=generator)
-        is_matrix = value.dim() > 1
-        value.copy_(noise / value[0].numel() ** 0.5 if is_matrix else 1 + 0.2 * noise)
+        if name.endswith((".bias", ".gamma")) or value.dim() == 1:
+            value.copy_((not name.endswith(".bias")) + 0.2 * noise)
+        else:
+            value.copy_(noise / value[0].numel() ** 0.5)
     return module.half().float().eval()
 
 

@@ -215,7 +215,10 @@ FAMILY = base.Family(
         fused=True,  # diffusers' loader fails on an alpha
         dotted=True,
         peft_prefix="transformer.",
-        names=r"^blocks_\d+_((self|cross)_attn_(q|k|v|output)_proj|mlp_layer[12]|adaln_modulation_)",
+        names=(
+            r"^(blocks_\d+_((self|cross)_attn_(q|k|v|output)_proj|mlp_layer[12]|adaln_modulation_)"
+            r"|transformer_blocks_\d+_(attn1_|norm[123]_linear_[12]$))"
+        ),
         base_model_version="anima",
         declared=("anima",),
         architecture=lambda config: "anima/lora",
@@ -242,10 +245,10 @@ FAMILY = base.Family(
     ),
     cost=base.CostFacts(
         parameters=1_956_405_248,
-        packed=0.9,
-        staying=150e6,
-        buffers=70e6,
-        per_rank={"attention": 1_433_600, "full": 2_000_000},
+        packed=0.990,
+        staying=18.6e6,
+        buffers=33.6e6,
+        per_rank={"attention": 1_433_600, "full": 2_164_736},
         per_image={"attention": 500e6, "full": 500e6},
         per_pixel={"attention": 9000.0, "full": 10000.0},
         recomputed=base.Recomputed(per_image=100e6, per_pixel=150.0, kept=500.0),

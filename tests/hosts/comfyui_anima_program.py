@@ -1,9 +1,9 @@
 """Run by a ComfyUI's own Python: what its Anima says of inputs and of prompts, as files.
 
-`python comfyui_anima_program.py COMFYUI_DIR JOB.json`; the job names the files `denoiser` and
-`encoder`, `prompts`, `inputs` (x.N and sigma.N of each case, context.N, or prompt.N, the number of
-one), how the encoder differs from the published one (`encoder_sizes`), `lora`, a file or nothing,
-and where `outputs` go.
+`python comfyui_anima_program.py COMFYUI_DIR JOB.json`; the job names the files `denoiser`,
+`encoder` and `vae`, `prompts`, `inputs` (x.N and sigma.N of each case, context.N, or prompt.N, the
+number of one), how the encoder differs from the published one (`encoder_sizes`), `lora`, a file or
+nothing, and where `outputs` go.
 Uses the calls that UNETLoader, CLIPLoader, CLIPTextEncode and LoraLoaderModelOnly use.
 """
 
@@ -75,6 +75,8 @@ def main() -> None:
         predict(patched, "with_lora")
     warnings = [line for line in said if "lora" in line.lower() or "NOT LOADED" in line]
     sampling = model.get_model_object("model_sampling")
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(job["vae"]))
+    found["picture"] = vae.decode(model.model.process_latent_out(inputs["x.0"][:, :, None]))
     found["grid"] = comfy.samplers.calculate_sigmas(sampling, "simple", 4)
     outputs = {k: v.cpu().contiguous() for k, v in found.items()}
     save_file(outputs, job["outputs"], {"warnings": json.dumps(warnings)})

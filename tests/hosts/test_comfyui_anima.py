@@ -33,6 +33,7 @@ from dpdmd_studio.core.lora.file import (
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.trainer.families import anima
 from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, Overrides, open_checkpoint
+from dpdmd_studio.trainer.loading.decoding import decode
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.text.cache import encode_prompts
 from dpdmd_studio.trainer.text.tokenizers import qwen_ids, t5_chunk
@@ -106,9 +107,13 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     lora, config = folder / "lora.safetensors", dict(network.config)
     pairs = lora_networks.random_pairs(network, facts.FAMILY, config)
     write_lora(lora, NewLora(facts.FAMILY, config, pairs, default_recipe(facts.NAME, "flow")))
+    vae = checkpoints.wan_names(checkpoints.wan_vae())
+    vae["encoder.conv1.weight"] = torch.ones(8, 3, 3, 3, 3)  # the host looks at its shape
+    checkpoints.save(folder / "vae.safetensors", vae)
     inputs = inputs_of_cases()
     save_file(inputs, folder / "inputs.safetensors")
     job = {"denoiser": str(denoiser), "encoder": str(encoder), "lora": str(lora)}
+    job["vae"] = str(folder / "vae.safetensors")
     job |= {"prompts": PROMPTS, "encoder_sizes": ENCODER}
     job |= {name: str(folder / f"{name}.safetensors") for name in ("inputs", "outputs")}
     (folder / "job.json").write_text(json.dumps(job))
@@ -117,7 +122,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     assert done.returncode == 0, done.stderr[-3000:]
     with safe_open(job["outputs"], "pt") as file:
         warnings = json.loads(file.metadata()["warnings"])
-    files = Overrides(text_encoders={"qwen3": encoder})
+    files = Overrides(text_encoders={"qwen3": encoder}, vae=Path(job["vae"]))
     opened = open_checkpoint(denoiser, dtype=torch.float32, device="cpu", overrides=files)
     encoded = encode_prompts(opened, PROMPTS, cache_folder=folder / "cache")
     text = [encoded[prompt] for prompt in PROMPTS]
@@ -188,6 +193,13 @@ def test_a_batch_of_prompts_says_what_each_says_alone(both):
         together = call(x, times, text)
         alone = [call(x[i : i + 1], times[i : i + 1], item) for i, item in enumerate(both.text)]
     assert difference(together, torch.cat(alone)) < WITHIN
+
+
+def test_latents_become_the_hosts_picture(both):
+    """Within two levels of 255, as ours are rounded."""
+    ours = torch.from_numpy(decode(both.ours, both.inputs["x.0"]))
+    assert ours.float().std() > 10
+    assert float((both.theirs["picture"].reshape(ours.shape) * 255 - ours).abs().max()) < 2.0
 
 
 def test_the_hosts_simple_schedule_is_ours(both):

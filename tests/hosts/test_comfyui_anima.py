@@ -198,7 +198,7 @@ def test_a_batch_of_prompts_says_what_each_says_alone(both):
 def test_latents_become_the_hosts_picture(both):
     """Within two levels of 255, as ours are rounded."""
     ours = torch.from_numpy(decode(both.ours, both.inputs["x.0"]))
-    assert ours.float().std() > 10
+    assert ours.float().std() > 20
     assert float((both.theirs["picture"].reshape(ours.shape) * 255 - ours).abs().max()) < 2.0
 
 

@@ -58,7 +58,7 @@ def disk_use(detection: Detection, config: DistillConfig, half_bytes: int) -> Di
     state += student if config.ema_decay else 0.0
     saves = -(-config.steps // config.save_every)
     measured = bool(config.evaluation_prompts and config.evaluate_every)
-    previews = 2 + config.steps // config.preview_every if config.preview_every else 0
+    previews = 3 + config.steps // config.preview_every if config.preview_every else 0
     sizes = config.resolutions or ((detection.resolution, detection.resolution),)
     pixels = max(width * height for width, height in sizes)
     images = IMAGES_OF_A_PREVIEW * previews + (MEASURED_IMAGES if measured else 0)

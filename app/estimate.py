@@ -34,6 +34,8 @@ MOMENT_COPIES = {"adamw": 2.0, "adamw8bit": 0.5 + 2 / 256}
 # that is never alive with the rest, by count at the least (SD3).
 NEVER_TOGETHER = 0.2
 MAX_RUNS, MIN_UPDATES, LAST_UPDATES = 50, 5, 200
+RUNS_AT_ONCE = 20
+"""Earlier runs that a page looks at while it is filled in."""
 # Files of one network differ by number format and by what else they hold; small ones are others.
 SAME_MODEL = 3.0
 # Bytes of a packed weight and its share of a scale.
@@ -107,6 +109,23 @@ def estimate(
     return Estimate(memory, seconds and seconds * config.steps, " ".join(texts))
 
 
+def estimate_file(path: Path, detection: Detection, config: DistillConfig) -> Estimate:
+    """The same of a checkpoint on this computer, from headers and its newest runs: a page's.
+
+    Raises:
+        CheckpointError: a header cannot be read.
+    """
+    half = bytes_in_16_bit(path)
+    return estimate(detection, config, file_bytes(path), earlier_runs(), half_bytes=half)
+
+
+def earlier_runs() -> list[RunDirectory]:
+    """What `check` has timed on this computer, and its newest runs."""
+    measured = sorted((home() / "runs").glob("*/metrics.jsonl"), reverse=True)
+    runs = [RunDirectory(path.parent) for path in measured[:RUNS_AT_ONCE]]
+    return checked_runs()[:RUNS_AT_ONCE] + runs
+
+
 def bytes_in_16_bit(path: Path) -> int:
     """Bytes of a checkpoint's numbers in 16 bit, however its file or folder stores them.
 
@@ -126,7 +145,7 @@ def time_of_earlier_runs(
     folder = home() / "runs"
     folders = sorted((p for p in folder.glob("*") if p.is_dir()), reverse=True)
     runs = chain(checked_runs(), (RunDirectory(found) for found in folders))
-    like = _like(detection, config, _size(path), runs)
+    like = _like(detection, config, file_bytes(path), runs)
     seconds = next((s for run in like if (s := _seconds_per_update(run))), None)
     return seconds and seconds * config.steps, _time_text(seconds, config.steps)
 
@@ -209,7 +228,7 @@ def _like(
     for run in islice(earlier, MAX_RUNS):
         try:
             path = Path(run.settings()["model"]["checkpoint"])
-            other, other_size = identify(path), _size(path)
+            other, other_size = identify(path), file_bytes(path)
         except (DPDMDError, OSError, ValueError, KeyError, TypeError):
             continue  # damaged, or its checkpoint is gone
         same_model = _kind(other) == _kind(detection) and (
@@ -237,7 +256,8 @@ def _sizes(config: DistillConfig, detection: Detection) -> set[tuple[int, int]]:
     return set(config.resolutions) or {(detection.resolution, detection.resolution)}
 
 
-def _size(path: Path) -> int:
+def file_bytes(path: Path) -> int:
+    """Size of a checkpoint's file, or of the weights in a diffusers folder."""
     files = path.rglob("*.safetensors") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
 

@@ -51,11 +51,11 @@ export function listedName(names, path) {
   return fitting.sort((one, other) => other.length - one.length)[0] ?? "";
 }
 
-/** The name of the example that distils a checkpoint; null where the host lists none. */
+/** The name of the example that distils at once, without a download; null where the host lists none. */
 export async function findExample(api) {
   const response = await api.fetchApi("/workflow_templates");
   const names = response.ok ? (await response.json())[decodeURIComponent(FOLDER)] : null;
-  return names?.find((name) => /distil/i.test(name)) ?? null;
+  return names?.find((name) => /demo/i.test(name)) ?? null;
 }
 
 /** Opens an example of this pack on the canvas. */

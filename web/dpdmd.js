@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addAuto } from "./auto_numbers.js";
 import { addNode, findExample, openExample, useLora } from "./canvas.js";
+import { addEstimate } from "./estimate_note.js";
 import { addNotes, restoreNotes, showError } from "./node_notes.js";
 import { Client } from "./panel/client.js";
 import { Panel } from "./panel/panel.js";
@@ -113,6 +114,7 @@ const extension = {
   beforeRegisterNodeDef(nodeType, nodeData) {
     addNotes(nodeType, nodeData);
     addAuto(nodeType, nodeData);
+    addEstimate(nodeType, nodeData, (values) => client.estimate(values));
   },
   onNodeOutputsUpdated: (outputs) => restoreNotes(app.rootGraph ?? app.graph, outputs),
 };

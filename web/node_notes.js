@@ -1,4 +1,4 @@
-/** What a node of ours says (its "text" output) in a read-only box on the node. */
+/** What a node of ours says (its "text" output, or before it runs) in a read-only box on the node. */
 
 const OURS = "DPDMD";
 const NAME = "dpdmd_note";
@@ -44,8 +44,12 @@ function nodeAt(graph, id) {
 
 function showNote(node, message, kind = "note") {
   const texts = Array.isArray(message?.text) ? message.text : [];
-  const text = texts.filter((part) => typeof part === "string" && part).join("\n");
-  const widget = node.widgets?.find((one) => one.name === NAME) ?? (text ? addWidget(node) : null);
+  showText(node, NAME, texts.filter((part) => typeof part === "string" && part).join("\n"), kind);
+}
+
+/** Writes into the box of that name on a node; without a text there is none. */
+export function showText(node, name, text, kind = "note") {
+  const widget = node.widgets?.find((one) => one.name === name) ?? (text ? addWidget(node, name) : null);
   if (!widget) return;
   widget.element.textContent = text;
   widget.element.dataset.kind = kind;
@@ -54,14 +58,14 @@ function showNote(node, message, kind = "note") {
   grow(node);
 }
 
-function addWidget(node) {
+function addWidget(node, name) {
   const box = document.createElement("div");
   box.className = "dpdmd-note";
   box.setAttribute("role", "note");
   box.addEventListener("wheel", (event) => {
     if (box.scrollHeight > box.clientHeight) event.stopPropagation();
   });
-  const widget = node.addDOMWidget(NAME, NAME, box, {
+  const widget = node.addDOMWidget(name, name, box, {
     serialize: false,
     hideOnZoom: false,
     getValue: () => box.textContent,

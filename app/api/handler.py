@@ -46,12 +46,18 @@ class Api:
     Args:
         model_folders: where a host's models may lie, asked anew for each request.
         lora_folder: where it keeps LoRAs, for new ones.
+        hosts_own: what only one host can answer: the answer, ready for JSON, to a POST by its
+            address and body.
     """
 
     def __init__(
-        self, model_folders: Callable[[], Sequence[Path]], lora_folder: Callable[[], Path]
+        self,
+        model_folders: Callable[[], Sequence[Path]],
+        lora_folder: Callable[[], Path],
+        hosts_own: Mapping[str, Callable[[Mapping[str, Any]], object]] | None = None,
     ) -> None:
         self._model_folders, self._lora_folder = model_folders, lora_folder
+        self._hosts_own = dict(hosts_own or {})
 
     def handle(
         self,
@@ -108,6 +114,8 @@ class Api:
                 return json_response(job_facts(new_check(request.body, self._model_folders())))
             case ("POST", "runs", id, action) if action in ACTIONS:
                 return json_response(job_facts(act(id, action, request.body)))
+            case ("POST", name) if name in self._hosts_own:
+                return json_response(self._hosts_own[name](request.body))
         raise RefusedError(404, NOT_HERE)
 
     def _inspect(self, query: Mapping[str, str]) -> dict[str, object]:

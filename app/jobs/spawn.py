@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -52,7 +53,10 @@ def ensure_worker() -> bool:
 
 def worker_lives() -> bool:
     """Whether a worker process is there."""
-    return live_owner(home() / WORKER_LOCK) is not None
+    lives = live_owner(home() / WORKER_LOCK) is not None
+    if lives:  # those started here are past their start: the next time they may be about to end
+        _started[:] = [(process, -math.inf) for process, _ in _started]
+    return lives
 
 
 def _is_starting() -> bool:

@@ -51,6 +51,8 @@ class Graph:
     nodes: list[dict[str, Any]] = field(default_factory=list)
     links: list[list[Any]] = field(default_factory=list)
     slots: Mapping[str, Slots] = field(default_factory=lambda: SLOTS)
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def add(self, kind: str, place: tuple[float, float], widgets: list[Any], **links: Slot) -> int:
         """Add a node fed by `links`; its id. `widgets` are its values in the node's own order."""
@@ -90,9 +92,9 @@ class Graph:
             "last_link_id": len(self.links),
             "nodes": self.nodes,
             "links": self.links,
-            "groups": [],
+            "groups": self.groups,
             "config": {},
-            "extra": {},
+            "extra": self.extra,
             "version": 0.4,
         }
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -130,7 +130,7 @@ class Distill:
             job = waiting.wait(training.begin_check(asked), unique_id)
             waiting.check_ended(job)
             text, image = "\n".join([training.found(job), *asked.notes]), waiting.check_image(job)
-            return running.outcome(text, self._nothing(), image)
+            return running.outcome(in_node_words(text), self._nothing(), image)
         begins = not training.is_under_way(asked)
         job, notes = training.begin(asked)
         notes = [*asked.notes, *notes]

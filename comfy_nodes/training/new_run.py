@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...app import jobs
+from ...app.config.distill_config import DistillConfig
 from ...app.config.new_run import settled
-from ...app.config.request import DistillRequest, ModelFiles, TeacherLora
+from ...app.config.request import OTHER_FILES, DistillRequest, ModelFiles, TeacherLora
 from ...app.environment import readiness
+from ...app.estimate import estimate_file
 from ...app.findings.checkup import read_lines
 from ...app.jobs import Job, files
 from ...app.library import preferences
@@ -21,26 +23,23 @@ from ...app.library.choices import ASSETS, EMBEDDED, embedded_world, starter
 from ...app.library.path_checks import lora_file, typed_path
 from ...app.prompts.reading import parse_prompts, read_prompts
 from ...core.errors import PromptError, RunError, SettingsError
-from ...core.families import check_files, family
+from ...core.families import Detection, check_files, family
 from ...core.lora.contents import check_family, read_teacher_header
 from ...core.recipe.few_step import counted
 from ..host import folders, loras, models, running
 from .knob_inputs import Card, config_of, json_settings
 from .waiting import until_ended
+from .words import in_node_words, node_words
 
 NOTHING = "none"
 """The choice of a list that means no file."""
-OTHER_FILES = {
-    "clip_l": "text_encoders",
-    "clip_g": "text_encoders",
-    "t5": "text_encoders",
-    "qwen": "text_encoders",
-    "vae": "vae",
-}
+FILE_KINDS = {name: "vae" if name == "vae" else "text_encoders" for name in OTHER_FILES}
 BARE = "diffusion_models"
 """The host's folder of models without text encoders and VAE; stands before their names."""
 ASKED = "comfyui"
 """Under this name in a run's settings stands what a node asked for, so that it finds it again."""
+PLAIN_VALUES = (str, bool, int, float)
+"""Types that a node's own inputs have; others come by wires."""
 MAX_LINKS = 100
 FEW_PROMPTS = 50
 FEW = (
@@ -110,21 +109,14 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
         DPDMDError: a file is missing or no model, prompts or settings cannot be used.
     """
     path, notes = checkpoint(values, graph, node_id)
-    others = {name: _chosen(kind, values.get(name)) for name, kind in OTHER_FILES.items()}
-    model = ModelFiles(checkpoint=str(path), **others)
-    detection = check_files(path, model.text_encoders(), Path(model.vae) if model.vae else None)
+    model, detection, config, said = _planned(values, path)
     world = embedded_world(path)
     prompts, more = prompts_of(values, world)
-    card = Card(detection.family, bool(world), running.device_memory())
-    shown = {name: value for name, value in values.items() if value is not None}
-    config, said = config_of(
-        shown, values.get("preset", "auto"), card, values.get("settings_json") or ""
-    )
     lora = _chosen("loras", values.get("teacher_lora"))
     strength = float(values.get("teacher_lora_strength", 1.0))
     request = DistillRequest(
         model=model,
-        config=settled(config, detection),
+        config=config,
         output=str(output_file(values.get("output_name"))),
         teacher_loras=(TeacherLora(path=lora, strength=strength),) if lora else (),
         include_teacher_loras=bool(lora and values.get("include_teacher_lora", False)),
@@ -133,6 +125,34 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     if len(prompts) < FEW_PROMPTS and not world:
         more = [*more, FEW.format(count=counted(len(prompts), "prompt"))]
     return Asked(marked, prompts, (*notes, *detection.notes, *more, *said))
+
+
+def cost(values: Mapping[str, Any]) -> str:
+    """What a run with a node's inputs will take, before it is asked for: the pages' estimate.
+
+    Raises:
+        DPDMDError: in the node's words; a file is missing or no model, or a setting is wrong.
+    """
+    known = {name: value for name, value in values.items() if isinstance(value, PLAIN_VALUES)}
+    with node_words():
+        path, _ = checkpoint(known, None, None)
+        _, detection, config, said = _planned(known, path)
+        found = estimate_file(path, detection, config)
+    return in_node_words("\n".join([*said, found.text.replace(" Time: ", "\nTime: ")]))
+
+
+def _planned(
+    values: Mapping[str, Any], path: Path
+) -> tuple[ModelFiles, Detection, DistillConfig, list[str]]:
+    """(files, what the checkpoint is, settings, what is said of these) of a node's inputs."""
+    others = {name: _chosen(kind, values.get(name)) for name, kind in FILE_KINDS.items()}
+    model = ModelFiles(checkpoint=str(path), **others)
+    detection = check_files(path, model.text_encoders(), Path(model.vae) if model.vae else None)
+    card = Card(detection.family, bool(embedded_world(path)), running.device_memory())
+    shown = {name: value for name, value in values.items() if value is not None}
+    chosen, json_text = values.get("preset", "auto"), values.get("settings_json") or ""
+    config, said = config_of(shown, chosen, card, json_text)
+    return model, detection, settled(config, detection), said
 
 
 def check_early(given: Mapping[str, str], wired: Collection[str]) -> None:
@@ -152,9 +172,9 @@ def check_early(given: Mapping[str, str], wired: Collection[str]) -> None:
     world, detection = "", None
     if not {"checkpoint", "model"} & set(wired):
         path, _ = checkpoint(given, None, None)
-        others = {name: _chosen(kind, given.get(name)) for name, kind in OTHER_FILES.items()}
+        others = {name: _chosen(kind, given.get(name)) for name, kind in FILE_KINDS.items()}
         model = ModelFiles(checkpoint=str(path), **others)
-        if not set(OTHER_FILES) & set(wired):
+        if not OTHER_FILES.keys() & set(wired):
             vae = Path(model.vae) if model.vae else None
             detection = check_files(path, model.text_encoders(), vae)
         world = embedded_world(path)
@@ -301,7 +321,7 @@ def file_stamps(values: Mapping[str, Any]) -> str:
     paths = [checkpoint_file(name)]
     if prompts:
         paths.append(prompts_path(prompts))
-    for input, kind in (*OTHER_FILES.items(), ("teacher_lora", "loras")):
+    for input, kind in (*FILE_KINDS.items(), ("teacher_lora", "loras")):
         chosen = _chosen(kind, values.get(input))
         paths += [Path(chosen)] if chosen else []
     return repr([_stamp(path) for path in paths])

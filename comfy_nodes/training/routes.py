@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ...app.api import MAX_BODY_BYTES, PREFIX
 from ...app.api.handler import Api
 from ...app.library.choices import ASSETS
 from ..host import folders, web_server
 
+
+def _node_estimate(values: Mapping[str, Any]) -> dict[str, str]:
+    from .new_run import cost
+
+    return {"text": cost(values)}
+
+
 # New LoRAs go into the first of the host's folders for them.
 api = Api(
-    lambda: [*folders.paths(*folders.MODEL_FOLDERS), ASSETS], lambda: folders.paths("loras")[0]
+    lambda: [*folders.paths(*folders.MODEL_FOLDERS), ASSETS],
+    lambda: folders.paths("loras")[0],
+    {"node-estimate": _node_estimate},
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from dpdmd_studio.app import disk
@@ -37,6 +38,16 @@ def use(**settings) -> disk.DiskUse:
 def test_what_is_counted_is_what_the_trainer_draws():
     assert previews.PREVIEW_PROMPTS * len(previews.PREVIEW_SEEDS) == disk.IMAGES_OF_A_PREVIEW
     assert monitor.MEASURED_PROMPTS * len(monitor.EVALUATION_SEEDS) == disk.MEASURED_IMAGES
+    asked = {"steps": 250, "preview_every": 100, "evaluate_every": 0}
+    drawn = object.__new__(previews.Previews)
+    drawn._session = SimpleNamespace(config=DistillConfig(**asked))  # type: ignore[assignment]
+    students = [step for step in range(1, 251) if drawn.due(step)]
+    assert students == [10, 100, 200, 250]  # the first one early: one sees that it works
+    counted = use(**asked).images / (1024 * 1024 * disk.BYTES_OF_A_PIXEL)
+    assert counted == disk.IMAGES_OF_A_PREVIEW * len(["teacher", *students])
+    often = object.__new__(previews.Previews)
+    often._session = SimpleNamespace(config=DistillConfig(steps=9, preview_every=4))  # type: ignore
+    assert [step for step in range(1, 10) if often.due(step)] == [4, 8, 9]
 
 
 def test_bytes_follow_from_the_settings():

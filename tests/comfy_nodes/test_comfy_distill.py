@@ -19,6 +19,7 @@ from dpdmd_studio.app import jobs
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.presets import DEMO, PRESETS
 from dpdmd_studio.app.environment import readiness
+from dpdmd_studio.app.estimate import estimate_file
 from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.runs import exit_note
 from dpdmd_studio.app.runs.directory import RunDirectory
@@ -37,6 +38,7 @@ from dpdmd_studio.core.errors import (
     RunError,
     SettingsError,
 )
+from dpdmd_studio.core.families import identify
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import METADATA_KEY
 from PIL import Image
@@ -813,3 +815,32 @@ def test_requests_are_answered_with_the_hosts_folders(fake):
     output = newest_run().settings()["output"]
     assert Path(output).parent == fake.base / "loras"
     assert routes.api.handle("POST", "/dpdmd/v1/runs", {}, None, headers).status == 413
+
+
+def node_estimate(**changes: object) -> tuple[int, dict[str, str]]:
+    """What the node's page is told of a run with these inputs."""
+    body = json.dumps(INPUTS | changes).encode()
+    headers = {"Content-Type": "application/json"}
+    found = routes.api.handle("POST", "/api/dpdmd/v1/node-estimate", {}, body, headers)
+    return found.status, json.loads(found.body)
+
+
+def test_the_node_is_told_what_its_run_will_take(fake, files):
+    config = DistillConfig(steps=8, student_rank=32)
+    pages = estimate_file(files["sd1"], identify(files["sd1"]), config).text
+    assert pages.startswith("Memory: less than 1 GB by arithmetic")
+    in_lines = pages.replace(" Time: ", "\nTime: ")
+    assert node_estimate(student_rank=32, model=["4", 0]) == (200, {"text": in_lines})
+    auto = f"Preset: none, as there is no graphics card.\n{in_lines}"
+    assert node_estimate(student_rank=32, preset="auto") == (200, {"text": auto})
+
+
+def test_an_estimate_that_cannot_be_says_why_in_the_nodes_words(fake, files):
+    kept = {k: v for k, v in load_file(files["sd1"]).items() if not k.startswith("cond_stage")}
+    save_file(kept, fake.base / "checkpoints" / "without.safetensors")
+    status, answer = node_estimate(checkpoint="without.safetensors")
+    assert status == 400 and "fill in the clip_l input" in answer["error"]
+    status, answer = node_estimate(settings_json='{"fake_lr": ')
+    assert status == 400 and "settings_json" in answer["error"]
+    assert node_estimate(checkpoint="gone.safetensors")[0] == 400
+    assert jobs.all_jobs() == []

@@ -209,6 +209,117 @@ def test_auto_is_shown_for_0_of_the_numbers_that_have_it_alone():
 
 
 @needs_node
+def test_an_estimate_is_asked_for_when_what_decides_it_has_changed_and_not_on_wires():
+    code = """
+    import { addEstimate } from "./estimate_note.js";
+    import { Away } from "./panel/client.js";
+    const boxes = [];
+    const element = () => ({ style: {}, dataset: {}, setAttribute() {}, addEventListener() {} });
+    globalThis.document = { createElement: element };
+    const widget = (name, value) => ({ name, value, callback() { this.called = true; } });
+    class Node {
+      constructor() {
+        this.size = [300, 100];
+        const steps = { name: "steps", widget: { name: "steps" }, link: null };
+        this.inputs = [{ name: "model", link: null }, steps];
+      }
+      onNodeCreated() {
+        this.widgets = ["checkpoint", "steps", "prompts"].map((name) => widget(name, name));
+      }
+      addDOMWidget(name, type, element) {
+        this.widgets.push({ name, element });
+        return this.widgets.at(-1);
+      }
+      computeSize() { return this.size; }
+    }
+    const asked = [];
+    let answer = async (values) => `takes ${values.steps}`;
+    const ask = (values) => { asked.push(values); return answer(values); };
+    const input = { required: { checkpoint: [], steps: [], prompts: [] }, optional: { model: [] } };
+    addEstimate(Node, { name: "DPDMDDistill", input }, ask, 1);
+    const settle = () => new Promise((done) => setTimeout(done, 20));
+    const node = new Node();
+    const said = () => {
+      const box = node.widgets.find((one) => one.name === "dpdmd_estimate");
+      return [box?.element.textContent ?? null, box?.element.style.display ?? null];
+    };
+    const set = async (name, value) => {
+      const one = node.widgets.find((each) => each.name === name);
+      one.value = value;
+      one.callback(value);
+      await settle();
+    };
+    node.onNodeCreated();
+    node.onConfigure?.();
+    await settle();
+    const told = [said()];
+    await set("prompts", "a cat");
+    await set("steps", 7);
+    told.push(said());
+    node.inputs[1].link = 3;
+    node.inputs[0].link = 4;
+    node.onConnectionsChange();
+    await settle();
+    told.push(said());
+    node.inputs[0].link = node.inputs[1].link = null;
+    answer = async () => { throw new Error("No such file."); };
+    node.onConnectionsChange();
+    await settle();
+    told.push(said());
+    answer = async () => { throw new Away(); };
+    node.onConnectionsChange();
+    await settle();
+    told.push(said());
+    const slow = [];
+    answer = (values) => new Promise((done) => slow.push(() => done(`takes ${values.steps}`)));
+    await set("steps", 8);
+    await set("steps", 9);
+    slow[1]();
+    await settle();
+    slow[0](); // the older one comes last
+    await settle();
+    told.push(said());
+    answer = async (values) => `takes ${values.checkpoint}`;
+    const loader = { type: "CheckpointLoaderSimple", widgets: [widget("ckpt_name", "theirs")] };
+    node.inputs[0].link = 5;
+    node.getInputNode = () => loader;
+    node.onConnectionsChange();
+    await settle();
+    told.push(said());
+    loader.widgets[0].value = "another";
+    loader.widgets[0].callback();
+    await settle();
+    told.push(said());
+    loader.type = "LoraLoader";
+    node.onConnectionsChange();
+    await settle();
+    told.push(said());
+    const chained = node.widgets[0].called ?? node.widgets[1].called;
+    const other = class { };
+    addEstimate(other, { name: "DPDMDRuns" }, ask, 1);
+    const touched = "onNodeCreated" in other.prototype;
+    console.log(JSON.stringify({ asked, told, chained, touched }));
+    """
+    found = run_module(code)
+    checkpoints = ["checkpoint"] * 6 + ["theirs", "another"]
+    assert [one["checkpoint"] for one in found["asked"]] == checkpoints
+    assert [one["steps"] for one in found["asked"]] == ["steps", 7, 7, 7, 8, 9, 9, 9]
+    assert all(set(one) == {"checkpoint", "steps"} for one in found["asked"])
+    assert found["told"] == [
+        ["takes steps", ""],
+        ["takes 7", ""],
+        ["Memory and time are not known before it runs: model, steps come by wires.", ""],
+        ["No estimate. No such file.", ""],
+        ["", "none"],
+        ["takes 9", ""],
+        ["takes theirs", ""],
+        ["takes another", ""],
+        ["Memory and time are not known before it runs: model comes by a wire.", ""],
+    ]
+    assert found["chained"] is True and found["touched"] is False
+
+
+@needs_node
 def test_ends_of_runs_are_told_once_and_not_those_from_before():
     code = """
     import { Watcher } from "./watcher.js";

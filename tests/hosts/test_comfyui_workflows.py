@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from comfyui_files import checkpoint_and_lora, teacher_with_clip
 from comfyui_server import ROOT, ComfyUI, Graph, needs_comfyui
+from dpdmd_studio.app.library import choices
 
 pytestmark = needs_comfyui
+EMBEDDED = choices.EMBEDDED.values()
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 SEED_CONTROLS = ("seed", "noise_seed")
@@ -66,12 +68,15 @@ def made_small(prompt: Graph, checkpoint: str, lora: str) -> Graph:
         },
     }
     for node in prompt.values():
-        node["inputs"] |= changes.get(node["class_type"], {})
+        kept = (
+            {"checkpoint": name} if (name := node["inputs"].get("checkpoint")) in EMBEDDED else {}
+        )
+        node["inputs"] |= changes.get(node["class_type"], {}) | kept
     return prompt
 
 
-def test_there_are_three():
-    assert len(WORKFLOWS) == 3
+def test_there_are_four():
+    assert len(WORKFLOWS) == 4
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

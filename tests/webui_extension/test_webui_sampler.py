@@ -59,7 +59,6 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         "loras.active_loras": list,
         "samplers.set_total_steps": lambda denoiser, steps: setattr(told, "steps", steps),
         "samplers.initial_noise_factor": lambda sigma, flow: torch.tensor(2.0),
-        "samplers.noise_sampler": lambda denoiser: lambda *_: torch.ones(1),
         "loras.loras_off": loras_off,
         "samplers.without_negative": without_negative,
         "loras.lora_beside_layers": contextlib.nullcontext,
@@ -160,15 +159,17 @@ def test_an_image_that_is_hardly_redone_is_not_said_to_be_anchored(stage):
 
 
 def test_a_renoising_recipe_takes_the_hosts_noise(stage):
-    p = SimpleNamespace()
+    """The next of the host's own stream for each step, whose images have seeds of their own."""
+    stream = iter(torch.tensor([1.0, -2.0, 3.0]))
+    p = SimpleNamespace(rng=SimpleNamespace(next=lambda: next(stream)))
     recipe = default_recipe("sd1", "eps")
     object.__setattr__(recipe, "solver", "sde")
     generation.tell(p, generation.Told(recipe))
     _, x, _ = run(stage, p)
-    # the last step returns x0, half of x0 + sigma * 1 before it
+    # the last step returns x0, half of x0 + sigma * noise before it
     expected = 1.0
-    for sigma in (*recipe.sigmas[1:-1], 0.0):
-        expected = 0.5 * expected + sigma
+    for sigma, noise in zip((*recipe.sigmas[1:-1], 0.0), (1, -2, 3, 0), strict=True):
+        expected = 0.5 * expected + sigma * noise
     torch.testing.assert_close(x, torch.full_like(x, expected))
 
 

@@ -185,8 +185,7 @@ def _train(
     def after_update(progress: Progress) -> None:
         status.write("running", progress=progress)
         on_progress(progress)
-        every = config.preview_every
-        if every and (progress.step % every == 0 or progress.step == progress.steps):
+        if previews.due(progress.step):
             previews.student(progress.step)
         if monitor.due(progress.step):
             monitor.measure(progress.step)

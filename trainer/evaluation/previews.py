@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..training.session import Session
 
 PREVIEW_PROMPTS = 3
+EARLY = 10
+"""Updates after which a first student is drawn, long before the first of the regular ones."""
 PREVIEW_SEEDS = (1_000_001, 1_000_002, 1_000_003)
 log = logging.getLogger("dpdmd_studio.evaluation")
 
@@ -36,6 +38,14 @@ class Previews:
     def wanted(self) -> bool:
         """Whether the run asks for previews at all."""
         return self._session.config.preview_every > 0
+
+    def due(self, step: int) -> bool:
+        """Whether the student is drawn after this update."""
+        config = self._session.config
+        if not self.wanted:
+            return False
+        early = step == EARLY and config.preview_every > EARLY
+        return early or step % config.preview_every == 0 or step == config.steps
 
     def teacher(self) -> None:
         """The teacher at its own guided steps; drawn once per run."""

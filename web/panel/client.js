@@ -47,6 +47,11 @@ export class Client {
     return this.address(`${PREFIX}/runs/${encodeURIComponent(id)}/report`);
   }
 
+  /** What a run of the node DP-DMD Distill with these values will take, in words. */
+  async estimate(values) {
+    return (await this.ask("/node-estimate", values)).text;
+  }
+
   setUp() {
     return this.ask("/setup", {});
   }

@@ -28,6 +28,10 @@ NO_ANCHOR = (
     "This web UI cannot take one LoRA off alone, so the first step is not anchored. A1111, Forge, "
     "reForge and Forge Neo of November 2026 can."
 )
+NO_NEGATIVE = (
+    "At CFG 1 the negative prompt does nothing: say in the prompt what should be there instead, or "
+    "distil a LoRA with the negative prompt that you always use."
+)
 ANCHOR_HELP = (
     "Anchored: the base model samples the first part of the trajectory without the LoRA, which "
     "restores diversity; 0 is as in training. Taking the LoRA off and on again adds about a tenth "
@@ -317,7 +321,7 @@ def say(setup: Setup, choices: Choices) -> str:
     impossible = NO_ANCHOR if wanted and not loras.can_take_loras_off() else ""
     negative = ""
     if setup.recipe is not None and setup.recipe.guidance_scale == 1.0 and choices.anchor == OFF:
-        negative = "At CFG 1 the negative prompt does nothing."
+        negative = NO_NEGATIVE
     lines = [first, negative, impossible, *setup.notes, attention.note(choices.attention)]
     plain = (first, negative)
     return "".join(paragraph(line, warning=line not in plain) for line in lines if line)

@@ -25,7 +25,7 @@ from ....core.files import atomic_write
 from ... import jobs
 from ...config.distill_config import DistillConfig
 from ...config.presets import DEMO, PRESETS, preset
-from ...config.request import DistillRequest, ModelFiles, TeacherLora
+from ...config.request import OTHER_FILES, DistillRequest, ModelFiles, TeacherLora
 from ...library import choices as sources
 from ...library import preferences, surroundings
 from ...prompts.reading import PromptList, parse_prompts
@@ -53,7 +53,6 @@ PLACES = {
     "loras": "LoRAs in the teacher",
     "output": "Where it goes",
 }
-OTHER_FILES = ("clip_l", "clip_g", "t5", "qwen", "vae")
 FORM: Values = {
     "checkpoint": "",
     **dict.fromkeys(OTHER_FILES, ""),

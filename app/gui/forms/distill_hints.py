@@ -8,17 +8,21 @@ from random import Random
 from typing import Any
 
 from ....core.errors import DPDMDError
-from ....core.families import Detection, check_own_parts, family, identify
-from ...estimate import Estimate, bytes_in_16_bit, estimate
+from ....core.families import (
+    USUAL_ENCODER,
+    Detection,
+    check_own_parts,
+    encoder_title,
+    family,
+    identify,
+)
+from ...estimate import Estimate, estimate_file, file_bytes
 from ...jobs import made_loras
 from ...library import choices as sources
 from ...library import preferences
-from ...library.home import home
 from ...library.model_folders import size_text
 from ...prompts.expansion import expand
 from ...prompts.reading import PromptList, prompts_text, read_prompts
-from ...runs.checks import checked_runs
-from ...runs.directory import RunDirectory
 from ..widgets.html import duration, error_note, facts, note, piece
 from . import distill as form
 from .changes import Change, Values, noted_at, text_of
@@ -26,15 +30,6 @@ from .controls import config_of
 from .distill import DEMO_PRESET, KEEP, memory_choices, prompts_of
 
 EXAMPLES = 3
-EARLIER_RUNS = 20
-ENCODERS = {
-    "clip_l": "CLIP-L",
-    "clip_g": "CLIP-G",
-    "t5": "T5-XXL",
-    "qwen3": "Qwen3",
-    "llm_adapter": "adapter",
-    "dpdmd": "its own, for shapes",
-}
 
 
 def opening() -> Values:
@@ -116,10 +111,15 @@ def _check_files(path: Path, values: Mapping[str, Any]) -> Detection:
     return check_own_parts(path, files.text_encoders(), Path(files.vae) if files.vae else None)
 
 
+def _encoder(kind: str) -> str:
+    own = kind == USUAL_ENCODER
+    return "its own, small" if own else encoder_title(kind).removesuffix(" text encoder")
+
+
 def _detected(path: Path, detection: Detection) -> str:
     optional = not family(detection.family).text.needs_all
     missing = "not in the file: name them below" if optional else "not in the file"
-    encoders = ", ".join(ENCODERS.get(name, name) for name in detection.text_encoders)
+    encoders = ", ".join(map(_encoder, detection.text_encoders))
     zero = " with zero terminal SNR" if detection.zero_terminal_snr else ""
     return facts(
         {
@@ -128,17 +128,10 @@ def _detected(path: Path, detection: Detection) -> str:
             "Made for": f"{detection.resolution} x {detection.resolution} pixels",
             "Text encoders": encoders or missing,
             "VAE": "in the file" if detection.has_vae else "not in the file: name it below",
-            "Size": size_text(checkpoint_bytes(path)),
+            "Size": size_text(file_bytes(path)),
         }
         | ({"Note": " ".join(detection.notes)} if detection.notes else {})
     )
-
-
-def checkpoint_bytes(path: Path) -> int:
-    """Size of a checkpoint's file, or of the weights in a diffusers folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*.safetensors"))
 
 
 def describe_prompts(values: Mapping[str, Any]) -> Values:
@@ -203,9 +196,7 @@ def describe_cost(values: Mapping[str, Any]) -> Values:
         return {"estimate": "", "settings_note": error_note(error)}
     try:
         path = sources.model_path(values.get("checkpoint"))
-        size, half = checkpoint_bytes(path), bytes_in_16_bit(path)
-        detection = _check_files(path, values)
-        found = estimate(detection, config, size, earlier_runs(), half_bytes=half)
+        found = estimate_file(path, _check_files(path, values), config)
     except DPDMDError:  # the note under the checkpoint says so
         return {"estimate": "", "settings_note": ""}
     return {"estimate": _estimate_text(found), "settings_note": ""}
@@ -216,10 +207,3 @@ def _estimate_text(found: Estimate) -> str:
     memory = f"{gib:.1f} GB" if gib >= 1 else "under 1 GB" if gib else "not known"
     time = duration(found.seconds) or "not known yet"
     return piece("estimate", memory, time, found.text)
-
-
-def earlier_runs() -> list[RunDirectory]:
-    """What `check` has timed on this computer, and its newest runs."""
-    measured = sorted((home() / "runs").glob("*/metrics.jsonl"), reverse=True)
-    runs = [RunDirectory(path.parent) for path in measured[:EARLIER_RUNS]]
-    return checked_runs()[:EARLIER_RUNS] + runs

@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ...config.request import OTHER_FILES
 from ..forms import distill as form
 from ..forms import distill_hints as hints
 from ..forms import trainer as trainer_form
@@ -19,17 +20,8 @@ from ..widgets.wiring import (
     form_and_start,
     on,
     section,
-    title,
     with_button,
 )
-
-OTHER_FILES = {
-    "clip_l": "CLIP-L text encoder",
-    "clip_g": "CLIP-G text encoder",
-    "t5": "T5-XXL text encoder",
-    "qwen": "Qwen3 text encoder",
-    "vae": "VAE (for previews)",
-}
 
 CHECK = (
     "Before a first run: a check tells in about fifteen minutes on a card whether this checkpoint "
@@ -125,20 +117,21 @@ def _settings(made: Builder) -> None:
     with section("Settings", "The defaults are a good start."):
         info = "Fills in what fits. Chosen by arithmetic, not measured on every card."
         made.dropdown("memory", "Memory of your graphics card", info)
-        _in_pairs(made, [known[name] for name in PLAIN])
+        _in_rows(made, [known[name] for name in PLAIN], 2)
         made.note("settings_note")
-        with gr.Accordion("Advanced", open=False, elem_classes=["dp-advanced"]):
+        # A group at a time fits a screen.
+        with gr.Accordion("Advanced", open=False, elem_classes=["dp-advanced"]), gr.Tabs():
             for text, items in advanced().items():
-                title(text, level=3)
-                _in_pairs(made, items)
+                with gr.Tab(text):
+                    _in_rows(made, items, 3)
         with gr.Accordion("Settings files, and distil again like this", open=False):
             _settings_files(made)
 
 
-def _in_pairs(made: Builder, items: list[Control]) -> None:
-    for start in range(0, len(items), 2):
+def _in_rows(made: Builder, items: list[Control], size: int) -> None:
+    for start in range(0, len(items), size):
         with gr.Row():
-            for item in items[start : start + 2]:
+            for item in items[start : start + size]:
                 made.setting(item)
 
 

@@ -7,9 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ....core.errors import DPDMDError
 from ...findings.diagnosis import Finding
 from ...findings.outcome import TOO_VARIED
 from ...report.templating import html_templates
+from .page_words import in_page_words
 
 MAX_IMAGE_BYTES = 24 << 20
 LEVELS = {"problem": "Problem", "warning": "Look at this", "info": "Note"}
@@ -30,8 +32,9 @@ def piece(name: str, *values: object) -> str:
 
 
 def error_note(message: object) -> str:
-    """What is wrong with a control; "" for no message."""
-    return piece("error_note", message) if message else ""
+    """What is wrong with a control; "" for no message. Errors of ours get the page's words."""
+    said = in_page_words(str(message)) if isinstance(message, DPDMDError) else message
+    return piece("error_note", said) if message else ""
 
 
 def note(message: object, kind: str = "quiet") -> str:

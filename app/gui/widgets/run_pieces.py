@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from ....core.errors import DPDMDError
@@ -18,6 +19,7 @@ from ...runs.checks import FEW_STEPS_SHEET, TEACHER_SHEET, sheets
 from ...runs.directory import EVALUATIONS, METRICS, RunDirectory
 from ...runs.previews import TEACHER, student_previews
 from . import html
+from .page_words import in_page_words
 
 STATES = {
     "new": "Not started",
@@ -121,14 +123,19 @@ def status(job: Job) -> str:
 def _said(job: Job) -> str:
     """What a person should know of the state: the error, or what goes on at the moment."""
     if job.state in ("failed", "interrupted"):
-        return html.error_note(job.message)
+        return html.error_note(_worded(job))
     if job.state == "stopped" and job.kind == "distill":
         return html.note("What there was is kept. Resume goes on exactly where it stopped.")
     if job.state == "stopped" and job.kind == "check":
         return html.note("What is finished is kept. Resume goes on with the next part.")
     if job.state in ("starting", "running") and not PROGRESS_LINE.match(job.message):
-        return html.note(job.message)
+        return html.note(_worded(job))
     return ""
+
+
+def _worded(job: Job) -> str:
+    """What a job said last; those that the page Distil begins in its words."""
+    return in_page_words(job.message) if job.kind in ("distill", "check") else job.message
 
 
 def how_far(job: Job) -> str:
@@ -154,7 +161,8 @@ def findings(job: Job) -> str:
     meter = ""
     if isinstance(kept, (int, float)) and isinstance(step, int):
         meter = html.diversity_meter(kept, step)
-    return meter + html.findings(diagnose(run))
+    found = [replace(one, text=in_page_words(one.text)) for one in diagnose(run)]
+    return meter + html.findings(found)
 
 
 def check(job: Job) -> str:
@@ -162,6 +170,7 @@ def check(job: Job) -> str:
     lines = read_lines(job.result) if job.kind == "check" else []
     if not lines:
         return ""
+    lines = [replace(line, advice=in_page_words(line.advice)) for line in lines]
     text = job.result.get("table")
     return html.render("check.html", lines=lines, text=text if isinstance(text, str) else "")
 

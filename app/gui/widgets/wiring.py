@@ -142,9 +142,9 @@ Part = Callable[[Builder], None]
 """Makes a part of a page."""
 
 
-def title(text: str, more: str = "", *, level: int = 2) -> None:
+def title(text: str, more: str = "") -> None:
     """The heading of what follows, with one line of explanation."""
-    gr.HTML(value=heading(text, more, level=level), elem_classes=["dp"])
+    gr.HTML(value=heading(text, more), elem_classes=["dp"])
 
 
 @contextlib.contextmanager

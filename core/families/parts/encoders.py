@@ -36,7 +36,8 @@ TITLES = {
     "qwen3": "Qwen3 text encoder",
     "llm_adapter": "text adapter",
 }
-OPTIONS = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5", "qwen3": "--qwen"}
+FILES = {"clip_l": "clip_l", "clip_g": "clip_g", "t5xxl": "t5", "qwen3": "qwen"}
+"""Of a kind that may be a file of its own: its name among the files of a model."""
 CLIP_EMBEDDINGS = ("embeddings.token_embedding.weight", "token_embedding.weight")
 ENDINGS = {
     "clip_l": CLIP_EMBEDDINGS,
@@ -288,8 +289,12 @@ def _length(place: EncoderPlace, tensors: Mapping[str, TensorInfo], name: str, k
     return info.shape[0]
 
 
+def _option(kind: str) -> str:
+    return f"--{FILES.get(kind, kind).replace('_', '-')}"
+
+
 def _not_that(place: EncoderPlace, found: str, kind: str) -> CheckpointError:
-    option = f" ({OPTIONS[kind]})"
+    option = f" ({_option(kind)})"
     return CheckpointError(
         f"{place.label} holds {found} where a {TITLES[kind]} is expected{option}. Give the encoder "
         "that this model was trained with."
@@ -311,7 +316,7 @@ def encoders_in_use(
     """
     useless = [kind for kind in named if kind not in family.text.encoders]
     if useless:
-        given = " ".join(OPTIONS.get(kind, kind) for kind in useless)
+        given = " ".join(map(_option, useless))
         read = " and ".join(map(encoder_title, family.text.encoders))
         other = " and no ".join(map(encoder_title, useless))
         raise CheckpointError(
@@ -320,7 +325,7 @@ def encoders_in_use(
     wanted = [kind for kind in family.text.encoders if kind in found]
     absent = [kind for kind in family.text.encoders if kind not in found]
     if absent and (family.text.needs_all or not wanted):
-        options = [f"{OPTIONS[kind]} FILE" for kind in absent if kind in OPTIONS]
+        options = [f"{_option(kind)} FILE" for kind in absent if kind in FILES]
         advice = f"give {' '.join(options)}, or use" if options else "use"
         raise CheckpointError(
             f"{name} has no {' and no '.join(map(encoder_title, absent))}. "

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from dpdmd_studio.app.api.exchange import host_name
 from dpdmd_studio.app.gui.forms import distill as distill_form
+from dpdmd_studio.app.gui.forms.controls import advanced
 from dpdmd_studio.app.gui.guard import COOKIE, MAX_BODY_BYTES, Guard, is_local
 from dpdmd_studio.app.gui.widgets import html
 from dpdmd_studio.app.jobs import get_job, rename, spawn
@@ -169,7 +170,7 @@ def test_components_have_labels_and_the_pages_are_all_there(app):
     unlabelled = [p for p in fields if not p.get("label") and p.get("elem_id") != "dpdmd-selected"]
     assert len(fields) > 60 and unlabelled == []
     tabs = [p["props"]["label"] for p in config["components"] if p["type"] == "tabitem"]
-    assert tabs == ["Distil", "Runs", "Compare", "Share"]
+    assert tabs == ["Distil", *advanced(), "Runs", "Compare", "Share"]
     ids = [p["props"].get("elem_id") for p in config["components"] if p["props"].get("elem_id")]
     assert len(ids) == len(set(ids))
 

@@ -23,6 +23,7 @@ from dpdmd_studio.app.gui.forms import distill as distill_form
 from dpdmd_studio.app.gui.forms import share as share_form
 from dpdmd_studio.app.gui.pages import compare as compare_page
 from dpdmd_studio.app.gui.widgets import html, run_pieces, runs_view
+from dpdmd_studio.app.gui.widgets.page_words import in_page_words
 from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.library import choices as sources
 from dpdmd_studio.app.library import preferences
@@ -95,6 +96,11 @@ def test_every_setting_has_one_control_with_its_default_and_a_help_text():
     assert sorted([*controls.PLAIN, *folded]) == sorted(every)
     values = {name: item.default for name, item in every.items()}
     assert controls.config_of(values) == DistillConfig()
+
+
+def test_a_group_of_advanced_settings_fits_a_screen():
+    """Five rows of three are 750 of 1000 pixels, with labels and help texts."""
+    assert max(len(items) for items in controls.advanced().values()) <= 15
 
 
 @pytest.mark.parametrize(
@@ -298,7 +304,8 @@ def test_a_file_in_8_bit_needs_what_one_in_16_bit_does(form, tmp_path, monkeypat
     assert half == bytes_in_16_bit(tmp_path / "packed.safetensors")
     assert half == 2 * sum(tensor.numel() for tensor in tensors.values())
     asked = []
-    monkeypatch.setattr(distill_hints, "estimate", lambda *_, half_bytes: asked.append(half_bytes))
+    note = lambda *_, half_bytes: asked.append(half_bytes)  # noqa: E731
+    monkeypatch.setattr("dpdmd_studio.app.estimate.estimate", note)
     with pytest.raises(AttributeError):  # of the answer, which is none here
         distill_hints.describe_cost(form | {"checkpoint": SHAPES})
     assert asked == [half]
@@ -312,6 +319,38 @@ def test_an_estimate_says_what_it_rests_on(form):
 
 
 # Runs
+
+
+@pytest.mark.parametrize(
+    ("command_line", "page"),
+    [
+        ("give --clip-l FILE --clip-g FILE, or",
+         "fill in “CLIP-L text encoder” and “CLIP-G text encoder”, or"),
+        ("Lower --anchor-step or raise --teacher-steps.",
+         "Lower “Anchor step (K)” or raise “Steps of the teacher”."),
+        ("Choose --dtype float32", "Choose “Data type” float32"),
+        ("take the --preset of a smaller card, or lower --resolution.",
+         "take the “Memory of your graphics card” of a smaller card, or lower “Resolution "
+         "(pixels)”."),
+        ("Add `--overwrite` to", "Add `--overwrite` to"),
+        ("a -- b --", "a -- b --"),
+    ],
+)  # fmt: skip
+def test_options_are_called_what_their_controls_are(command_line, page):
+    assert in_page_words(command_line) == page
+
+
+def test_pages_speak_of_their_controls(form, run, files, tmp_path):
+    wrong = distill_hints.describe_cost(form | {"anchor_step": 40, "teacher_steps": 20})
+    assert "Lower “Anchor step (K)”" in text_of(wrong["settings_note"])
+    checked = {"name": "Format", "found": "NaN", "verdict": "red", "advice": "Choose --dtype x."}
+    job = dataclasses.replace(run, kind="check", result={"lines": [checked], "table": "--dtype"})
+    shown = run_pieces.check(job)
+    assert "Choose “Data type” x." in text_of(shown) and 'data-copy="--dtype"' in shown
+    failed = dataclasses.replace(run, state="failed", message="Lower --student-rank.")
+    assert "Lower “LoRA rank”." in text_of(run_pieces.status(failed))
+    other = dataclasses.replace(failed, kind="compare", message="Lower --batch-size.")
+    assert "Lower --batch-size." in text_of(run_pieces.status(other))
 
 
 def finish(job: jobs.Job, **progress) -> Path:

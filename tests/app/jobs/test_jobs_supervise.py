@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 from dpdmd_studio.app import jobs
@@ -21,6 +22,7 @@ from dpdmd_studio.app.runs.lock import owned
 from dpdmd_studio.app.runs.process_identity import identity_of, live_process
 
 PATIENCE_SECONDS = 60
+WORKER_LIVES = spawn.worker_lives
 
 
 @pytest.fixture(autouse=True)
@@ -253,6 +255,18 @@ def test_a_worker_is_started_once_and_only_if_there_is_work(job, monkeypatch):
     job("print('x')")
     assert not jobs.ensure_worker()  # it is on its way already
     assert len(started) == 1 and started[0][0][-1] == "work"
+
+
+def test_a_worker_that_lived_and_is_about_to_end_is_not_waited_for(job, home, monkeypatch):
+    """Its process may take a moment to end, after it gave back the queue."""
+    process = SimpleNamespace(poll=lambda: None)
+    monkeypatch.setattr(spawn, "_started", [(process, time.monotonic())])
+    monkeypatch.setattr(spawn, "detached", lambda *words: process)
+    job("print('x')")
+    monkeypatch.setattr(spawn, "worker_lives", WORKER_LIVES)
+    with owned(home / spawn.WORKER_LOCK):
+        assert not jobs.ensure_worker()
+    assert jobs.ensure_worker()
 
 
 def test_signals_of_a_terminal_do_not_reach_the_worker():

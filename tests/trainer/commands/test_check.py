@@ -11,10 +11,9 @@ import torch
 from dpdmd_studio.app import jobs
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
-from dpdmd_studio.app.estimate import time_of_earlier_runs
+from dpdmd_studio.app.estimate import earlier_runs, time_of_earlier_runs
 from dpdmd_studio.app.findings import checkup as verdicts
 from dpdmd_studio.app.findings.checkup import read_lines
-from dpdmd_studio.app.gui.forms.distill_hints import earlier_runs
 from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.runs import exit_note
 from dpdmd_studio.app.runs.lock import owned

@@ -1,0 +1,109 @@
+/** Says on DP-DMD Distill what its run will take, before it is queued. */
+
+import { showText } from "./node_notes.js";
+import { Away } from "./panel/client.js";
+
+const NODE = "DPDMDDistill";
+const NAME = "dpdmd_estimate";
+/** Inputs that decide neither time nor memory. */
+const OTHERS = ["prompts", "prompts_file", "output_name", "mode", "teacher_negative"];
+
+/**
+ * Lets nodes of this type say it, whenever what decides it has changed.
+ *
+ * @param {(values: object) => Promise<string>} ask what a run with these values will take
+ * @param {number} quiet for so many milliseconds nothing must have changed before it is asked for
+ */
+export function addEstimate(nodeType, nodeData, ask, quiet = 600) {
+  if (nodeData.name !== NODE) return;
+  const inputs = { ...nodeData.input?.required, ...nodeData.input?.optional };
+  const names = Object.keys(inputs).filter((name) => !OTHERS.includes(name));
+  const notes = new WeakMap();
+  const look = (node) => {
+    if (!notes.has(node)) notes.set(node, new EstimateNote(node, names, { ask, quiet }));
+    notes.get(node).soon();
+  };
+  after(nodeType.prototype, "onNodeCreated", (node) => {
+    for (const widget of node.widgets ?? []) {
+      if (names.includes(widget.name)) after(widget, "callback", () => look(node));
+    }
+    look(node);
+  });
+  after(nodeType.prototype, "onConfigure", look);
+  after(nodeType.prototype, "onConnectionsChange", look);
+  after(nodeType.prototype, "onRemoved", (node) => notes.get(node)?.end());
+}
+
+/** Calls a function with the object whenever a method of it was called. */
+function after(object, method, then) {
+  const before = object[method];
+  object[method] = function () {
+    const result = before?.apply(this, arguments);
+    then(this);
+    return result;
+  };
+}
+
+class EstimateNote {
+  constructor(node, names, how) {
+    Object.assign(this, { node, names, ...how, timer: 0, asked: "", followed: new WeakSet() });
+  }
+
+  soon() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.look(), this.quiet);
+  }
+
+  end() {
+    clearTimeout(this.timer);
+    this.asked = "";
+  }
+
+  async look() {
+    const loader = this.loader();
+    const wired = this.wired().filter((name) => !(loader && ["model", "checkpoint"].includes(name)));
+    const values = { ...this.values(), ...(loader && { checkpoint: loader.value }) };
+    const asked = JSON.stringify([wired, values]);
+    if (asked === this.asked) return;
+    this.asked = asked;
+    const answer = wired.length ? { text: unknown(wired) } : await this.answer(values);
+    if (asked !== this.asked) return; // it has changed meanwhile
+    if (answer.again) this.asked = "";
+    showText(this.node, NAME, answer.text);
+  }
+
+  /** The choice of core's checkpoint loader, where the MODEL comes straight from one; else null. */
+  loader() {
+    const at = (this.node.inputs ?? []).findIndex((input) => input.name === "model" && input.link != null);
+    const from = at < 0 ? null : this.node.getInputNode?.(at);
+    if (from?.type !== "CheckpointLoaderSimple" || from.inputs?.some((input) => input.link != null)) return null;
+    const widget = from.widgets?.find((one) => one.name === "ckpt_name") ?? null;
+    if (widget && !this.followed.has(widget)) after(widget, "callback", () => this.soon());
+    if (widget) this.followed.add(widget);
+    return widget;
+  }
+
+  /** The inputs whose values come from elsewhere. */
+  wired() {
+    const inputs = (this.node.inputs ?? []).filter((input) => input.link != null);
+    return inputs.map((input) => input.widget?.name ?? input.name).filter((name) => this.names.includes(name));
+  }
+
+  values() {
+    const own = (this.node.widgets ?? []).filter((widget) => this.names.includes(widget.name));
+    return Object.fromEntries(own.map((widget) => [widget.name, widget.value]));
+  }
+
+  async answer(values) {
+    try {
+      return { text: await this.ask(values) };
+    } catch (error) { // the next time the file may be there, or the server
+      return { text: error instanceof Away ? "" : `No estimate. ${error.message}`, again: true };
+    }
+  }
+}
+
+function unknown(wired) {
+  const come = wired.length > 1 ? "come by wires" : "comes by a wire";
+  return `Memory and time are not known before it runs: ${wired.join(", ")} ${come}.`;
+}

@@ -249,8 +249,8 @@ FAMILY = base.Family(
         staying=18.6e6,
         buffers=33.6e6,
         per_rank={"attention": 1_433_600, "full": 2_164_736},
-        per_image={"attention": 500e6, "full": 500e6},
-        per_pixel={"attention": 9000.0, "full": 10000.0},
-        recomputed=base.Recomputed(per_image=100e6, per_pixel=150.0, kept=500.0),
+        per_image={"attention": 297e6, "full": 277e6},
+        per_pixel={"attention": 13570.0, "full": 16260.0},
+        recomputed=base.Recomputed(per_image=24e6, per_pixel=628.5, kept=510.0),
     ),
 )

@@ -3,8 +3,8 @@
 `python comfyui_anima_program.py COMFYUI_DIR JOB.json`; the job names the files `denoiser`,
 `encoder` and `vae`, `prompts`, `inputs` (x.N and sigma.N of each case, context.N, or prompt.N, the
 number of one), how the encoder differs from the published one (`encoder_sizes`), `lora`, a file or
-nothing, and where `outputs` go.
-Uses the calls that UNETLoader, CLIPLoader, CLIPTextEncode and LoraLoaderModelOnly use.
+nothing, an `image` to draw, and where `outputs` go.
+Uses the calls that UNETLoader, CLIPLoader, CLIPTextEncode, LoraLoaderModelOnly and KSampler use.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def main() -> None:
 
     comfy.options.enable_args_parsing()
     import comfy.model_management
+    import comfy.sample
     import comfy.samplers
     import comfy.sd
     import comfy.utils
@@ -77,6 +78,15 @@ def main() -> None:
     sampling = model.get_model_object("model_sampling")
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(job["vae"]))
     found["picture"] = vae.decode(model.model.process_latent_out(inputs["x.0"][:, :, None]))
+    asked = job["image"]
+    told = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in asked["texts"]]
+    empty = torch.zeros(1, 16, asked["height"] // 8, asked["width"] // 8)
+    latent = comfy.sample.fix_empty_latent_channels(model, empty, 8)
+    noise = comfy.sample.prepare_noise(latent, asked["seed"])
+    drawn = comfy.sample.sample(
+        model, noise, asked["steps"], asked["cfg"], "euler", "simple", *told, latent
+    )
+    found["image"] = vae.decode(drawn)
     found["grid"] = comfy.samplers.calculate_sigmas(sampling, "simple", 4)
     outputs = {k: v.cpu().contiguous() for k, v in found.items()}
     save_file(outputs, job["outputs"], {"warnings": json.dumps(warnings)})

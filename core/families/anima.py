@@ -226,12 +226,12 @@ FAMILY = base.Family(
     sharing=base.SharingFacts(
         labels=("Anima", "Other"),
         label_note=lambda title: (
-            "The base model's licence is for non-commercial use and covers what is made from it: "
-            "a LoRA is shared under the same licence."
+            "The base model's licence is for non-commercial use and counts a LoRA as made from it: "
+            "it is shared under the same licence. Images drawn with it are free of that."
         ),
         base_model=lambda title: base.BaseModel(
             "circlestone-labs/Anima",
-            "CircleStone non-commercial licence",
+            "CircleStone Labs Non-Commercial License",
             "other",
             "https://huggingface.co/circlestone-labs/Anima",
         ),

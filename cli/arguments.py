@@ -13,14 +13,14 @@ from random import Random
 from typing import Any
 
 from ..app.config.distill_config import REMOVED, DistillConfig
-from ..app.config.request import ModelFiles
+from ..app.config.request import OTHER_FILES, ModelFiles
 from ..app.library.path_checks import typed_path
 from ..core.errors import SettingsError
 
 log = logging.getLogger("dpdmd_studio.cli")
 TEXTS = ("prompt", "negative", "teacher_negative", "name", "author", "license", "trigger_words",
          "base_model", "title")  # fmt: skip
-MODEL_FILES = ("checkpoint", "clip_l", "clip_g", "t5", "vae")
+MODEL_FILES = ("checkpoint", *OTHER_FILES)
 GROUP_TITLES = {
     "teacher": "the teacher",
     "student": "the student and its objective",
@@ -37,10 +37,8 @@ def add_model_files(parser: argparse.ArgumentParser) -> None:
 
 def add_other_files(parser: argparse.ArgumentParser) -> None:
     """Files that stand in for parts of a checkpoint."""
-    parser.add_argument("--clip-l", metavar="FILE", help="CLIP-L text encoder")
-    parser.add_argument("--clip-g", metavar="FILE", help="CLIP-G text encoder")
-    parser.add_argument("--t5", metavar="FILE", help="T5-XXL text encoder")
-    parser.add_argument("--vae", metavar="FILE", help="VAE for images (training needs none)")
+    for name, title in OTHER_FILES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="FILE", help=title)
 
 
 def model_files(arguments: argparse.Namespace) -> ModelFiles:

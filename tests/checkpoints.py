@@ -15,12 +15,15 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -49,6 +52,15 @@ SD3_TRANSFORMER = {
     "caption_projection_dim": 64, "pooled_projection_dim": 96, "pos_embed_max_size": 12,
 }  # fmt: skip
 SD35_TRANSFORMER = {**SD3_TRANSFORMER, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+ANIMA_TRANSFORMER = {
+    "in_channels": 17, "out_channels": 16, "num_attention_heads": 4, "attention_head_dim": 24,
+    "num_layers": 2, "mlp_ratio": 4, "text_embed_dim": 64, "adaln_lora_dim": 16,
+}  # fmt: skip
+ANIMA_ADAPTER = {
+    "source_dim": 32, "target_dim": 64, "model_dim": 64, "num_layers": 1,
+    "num_attention_heads": 16, "target_vocab_size": 32128,
+}  # fmt: skip
+QWEN3_VOCABULARY = 151936
 KL_VAE = {
     "block_out_channels": (32, 64), "layers_per_block": 1,
     "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
@@ -72,6 +84,18 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
             noise = torch.randn(value.shape, generator=generator) * 0.1
             value.copy_(noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
     return module.half().float().eval()  # representable in fp16
+
+
+def drawn(module: nn.Module, seed: int) -> nn.Module:
+    """The module with random values that keep the scale of what goes through; none is left out."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in module.state_dict().items():
+        noise = torch.randn(value.shape, generator=generator)
+        if name.endswith((".bias", ".gamma")) or value.dim() == 1:
+            value.copy_((not name.endswith(".bias")) + 0.2 * noise)
+        else:
+            value.copy_(noise / value[0].numel() ** 0.5)
+    return module.half().float().eval()
 
 
 @cache
@@ -128,8 +152,108 @@ def sd3(*, medium35: bool = False, with_t5: bool = True) -> Tiny:
     return Tiny(randomised(SD3Transformer2DModel(**config)), encoders, kl_vae(16, quant_conv=False))
 
 
+@cache
+def qwen3(width: int = 32, **others: int) -> nn.Module:
+    """A tiny Qwen3; it takes most of its few megabytes for its table of tokens."""
+    sizes = {"head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "num_hidden_layers": 2, "intermediate_size": 2 * width} | others  # fmt: skip
+    config = Qwen3Config(
+        vocab_size=QWEN3_VOCABULARY, hidden_size=width, use_cache=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, **sizes,
+    )  # fmt: skip
+    return drawn(Qwen3Model(config), 6)
+
+
+@cache
+def wan_vae() -> nn.Module:
+    """The decoding half of a tiny VAE of Wan's kind, as we name its parts."""
+    from dpdmd_studio.trainer.loading.vae import WanDecoder
+
+    return drawn(WanDecoder(8, 16), 7)
+
+
+def wan_names(vae: nn.Module) -> State:
+    """Such a VAE's tensors under Wan's names."""
+    levels = vae.decoder.up_blocks
+    firsts = [sum(len(level.resnets) + 1 for level in levels[:i]) for i in range(len(levels))]
+    out = {}
+    for name, value in vae.state_dict().items():
+        if match := re.match(r"decoder\.up_blocks\.(\d)\.resnets\.(\d)\.", name):
+            place = f"decoder.upsamples.{firsts[int(match[1])] + int(match[2])}."
+            name = place + name[match.end() :]
+        elif match := re.match(r"decoder\.up_blocks\.(\d)\.upsamplers\.0\.", name):
+            level = int(match[1])
+            name = f"decoder.upsamples.{firsts[level] + len(levels[level].resnets)}."
+            name += "resample.1.weight" if value.dim() > 1 else "resample.1.bias"
+        name = name.replace("mid_block.resnets.0.", "middle.0.")
+        name = name.replace("mid_block.attentions.0.", "middle.1.")
+        name = name.replace("mid_block.resnets.1.", "middle.2.")
+        parts = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3",
+                 "conv2": "residual.6", "conv_shortcut": "shortcut"}  # fmt: skip
+        head, _, leaf = name.rpartition(".")
+        block, _, part = head.rpartition(".")
+        if part in parts:
+            name = f"{block}.{parts[part]}.{leaf}"
+        name = name.replace("post_quant_conv.", "conv2.").replace("conv_in.", "conv1.")
+        out[name.replace("norm_out.", "head.0.").replace("conv_out.", "head.2.")] = value
+    return out
+
+
+@cache
+def anima() -> Tiny:
+    """The modules of a tiny Anima."""
+    from dpdmd_studio.trainer.families.anima import AnimaTransformer
+
+    adapter = drawn(AnimaTextConditioner(**ANIMA_ADAPTER), 5)
+    encoders = {"qwen3": qwen3(), "llm_adapter": adapter}
+    return Tiny(drawn(AnimaTransformer(**ANIMA_TRANSFORMER), 0), encoders, wan_vae())
+
+
+def anima_names(transformer: nn.Module) -> State:
+    """A transformer's tensors under Cosmos-Predict2's names."""
+    out = {}
+    for name, value in transformer.state_dict().items():
+        for old, new in ANIMA_NAMES:
+            name = re.sub(old, new, name)
+        out[name] = value
+    return out
+
+
+ANIMA_NAMES = (
+    (r"^patch_embed\.proj", "x_embedder.proj.1"),
+    (r"^time_embed\.t_embedder", "t_embedder.1"), (r"^time_embed\.norm", "t_embedding_norm"),
+    (r"^norm_out\.linear_", "final_layer.adaln_modulation."), (r"^proj_out", "final_layer.linear"),
+    (r"^transformer_blocks", "blocks"), (r"norm1\.linear_", "adaln_modulation_self_attn."),
+    (r"norm2\.linear_", "adaln_modulation_cross_attn."),
+    (r"norm3\.linear_", "adaln_modulation_mlp."),
+    (r"attn1", "self_attn"), (r"attn2", "cross_attn"), (r"\.to_([qkv])\.", r".\1_proj."),
+    (r"to_out\.0", "output_proj"), (r"norm_([qk])", r"\1_norm"),
+    (r"ff\.net\.0\.proj", "mlp.layer1"), (r"ff\.net\.2", "mlp.layer2"),
+)  # fmt: skip
+
+
+def anima_files(folder: Path, tiny: Tiny | None = None, **how: torch.dtype) -> tuple[Path, Path]:
+    """(transformer with its adapter, Qwen3) as they are published: a file each."""
+    tiny = anima() if tiny is None else tiny
+    state = {f"net.{name}": value for name, value in anima_names(tiny.denoiser).items()}
+    adapter = tiny.encoders["llm_adapter"].state_dict()
+    state |= {f"net.llm_adapter.{name}": value for name, value in adapter.items()}
+    encoder = tiny.encoders["qwen3"].state_dict()
+    named = {f"model.{name}": value for name, value in encoder.items()}
+    return (
+        save(folder / "anima.safetensors", state, **how),
+        save(folder / "qwen_3_06b_base.safetensors", named, **how),
+    )
+
+
 def file_state(tiny: Tiny) -> State:
     """All tensors of a single-file checkpoint, names as in the wild."""
+    if "llm_adapter" in tiny.encoders:
+        state = {f"model.diffusion_model.{n}": v for n, v in anima_names(tiny.denoiser).items()}
+        for kind, encoder in tiny.encoders.items():
+            state |= {ANIMA_PLACES[kind] + n: v for n, v in encoder.state_dict().items()}
+        vae = {} if tiny.vae is None else wan_names(tiny.vae)
+        return state | {f"first_stage_model.{name}": value for name, value in vae.items()}
     if isinstance(tiny.denoiser, SD3Transformer2DModel):
         denoiser, places = sd3_names(tiny.denoiser), SD3_PLACES
     else:
@@ -149,6 +273,10 @@ SD1_PLACES = {"clip_l": "cond_stage_model.transformer."}
 SDXL_PLACES = {
     "clip_l": "conditioner.embedders.0.transformer.",
     "clip_g": "conditioner.embedders.1.model.",
+}
+ANIMA_PLACES = {
+    "qwen3": "cond_stage_model.qwen3_06b.transformer.model.",
+    "llm_adapter": "model.diffusion_model.llm_adapter.",
 }
 SD3_PLACES = {kind: f"text_encoders.{kind}.transformer." for kind in ("clip_l", "clip_g", "t5xxl")}
 

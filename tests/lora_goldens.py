@@ -68,18 +68,30 @@ ARCHITECTURES = {
             "qk_norm": "rms_norm",
         },
     ),
+    "anima": (
+        "anima",
+        {
+            "in_channels": 17,
+            "out_channels": 16,
+            "num_attention_heads": 16,
+            "attention_head_dim": 128,
+            "num_layers": 28,
+            "mlp_ratio": 4,
+            "text_embed_dim": 1024,
+            "adaln_lora_dim": 256,
+        },
+    ),
 }
 
 
 def build(name):
     """(network without memory, family, config) of a real architecture."""
     import torch
-    from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+    from dpdmd_studio.trainer.families import half_of
 
     family, config = family_and_config(name)
-    kind = SD3Transformer2DModel if family.name == "sd3" else UNet2DConditionModel
     with torch.device("meta"):
-        network = kind(**config)
+        network = half_of(family).network(**config)
     return network, family, dict(network.config)
 
 
@@ -94,7 +106,7 @@ def family_and_config(name):
 def names(name):
     """Every name that a LoRA of all targets has in the file, without its suffix."""
     family, config = family_and_config(name)
-    modules = family.lora_modules(config, "full")
+    modules = family.lora.modules(config, "full")
     return sorted({family.lora_key(module, config).name for module in modules})
 
 
@@ -102,8 +114,8 @@ def fold(found):
     """Names as [{numbers: [...], patterns: [...]}]."""
     numbers_of = defaultdict(list)
     for name in found:
-        numbers_of[re.sub(r"(?<=_)\d+(?=_|$)", "#", name)].append(
-            " ".join(re.findall(r"(?<=_)\d+(?=_|$)", name))
+        numbers_of[re.sub(r"(?<=[_.])\d+(?=[_.]|$)", "#", name)].append(
+            " ".join(re.findall(r"(?<=[_.])\d+(?=[_.]|$)", name))
         )
     groups = defaultdict(list)
     for pattern, numbers in numbers_of.items():

@@ -230,7 +230,7 @@ def _plan(kind: str, checkpoint: LoadedCheckpoint, clip_skip: int) -> prompts.En
 
     return prompts.EncoderPlan(
         lambda text: len(ids(text)),
-        lambda model, text: Encoded(model(torch.tensor([ids(text)])), None),
+        lambda model, text, before: Encoded(model(torch.tensor([ids(text)])), None),
     )
 
 

@@ -1,11 +1,11 @@
 """Counts the memory of one update on fake tensors, and holds the arithmetic of an estimate to it.
 
-    python tools/count_memory.py [--families sd1 sdxl sd3] [--write]
+    python tools/count_memory.py [--families sd1 sdxl sd3 anima] [--write]
 
 Prints, for each setting, what is alive at the worst moment of an update of the published model,
 what `app/estimate.py` reckons, and their ratio. Where a change of the update moves the count, fit
 the families' `cost` anew and `--write` tests/goldens/counted-memory.json, which a test holds the
-arithmetic to. All three families take about a quarter of an hour on one core.
+arithmetic to. All families take about half an hour on one core.
 
 The network has its real layout, its tensors are fake (shape and format, no numbers): the updates of
 `trainer/method` run on them, without the calls that leave nothing behind. There is no autocast,
@@ -25,7 +25,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import mounting
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.estimate import Memory, arithmetic_memory, supervised_graphs
 from dpdmd_studio.core.diffusion.guidance import Guidance
@@ -63,12 +62,22 @@ SD35_MEDIUM: dict[str, Any] = {
     "caption_projection_dim": 1536, "pos_embed_max_size": 384,
     "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm",
 }  # fmt: skip
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "sd1": {"cross_attention_dim": 768}, "sdxl": SDXL, "sd3": SD35_MEDIUM,
+ANIMA: dict[str, Any] = {
+    "in_channels": 17, "out_channels": 16, "num_attention_heads": 16, "attention_head_dim": 128,
+    "num_layers": 28, "mlp_ratio": 4, "text_embed_dim": 1024, "adaln_lora_dim": 256,
 }  # fmt: skip
-SIDES = {"sd1": 512, "sdxl": 1024, "sd3": 1024}
-CLIP_TOKENS, T5_TOKENS = 77, 256
-TOKENS = {"sd1": CLIP_TOKENS, "sdxl": CLIP_TOKENS, "sd3": CLIP_TOKENS + T5_TOKENS}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "sd1": {"cross_attention_dim": 768}, "sdxl": SDXL, "sd3": SD35_MEDIUM, "anima": ANIMA,
+}  # fmt: skip
+SIDES = {name: family(name).sampling.resolution for name in LAYOUTS}
+CHANNELS = {"sd1": 4, "sdxl": 4, "sd3": 16, "anima": 16}
+CLIP_TOKENS, T5_TOKENS, ANIMA_TOKENS = 77, 256, 512
+TOKENS = {
+    "sd1": CLIP_TOKENS,
+    "sdxl": CLIP_TOKENS,
+    "sd3": CLIP_TOKENS + T5_TOKENS,
+    "anima": ANIMA_TOKENS,
+}
 BLOCK_8BIT = 256
 SIZE_NUMBERS = 6  # SDXL: original size, crop and target size
 
@@ -129,11 +138,11 @@ class Model:
 
 def published_model(name: str, config: DistillConfig) -> Model:
     """A family's published model at the settings' resolution."""
+    facts = family(name)
     sizes = config.resolutions or ((SIDES[name], SIDES[name]),)
     width, height = max(sizes, key=lambda size: size[0] * size[1])
-    kind = SD3Transformer2DModel if name == "sd3" else UNet2DConditionModel
-    latent = (16 if name == "sd3" else 4, height // 8, width // 8)
-    return Model(lambda: kind(**LAYOUTS[name]), family(name), latent, tokens=TOKENS[name])
+    kind, latent = half_of(facts).network, (CHANNELS[name], height // 8, width // 8)
+    return Model(lambda: kind(**LAYOUTS[name]), facts, latent, tokens=TOKENS[name])
 
 
 def model_in(path: Path, config: DistillConfig, dtype: torch.dtype) -> Model:
@@ -259,7 +268,7 @@ def prompts(
     model: Model, layout: dict[str, Any], device: torch.device, size: int = 1
 ) -> Conditioning:
     """Conditioning of so many images, of the family's sizes."""
-    width = layout.get("joint_attention_dim") or layout["cross_attention_dim"]
+    width = layout[model.family.text.context_width]
     pooled = layout.get("pooled_projection_dim") or 0
     if layout.get("addition_embed_type") == "text_time":
         sizes = SIZE_NUMBERS * layout["addition_time_embed_dim"]
@@ -314,9 +323,12 @@ def _bytes(tensors: list[Any]) -> int:
 
 def reckoned(name: str, config: DistillConfig) -> Memory:
     """What the arithmetic says of the same."""
-    facts, channels = family(name), 16 if name == "sd3" else 4
-    detection = Detection(name, "", facts.sampling.predictions[0], channels, "", SIDES[name], 8)  # type: ignore[arg-type]
-    return arithmetic_memory(detection, config, 2 * family(name).cost.parameters)
+    facts = family(name)
+    sampling = facts.sampling
+    detection = Detection(
+        name, "", sampling.predictions[0], CHANNELS[name], "", sampling.resolution, 8
+    )
+    return arithmetic_memory(detection, config, 2 * facts.cost.parameters)
 
 
 def counted_rows() -> list[tuple[str, DistillConfig, Memory]]:
@@ -332,7 +344,7 @@ def counted_rows() -> list[tuple[str, DistillConfig, Memory]]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Count the memory of an update.")
-    parser.add_argument("--families", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--families", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     parser.add_argument("--write", action="store_true", help="keep the counts for the tests")
     options = parser.parse_args()
     counts: dict[str, list[Any]] = {}
@@ -354,7 +366,7 @@ def main() -> None:
         counts[name] = rows
     if options.write:
         kept = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
-        table = {name: (kept | counts)[name] for name in SIDES if name in kept | counts}
+        table = {name: (kept | counts)[name] for name in LAYOUTS if name in kept | counts}
         lines = [
             f'"{name}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]"
             for name, rows in table.items()

@@ -33,6 +33,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "16gb": _CHECKPOINTED,
         "24gb": {"gradient_checkpointing": True, "batch_size": 2},
     },
+    "anima": {
+        "8gb": _SMALLEST,
+        "12gb": _CHECKPOINTED,
+        "16gb": _CHECKPOINTED,
+        "24gb": {"gradient_checkpointing": True, "batch_size": 2},
+    },
 }
 
 # The embedded teachers: minutes on two cores.

@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...core.errors import RunError, SettingsError
-from ...core.families import AskedSampling
+from ...core.families import ENCODER_FILES, AskedSampling, encoder_title
 from ..library.path_checks import typed_path
 from .distill_config import DistillConfig
 from .knobs import AUTO
 
 MAX_SEEDS = 100_000
+
+
+OTHER_FILES = {name: encoder_title(kind) for kind, name in ENCODER_FILES.items()}
+OTHER_FILES["vae"] = "VAE (for images)"
+"""What may stand beside the checkpoint: its name in `ModelFiles`, and what it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +30,12 @@ class ModelFiles:
     clip_l: str | None = None
     clip_g: str | None = None
     t5: str | None = None
+    qwen: str | None = None
     vae: str | None = None
 
     def text_encoders(self) -> dict[str, Path]:
         """The text-encoder files that were named, by kind of encoder."""
-        named = {"clip_l": self.clip_l, "clip_g": self.clip_g, "t5xxl": self.t5}
+        named = {kind: getattr(self, name) for kind, name in ENCODER_FILES.items()}
         return {kind: Path(file) for kind, file in named.items() if file}
 
 

@@ -12,6 +12,7 @@ Slots = tuple[Mapping[str, str], Mapping[str, str]]
 
 SLOTS: dict[str, Slots] = {
     "CheckpointLoaderSimple": ({}, {"MODEL": "MODEL", "CLIP": "CLIP", "VAE": "VAE"}),
+    "UNETLoader": ({}, {"MODEL": "MODEL"}),
     "CLIPLoader": ({}, {"CLIP": "CLIP"}),
     "DualCLIPLoader": ({}, {"CLIP": "CLIP"}),
     "TripleCLIPLoader": ({}, {"CLIP": "CLIP"}),
@@ -19,6 +20,7 @@ SLOTS: dict[str, Slots] = {
     "LoraLoader": ({"model": "MODEL", "clip": "CLIP"}, {"MODEL": "MODEL", "CLIP": "CLIP"}),
     "LoraLoaderModelOnly": ({"model": "MODEL"}, {"MODEL": "MODEL"}),
     "ModelSamplingSD3": ({"model": "MODEL"}, {"MODEL": "MODEL"}),
+    "ModelSamplingAuraFlow": ({"model": "MODEL"}, {"MODEL": "MODEL"}),
     "ModelSamplingDiscrete": ({"model": "MODEL"}, {"MODEL": "MODEL"}),
     "CLIPSetLastLayer": ({"clip": "CLIP"}, {"CLIP": "CLIP"}),
     "CLIPTextEncode": ({"clip": "CLIP"}, {"CONDITIONING": "CONDITIONING"}),

@@ -30,7 +30,7 @@ class PackageRequest:
     Args:
         source: a LoRA of ours, or the folder of the run that made it.
         output: the folder to make; the zip gets its name.
-        files: paths of model files by name: checkpoint, clip_l, clip_g, t5, vae.
+        files: paths of model files by name: checkpoint, clip_l, clip_g, t5, qwen, vae.
         prompts: what the images show.
         count: how many images.
         cover: which of them is the cover, from 1.

@@ -28,16 +28,18 @@ def _loaders(graph: Graph, facts: PackageFacts) -> tuple[Slot, Slot, Slot]:
     name = checkpoint.file
     if not name.lower().endswith(".safetensors"):  # a diffusers folder has no file of its own
         name += ".safetensors"
-    loader = graph.add("CheckpointLoaderSimple", (0, 0), [name])
+    known, encoders = family(facts.family), list(checkpoint.text_encoders)
+    bare = bool(encoders) and known.text.encoders[0] not in checkpoint.detection.text_encoders
+    kind = known.sharing.bare_loader if bare else "CheckpointLoaderSimple"
+    loader = graph.add(kind, (0, 0), [name, "default"] if kind == "UNETLoader" else [name])
     clip, vae = (loader, 1), (loader, 2)
-    encoders = list(checkpoint.text_encoders)
     if len(encoders) == 3:
         clip = (graph.add("TripleCLIPLoader", (0, 1), encoders), 0)
     elif encoders:
         kind = "DualCLIPLoader" if len(encoders) == 2 else "CLIPLoader"
         clip = (graph.add(kind, (0, 1), [*encoders, _clip_type(facts)]), 0)
-    if checkpoint.vae:
-        vae = (graph.add("VAELoader", (0, 1.5), [checkpoint.vae]), 0)
+    if vae_file := checkpoint.vae or (known.sharing.published_vae if bare else ""):
+        vae = (graph.add("VAELoader", (0, 1.5), [vae_file]), 0)
     return (loader, 0), clip, vae
 
 
@@ -56,7 +58,8 @@ def _loras(graph: Graph, facts: PackageFacts, model: Slot, clip: Slot) -> tuple[
     node = graph.add("LoraLoaderModelOnly", (1, row), [facts.file, LORA_STRENGTH], model=model)
     model = (node, 0)
     if recipe.shift is not None:
-        model = (graph.add("ModelSamplingSD3", (1, row + 1), [recipe.shift], model=model), 0)
+        node = family(facts.family).sharing.shift_node
+        model = (graph.add(node, (1, row + 1), [recipe.shift], model=model), 0)
     if recipe.prediction == "v":
         values = ["v_prediction", recipe.zero_terminal_snr]
         model = (graph.add("ModelSamplingDiscrete", (1, row + 1), values, model=model), 0)

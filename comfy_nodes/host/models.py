@@ -56,7 +56,7 @@ def _prediction(sampling: Any) -> str:
 
 def _family(inner: Any) -> str:
     kinds = [kind.__name__ for kind in type(inner).__mro__]
-    if kinds[0] in ("SD3", "SDXL"):
+    if kinds[0] in ("SD3", "SDXL", "Anima"):
         return kinds[0].lower()
     unet = getattr(getattr(inner, "model_config", None), "unet_config", {}) or {}
     is_sd1 = kinds[0] == "BaseModel" and unet.get("context_dim") == 768

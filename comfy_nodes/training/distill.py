@@ -62,7 +62,7 @@ class Distill:
         lists = _lists()
         return {
             "required": _required(lists) | knob_inputs(),
-            "optional": _optional(lists) | knob_inputs(SHOWN_LAST),
+            "optional": _optional(lists) | knob_inputs(SHOWN_LAST) | _later(lists),
             "hidden": {"unique_id": "UNIQUE_ID", "graph": "PROMPT"},
         }
 
@@ -89,6 +89,7 @@ class Distill:
         clip_g: str | None = None,
         t5: str | None = None,
         vae: str | None = None,
+        qwen: str | None = None,
     ) -> bool:
         """What headers tell, before the graph is queued; an input on a wire is None here.
 
@@ -186,9 +187,7 @@ def _required(lists: Mapping[str, list[str]]) -> dict[str, Input]:
 
 def _optional(lists: Mapping[str, list[str]]) -> dict[str, Input]:
     strength = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
-    encoder = node_input(
-        lists["encoder"], "Only for checkpoints without this text encoder.", advanced=True
-    )
+    encoder = _encoder(lists)
     return {
         "model": node_input(
             "MODEL",
@@ -229,6 +228,17 @@ def _optional(lists: Mapping[str, list[str]]) -> dict[str, Input]:
         "t5": encoder,
         "vae": node_input(lists["vae"], "Only for checkpoints without a VAE.", advanced=True),
     }
+
+
+def _encoder(lists: Mapping[str, list[str]]) -> Input:
+    return node_input(
+        lists["encoder"], "Only for checkpoints without this text encoder.", advanced=True
+    )
+
+
+def _later(lists: Mapping[str, list[str]]) -> dict[str, Input]:
+    """Inputs that came later: last, since saved workflows keep values by their place."""
+    return {"qwen": _encoder(lists)}
 
 
 def _finished(job: Job, notes: list[str]) -> dict[str, Any]:

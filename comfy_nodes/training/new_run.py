@@ -13,7 +13,7 @@ from typing import Any
 from ...app import jobs
 from ...app.config.distill_config import DistillConfig
 from ...app.config.new_run import settled
-from ...app.config.request import DistillRequest, ModelFiles, TeacherLora
+from ...app.config.request import OTHER_FILES, DistillRequest, ModelFiles, TeacherLora
 from ...app.environment import readiness
 from ...app.estimate import estimate_file
 from ...app.findings.checkup import read_lines
@@ -33,12 +33,9 @@ from .words import in_node_words, node_words
 
 NOTHING = "none"
 """The choice of a list that means no file."""
-OTHER_FILES = {
-    "clip_l": "text_encoders",
-    "clip_g": "text_encoders",
-    "t5": "text_encoders",
-    "vae": "vae",
-}
+FILE_KINDS = {name: "vae" if name == "vae" else "text_encoders" for name in OTHER_FILES}
+BARE = "diffusion_models"
+"""The host's folder of models without text encoders and VAE; stands before their names."""
 ASKED = "comfyui"
 """Under this name in a run's settings stands what a node asked for, so that it finds it again."""
 PLAIN_VALUES = (str, bool, int, float)
@@ -73,9 +70,22 @@ def demo_checkpoints() -> dict[str, Path]:
 
 
 def checkpoint_names() -> list[str]:
-    """The host's checkpoints that may be distilled, and the embedded ones."""
-    found = [name for name in folders.file_names("checkpoints") if name.endswith(".safetensors")]
-    return found + list(demo_checkpoints())
+    """The host's checkpoints that may be distilled, its bare models, and the embedded ones."""
+    listed = folders.file_names("checkpoints")
+    listed += [f"{BARE}/{name}" for name in folders.file_names(BARE)]
+    return [name for name in listed if name.endswith(".safetensors")] + list(demo_checkpoints())
+
+
+def checkpoint_file(name: str) -> Path:
+    """Where a checkpoint lies that the list of `checkpoint_names` holds.
+
+    Raises:
+        SettingsError: it has gone.
+    """
+    bare = name.removeprefix(f"{BARE}/")
+    if bare != name and bare in folders.file_names(BARE):
+        return folders.file_path(BARE, bare)
+    return demo_checkpoints().get(name) or folders.file_path("checkpoints", name)
 
 
 def check_trainer() -> None:
@@ -135,7 +145,7 @@ def _planned(
     values: Mapping[str, Any], path: Path
 ) -> tuple[ModelFiles, Detection, DistillConfig, list[str]]:
     """(files, what the checkpoint is, settings, what is said of these) of a node's inputs."""
-    others = {name: _chosen(kind, values.get(name)) for name, kind in OTHER_FILES.items()}
+    others = {name: _chosen(kind, values.get(name)) for name, kind in FILE_KINDS.items()}
     model = ModelFiles(checkpoint=str(path), **others)
     detection = check_files(path, model.text_encoders(), Path(model.vae) if model.vae else None)
     card = Card(detection.family, bool(embedded_world(path)), running.device_memory())
@@ -162,9 +172,9 @@ def check_early(given: Mapping[str, str], wired: Collection[str]) -> None:
     world, detection = "", None
     if not {"checkpoint", "model"} & set(wired):
         path, _ = checkpoint(given, None, None)
-        others = {name: _chosen(kind, given.get(name)) for name, kind in OTHER_FILES.items()}
+        others = {name: _chosen(kind, given.get(name)) for name, kind in FILE_KINDS.items()}
         model = ModelFiles(checkpoint=str(path), **others)
-        if not set(OTHER_FILES) & set(wired):
+        if not OTHER_FILES.keys() & set(wired):
             vae = Path(model.vae) if model.vae else None
             detection = check_files(path, model.text_encoders(), vae)
         world = embedded_world(path)
@@ -202,8 +212,7 @@ def checkpoint(
     """(the teacher's file, notes): that of the MODEL if one is connected, else the chosen one."""
     model, name = values.get("model"), str(values.get("checkpoint"))
     if model is None:
-        demo = demo_checkpoints()
-        return (demo[name] if name in demo else folders.file_path("checkpoints", name)), []
+        return checkpoint_file(name), []
     path = models.checkpoint_of(model) or checkpoint_in_graph(graph or {}, node_id)
     if path is None:
         raise SettingsError(
@@ -237,8 +246,10 @@ def checkpoint_in_graph(graph: Prompt, node_id: str | None) -> Path | None:
         if not isinstance(link, list) or not link:
             break
         inputs = graph.get(str(link[0]), {}).get("inputs", {})
-    name = inputs.get("ckpt_name")
-    return folders.file_path("checkpoints", name) if isinstance(name, str) else None
+    for kind, named in (("checkpoints", "ckpt_name"), (BARE, "unet_name")):
+        if isinstance(name := inputs.get(named), str):
+            return folders.file_path(kind, name)
+    return None
 
 
 def prompts_of(values: Mapping[str, Any], world: str) -> tuple[tuple[str, ...], list[str]]:
@@ -307,10 +318,10 @@ def _stamp(path: Path) -> list[int]:
 def file_stamps(values: Mapping[str, Any]) -> str:
     """Changes when a file that the inputs name does; for the host's cache of outputs."""
     name, prompts = str(values.get("checkpoint")), str(values.get("prompts_file") or "").strip()
-    paths = [demo_checkpoints().get(name) or folders.file_path("checkpoints", name)]
+    paths = [checkpoint_file(name)]
     if prompts:
         paths.append(prompts_path(prompts))
-    for input, kind in (*OTHER_FILES.items(), ("teacher_lora", "loras")):
+    for input, kind in (*FILE_KINDS.items(), ("teacher_lora", "loras")):
         chosen = _chosen(kind, values.get(input))
         paths += [Path(chosen)] if chosen else []
     return repr([_stamp(path) for path in paths])

@@ -8,14 +8,12 @@ from dataclasses import fields
 
 from ...app.config.distill_config import DistillConfig
 from ...app.config.option_words import reworded
+from ...app.config.request import OTHER_FILES
 from ...core.errors import DPDMDError
 from .knob_inputs import SHOWN, SHOWN_LAST
 
 INPUTS = {
-    "clip-l": "clip_l",
-    "clip-g": "clip_g",
-    "t5": "t5",
-    "vae": "vae",
+    **{name.replace("_", "-"): name for name in OTHER_FILES},
     "teacher-lora": "teacher_lora",
     "prompts": "prompts_file",
     "output": "output_name",

@@ -13,13 +13,15 @@ from .base import (
 )
 from .checks import CheckedModel, check_files, check_model, check_own_parts
 from .models import ModelHeaders, detect, gains_by_half, identify, read_model, weight_files
-from .parts.encoders import EncoderPlace
+from .parts.encoders import FILES as ENCODER_FILES
+from .parts.encoders import EncoderPlace, encoder_title
 from .parts.folder import encoder_folders, is_model_folder, read_folder
 from .prediction import AskedSampling, set_otherwise
 from .registry import FAMILIES, FAMILY_LABELS, family, register
 from .stated import (
     ENCODER_PLACE,
     STATED_KEY,
+    USUAL_ENCODER,
     stated_credits,
     stated_encoder,
     stated_settings,
@@ -29,10 +31,12 @@ from .unsupported import refuse_quantised
 
 __all__ = [
     "DENOISER_PREFIXES",
+    "ENCODER_FILES",
     "ENCODER_PLACE",
     "FAMILIES",
     "FAMILY_LABELS",
     "STATED_KEY",
+    "USUAL_ENCODER",
     "AskedSampling",
     "BaseModel",
     "CheckedModel",
@@ -50,6 +54,7 @@ __all__ = [
     "check_own_parts",
     "detect",
     "encoder_folders",
+    "encoder_title",
     "family",
     "gains_by_half",
     "identify",

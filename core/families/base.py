@@ -18,7 +18,7 @@ LoraTargets = Literal["attention", "full"]
 Tensors = Mapping[str, TensorInfo]
 Config = dict[str, object]
 
-DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+DENOISER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "model.model.", "")
 EQUAL_THIRDS = (1, 1, 1)
 # arXiv:2305.08891, section 3.4: guidance from pure noise on overexposes; .7 worked best there.
 ZERO_SNR_RESCALE = 0.7
@@ -70,12 +70,16 @@ class VaeFacts:
     """How latents relate to images: latent = (vae_latent - shift) * scaling.
 
     Both factors are one number, or one for each channel (shift the mean, scaling 1 / deviation).
+    `kind` is what the VAE is: that of latent diffusion, or Wan's, which is made for videos.
     """
 
     scaling_factor: float | tuple[float, ...]
     shift_factor: float | tuple[float, ...]
     rgb_factors: tuple[tuple[float, float, float], ...]
     """Linear latent-to-RGB preview, a row per channel; RGB in [-1, 1]."""
+    rgb_bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """What the preview adds to that."""
+    kind: Literal["kl", "wan"] = "kl"
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Detection:
     shift: float | None = None
     """Of a flow, as its files state it; None is the family's."""
     text_encoders: tuple[str, ...] = ()
-    vae: Literal["kl", "tiny"] | None = None
+    vae: Literal["kl", "wan", "tiny"] | None = None
     max_resolution: int | None = None
     """Longest side its position table allows (SD3), or None."""
     folder: bool = False
@@ -124,7 +128,8 @@ class DetectionFacts:
     Attributes:
         matches: whether these denoiser tensors (names without prefix) are of this family.
         describe: fields of Detection read off (denoiser tensors, all tensors).
-        input_layer: the denoiser's tensor whose second axis is the latent's channels.
+        input_layer: the denoiser's tensor whose second axis is the latent's channels, unless
+            `describe` says how many these are.
         matches_folder: the same as `matches`, by (denoiser's config, name of the pipeline).
         describe_folder: the same as `describe`, by the denoiser's config.
         check_folder: refuses a denoiser's config with values that are not handled, by (config,
@@ -188,10 +193,13 @@ class EncoderGroup:
     Attributes:
         padded: whether zeros fill them up to the width of the denoiser's text input; without, the
             widths have to meet it.
+        chained: whether each reads instead what the one before it said, so that the denoiser is
+            told the last one's tokens alone.
     """
 
     kinds: tuple[str, ...]
     padded: bool = False
+    chained: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,6 +257,8 @@ class LoraFacts:
         module_name: the host's name of a module, with dots, before `lora_unet_` is put in front.
         fused: whether a file holds fused modules (q, k and v in one) as checkpoints do, with the
             scale in `up` and no alpha.
+        dotted: whether such a file has the checkpoint's own names after `diffusion_model.`, with
+            the endings of PEFT, which hosts and diffusers alike read of newer families.
         peft_prefix: what stands before diffusers' names.
         names: pattern of plain module names that no other family has, or empty.
         context_width: inputs of `attn2_to_k` that no other family has; 0: these do not tell.
@@ -264,6 +274,7 @@ class LoraFacts:
     peft_prefix: str
     module_name: Callable[[str, Config], str] = lambda module, config: module
     fused: bool = False
+    dotted: bool = False
     names: str = ""
     context_width: int = 0
     likely_names: str = ""
@@ -302,6 +313,9 @@ class SharingFacts:
         webui_limits: what of them does not know the model; empty, or a sentence after a space.
         clip_types: what ComfyUI's loader of one encoder, and that of two, has to be told.
         empty_latent: ComfyUI's node that an image starts from.
+        shift_node: ComfyUI's node that sets a flow's shift; others count time otherwise.
+        bare_loader: ComfyUI's node for a file without the text encoders.
+        published_vae: the VAE's file as published, where a file without encoders has none either.
     """
 
     labels: tuple[str, ...]
@@ -315,6 +329,9 @@ class SharingFacts:
     webui_version: str = "Unknown"
     webui_limits: Callable[[str], str] = lambda title: ""
     empty_latent: str = "EmptyLatentImage"
+    shift_node: str = "ModelSamplingSD3"
+    bare_loader: str = "CheckpointLoaderSimple"
+    published_vae: str = ""
 
 
 @dataclass(frozen=True)
@@ -384,7 +401,10 @@ class Family:
         """The name that A1111, Forge and ComfyUI accept for a module's LoRA."""
         name = self.lora.module_name(module_name, config)
         source = self.layout.tensor_source(f"{module_name}.weight", config)
-        return LoraKey("lora_unet_" + name.replace(".", "_"), source.part, source.shares)
+        written = (
+            f"diffusion_model.{name}" if self.lora.dotted else f"lora_unet_{name}".replace(".", "_")
+        )
+        return LoraKey(written, source.part, source.shares)
 
 
 class TensorTable(dict[str, TensorInfo]):

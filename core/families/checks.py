@@ -184,5 +184,6 @@ def _check_vae_file(path: Path, detection: Detection) -> TensorFile:
         CheckpointError: it cannot be read, or is for latents of other channels.
     """
     file = read_model_header(path)
-    check_decoder([file], detection.latent_channels, f"VAE {path.name}")
+    kind = family(detection.family).vae.kind
+    check_decoder([file], detection.latent_channels, f"VAE {path.name}", kind)
     return file

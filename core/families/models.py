@@ -28,6 +28,9 @@ from .unsupported import refuse_empty, refuse_storage, refuse_variants, unknown_
 TINY_VAE_KEY = "first_stage_model.taesd_decoder.1.weight"
 KL_VAE_KEYS = ("first_stage_model.decoder.conv_in.weight", "vae.decoder.conv_in.weight")
 """Hosts' name, and that under which Forge saves checkpoints."""
+WAN_VAE_KEYS = tuple(key.replace("conv_in", "conv1") for key in KL_VAE_KEYS)
+FIRST_TENSORS = ("embed_tokens.weight", "embed.weight")
+"""Whole names of the first tensor of encoders whose names end as others' do."""
 PRIVATE = "_"
 
 
@@ -169,20 +172,21 @@ def _detection(file: TensorFile, item: Family, prefix: str, tensors: Tensors) ->
     kinds = [kind for kind in item.text.prefixes if text_encoder_prefix(file, item, kind)]
     if "text_encoder" in stated:
         kinds.append(str(stated["text_encoder"]))
+    channels = {"latent_channels": tensors[item.detection.input_layer].shape[1]}
     found = Detection(
         resolution=min(resolution, limit) if isinstance(limit, int) else resolution,
         family=item.name,
-        latent_channels=tensors[item.detection.input_layer].shape[1],
         denoiser_prefix=prefix,
         resolution_multiple=item.sampling.resolution_multiple,
         text_encoders=tuple(kinds),
         vae=_vae_kind(file.tensors),
         stated=stated,
-        **facts,  # type: ignore[arg-type]
+        **(channels | facts),  # type: ignore[arg-type]
     )
     if found.has_vae:
         try:
-            check_decoder([file], found.latent_channels, f"The VAE in {file.path.name}")
+            title = f"The VAE in {file.path.name}"
+            check_decoder([file], found.latent_channels, title, item.vae.kind)
         except CheckpointError as error:
             found = replace(found, vae=None, notes=(str(error),))
     found = with_metadata(found, file.metadata, item.sampling, file.path.name)
@@ -200,12 +204,18 @@ def text_encoder_prefix(file: TensorFile, item: Family, kind: str) -> str | None
         "positional_embedding",
     )  # fmt: skip
     for prefix in item.text.prefixes.get(kind, ()):
-        if any(key.startswith(prefix) and key.endswith(endings) for key in file.tensors):
+        whole = tuple(prefix + name for name in FIRST_TENSORS)
+        if any(
+            key in whole or (key.startswith(prefix) and key.endswith(endings))
+            for key in file.tensors
+        ):
             return prefix
     return None
 
 
-def _vae_kind(tensors: dict[str, TensorInfo]) -> Literal["kl", "tiny"] | None:
+def _vae_kind(tensors: dict[str, TensorInfo]) -> Literal["kl", "wan", "tiny"] | None:
     if TINY_VAE_KEY in tensors:
         return "tiny"
+    if any(key in tensors for key in WAN_VAE_KEYS):
+        return "wan"
     return "kl" if any(key in tensors for key in KL_VAE_KEYS) else None

@@ -11,7 +11,8 @@ from .lora_names import LORA_KEY
 from .unet import INPUT_LAYER, context_width, is_unet
 
 SUPPORTED = (
-    "Supported: SD 1.x, SDXL (eps, v-prediction or rectified flow), SD3 medium and SD3.5 medium"
+    "Supported: SD 1.x, SDXL (eps, v-prediction or rectified flow), SD3 medium, SD3.5 medium and "
+    "Anima"
 )
 
 QUANTISED_KEY = re.compile(
@@ -41,7 +42,7 @@ ARCHITECTURES = (
     ("Mochi", "t5_yproj.weight"),
     ("Stable Audio", "transformer.rotary_pos_emb.inv_freq"),
     ("Cosmos", "blocks.block0.blocks.0.block.attn.to_q.0.weight"),
-    ("Cosmos / Anima", "blocks.0.adaln_modulation_self_attn.1.weight"),
+    ("Cosmos-Predict2", "blocks.0.adaln_modulation_self_attn.1.weight"),
     ("ACE-Step", "genre_embedder.weight"),
     ("CogVideoX", "blocks.0.norm1.linear.weight"),
     ("OmniGen2", "time_caption_embed.timestep_embedder.linear_1.bias"),

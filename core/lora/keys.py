@@ -34,7 +34,7 @@ OTHER_FAMILIES = {
     "HunyuanVideo": r"img_attn_qkv|txt_attn_qkv",
     "Qwen-Image": r"transformer_blocks[._]\d+[._]img_mlp",
     "Stable Cascade": r"lora_prior_unet_",
-    "Wan": r"blocks[._]\d+[._](cross_attn|self_attn)[._]",
+    "Wan": r"blocks[._]\d+[._](cross_attn|self_attn)[._](?!\w+_proj)",
     "PixArt": r"adaln_single|caption_projection",
 }
 OTHER_WIDTHS = {1024: "Stable Diffusion 2"}

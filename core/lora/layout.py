@@ -34,6 +34,8 @@ def lora_tensors(
         return _halves(baked, dtype, ".lora_A.weight", ".lora_B.weight")
     if family.lora.fused:
         fused = _fused(family, config, checked)
+        if family.lora.dotted:
+            return _halves(fused, dtype, ".lora_A.weight", ".lora_B.weight")
         return _halves(fused, dtype, ".lora_down.weight", ".lora_up.weight")
     alpha = common_alpha(checked)
     named = {

@@ -1,7 +1,7 @@
 """Known third-party few-step LoRAs: at which noise levels, and how, each was made to be sampled.
 
-Their files carry no recipe, so a person names the kind and gets the grid. All of them are SD 1.x or
-SDXL LoRAs that predict eps and are sampled without guidance. The positions below are those of the
+Their files carry no recipe, so a person names the kind and gets the grid. Those of SD 1.x and SDXL
+predict eps; all are sampled without guidance. The positions below are those of the
 authors' own examples; `source` says which.
 """
 
@@ -20,7 +20,7 @@ from .few_step import default_recipe, schedule_of
 from .recipe import Recipe, plain_timesteps
 
 LCM_TEACHER_STEPS = 50
-ANY_FAMILY = ("sd1", "sdxl", "sd3")
+ANY_FAMILY = ("sd1", "sdxl", "sd3", "anima")
 
 
 def simple_grid(num_steps: int) -> list[int]:
@@ -52,6 +52,7 @@ class KnownStudent:
         families: the families it exists for.
         num_steps: the number of steps it was trained for, or is most used with.
         solver: "ode", or "sde" where fresh noise is added after every step.
+        prediction: what the models that it exists for predict; "" for anything.
         grid: number of steps -> positions 999 .. 0, decreasing.
         source: who says so.
         hint: what a user has to know besides.
@@ -61,6 +62,7 @@ class KnownStudent:
     families: tuple[str, ...]
     num_steps: int
     solver: str
+    prediction: str = "eps"
     grid: Callable[[int], list[int]] = simple_grid
     source: str = ""
     hint: str = ""
@@ -98,8 +100,9 @@ class KnownStudent:
         if family not in self.families:
             found = FAMILY_LABELS.get(family, "of another family")
             expected = " and ".join(FAMILY_LABELS[known] for known in self.families)
-        elif self.families != ANY_FAMILY and prediction != "eps":
-            found, expected = f"of {prediction} prediction", "one of eps prediction"
+        elif self.prediction not in ("", prediction):
+            found = f"of {prediction} prediction"
+            expected = f"one of {self.prediction} prediction"
         else:
             return
         raise SettingsError(
@@ -201,11 +204,25 @@ KNOWN_STUDENTS: dict[str, KnownStudent] = {
             # noised to the next one
             source="arXiv:2311.17042",
         ),
+        # model card circlestone-labs/Anima-Official-LoRAs: 8 steps, guidance 1
         KnownStudent(
-            name="simple grid, ode", families=ANY_FAMILY, num_steps=4, solver="ode", source="any"
+            name="Anima Turbo 8 steps",
+            families=("anima",),
+            num_steps=8,
+            solver="ode",
+            prediction="flow",
+            source="model card circlestone-labs/Anima-Official-LoRAs",
         ),
-        KnownStudent(
-            name="simple grid, sde", families=ANY_FAMILY, num_steps=4, solver="sde", source="any"
+        *(
+            KnownStudent(
+                name=f"simple grid, {solver}",
+                families=ANY_FAMILY,
+                num_steps=4,
+                solver=solver,
+                prediction="",
+                source="any",
+            )
+            for solver in ("ode", "sde")
         ),
     )
 }

@@ -20,12 +20,13 @@ from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.core.families import Detection, family, identify
 
 TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "shapes-sd3.safetensors"
-FULL_SIZE = {"sd1": 2_064_293_568, "sdxl": 6_869_719_733, "sd3": 5_284_687_127}
+FULL_SIZE = {"sd1": 2_064_293_568, "sdxl": 6_869_719_733, "sd3": 5_284_687_127,
+             "anima": 4_182_137_856}  # fmt: skip
 CONFIG = DistillConfig(steps=1000, batch_size=2)
 
 
 def detected(family: str) -> Detection:
-    flow = family == "sd3"
+    flow = family in ("sd3", "anima")
     return Detection(
         family=family,  # type: ignore[arg-type]
         title="x",

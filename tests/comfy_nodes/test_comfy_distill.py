@@ -167,10 +167,10 @@ def test_every_shown_setting_is_one_knob_with_its_bounds_and_words():
     assert inputs["seed"][1]["control_after_generate"] is False
 
 
-def test_the_negative_prompt_is_the_last_input_and_may_be_missing():
+def test_later_inputs_stand_last_and_may_be_missing():
     """Saved workflows hold values by place, and those for the API name what they know."""
     groups = Distill.INPUT_TYPES()
-    assert list(groups["optional"])[-1] == "teacher_negative"
+    assert list(groups["optional"])[-2:] == ["teacher_negative", "qwen"]
     card = Card("sd1", False, 0)
     assert knob_inputs.config_of({}, "none", card, "")[0].teacher_negative == ""
     shown = {"teacher_negative": " blurry\n"}
@@ -490,7 +490,7 @@ def test_eight_widgets_are_in_sight_and_none_has_moved():
         "resolution", "batch_size", "student_rank", "student_lr", "teacher_guidance",
         "diversity_weight", "seed", "prompts_file", "teacher_lora", "teacher_lora_strength",
         "include_teacher_lora", "settings_json", "clip_l", "clip_g", "t5", "vae",
-        "teacher_negative",
+        "teacher_negative", "qwen",
     ]  # fmt: skip
     assert [name for name in widgets if not inputs[name][1].get("advanced")] == [
         "checkpoint", "prompts", "output_name", "preset", "mode", "steps", "num_steps",
@@ -499,6 +499,20 @@ def test_eight_widgets_are_in_sight_and_none_has_moved():
     auto = [name for name in widgets if inputs[name][1].get("dpdmd_auto")]
     assert {"student_lr", "batch_size"} <= set(auto)
     assert all(inputs[name][1]["default"] == 0 == inputs[name][1]["min"] for name in auto)
+
+
+def test_models_without_encoders_are_listed_by_their_folder(monkeypatch):
+    listed = {"checkpoints": ["a.safetensors", "b.ckpt"], "diffusion_models": ["c.safetensors"]}
+    folders = training.folders
+    monkeypatch.setattr(folders, "file_names", lambda kind: list(listed[kind]))
+    monkeypatch.setattr(folders, "file_path", lambda kind, name: Path("/models", kind, name))
+    names = training.checkpoint_names()
+    assert names[:2] == ["a.safetensors", "diffusion_models/c.safetensors"]
+    assert training.checkpoint_file(names[0]) == Path("/models/checkpoints/a.safetensors")
+    assert training.checkpoint_file(names[1]) == Path("/models/diffusion_models/c.safetensors")
+    graph = {"1": {"inputs": {"unet_name": "c.safetensors"}}, "7": {"inputs": {"model": ["1", 0]}}}
+    found = training.checkpoint_in_graph(graph, "7")
+    assert found == Path("/models/diffusion_models/c.safetensors")
 
 
 def test_few_prompts_are_told_but_for_a_demo(fake):

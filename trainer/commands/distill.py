@@ -361,7 +361,7 @@ def move_model_files(run: RunDirectory, files: Mapping[str, str]) -> None:
     """Note where a run's model files are now; a resume finds out whether they are the same.
 
     Args:
-        files: new paths by name: checkpoint, clip_l, clip_g, t5, vae.
+        files: new paths by name: checkpoint, clip_l, clip_g, t5, qwen, vae.
 
     Raises:
         RunError: a live process owns the run.

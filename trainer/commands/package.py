@@ -194,13 +194,13 @@ def _images(
 
 def _checkpoint(source: PackageSource) -> CheckpointFacts:
     model, path = source.model, Path(source.model.checkpoint)
-    encoders = [file for file in (model.clip_l, model.clip_g, model.t5) if file]
+    encoders = model.text_encoders().values()
     return CheckpointFacts(
         file=path.name,
         name=one_line(model_name(path), 120),
         detection=source.detection,
         sha256=file_sha256(path) if path.is_file() else "",
-        text_encoders=tuple(Path(file).name for file in encoders),
+        text_encoders=tuple(file.name for file in encoders),
         vae=Path(model.vae).name if model.vae else "",
         embedded=source.embedded,
     )

@@ -40,6 +40,7 @@ KNOWN_EXTRAS = re.compile(
     r"|(^|\.)(position_ids|logit_scale|spiece_model|tokenizer_json)$"
     r"|^(betas|logvar|lvlb_weights|alphas_cumprod(_prev)?|posterior_\w+|log_one_minus_\w+|sqrt_\w+)$"
     r"|^denoiser\.(sigmas|log_sigmas)$|^model_sampling\.\w+$"
+    r"|(^|\.)(pos_embedder\.\w+|accum_\w+|_extra_state)$"
     r"|^(v_pred|ztsnr|dpdmd_text_encoder\.token_ids)$"
     r"|^(first_stage_model|vae)\."  # previews need a part of it only
     r"|^(cond_stage_model|conditioner\.embedders\.\d|text_encoders\.\w+)\..*"
@@ -54,7 +55,7 @@ class Overrides:
 
     Attributes:
         sampling: what it predicts, and at which noise levels.
-        text_encoders: files for "clip_l", "clip_g", "t5xxl" that replace or complete the file's.
+        text_encoders: files by kind ("clip_l", "t5xxl", ...) that replace or complete the file's.
         vae: a VAE file that replaces the file's.
         loras: merged into the denoiser, and into the text encoders whenever those are loaded.
     """

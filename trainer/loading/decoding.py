@@ -212,6 +212,7 @@ def linear_preview(checkpoint: LoadedCheckpoint, latents: Tensor) -> Tensor:
     """A rough image by one linear map per latent pixel, RGB in [-1, 1], (B, 3, 8h, 8w)."""
     factors = torch.tensor(checkpoint.family.vae.rgb_factors)
     rgb = torch.einsum("bchw,cr->brhw", latents.float().cpu(), factors)
+    rgb += torch.tensor(checkpoint.family.vae.rgb_bias)[:, None, None]
     return torch.nn.functional.interpolate(rgb, scale_factor=LATENT_TO_PIXELS, mode="nearest")
 
 

@@ -6,17 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+from diffusers.models.condition_embedders.condition_embedder_anima import (
+    AnimaRotaryEmbedding,
+    AnimaTextConditioner,
+)
+from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from ...core.errors import CheckpointError
+from ...core.families import TensorSource
 from ...core.families.parts.encoder_layout import (
+    ADAPTER_EMBEDDING,
+    ADAPTER_LAYERS,
     CLIP_LAYERS,
+    QWEN3_EMBEDDING,
+    QWEN3_LAYERS,
     T5_LAYERS,
     clip_source,
     count_layers,
@@ -28,6 +42,7 @@ from .weights import Component, Source, Weights
 
 T5_TITLE = TITLES["t5xxl"]
 BOS, EOS = 49406, 49407
+QWEN3_THETA = 1e6
 
 
 @dataclass(frozen=True)
@@ -175,10 +190,70 @@ def _t5_component(weights: Weights, config: Mapping[str, object]) -> Component:
     return Component(T5_TITLE, lambda: T5EncoderModel(t5), weights, source)
 
 
+def _qwen3_component(weights: Weights, config: Mapping[str, object]) -> Component:
+    """The language model without its last layer, which is its embedding once more."""
+    infos, title = weights.infos, TITLES["qwen3"]
+
+    def shape(name: str) -> tuple[int, ...]:
+        return _shape(weights, TensorSource, name, title)
+
+    vocabulary, width = shape(QWEN3_EMBEDDING)
+    head = infos["layers.0.self_attn.q_norm.weight"].shape[0]
+    qwen3 = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=shape("layers.0.mlp.gate_proj.weight")[0],
+        num_hidden_layers=count_layers(infos, TensorSource, QWEN3_LAYERS),
+        num_attention_heads=shape("layers.0.self_attn.q_proj.weight")[0] // head,
+        num_key_value_heads=shape("layers.0.self_attn.k_proj.weight")[0] // head,
+        head_dim=head,
+        rope_parameters={"rope_type": "default", "rope_theta": QWEN3_THETA},
+        use_cache=False,
+    )
+
+    def factory() -> nn.Module:
+        model = Qwen3Model(qwen3)
+        with torch.device("cpu"):  # its frequencies are in no file
+            model.rotary_emb = Qwen3RotaryEmbedding(qwen3)
+        return model
+
+    return Component(title, factory, weights, TensorSource)
+
+
+def _adapter_component(weights: Weights, config: Mapping[str, object]) -> Component:
+    infos, title = weights.infos, TITLES["llm_adapter"]
+
+    def shape(name: str) -> tuple[int, ...]:
+        return _shape(weights, TensorSource, name, title)
+
+    vocabulary, target = shape(ADAPTER_EMBEDDING)
+    width = shape("out_proj.weight")[1]
+    head = infos["blocks.0.cross_attn.q_norm.weight"].shape[0]
+
+    def factory() -> nn.Module:
+        model = AnimaTextConditioner(
+            source_dim=shape("blocks.0.cross_attn.k_proj.weight")[1],
+            target_dim=target,
+            model_dim=width,
+            num_layers=count_layers(infos, TensorSource, ADAPTER_LAYERS),
+            num_attention_heads=width // head,
+            mlp_ratio=shape("blocks.0.mlp.0.weight")[0] / width,
+            target_vocab_size=vocabulary,
+            min_sequence_length=0,  # empty rows are added where the denoiser is called
+        )
+        with torch.device("cpu"):
+            model.rotary_emb = AnimaRotaryEmbedding(head)
+        return model
+
+    return Component(title, factory, weights, TensorSource)
+
+
 KINDS = {
     "clip_l": EncoderKind(CLIP_L.title, partial(clip_component, CLIP_L)),
     "clip_g": EncoderKind(CLIP_G.title, partial(clip_component, CLIP_G)),
     "t5xxl": EncoderKind(T5_TITLE, _t5_component),
+    "qwen3": EncoderKind(TITLES["qwen3"], _qwen3_component),
+    "llm_adapter": EncoderKind(TITLES["llm_adapter"], _adapter_component),
 }
 
 

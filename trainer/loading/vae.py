@@ -1,4 +1,4 @@
-"""Latents to images, for previews: by a KL VAE, a tiny VAE (TAESD), or a linear map to RGB."""
+"""Latents to images, for previews: by a KL VAE, Wan's, a tiny one (TAESD), or a linear map."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageDecoder3d
 from diffusers.models.autoencoders.vae import Decoder, DecoderTiny
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
 from ...core.families import TensorSource
-from ...core.families.parts.vae import GROUPS, VAE_PREFIXES, tiny_layout
+from ...core.families.parts.vae import GROUPS, VAE_PREFIXES, WAN_INPUT, tiny_layout
 from ...core.files.tensor_file import TensorFile
 from .weights import Component, Source, Weights
 
@@ -71,6 +72,20 @@ class KLDecoder(nn.Module):
         return self.decoder(latents)
 
 
+class WanDecoder(nn.Module):
+    """The decoding half of Wan 2.1's and Qwen-Image's VAE, for single frames."""
+
+    def __init__(self, width: int, latents: int) -> None:
+        super().__init__()
+        # what it makes of time is left out: a first frame does not go through it
+        self.decoder = QwenImageDecoder3d(width, latents, temperal_upsample=[False] * 3)
+        self.post_quant_conv = nn.Conv3d(latents, latents, 1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """RGB in [-1, 1], shape (B, 3, 8h, 8w), of VAE latents (B, C, h, w)."""
+        return self.decoder(self.post_quant_conv(latents[:, :, None]))[:, :, 0]
+
+
 def find_decoder(files: Sequence[TensorFile], title: str) -> LatentDecoder:
     """The VAE decoder in `files`, checked.
 
@@ -81,6 +96,8 @@ def find_decoder(files: Sequence[TensorFile], title: str) -> LatentDecoder:
         weights = Weights(files, prefix)
         if "decoder.conv_in.weight" in weights.infos:
             found = LatentDecoder(_kl_component(weights), f"{title} (KL)")
+        elif WAN_INPUT in weights.infos:
+            found = LatentDecoder(_wan_component(weights), f"{title} (Wan)")
         elif layout := tiny_layout(weights.infos):
             bare = SCALE_KEY not in weights.infos
             found = LatentDecoder(_tiny_component(weights, *layout), f"{title} (tiny)", bare)
@@ -89,8 +106,7 @@ def find_decoder(files: Sequence[TensorFile], title: str) -> LatentDecoder:
         found.component.check()
         return found
     raise CheckpointError(
-        f"{files[0].path.name} holds no VAE decoder. Give a KL VAE or a TAESD decoder as "
-        ".safetensors."
+        f"{files[0].path.name} holds no VAE decoder. Give a VAE or a TAESD decoder as .safetensors."
     )
 
 
@@ -129,6 +145,43 @@ def _kl_component(weights: Weights) -> Component:
         weights,
         source,
     )
+
+
+WAN_NAMES = (
+    (r"^post_quant_conv\.", "conv2."),
+    (r"^decoder\.conv_in\.", "decoder.conv1."),
+    (r"^decoder\.norm_out\.", "decoder.head.0."),
+    (r"^decoder\.conv_out\.", "decoder.head.2."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"\.norm1\.", ".residual.0."),
+    (r"\.conv1\.(?=\w+$)(?<!decoder\.conv1\.)", ".residual.2."),
+    (r"\.norm2\.", ".residual.3."),
+    (r"\.conv2\.", ".residual.6."),
+    (r"\.conv_shortcut\.", ".shortcut."),
+)
+WAN_LAYERS = 4
+"""Of a level in Wan's list of them: three blocks, and what enlarges."""
+
+
+def _wan_component(weights: Weights) -> Component:
+    infos = weights.infos
+    head = infos.get("decoder.head.0.gamma")
+    latents = infos[WAN_INPUT].shape[1]
+    width = head.shape[0] if head and head.shape else 1  # absent: the check names it
+    return Component("VAE decoder", lambda: WanDecoder(width, latents), weights, _wan_source)
+
+
+def _wan_source(name: str) -> TensorSource:
+    def layer(found: re.Match[str]) -> str:
+        inner = int(found[3]) if found[2] == "resnets" else WAN_LAYERS - 1
+        return f"decoder.upsamples.{WAN_LAYERS * int(found[1]) + inner}."
+
+    name = re.sub(r"^decoder\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", layer, name)
+    for ours, theirs in WAN_NAMES:
+        name = re.sub(ours, theirs, name)
+    return TensorSource(name)
 
 
 def _vae_source(num_levels: int, *, newer: bool = False) -> Source:

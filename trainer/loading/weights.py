@@ -286,10 +286,14 @@ def _refuse_non_finite(weights: Weights, key: str, stored: Tensor, dtype: torch.
 
 
 def _restore_buffers(network: nn.Module, device: torch.device | str) -> None:
-    """Give values to the buffers that are never stored: CLIP's position numbers."""
+    """Give values to the buffers that are never stored: CLIP's position numbers.
+
+    Those that a factory made with values, such as frequencies, go to the device with them.
+    """
     for module in network.modules():
-        for name, buffer in module.named_buffers(recurse=False):
+        for name, buffer in list(module.named_buffers(recurse=False)):
             if not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)
                 continue
             assert name == "position_ids", f"unknown buffer {name} in {type(module).__name__}"
             numbers = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)

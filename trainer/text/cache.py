@@ -155,8 +155,12 @@ def estimate_cache_bytes(
     width, pooled = width_of(config, facts.context_width), 0
     if facts.pooled_width:
         pooled = width_of(config, facts.pooled_width)
-    # the first of each group: the others' tokens stand beside its own
-    beside = [[kind for kind in group.kinds if kind in plans][1:] for group in facts.groups]
+    # the first of each group: the others' tokens stand beside its own; the last of a chain
+    present = [[kind for kind in group.kinds if kind in plans] for group in facts.groups]
+    beside = [
+        kinds[:-1] if group.chained else kinds[1:]
+        for group, kinds in zip(facts.groups, present, strict=True)
+    ]
     counted = [kind for kind in plans if kind not in chain(*beside)]
     for text in prompts:
         lengths = [plans[kind].num_tokens(text) for kind in counted]
@@ -173,16 +177,21 @@ def _encode(
     """
     parts: dict[str, dict[str, Encoded]] = {text: {} for text in prompts}
     for number, kind in enumerate(checkpoint.encoders):
-        for text, encoded in _through(checkpoint, kind, plans[kind], prompts):
+        for text, encoded in _through(checkpoint, kind, plans[kind], parts):
             parts[text][kind] = _kept(encoded, checkpoint.dtype)
             if number + 1 == len(plans):
                 yield text, combine(checkpoint, parts.pop(text))
 
 
 def _through(
-    checkpoint: Checkpoint, kind: str, how: EncoderPlan, prompts: list[str]
+    checkpoint: Checkpoint, kind: str, how: EncoderPlan, parts: Mapping[str, Mapping[str, Encoded]]
 ) -> Iterator[tuple[str, Encoded]]:
-    """(prompt, what one encoder says of it) of each prompt, in the first way that has memory."""
+    """(prompt, what one encoder says of it) of each prompt, in the first way that has memory.
+
+    Args:
+        parts: of each prompt, what the encoders before this one said of it.
+    """
+    prompts = list(parts)
     component, device = checkpoint.encoders[kind], checkpoint.device
     ways = _ways(component, device)
     model, done = None, 0
@@ -193,7 +202,7 @@ def _through(
                     log.info("%s: %s", component.what, ways[0].note)
                 model = ways[0].load()
             with torch.no_grad():
-                found = how.encode(model, prompts[done])
+                found = how.encode(model, prompts[done], parts[prompts[done]])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -20,7 +20,7 @@ from ...core.families import stated_encoder
 from ..loading.checkpoint import Checkpoint
 from ..loading.encoders import EOS
 from ..model.conditioning import Conditioning, Encoded
-from .tokenizers import Chunk, clip_chunks, t5_chunk
+from .tokenizers import Chunk, clip_chunks, qwen_ids, t5_chunk
 
 MIN_MEAN = 1e-6
 HALF_WIDTH = 2048  # T5-XXL is 4096 wide; encoders this wide run in bf16, smaller ones in fp32
@@ -30,11 +30,12 @@ HALF_WIDTH = 2048  # T5-XXL is 4096 wide; encoders this wide run in bf16, smalle
 class EncoderPlan:
     """How one prompt goes through one kind of encoder.
 
+    `encode` is given (the encoder, the prompt, what the encoders before it said of that, by kind).
     `notes` says what a person should know of these prompts, such as words without a meaning.
     """
 
     num_tokens: Callable[[str], int]
-    encode: Callable[[nn.Module, str], Encoded]
+    encode: Callable[[nn.Module, str, Mapping[str, Encoded]], Encoded]
     notes: Callable[[Sequence[str]], list[str]] = lambda prompts: []
 
 
@@ -68,7 +69,7 @@ def _plan_clip(pad: int, kind: str, checkpoint: Checkpoint, clip_skip: int) -> E
         )
     return EncoderPlan(
         lambda text: sum(len(chunk.ids) for chunk in clip_chunks(text, pad)),
-        lambda model, text: encode_clip(model, clip_chunks(text, pad), skip, normed),
+        lambda model, text, before: encode_clip(model, clip_chunks(text, pad), skip, normed),
     )
 
 
@@ -123,10 +124,32 @@ def weighted(tokens: Tensor, weights: Tensor) -> Tensor:
     return changed * (tokens.mean() / mean) if mean.abs() > MIN_MEAN else changed
 
 
-def _encode_t5(model: nn.Module, text: str) -> Encoded:
+def _encode_t5(model: nn.Module, text: str, before: Mapping[str, Encoded]) -> Encoded:
     chunk = t5_chunk(text)
     tokens = model(input_ids=_ids([chunk], model)).last_hidden_state.float()
     return Encoded(weighted(tokens, torch.tensor([chunk.weights])), None)
+
+
+def _plan_qwen3(kind: str, checkpoint: Checkpoint, clip_skip: int) -> EncoderPlan:
+    return EncoderPlan(lambda text: len(qwen_ids(text)), _encode_qwen3)
+
+
+def _encode_qwen3(model: nn.Module, text: str, before: Mapping[str, Encoded]) -> Encoded:
+    """The last layer's states behind its norm; weights are left to the adapter, as in ComfyUI."""
+    ids = torch.tensor([qwen_ids(text)], device=device_of(model))
+    return Encoded(model(input_ids=ids, use_cache=False).last_hidden_state.float(), None)
+
+
+def _plan_adapter(kind: str, checkpoint: Checkpoint, clip_skip: int) -> EncoderPlan:
+    return EncoderPlan(lambda text: len(t5_chunk(text, 1).ids), _encode_adapter)
+
+
+def _encode_adapter(model: nn.Module, text: str, before: Mapping[str, Encoded]) -> Encoded:
+    """A row for each of T5's tokens, times its weight (ComfyUI does not bring the mean back)."""
+    chunk = t5_chunk(text, 1)
+    states = before["qwen3"].tokens.to(device_of(model), next(model.parameters()).dtype)
+    rows = model(states, _ids([chunk], model)).float()
+    return Encoded(rows * torch.tensor([chunk.weights]).to(rows)[..., None], None)
 
 
 def _ids(chunks: Sequence[Chunk], model: nn.Module) -> Tensor:
@@ -155,6 +178,8 @@ KINDS: dict[str, PlanMaker] = {
     "clip_l": partial(_plan_clip, EOS),
     "clip_g": partial(_plan_clip, 0),
     "t5xxl": _plan_t5,
+    "qwen3": _plan_qwen3,
+    "llm_adapter": _plan_adapter,
 }
 
 

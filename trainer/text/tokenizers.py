@@ -1,4 +1,4 @@
-"""CLIP and T5 tokens of prompts, chunked and weighted as in hosts, from files of this package."""
+"""Tokens of prompts, chunked and weighted as in hosts, from vocabularies of this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import CLIPTokenizer
 
 from ...core.errors import CheckpointError
@@ -19,11 +19,25 @@ from .syntax import Segment, weighted_text
 
 VOCABULARIES = Path(__file__).parents[1] / "assets" / "vocabularies"
 CLIP_FILE, T5_FILE = VOCABULARIES / "clip-merges.txt.gz", VOCABULARIES / "t5-tokenizer.json.gz"
-CLIP_SIZE, T5_SIZE = 49408, 32100
+QWEN_FILE = VOCABULARIES / "qwen-merges.txt.gz"
+CLIP_SIZE, T5_SIZE, QWEN_SIZE = 49408, 32100, 151643
 BOS, EOS = 49406, 49407
 T5_EOS, T5_PAD = 1, 0
 T5_MIN_LENGTH = 77
 CHUNK = 75
+# How Qwen cuts text into words, and its tokens behind those of the merges, in their order.
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN_NAMED = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>",
+    "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>", "<tool_call>",
+    "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+    "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+)  # fmt: skip
+QWEN_PAD = QWEN_SIZE
 COMMA_BACKTRACK = 20
 """Hosts move up to this many tokens after the last comma to the next chunk."""
 
@@ -104,6 +118,32 @@ def t5_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+@lru_cache(maxsize=1)
+def qwen_tokenizer() -> Tokenizer:
+    """The tokenizer of Qwen2 to Qwen3: 151,643 tokens of text, then those with a name."""
+    merges = _unpacked(QWEN_FILE).removesuffix("\n").split("\n")
+    tokens = _byte_letters() + [merge.replace(" ", "") for merge in merges]
+    if len(tokens) != QWEN_SIZE:
+        raise _broken(QWEN_FILE, f"damaged ({len(tokens)} tokens, expected {QWEN_SIZE})")
+    pairs = [(merge.split(" ")[0], merge.split(" ")[-1]) for merge in merges]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in QWEN_NAMED])
+    return tokenizer
+
+
+def qwen_ids(prompt: str) -> list[int]:
+    """Qwen's token ids of a prompt, its weights left out; the token of padding for an empty one."""
+    texts = [segment.text for segment in weighted_text(prompt)]
+    ids = [i for text in texts for i in qwen_tokenizer().encode(text, add_special_tokens=False).ids]
+    return ids or [QWEN_PAD]
+
+
 def clip_ids(text: str) -> list[int]:
     """CLIP token ids of plain text, without start and end."""
     return clip_tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -161,12 +201,12 @@ def _after_comma(chunk: list[Weighted], following: Weighted, comma: int) -> list
     return moved
 
 
-def t5_chunk(prompt: str) -> Chunk:
-    """The prompt as one run of T5 tokens with its end token, padded to at least 77."""
+def t5_chunk(prompt: str, least: int = T5_MIN_LENGTH) -> Chunk:
+    """The prompt as one run of T5 tokens with its end token, padded to at least `least`."""
     tokens: list[Weighted] = []
     for segment in weighted_text(prompt):
         ids = t5_tokenizer().encode(segment.text, add_special_tokens=False).ids
         tokens += [(token, segment.weight) for token in ids]
     tokens.append((T5_EOS, 1.0))
-    tokens += [(T5_PAD, 1.0)] * (T5_MIN_LENGTH - len(tokens))
+    tokens += [(T5_PAD, 1.0)] * (least - len(tokens))
     return Chunk(tuple(token for token, _ in tokens), tuple(weight for _, weight in tokens))

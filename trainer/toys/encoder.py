@@ -51,7 +51,7 @@ class Table:
     rows: Mapping[int, int]
     length: int
 
-    def encode(self, model: nn.Module, text: str) -> Encoded:
+    def encode(self, model: nn.Module, text: str, before: Mapping[str, Encoded]) -> Encoded:
         """What the encoder says of one prompt; unknown tokens have a row of their own."""
         tokens = clip_ids(plain_text(text))[: self.length - 2]
         ids = [BOS_ROW, *(self.rows.get(token, UNKNOWN_ROW) for token in tokens), EOS_ROW]

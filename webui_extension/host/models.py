@@ -31,8 +31,10 @@ def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
     if model is None or not hasattr(model, "is_sd1"):
         return None
     family = next((name for name, flag in flags.items() if flag), "")
+    if type(model).__name__ == "Anima":  # Forge Neo has no flag for it
+        family = "anima"
     predictor = _predictor(model)
-    if family == "sd3":
+    if family in ("sd3", "anima"):
         shift = float(getattr(predictor, "shift", None) or 3.0)
         return ModelFacts(family, "flow", shift, zero_terminal_snr=False)
     if predictor is not None:

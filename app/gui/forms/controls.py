@@ -61,13 +61,6 @@ LABELS = {
     "evaluate_every": "Evaluate every (updates)",
     "warmup_steps": "Warm-up (updates)",
 }
-FILE_LABELS = {
-    "clip_l": "CLIP-L text encoder",
-    "clip_g": "CLIP-G text encoder",
-    "t5": "T5-XXL text encoder",
-    "vae": "VAE (for previews)",
-}
-"""Files that may stand beside the checkpoint."""
 INFO = {
     "steps": "1,000 is a good start.",
     "num_steps": "4 is what hosts reproduce best.",

@@ -25,7 +25,7 @@ from ....core.files import atomic_write
 from ... import jobs
 from ...config.distill_config import DistillConfig
 from ...config.presets import DEMO, PRESETS, preset
-from ...config.request import DistillRequest, ModelFiles, TeacherLora
+from ...config.request import OTHER_FILES, DistillRequest, ModelFiles, TeacherLora
 from ...library import choices as sources
 from ...library import preferences, surroundings
 from ...prompts.reading import PromptList, parse_prompts
@@ -41,7 +41,7 @@ from .changes import (
     started,
     text_of,
 )
-from .controls import FILE_LABELS, config_of, controls
+from .controls import config_of, controls
 from .trainer import before_start
 
 KEEP, DEMO_PRESET = "keep", "demo"
@@ -55,7 +55,7 @@ PLACES = {
 }
 FORM: Values = {
     "checkpoint": "",
-    **dict.fromkeys(FILE_LABELS, ""),
+    **dict.fromkeys(OTHER_FILES, ""),
     "prompts": "",
     "memory": KEEP,
     "teacher_loras": [],
@@ -226,7 +226,7 @@ def model_files(values: Mapping[str, Any], checkpoint: Path) -> ModelFiles:
     Raises:
         SettingsError: one of these is in none of the folders.
     """
-    named = {name: values[name] for name in FILE_LABELS if text_of(values, name)}
+    named = {name: values[name] for name in OTHER_FILES if text_of(values, name)}
     others = {name: str(sources.model_path(path)) for name, path in named.items()}
     return ModelFiles(checkpoint=str(checkpoint), **others)
 

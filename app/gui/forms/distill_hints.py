@@ -8,7 +8,14 @@ from random import Random
 from typing import Any
 
 from ....core.errors import DPDMDError
-from ....core.families import Detection, check_own_parts, family, identify
+from ....core.families import (
+    USUAL_ENCODER,
+    Detection,
+    check_own_parts,
+    encoder_title,
+    family,
+    identify,
+)
 from ...estimate import Estimate, estimate_file, file_bytes
 from ...jobs import made_loras
 from ...library import choices as sources
@@ -23,7 +30,6 @@ from .controls import config_of
 from .distill import DEMO_PRESET, KEEP, memory_choices, prompts_of
 
 EXAMPLES = 3
-ENCODERS = {"clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5-XXL", "dpdmd": "its own, small"}
 
 
 def opening() -> Values:
@@ -105,10 +111,15 @@ def _check_files(path: Path, values: Mapping[str, Any]) -> Detection:
     return check_own_parts(path, files.text_encoders(), Path(files.vae) if files.vae else None)
 
 
+def _encoder(kind: str) -> str:
+    own = kind == USUAL_ENCODER
+    return "its own, small" if own else encoder_title(kind).removesuffix(" text encoder")
+
+
 def _detected(path: Path, detection: Detection) -> str:
     optional = not family(detection.family).text.needs_all
     missing = "not in the file: name them below" if optional else "not in the file"
-    encoders = ", ".join(ENCODERS.get(name, name) for name in detection.text_encoders)
+    encoders = ", ".join(map(_encoder, detection.text_encoders))
     zero = " with zero terminal SNR" if detection.zero_terminal_snr else ""
     return facts(
         {

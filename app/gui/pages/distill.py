@@ -6,11 +6,12 @@ from typing import Any
 
 import gradio as gr
 
+from ...config.request import OTHER_FILES
 from ..forms import distill as form
 from ..forms import distill_hints as hints
 from ..forms import trainer as trainer_form
 from ..forms.changes import Values
-from ..forms.controls import FILE_LABELS, PLAIN, Control, advanced, controls
+from ..forms.controls import PLAIN, Control, advanced, controls
 from ..widgets.html import piece
 from ..widgets.wiring import (
     Builder,
@@ -26,7 +27,7 @@ CHECK = (
     "Before a first run: a check tells in about fifteen minutes on a card whether this checkpoint "
     "can be distilled here with these settings, how much memory that really takes and how long."
 )
-COST = ("checkpoint", "memory", *FILE_LABELS, *controls())
+COST = ("checkpoint", "memory", *OTHER_FILES, *controls())
 FOLDERS = ("checkpoint", "teacher_loras", "settings_lora", "folder", "new_folder", "folder_note")
 LISTS = (*FOLDERS, "trainer_box", "trainer")
 FOLLOW, TAKE = "dpdmd-follow", "dpdmd-take"
@@ -79,7 +80,7 @@ def _folders(made: Builder) -> None:
     with with_button():
         made.dropdown("folder", "Folders you named", scale=5, allow_custom_value=False)
         made.button_beside("forget", "Forget it")
-    for name, label in FILE_LABELS.items():
+    for name, label in OTHER_FILES.items():
         info = "Path inside one of the folders. Empty: what the checkpoint holds."
         made.text(name, label, info)
     made.button("rescan", "Look for new files", min_width=120)
@@ -187,7 +188,7 @@ def _start(made: Builder) -> None:
 def _wire(parts: Components) -> Any:
     """Connect everything; the event of a start."""
     described = ("detected", "memory", "checkpoint_note")
-    model, knobs = ("checkpoint", "memory", *FILE_LABELS), tuple(controls())
+    model, knobs = ("checkpoint", "memory", *OTHER_FILES), tuple(controls())
     taken = (*knobs, "memory", "import_note", "settings_note")
     offered = ("settings_lora", "settings_upload")
     cost: dict[str, Any] = {"inputs": COST, "outputs": ("estimate", "settings_note")}
@@ -204,7 +205,7 @@ def _wire(parts: Components) -> Any:
         event = on(parts[button].click, follow, parts, ("hosts",), FOLLOWING)
         event = on(event.then, hints.describe_checkpoint, parts, model, described)
         on(event.then, hints.describe_cost, parts, **cost)
-    for name in FILE_LABELS:
+    for name in OTHER_FILES:
         event = on(parts[name].blur, hints.describe_checkpoint, parts, model, described)
         on(event.then, hints.describe_cost, parts, **cost)
     event = on(parts["memory"].input, form.apply_preset, parts, model, preset)

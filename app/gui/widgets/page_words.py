@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...config.option_words import reworded
-from ..forms.controls import FILE_LABELS, controls
+from ...config.request import OTHER_FILES
+from ..forms.controls import controls
 
 PLACES = {
-    **{name.replace("_", "-"): label for name, label in FILE_LABELS.items()},
+    **{name.replace("_", "-"): label for name, label in OTHER_FILES.items()},
     "preset": "Memory of your graphics card",
     "prompts": "Your prompts",
     "output": "Name of the LoRA",

@@ -1,4 +1,4 @@
-"""Text encoders tensor by tensor: what CLIP and T5 consist of, and under which names files have it.
+"""Text encoders tensor by tensor: what they consist of, and under which names files have it.
 
 Parameters are called as transformers' modules call them.
 """
@@ -144,6 +144,71 @@ def clip_parameters(infos: Mapping[str, TensorInfo], *, projected: bool) -> Shap
         info = infos.get(item.key)
         size = info.shape[-1 if item.change == "transpose" else 0] if info and info.shape else width
         shapes["text_projection.weight"] = (size, width)
+    return shapes
+
+
+QWEN3_EMBEDDING, ADAPTER_EMBEDDING = "embed_tokens.weight", "embed.weight"
+QWEN3_LAYERS, ADAPTER_LAYERS = "layers.{}.input_layernorm.weight", "blocks.{}.norm_mlp.weight"
+
+
+def qwen3_parameters(infos: Mapping[str, TensorInfo]) -> Shapes:
+    """Every parameter of the Qwen3 language model that these tensors are, with its shape.
+
+    Args:
+        infos: its tensors; its embedding and its first layer's projections are matrices, its first
+            layer's norm of queries is a vector.
+    """
+    first = "layers.0"
+    vocabulary, width = infos[QWEN3_EMBEDDING].shape
+    (head,) = infos[f"{first}.self_attn.q_norm.weight"].shape
+    queries = infos[f"{first}.self_attn.q_proj.weight"].shape[0]
+    keys = infos[f"{first}.self_attn.k_proj.weight"].shape[0]
+    inner = infos[f"{first}.mlp.gate_proj.weight"].shape[0]
+    shapes: Shapes = {QWEN3_EMBEDDING: (vocabulary, width), "norm.weight": (width,)}
+    for index in range(count_layers(infos, TensorSource, QWEN3_LAYERS)):
+        layer = f"layers.{index}"
+        for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+            shapes[f"{layer}.self_attn.{name}.weight"] = (rows, width)
+        shapes[f"{layer}.self_attn.o_proj.weight"] = (width, queries)
+        for name in ("q_norm", "k_norm"):
+            shapes[f"{layer}.self_attn.{name}.weight"] = (head,)
+        for name in ("gate_proj", "up_proj"):
+            shapes[f"{layer}.mlp.{name}.weight"] = (inner, width)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (width, inner)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{layer}.{name}.weight"] = (width,)
+    return shapes
+
+
+def adapter_parameters(infos: Mapping[str, TensorInfo]) -> Shapes:
+    """Every parameter of the adapter from a language model that these tensors are, with its shape.
+
+    Args:
+        infos: its tensors; its embedding, its last layer, and its first block's keys and first
+            feed-forward layer are matrices, its first block's norm of queries is a vector.
+    """
+    vocabulary, target = infos[ADAPTER_EMBEDDING].shape
+    width = infos["out_proj.weight"].shape[1]
+    source = infos["blocks.0.cross_attn.k_proj.weight"].shape[1]
+    (head,) = infos["blocks.0.cross_attn.q_norm.weight"].shape
+    inner = infos["blocks.0.mlp.0.weight"].shape[0]
+    shapes: Shapes = {ADAPTER_EMBEDDING: (vocabulary, target), "norm.weight": (target,)}
+    shapes |= _linear("out_proj", target, width)
+    if width != target:
+        shapes |= _linear("in_proj", width, target)
+    for index in range(count_layers(infos, TensorSource, ADAPTER_LAYERS)):
+        block = f"blocks.{index}"
+        for name in ("self_attn", "cross_attn", "mlp"):
+            shapes[f"{block}.norm_{name}.weight"] = (width,)
+        for attention, columns in (("self_attn", width), ("cross_attn", source)):
+            for name in ("q_norm", "k_norm"):
+                shapes[f"{block}.{attention}.{name}.weight"] = (head,)
+            for name in ("q_proj", "o_proj"):
+                shapes[f"{block}.{attention}.{name}.weight"] = (width, width)
+            for name in ("k_proj", "v_proj"):
+                shapes[f"{block}.{attention}.{name}.weight"] = (width, columns)
+        shapes |= _linear(f"{block}.mlp.0", inner, width)
+        shapes |= _linear(f"{block}.mlp.2", width, inner)
     return shapes
 
 

@@ -1,25 +1,30 @@
 """Text encoders as their headers show them: what each is, and whether it belongs to the model.
 
-CLIP-L, CLIP-G and T5 are known here; kinds that a checkpoint brings of its own are looked at by
-whoever loads them.
+CLIP-L, CLIP-G, T5, Qwen3 and the adapter behind it are known here; kinds that a checkpoint brings
+of its own are looked at by whoever loads them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from ...errors import CheckpointError, UnsupportedModelError
 from ...files.tensor_file import TensorFile, TensorInfo, read_model_header
-from ..base import Config, Family
+from ..base import Config, Family, TensorSource
 from ..unsupported import refuse_empty, refuse_quantised
 from .complete import Stored, check_tensors
 from .config_values import Rule, check_config, is_whole, number, one_of
 from .encoder_layout import (
+    ADAPTER_EMBEDDING,
     PROJECTIONS,
+    QWEN3_EMBEDDING,
     T5_EMBEDDINGS,
+    adapter_parameters,
     clip_parameters,
     clip_source,
     is_openclip,
+    qwen3_parameters,
     t5_parameters,
     t5_source,
 )
@@ -28,14 +33,24 @@ TITLES = {
     "clip_l": "CLIP-L text encoder",
     "clip_g": "CLIP-G text encoder",
     "t5xxl": "T5 text encoder",
+    "qwen3": "Qwen3 text encoder",
+    "llm_adapter": "text adapter",
 }
-OPTIONS = {"clip_l": "--clip-l", "clip_g": "--clip-g", "t5xxl": "--t5"}
+FILES = {"clip_l": "clip_l", "clip_g": "clip_g", "t5xxl": "t5", "qwen3": "qwen"}
+"""Of a kind that may be a file of its own: its name among the files of a model."""
 CLIP_EMBEDDINGS = ("embeddings.token_embedding.weight", "token_embedding.weight")
-ENDINGS = {"clip_l": CLIP_EMBEDDINGS, "clip_g": CLIP_EMBEDDINGS, "t5xxl": T5_EMBEDDINGS}
+ENDINGS = {
+    "clip_l": CLIP_EMBEDDINGS,
+    "clip_g": CLIP_EMBEDDINGS,
+    "t5xxl": T5_EMBEDDINGS,
+    "qwen3": (QWEN3_EMBEDDING,),
+}
 """Endings of an encoder's first tensor, by which a file of its own is known."""
 PUBLISHED_WIDTHS = {768: "clip_l", 1280: "clip_g"}
 HEAD_WIDTH = 64
 CLIP_TOKENS, CLIP_POSITIONS, T5_TOKENS = 49408, 77, range(32100, 32129)
+QWEN3_TOKENS = 151_669
+"""Tokens of its vocabulary, those with a meaning of their own counted; its table may be longer."""
 CLIP_RULES = {
     "hidden_act": Rule(one_of(None, "quick_gelu", "gelu"), "'quick_gelu' or 'gelu'"),
     "layer_norm_eps": Rule(number(1e-5), "1e-05"),
@@ -75,11 +90,15 @@ class EncoderPlace:
 
 @dataclass(frozen=True)
 class EncoderWidths:
-    """Width of what an encoder says of each token, and of the whole prompt (0: nothing)."""
+    """Width of what an encoder says of each token, and of the whole prompt (0: nothing).
+
+    `reads` is the width of what it reads of the encoder before it, 0 if it reads the prompt alone.
+    """
 
     label: str
     tokens: int
     pooled: int
+    reads: int = 0
 
 
 def encoder_in_file(kind: str, path: Path, families: Sequence[Family]) -> EncoderPlace:
@@ -118,7 +137,13 @@ def read_encoder(kind: str, place: EncoderPlace) -> EncoderWidths | None:
     refuse_quantised(what, (place.prefix + name for name in tensors))
     refuse_empty(what, place.prefix, tensors)
     matrix = _matrices(place, tensors, kind)
-    if kind == "t5xxl":
+    if kind == "qwen3":
+        widths = _qwen3(place, tensors, matrix)
+        source, shapes = TensorSource, qwen3_parameters(tensors)
+    elif kind == "llm_adapter":
+        widths = _adapter(place, tensors, matrix)
+        source, shapes = TensorSource, adapter_parameters(tensors)
+    elif kind == "t5xxl":
         check_config(place.config, T5_RULES, what)
         widths = _t5(place, tensors, matrix)
         source, shapes = t5_source(tensors), t5_parameters(tensors)
@@ -218,8 +243,58 @@ def _t5(place: EncoderPlace, tensors: Mapping[str, TensorInfo], matrix: Matrix) 
     return EncoderWidths(place.label, width, 0)
 
 
+def _qwen3(place: EncoderPlace, tensors: Mapping[str, TensorInfo], matrix: Matrix) -> EncoderWidths:
+    if "layers.0.self_attn.q_norm.weight" not in tensors:
+        raise _not_that(place, "another language model, or another kind of encoder", "qwen3")
+    vocabulary, width = matrix(QWEN3_EMBEDDING)
+    if vocabulary < QWEN3_TOKENS:
+        raise _not_that(place, f"a language model of {vocabulary} tokens", "qwen3")
+    head = _length(place, tensors, "layers.0.self_attn.q_norm.weight", "qwen3")
+    rows = [matrix(f"layers.0.self_attn.{name}_proj.weight")[0] for name in "qk"]
+    matrix("layers.0.mlp.gate_proj.weight")
+    if any(row % head for row in rows) or rows[0] % rows[1]:
+        raise CheckpointError(
+            f"{place.label}: the {TITLES['qwen3']} has {rows[0]} rows of queries and {rows[1]} of "
+            f"keys for heads of {head}, which do not go together. The file is damaged."
+        )
+    return EncoderWidths(place.label, width, 0)
+
+
+def _adapter(
+    place: EncoderPlace, tensors: Mapping[str, TensorInfo], matrix: Matrix
+) -> EncoderWidths:
+    vocabulary, target = matrix(ADAPTER_EMBEDDING)
+    _, width = matrix("out_proj.weight")
+    _, reads = matrix("blocks.0.cross_attn.k_proj.weight")
+    inner, _ = matrix("blocks.0.mlp.0.weight")
+    head = _length(place, tensors, "blocks.0.cross_attn.q_norm.weight", "llm_adapter")
+    if vocabulary not in T5_TOKENS or width % head or inner % width:
+        raise UnsupportedModelError(
+            f"{place.label}: a {TITLES['llm_adapter']} of {vocabulary} tokens, width {width}, "
+            f"heads of {head} and a feed-forward layer of {inner} is damaged, or of a variant that "
+            "is not supported."
+        )
+    return EncoderWidths(place.label, target, 0, reads)
+
+
+def _length(place: EncoderPlace, tensors: Mapping[str, TensorInfo], name: str, kind: str) -> int:
+    """The length of a vector that must be there."""
+    info = tensors.get(name)
+    if info is None or len(info.shape) != 1 or not info.shape[0]:
+        found = "is missing" if info is None else f"has shape {info.shape}"
+        raise CheckpointError(
+            f"{place.label}: {place.prefix + name!r} of the {TITLES[kind]} {found}; a vector was "
+            "expected. The file is incomplete or damaged."
+        )
+    return info.shape[0]
+
+
+def _option(kind: str) -> str:
+    return f"--{FILES.get(kind, kind).replace('_', '-')}"
+
+
 def _not_that(place: EncoderPlace, found: str, kind: str) -> CheckpointError:
-    option = f" ({OPTIONS[kind]})"
+    option = f" ({_option(kind)})"
     return CheckpointError(
         f"{place.label} holds {found} where a {TITLES[kind]} is expected{option}. Give the encoder "
         "that this model was trained with."
@@ -241,7 +316,7 @@ def encoders_in_use(
     """
     useless = [kind for kind in named if kind not in family.text.encoders]
     if useless:
-        given = " ".join(OPTIONS.get(kind, kind) for kind in useless)
+        given = " ".join(map(_option, useless))
         read = " and ".join(map(encoder_title, family.text.encoders))
         other = " and no ".join(map(encoder_title, useless))
         raise CheckpointError(
@@ -250,7 +325,7 @@ def encoders_in_use(
     wanted = [kind for kind in family.text.encoders if kind in found]
     absent = [kind for kind in family.text.encoders if kind not in found]
     if absent and (family.text.needs_all or not wanted):
-        options = [f"{OPTIONS[kind]} FILE" for kind in absent if kind in OPTIONS]
+        options = [f"{_option(kind)} FILE" for kind in absent if kind in FILES]
         advice = f"give {' '.join(options)}, or use" if options else "use"
         raise CheckpointError(
             f"{name} has no {' and no '.join(map(encoder_title, absent))}. "
@@ -282,14 +357,23 @@ def check_widths(family: Family, config: Config, encoders: Mapping[str, EncoderW
     """
     widths = {kind: encoder.tokens for kind, encoder in encoders.items()}
     context = int(str(config[family.text.context_width]))
-    fits = all(width <= context for width in widths.values())
+    fits = True
     for group in family.text.groups:
         present = [widths[kind] for kind in group.kinds if kind in widths]
-        if present:
+        if group.chained and present:
+            chain = [encoders[kind] for kind in group.kinds if kind in encoders]
+            fits &= present[-1] == context
+            fits &= all(b.reads == a.tokens for a, b in pairwise(chain))
+        elif present:
+            fits &= all(width <= context for width in present)
             total = sum(present)
             fits &= total <= context if group.padded else total == context
     if not fits:
-        shown = ", ".join(f"{encoder_title(kind)} {width}" for kind, width in widths.items())
+        shown = ", ".join(
+            f"{encoder_title(kind)} {item.tokens}"
+            + (f" (reads {item.reads})" if item.reads else "")
+            for kind, item in encoders.items()
+        )
         raise CheckpointError(
             f"The text encoders do not fit the denoiser: widths are {shown}, its text input is "
             f"{context} wide. Give the encoders this model was trained with."

@@ -11,9 +11,10 @@ from .config_values import is_number
 VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 TINY_LAYOUTS = (("taesd_decoder.", 1), ("decoder.layers.", 0), ("", 1))
 """Prefix of a tiny decoder's layers, and how many its file counts before diffusers' first."""
-KL_INPUT = "decoder.conv_in.weight"
+KL_INPUT, WAN_INPUT = "decoder.conv_in.weight", "decoder.conv1.weight"
 KL_CLASS, TINY_CLASS = "AutoencoderKL", "AutoencoderTiny"
 GROUPS = 32
+KIND_TITLES = {"kl": "a KL VAE", "wan": "Wan's VAE, which Qwen-Image has, too"}
 
 
 def tiny_layout(tensors: Mapping[str, TensorInfo]) -> tuple[str, int] | None:
@@ -25,13 +26,16 @@ def tiny_layout(tensors: Mapping[str, TensorInfo]) -> tuple[str, int] | None:
     return None
 
 
-def check_decoder(files: Sequence[TensorFile], channels: int, title: str) -> None:
+def check_decoder(
+    files: Sequence[TensorFile], channels: int, title: str, kind: Literal["kl", "wan"]
+) -> None:
     """Refuse a VAE that is not for latents of so many channels; one that is absent passes.
 
     Args:
         files: headers of the file or shards it lies in.
         channels: of the model's latents.
         title: what to call the VAE.
+        kind: of the model's own VAE; a tiny one does for any.
 
     Raises:
         CheckpointError: it is for other latents, or damaged.
@@ -41,10 +45,12 @@ def check_decoder(files: Sequence[TensorFile], channels: int, title: str) -> Non
         name, layout = KL_INPUT, tiny_layout(tensors)
         if name not in tensors and layout is not None:
             name = f"{layout[0]}{layout[1]}.weight"
+        if WAN_INPUT in tensors:
+            name = WAN_INPUT
         if name not in tensors:
             continue
         shape = tensors[name].shape
-        if len(shape) != 4 or not all(shape):
+        if len(shape) != (5 if name == WAN_INPUT else 4) or not all(shape):
             raise CheckpointError(
                 f"{title}: {prefix + name!r} has shape {shape}; that of a convolution was "
                 "expected. The file is damaged."
@@ -53,6 +59,12 @@ def check_decoder(files: Sequence[TensorFile], channels: int, title: str) -> Non
             raise CheckpointError(
                 f"{title} is for latents of {shape[1]} channels, but this model's have {channels}, "
                 "so it belongs to another family. Give the VAE of this model's family."
+            )
+        found = {WAN_INPUT: "wan", KL_INPUT: "kl"}.get(name, kind)
+        if found != kind:
+            raise CheckpointError(
+                f"{title} is {KIND_TITLES[found]}, but this model's latents are those of "
+                f"{KIND_TITLES[kind]}. Give the VAE of this model's family."
             )
         return
 
@@ -97,7 +109,7 @@ def folder_vae(
         note = f"{label}: a VAE {what} is not supported; {KL_CLASS} and {TINY_CLASS} are."
         return None, (note,)
     try:
-        check_decoder(files, channels, label)
+        check_decoder(files, channels, label, "kl")
     except CheckpointError as error:
         return None, (str(error),)
     return "tiny" if kind == TINY_CLASS else "kl", ()

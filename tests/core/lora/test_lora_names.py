@@ -14,7 +14,9 @@ from lora_networks import weight_shapes
 NAMES = list(lora_goldens.ARCHITECTURES)
 # Layers at the ends of a network and its embeddings, which a student shares with its teacher.
 UNTOUCHED = ("conv_in", "conv_out", "time_embedding", "add_embedding", "pos_embed",
-             "time_text_embed", "context_embedder", "norm_out", "proj_out")  # fmt: skip
+             "time_text_embed", "context_embedder", "norm_out", "proj_out", "patch_embed",
+             "time_embed")  # fmt: skip
+HALF_NAMES = (".lora_down.weight", ".lora_up.weight")
 HALVES = {"input_blocks": "down_blocks", "middle_block": "mid_block", "output_blocks": "up_blocks"}
 
 
@@ -34,7 +36,9 @@ def pairs_of(network, family, config):
 def test_written_names_equal_the_golden_list(architecture):
     name, network, family, config = architecture
     keys = lora_tensors(family, config, pairs_of(network, family, config), torch.float16, "kohya")
-    ends = [".lora_down.weight", ".lora_up.weight"] + [".alpha"] * (family.name != "sd3")
+    ends = {"sd3": HALF_NAMES, "anima": (".lora_A.weight", ".lora_B.weight")}.get(
+        family.name, (*HALF_NAMES, ".alpha")
+    )
     golden = lora_goldens.read(name)
     assert sorted(keys) == sorted(base + end for base in golden for end in ends)
     content = json.loads((lora_goldens.FOLDER / f"lora-names-{name}.json").read_text())
@@ -82,6 +86,13 @@ def test_all_targets_are_every_inner_layer_of_the_network(architecture):
         ("sd3-medium", "lora_unet_joint_blocks_23_x_block_adaLN_modulation_1"),
         ("sd35-medium", "lora_unet_joint_blocks_12_x_block_attn2_qkv"),
         ("sd35-medium", "lora_unet_joint_blocks_0_x_block_attn2_proj"),
+        # sorryhyun/anima_lora and ai-toolkit write these
+        ("anima", "diffusion_model.blocks.0.self_attn.q_proj"),
+        ("anima", "diffusion_model.blocks.0.self_attn.output_proj"),
+        ("anima", "diffusion_model.blocks.13.cross_attn.k_proj"),
+        ("anima", "diffusion_model.blocks.27.mlp.layer1"),
+        ("anima", "diffusion_model.blocks.27.mlp.layer2"),
+        ("anima", "diffusion_model.blocks.27.adaln_modulation_cross_attn.2"),
     ],
 )
 def test_names_that_hosts_are_known_to_read_are_in_the_list(name, example):

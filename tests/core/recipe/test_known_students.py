@@ -75,9 +75,10 @@ def test_the_generic_grid_follows_the_shift_and_the_end_of_the_model():
 
 def test_every_kind_gives_a_grid_that_can_be_anchored():
     for student in KNOWN_STUDENTS.values():
-        found = recipe(student.name, student.families[0])
+        prediction = student.prediction or "eps"
+        found = recipe(student.name, student.families[0], prediction=prediction)
         assert found.num_steps >= 2 and student.source
-        assert found.timesteps[0] == pytest.approx(999.0)
+        assert found.timesteps[0] == pytest.approx(1000.0 if prediction == "flow" else 999.0)
 
 
 def test_a_kind_of_another_family_or_prediction_is_refused():
@@ -85,6 +86,8 @@ def test_a_kind_of_another_family_or_prediction_is_refused():
         recipe("SDXL-Lightning 4 steps", "sd1")
     with pytest.raises(SettingsError, match=r"eps prediction.*v prediction"):
         recipe("DMD2 4 steps", prediction="v")
+    with pytest.raises(SettingsError, match=r"Anima Turbo 8 steps was made for Anima.*is SD3"):
+        recipe("Anima Turbo 8 steps", "sd3")
     with pytest.raises(SettingsError, match="this model is of another family"):
         recipe("simple grid, ode", "")
 

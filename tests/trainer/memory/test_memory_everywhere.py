@@ -183,11 +183,11 @@ def test_an_encoder_that_runs_out_goes_on_on_the_cpu(stage, files, tmp_path, mon
     def plan(kind, checkpoint, clip_skip):
         how = original(kind, checkpoint, clip_skip)
 
-        def encode(model, text):
+        def encode(model, text, before):
             on_card = now["device"] == "cuda"
             if on_card and text == {"first": "a cat", "second": "a dog"}[stage]:
                 raise RuntimeError(FULL)
-            return how.encode(model, text)
+            return how.encode(model, text, before)
 
         return cache.EncoderPlan(how.num_tokens, encode)
 

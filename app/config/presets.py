@@ -45,6 +45,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 DEMO: dict[str, Any] = {
     "steps": 200,
     "batch_size": 16,
+    "teacher_steps": 16,
+    "fake_updates": 2,
     "num_anchored_steps": 2,
     "gradient_steps": "last",
     "student_rank": 32,

@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 # The embedded teachers: minutes on two cores.
 DEMO: dict[str, Any] = {
-    "steps": 200,
+    "steps": 150,
     "batch_size": 16,
     "teacher_steps": 16,
     "fake_updates": 2,
@@ -53,9 +53,9 @@ DEMO: dict[str, Any] = {
     "fake_rank": 32,
     "student_lr": 1e-3,
     "fake_lr": 1e-3,
-    "save_every": 100,
+    "save_every": 75,
     "preview_every": 50,
-    "evaluate_every": 100,
+    "evaluate_every": 75,
 }
 
 

@@ -58,7 +58,8 @@ def imagenet_features(device: torch.device) -> ImageFeatures:
     Raises:
         SettingsError: the worker's environment lacks the network.
     """
-    network = efficientnet.load().to(device)
+    layout = torch.channels_last  # convolutions of a CPU take half the time
+    network = efficientnet.load().to(device, memory_format=layout)
     side = efficientnet.SIDE
     mean, deviation = (
         torch.tensor(numbers).view(3, 1, 1)
@@ -73,7 +74,8 @@ def imagenet_features(device: torch.device) -> ImageFeatures:
     @torch.no_grad()
     def of(images: Images) -> Tensor:
         batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-        found = [network.features(torch.stack([*map(prepared, b)]).to(device)) for b in batches]
+        stacked = (torch.stack([*map(prepared, batch)]) for batch in batches)
+        found = [network.features(each.to(device, memory_format=layout)) for each in stacked]
         return functional.normalize(torch.cat(found).float(), dim=-1).cpu()
 
     return ImageFeatures(EFFICIENTNET_TITLE, of)

@@ -9,6 +9,7 @@ from dpdmd_studio.trainer.model.lora_layers import AdaptedConv2d, AdaptedLinear
 from dpdmd_studio.trainer.model.roles import AdapterRoles
 from peft.tuners import lora
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 # rounding once where PEFT rounds twice: half a unit in the last place of bfloat16 is 2^-9
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-7}
@@ -81,3 +82,16 @@ def test_layers_that_share_an_input_keep_no_copies_of_it(monkeypatch):
     ours = peak()
     monkeypatch.setattr(AdaptedLinear, "forward", lora.Linear.forward)
     assert peak() - ours > 3 * x.numel() * 2
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_slice_is_one_product_and_not_one_an_image(role):
+    """As joint attention hands on its halves; torch copies the weight for every image otherwise."""
+    _, roles = adapted(torch.float32)
+    roles.use(role)
+    (layer,) = (layer for layer in roles._layers.values() if isinstance(layer, AdaptedLinear))
+    half = torch.randn(4, 6, 8)[:, :3]
+    with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as profiled:
+        found = layer(half)
+    torch.testing.assert_close(found, layer(half.contiguous()).detach())
+    assert not any(event.key == "aten::bmm" for event in profiled.key_averages())

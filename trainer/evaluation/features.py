@@ -59,7 +59,7 @@ def imagenet_features(device: torch.device) -> ImageFeatures:
         SettingsError: the worker's environment lacks the network.
     """
     layout = torch.channels_last  # convolutions of a CPU take half the time
-    network = efficientnet.load().to(memory_format=layout).to(device)
+    network = efficientnet.load().to(device)
     side = efficientnet.SIDE
     mean, deviation = (
         torch.tensor(numbers).view(3, 1, 1)

@@ -18,7 +18,7 @@ from shapes_teacher_vae import LATENT_CHANNELS, Block, Clamp, Codec, conv
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .drawing import Drawer
+from .drawing import Drawer, anywhere
 
 BATCH, CYCLES, PEAK, DECAY = 32, (4000,), 1.5e-3, 0.998
 NARROW_CYCLES = (1800,)
@@ -77,7 +77,7 @@ def _trained(training: Training, drawer: Drawer, seed: int) -> Training:
 
     def loss_of(update: int) -> Tensor:
         source = random.Random(f"{seed}-autoencoder-{update}")
-        scenes = [captions.anywhere(captions.random_scene(source), source) for _ in range(BATCH)]
+        scenes = [anywhere(captions.random_scene(source), source) for _ in range(BATCH)]
         images = drawer.draw(scenes, source, backgrounds).to(place)
         images = images.contiguous(memory_format=torch.channels_last)
         noise = torch.Generator("cpu").manual_seed((seed << 32) + update)

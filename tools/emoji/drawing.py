@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from dpdmd_studio.trainer.toys.emoji import captions
 from torch import Tensor
 from torch.nn import functional
 
@@ -63,3 +65,10 @@ def colours(scenes: Sequence, source: random.Random, backgrounds: dict) -> Tenso
 def to_uint8(images: Tensor) -> np.ndarray:
     """What a host shows for images (N, 3, H, W): uint8 (N, H, W, 3)."""
     return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def anywhere(scene: captions.Scene, source: random.Random) -> captions.Scene:
+    """The scene at any size and place: what the judge and the decoder have to take."""
+    low, high = captions.SIZES["small"][0], captions.SIZES["large"][1]
+    right, down = source.uniform(-1, 1), source.uniform(-1, 1)
+    return replace(scene, scale=source.uniform(low, high), right=right, down=down)

@@ -18,6 +18,7 @@ from shapes_teacher_common import LOG, Training, device, part
 from torch import Tensor
 from torch.nn import functional
 
+from .drawing import anywhere
 from .spoilt import KINDS, Spoiler
 
 BATCH, CYCLES, PEAK, DECAY = 96, (3400,), 2e-3, 0.998
@@ -67,7 +68,7 @@ def labelled(spoiler: Spoiler, count: int, source: random.Random) -> tuple[Tenso
     here = captions.world()
     scenes = []
     for _ in range(count):
-        free = captions.anywhere(captions.random_scene(source), source)
+        free = anywhere(captions.random_scene(source), source)
         name, style = source.choice(here.names), source.choice(here.styles)
         scenes.append(replace(free, name=name, style=style))
     images = spoiler.drawer.draw(scenes, source, here.backgrounds)

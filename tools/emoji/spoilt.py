@@ -11,7 +11,7 @@ from dpdmd_studio.trainer.toys.emoji import captions
 from torch import Tensor
 from torch.nn import functional
 
-from .drawing import Drawer, colours
+from .drawing import Drawer, anywhere, colours
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def _scene(source: random.Random) -> captions.Scene:
-    return captions.anywhere(captions.random_scene(source), source)
+    return anywhere(captions.random_scene(source), source)
 
 
 def _generator(source: random.Random) -> torch.Generator:

@@ -13,7 +13,7 @@ import json
 import random
 import re
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -239,10 +239,3 @@ def random_scene(source: random.Random, names: Sequence[str] | None = None) -> S
     elif side:
         down = source.uniform(0.7, 1) * (1 if side == "bottom" else -1)
     return Scene(name, style, background, source.uniform(0.68, 0.76), right, down)
-
-
-def anywhere(scene: Scene, source: random.Random) -> Scene:
-    """The scene at any size and place: what the judge and the decoder have to take."""
-    low, high = SIZES["small"][0], SIZES["large"][1]
-    right, down = source.uniform(-1, 1), source.uniform(-1, 1)
-    return replace(scene, scale=source.uniform(low, high), right=right, down=down)

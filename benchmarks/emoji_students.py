@@ -6,10 +6,10 @@
 
 `train` distils the teacher with the demo's settings and what --set changes, and has the judge count
 captions of all kinds ("names" below: most say one), and those that leave ten names open or more.
-What is tuned is tuned on captions that training uses, too (the default); --held-out counts captions and seeds that nothing
-has seen. The teacher's own lines and its noise (itself on other seeds) are drawn once for a folder.
-A run that is in the folder is not made again; `table` prints means over training seeds, the worst
-in brackets.
+What is tuned is tuned on captions that training uses, too (the default); --held-out counts captions
+and seeds that nothing has seen. The teacher's own lines and its noise (itself on other seeds) are
+drawn once for a folder. A run that is in the folder is not made again; `table` prints means over
+training seeds, the worst in brackets.
 """
 
 from __future__ import annotations

@@ -15,10 +15,8 @@ from .distill_config import DistillConfig
 from .knobs import AUTO
 
 MAX_SEEDS = 100_000
-
-
-OTHER_FILES = {name: encoder_title(kind) for kind, name in ENCODER_FILES.items()}
-OTHER_FILES["vae"] = "VAE (for images)"
+_ENCODERS = {name: encoder_title(kind) for kind, name in ENCODER_FILES.items()}
+OTHER_FILES = {**_ENCODERS, "vae": "VAE (for images)"}
 """What may stand beside the checkpoint: its name in `ModelFiles`, and what it is."""
 
 

@@ -227,7 +227,7 @@ FAMILY = base.Family(
         labels=("Anima", "Other"),
         label_note=lambda title: (
             "The base model's licence is for non-commercial use and counts a LoRA as made from it: "
-            "it is shared under the same licence. Images drawn with it are free of that."
+            "it is shared under the same licence. Its makers let images be used commercially."
         ),
         base_model=lambda title: base.BaseModel(
             "circlestone-labs/Anima",

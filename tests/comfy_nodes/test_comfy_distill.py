@@ -18,6 +18,7 @@ from comfy_host import lora_tensors
 from dpdmd_studio.app import jobs
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.presets import DEMO, PRESETS
+from dpdmd_studio.app.config.request import OTHER_FILES, ModelFiles
 from dpdmd_studio.app.environment import readiness
 from dpdmd_studio.app.estimate import estimate_file
 from dpdmd_studio.app.jobs import spawn
@@ -844,3 +845,11 @@ def test_an_estimate_that_cannot_be_says_why_in_the_nodes_words(fake, files):
     assert status == 400 and "settings_json" in answer["error"]
     assert node_estimate(checkpoint="gone.safetensors")[0] == 400
     assert jobs.all_jobs() == []
+
+
+def test_every_file_beside_a_checkpoint_is_an_input_that_is_checked_early():
+    inputs = Distill.INPUT_TYPES()["optional"]
+    checked = inspect.signature(Distill.VALIDATE_INPUTS).parameters
+    fields = {field.name for field in dataclasses.fields(ModelFiles)}
+    assert OTHER_FILES.keys() == fields - {"checkpoint"}
+    assert OTHER_FILES.keys() <= inputs.keys() & checked.keys()

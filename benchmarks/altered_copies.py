@@ -1,6 +1,6 @@
 """What features see: altered copies of images beside others of the same prompts.
 
-    python benchmarks/altered_copies.py shapes|photographs|emoji [--cache CACHE]
+    python benchmarks/altered_copies.py teacher|photographs|emoji [--cache CACHE]
 
 Nine seeds each of five or six prompts, as a run is measured: images of the embedded flow teacher,
 crops of the photographs that come with gradio, or scenes of emoji. What is altered are other seeds
@@ -34,7 +34,6 @@ from dpdmd_studio.trainer.evaluation.features import (
 )
 from dpdmd_studio.trainer.evaluation.measures import Rows, energy_distance
 from dpdmd_studio.trainer.evaluation.perception import Perception
-from dpdmd_studio.trainer.toys import shapes
 from dpdmd_studio.trainer.toys.emoji import captions
 from easel import Easel
 from PIL import Image, ImageEnhance, ImageFilter
@@ -115,11 +114,11 @@ def altered(rows: Rows) -> Iterator[tuple[str, Rows]]:
     yield "every seed alike", [[row[0]] * len(row) for row in rows]
 
 
-def shapes_images() -> tuple[Rows, Rows, dict[str, Rows]]:
+def teacher_images() -> tuple[Rows, Rows, dict[str, Rows]]:
     """The flow teacher's images of six captions, on two sets of seeds, and its undistilled ones."""
-    easel = Easel.of("sd3", shapes.caption_sample(True, PROMPTS, 0), {})
+    easel = Easel.of("sd3", captions.caption_sample(True, PROMPTS, 0))
     full = easel.guided("Teacher")
-    few = easel.arm("4 steps, no guidance, undistilled", "teacher")
+    few = easel.few("4 steps, no guidance, undistilled")
 
     def drawn(arm, first: int) -> Rows:
         seeds = tuple(range(first, first + SEEDS))
@@ -198,12 +197,12 @@ def errors(plain: Sequence[float], altered: Sequence[float]) -> str:
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("images", choices=("shapes", "photographs", "emoji"))
+    parser.add_argument("images", choices=("teacher", "photographs", "emoji"))
     parser.add_argument("--cache", type=Path, help="of tools/make_emoji_teacher.py, for emoji")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.images == "shapes":
-        table("Images of the embedded flow teacher", *shapes_images())
+    if options.images == "teacher":
+        table("Images of the embedded flow teacher", *teacher_images())
     elif options.images == "photographs":
         table("Crops of five photographs", *photographs())
     else:

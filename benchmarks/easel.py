@@ -1,4 +1,4 @@
-"""An embedded teacher with any LoRAs on it, ready to draw and count held-out captions."""
+"""An embedded teacher with any LoRAs on it, ready to draw captions."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from pathlib import Path
 import mounting
 import torch
 from dpdmd_studio.app.library.home import prompt_cache
-from dpdmd_studio.cli.console import shown_by
 from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions, trailing_positions
 from dpdmd_studio.core.families import stated_settings
 from dpdmd_studio.core.lora.file import LoraFile
 from dpdmd_studio.trainer.evaluation.evaluate import (
     ArmSetting,
-    Drawn,
     EvaluationSet,
     ImageSampler,
     Stage,
-    evaluate,
 )
 from dpdmd_studio.trainer.evaluation.lora_switch import LoraSwitch
 from dpdmd_studio.trainer.evaluation.run_evaluation import BATCH
@@ -28,8 +25,6 @@ from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, open_check
 from dpdmd_studio.trainer.memory.portions import Portions
 from dpdmd_studio.trainer.text.cache import encode_prompts
 from dpdmd_studio.trainer.toys import encoder
-from dpdmd_studio.trainer.toys.worlds import measures_for
-from torch import Tensor
 
 ASSETS = mounting.ROOT / "trainer" / "assets"
 SEEDS = range(6_000_000, 6_000_009)
@@ -37,7 +32,7 @@ SEEDS = range(6_000_000, 6_000_009)
 
 def asset(teacher: str) -> Path:
     """The embedded checkpoint "sd3" or "sd1"."""
-    return ASSETS / f"shapes-{teacher}.safetensors"
+    return ASSETS / f"emoji-{teacher}.safetensors"
 
 
 def say(text: str) -> None:
@@ -60,7 +55,7 @@ class Easel:
         cls,
         teacher: str,
         captions: Sequence[str],
-        loras: Mapping[str, Sequence[tuple[LoraFile, float]]],
+        loras: Mapping[str, Sequence[tuple[LoraFile, float]]] | None = None,
     ) -> Easel:
         """The teacher "sd3" or "sd1"; `loras`: by name, the files on together, with strengths."""
         encoder.register()
@@ -75,7 +70,7 @@ class Easel:
         sampler = ImageSampler(
             checkpoint=checkpoint,
             call=checkpoint.call(),
-            use=LoraSwitch(checkpoint, loras).use,
+            use=LoraSwitch(checkpoint, loras or {}).use,
             negative=encoded[""],
             latent_shape=(checkpoint.detection.latent_channels, size, size),
             portions=Portions(checkpoint.device, BATCH),
@@ -85,34 +80,14 @@ class Easel:
         guidance, steps = float(facts["guidance_scale"]), int(facts["steps"])
         return cls(checkpoint, sampler, material, guidance, steps)
 
-    def few(self, steps: int) -> Tensor:
-        """The noise levels of a student with so many steps."""
-        return self.checkpoint.schedule.sigma_at(few_step_positions(steps))
-
-    def guided(self, name: str, weights: str = "teacher") -> ArmSetting:
-        """The teacher at its own steps and guidance, with whatever LoRAs go by `weights`."""
+    def guided(self, name: str) -> ArmSetting:
+        """The teacher at its own steps and guidance."""
         positions = trailing_positions(self.teacher_steps)
         sigmas = Levels.at_positions(self.checkpoint.schedule, positions).sigmas
-        stage = Stage(weights=weights, sigmas=sigmas, guidance_scale=self.guidance_scale)
+        stage = Stage(weights="teacher", sigmas=sigmas, guidance_scale=self.guidance_scale)
         return ArmSetting(name=name, note="", stages=(stage,))
 
-    def arm(self, name: str, weights: str, steps: int = 4) -> ArmSetting:
+    def few(self, name: str, weights: str = "teacher", steps: int = 4) -> ArmSetting:
         """Few steps without guidance, with whatever LoRAs go by `weights`."""
-        return ArmSetting(
-            name=name, note="", stages=(Stage(weights=weights, sigmas=self.few(steps)),)
-        )
-
-    def measured(
-        self,
-        arms: Sequence[ArmSetting],
-        known: Mapping[str, Drawn] | None = None,
-    ) -> dict[str, dict[str, float]]:
-        """Measures by arm; the first arm is what the others are compared with.
-
-        Args:
-            known: what has been drawn before, by arm.
-        """
-        measures = measures_for(self.checkpoint.path)
-        with shown_by(say):
-            found = evaluate(self.sampler, arms, self.material, measures, known=known)
-        return {arm.name: arm.measures for arm in found}
+        sigmas = self.checkpoint.schedule.sigma_at(few_step_positions(steps))
+        return ArmSetting(name=name, note="", stages=(Stage(weights=weights, sigmas=sigmas),))

@@ -1,15 +1,15 @@
-"""What students keep of the emoji teacher, for any settings: the runs behind `docs/fidelity.md`.
+"""What students keep of an emoji teacher, for any settings: the runs behind `docs/fidelity.md`.
 
     python benchmarks/emoji_students.py train --name NAME --folder F --seeds 0 1 2 \\
-        --set student_lr=3e-4 --set steps=300
+        --set student_lr=3e-4 --set steps=300 [--teacher sd1]
     python benchmarks/emoji_students.py table --folder F
 
 `train` distils the teacher with the demo's settings and what --set changes, and has the judge count
 captions of all kinds ("names" below: most say one), and those that leave ten names open or more.
 What is tuned is tuned on captions that training uses, too (the default); --held-out counts captions
 and seeds that nothing has seen. The teacher's own lines and its noise (itself on other seeds) are
-drawn once for a folder. A run that is in the folder is not made again; `table` prints means over
-training seeds, the worst in brackets.
+drawn and counted once for a folder, which is one teacher's. A run that is in the folder is not made
+again; `table` prints means over training seeds, the worst in brackets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import mounting
+import mounting  # noqa: F401  (makes dpdmd_studio importable)
 import numpy as np
 import torch
 from dpdmd_studio.app.config.distill_config import DistillConfig
@@ -37,11 +37,10 @@ from dpdmd_studio.trainer.evaluation.run_evaluation import (
     session_sampler,
 )
 from dpdmd_studio.trainer.toys.emoji import captions
-from dpdmd_studio.trainer.toys.emoji.counts import emoji_measures
+from dpdmd_studio.trainer.toys.emoji.counts import OPEN, emoji_measures
 from dpdmd_studio.trainer.toys.worlds import image_measures
-from easel import say
+from easel import asset, say
 
-TEACHER = mounting.ROOT / "trainer" / "assets" / "emoji-sd3.safetensors"
 KINDS = {"names": (40, 16), "open": (12, 64)}
 """Captions, and seeds of each."""
 FIRST_SEED = {False: 3_000_000, True: 6_000_000}
@@ -72,17 +71,21 @@ def settings_of(changes: list[str], seed: int) -> DistillConfig:
     return DistillConfig.from_dict(demo.CONFIG.to_dict() | kept | values | {"seed": seed})
 
 
-def train(options: argparse.Namespace, seed: int) -> None:
-    """One run, and its numbers beside it."""
-    folder = options.folder / options.name / f"seed-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    config = settings_of(options.set, seed)
-    request = DistillRequest(
-        model=ModelFiles(checkpoint=str(TEACHER)),
+def request_of(teacher: str, config: DistillConfig, folder: Path) -> DistillRequest:
+    """A run with one of the emoji teachers whose LoRA goes into the folder."""
+    return DistillRequest(
+        model=ModelFiles(checkpoint=str(asset(teacher))),
         config=config,
         output=str(folder / "student.safetensors"),
         overwrite=True,
     )
+
+
+def train(options: argparse.Namespace, seed: int) -> None:
+    """One run, and its numbers beside it."""
+    folder = options.folder / options.name / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    request = request_of(options.teacher, settings_of(options.set, seed), folder)
     prompts = captions.caption_sample(False, demo.TRAINING_PROMPTS, seed)
     run = create_run(folder / "run", request, prompts, overwrite=True)
     started = time.perf_counter()
@@ -109,32 +112,40 @@ def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, Any
     """Counts by arm and kind of caption; the teacher's own images are kept in the folder."""
     arms, sampler = arms_of(session), session_sampler(session)
     found: dict[str, dict[str, Any]] = defaultdict(dict)
-    wanted = captions.caption_sample(held_out, 4 * KINDS["names"][0], 7)
-    for kind, (count, seeds) in KINDS.items():
-        texts = wanted[::2][:count] if kind == "names" else open_captions(wanted[1::2])[:count]
+    for kind, (_, seeds) in KINDS.items():
+        texts = texts_of(kind, held_out=held_out)
         first, measures = FIRST_SEED[held_out], emoji_measures() + image_measures()
         others = evaluation_set(
             session, texts, range(first + OTHER_SEEDS, first + OTHER_SEEDS + seeds)
         )
         material = evaluation_set(session, texts, range(first, first + seeds))
-        teacher = None
-        for arm, asked in (
-            (arms[0], material),
-            (arms[0], others),
-            *((a, material) for a in arms[1:]),
-        ):
-            fixed = all(stage.weights == "teacher" for stage in arm.stages)
-            images = drawn(sampler, arm, asked, cache if fixed else None)
-            teacher = teacher or images
-            name = NOISE if asked is others else arm.name
+        teacher = drawn(sampler, arms[0], material, cache)
+        lines = [(arms[0].name, arms[0], material), (NOISE, arms[0], others)]
+        for name, arm, asked in lines + [(arm.name, arm, material) for arm in arms[1:]]:
+            kept = cache / f"{kind}-{held_out}-{name}.json" if of_teacher(arm) else None
+            if kept and kept.exists():
+                found[name][kind] = json.loads(kept.read_text())
+                continue
+            images = teacher
+            if name != arms[0].name:
+                images = drawn(sampler, arm, asked, cache if kept else None)
             found[name][kind] = measures(texts, images, teacher)
+            if kept:
+                kept.write_text(json.dumps(found[name][kind]))
     return dict(found)
 
 
-def open_captions(texts: list[str]) -> list[str]:
-    """Those whose noun leaves ten names open or more."""
-    here = captions.world()
-    return [text for text in texts if len(here.nouns.get(here.parse(text).noun, ())) >= 10]
+def of_teacher(arm: ArmSetting) -> bool:
+    """Whether no training changes what the arm draws."""
+    return all(stage.weights == "teacher" for stage in arm.stages)
+
+
+def texts_of(kind: str, *, held_out: bool) -> list[str]:
+    """The captions of a kind: most say a name, or all leave ten names open and more."""
+    wanted, count = captions.caption_sample(held_out, 4 * KINDS["names"][0], 7), KINDS[kind][0]
+    if kind == "names":
+        return wanted[::2][:count]
+    return [text for text in wanted[1::2] if len(captions.world().answers(text)) >= OPEN][:count]
 
 
 def drawn(
@@ -185,6 +196,7 @@ def main() -> None:
     parser.add_argument("command", choices=("train", "table"))
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--name", default="demo")
+    parser.add_argument("--teacher", choices=("sd3", "sd1"), default="sd3")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--held-out", action="store_true")

@@ -119,7 +119,7 @@ def measured(network: Any, facts: Family, config: DistillConfig, latent: Latent,
 
 def embedded(name: str, config: DistillConfig) -> tuple[int, int]:
     """(counted, measured) bytes of an embedded teacher."""
-    path = ASSETS / f"shapes-{name}.safetensors"
+    path = ASSETS / f"emoji-{name}.safetensors"
     detection, facts = identify(path), family(name)
     encoder.register()
     parts, used = find_components(path, {})
@@ -150,7 +150,7 @@ def main() -> None:
     common = {"fake_updates": 1, "warmup_steps": 0}
     print("| network | settings | counted MiB | measured MiB | counted / measured |")
     print("|---|---|---|---|---|")
-    rows = [(f"shapes-{name}", values, lambda c, n=name: embedded(n, c))
+    rows = [(f"emoji-{name}", values, lambda c, n=name: embedded(n, c))
             for name in ("sd1", "sd3") for values in MANY]  # fmt: skip
     if not options.skip_large:
         name = f"random SD1 layout, latent side {options.size}"

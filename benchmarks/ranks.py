@@ -54,7 +54,7 @@ def distil(folder: Path, name: str, teacher: str, settings: dict[str, Any]) -> l
     """What `distill` is told for a run of that name."""
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
-    words = ["distill", str(ASSETS / f"shapes-{teacher}.safetensors"), "--device", "cpu"]
+    words = ["distill", str(ASSETS / f"emoji-{teacher}.safetensors"), "--device", "cpu"]
     words += ["--prompts", str(prompts), "--output", str(folder / f"{name}.safetensors")]
     words += ["--run", str(folder / name)]
     for key, value in settings.items():
@@ -181,7 +181,7 @@ def changing(folder: Path, teacher: str, settings: dict[str, Any]) -> None:
     name = f"{teacher}-changing"
     first = stopped_at(folder, name, command(2, *distil(folder, name, teacher, settings)), 2)
     resume = ("resume", str(folder / name))
-    print(f"shapes-{teacher}: two processes stopped after update {first}", flush=True)
+    print(f"emoji-{teacher}: two processes stopped after update {first}", flush=True)
     found = one_killed(folder, name, command(4, *resume), first + 2)
     print(f"  one of four killed: all ended {found['seconds']:.1f} s later, code {found['code']}, "
           f"left over {found['left']}, status {found['status']}", flush=True)  # fmt: skip
@@ -224,7 +224,7 @@ def main() -> None:
             runs = [run(Path(name), teacher, n, settings) for n in (1, options.processes)]
             found = [*differences(runs[1], runs[0]).values(), weights_apart(runs[1], runs[0])]
             words = " | ".join(f"{value:.1e}" for value in found)
-            print(f"| shapes-{teacher} | {settings['batch_size']} | {words} | "
+            print(f"| emoji-{teacher} | {settings['batch_size']} | {words} | "
                   f"{seconds(runs[0]):.2f} | {seconds(runs[1]):.2f} |", flush=True)  # fmt: skip
 
 

@@ -71,8 +71,8 @@ def main(checkout: Path) -> None:
     starter = component(config, label="Starter prompts")
     updates = pressed(url, config, component(config, value="Use these")["id"], ["tags", 6])
     chosen = starter["props"]["choices"]
-    shapes = next(one for one in chosen if "Shapes" in str(one))
-    value = shapes[1] if isinstance(shapes, (list, tuple)) else shapes
+    emoji = next(one for one in chosen if "Emoji" in str(one))
+    value = emoji[1] if isinstance(emoji, (list, tuple)) else emoji
     again = pressed(url, config, component(config, value="Use these")["id"], [value, 6])
     ids = [one["props"].get("elem_id") for one in config["components"]]
     facts = {
@@ -84,7 +84,7 @@ def main(checkout: Path) -> None:
             for event in config["dependencies"]
         ),
         "tags": updates[0]["value"],
-        "shapes": again[0]["value"],
+        "emoji": again[0]["value"],
         "ids": sorted(name for name in ids if name and name.startswith("dpdmd")),
     }
     sys.stdout.write("FACTS " + json.dumps(facts) + "\n")

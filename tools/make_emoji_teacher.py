@@ -12,8 +12,9 @@ Needs npm and `resvg-py` to render. Stages, in this order; each goes on where it
     measure       what it draws, counted by the judge: measure.json, and a sheet to look at
     record        the file and what is known of it among the product's assets
 
-The teacher that predicts noise, with SD 1.x's latents, of the same pictures at 96 pixels:
-    autoencoder-narrow, bank-narrow, eps
+The teacher that predicts noise, with SD 1.x's latents, of the same pictures at 96 pixels begins
+with that file and the judge's, and has the same stages but for the first and the third:
+    eps-autoencoder, eps-bank, eps, eps-export, eps-measure, eps-record
 """
 
 from __future__ import annotations
@@ -27,55 +28,30 @@ from pathlib import Path
 import torch
 from shapes_teacher_common import LOG, Ranks
 
-STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure",
-          "record", "autoencoder-narrow", "bank-narrow", "eps")  # fmt: skip
-ASSET = "emoji-sd3.safetensors"
+STAGES = ("world", "autoencoder", "judge", "bank", "flow", "export", "measure", "record")
+EPS_STAGES = ("eps-autoencoder", "eps-bank", "eps", "eps-export", "eps-measure", "eps-record")
+ASSET, EPS_ASSET = "emoji-sd3.safetensors", "emoji-sd1.safetensors"
 
 
 def run(options: argparse.Namespace) -> dict | None:
     """Do one stage; what it has to say, if anything."""
     from dpdmd_studio.trainer.toys.emoji import captions, judging
-    from emoji import (
-        autoencoder,
-        bank,
-        drawing,
-        eps,
-        export,
-        flow,
-        judge,
-        measure,
-        pictures,
-        spoilt,
-        world,
-    )
+    from emoji import autoencoder, bank, drawing, export, flow, judge, measure, pictures, spoilt
+    from emoji import world as worlds
 
     stage, folder = options.stage, options.folder
     if stage == "world":
-        return world.write(options.cache, captions.FACTS)
+        return worlds.write(options.cache, captions.FACTS)
     if stage == "flow":
         flow.train(folder, bank.Bank(folder / "bank.pt"), ranks_of(options))
         return None
     if stage == "record":
-        made = folder / ASSET
-        written = json.dumps(export.record(folder, made), indent=1)
-        (captions.FACTS.parent / ASSET).with_suffix(".json").write_text(written + "\n", "utf-8")
-        shutil.copyfile(made, captions.FACTS.parent / ASSET)
+        record(folder / ASSET, export.record(folder, folder / ASSET))
         return None
     if stage == "export":
         size = export.write(folder, folder / ASSET, options.guidance, 28)
         return {"bytes": size, "guidance_scale": options.guidance}
-    if stage == "eps":
-        eps.train(folder, bank.Bank(folder / "bank-narrow.pt"), ranks_of(options))
-        return None
-    drawn = pictures.render(options.cache, world.selection(options.cache))
-    if stage == "autoencoder-narrow":
-        autoencoder.train_narrow(folder, drawing.Drawer(drawn, eps.RESOLUTION))
-        return None
-    if stage == "bank-narrow":
-        narrow = autoencoder.load(folder, narrow=True).requires_grad_(False)
-        bank.write(folder / "bank-narrow.pt", drawing.Drawer(drawn, eps.RESOLUTION), narrow.encode)
-        return None
-    drawer = drawing.Drawer(drawn, 64)
+    drawer = drawing.Drawer(pictures.render(options.cache, worlds.selection(options.cache)), 64)
     if stage == "autoencoder":
         autoencoder.train(folder, drawer)
         return None
@@ -86,12 +62,50 @@ def run(options: argparse.Namespace) -> dict | None:
     if stage == "measure":
         draw = measure.drawing_with(flow.load(folder), codec, options.guidance)
         return {"sheet": measure.write_sheet(draw, folder), "table": measure.table(draw)}
-    others = drawing.Drawer(pictures.render(options.cache, world.strangers(options.cache)), 64)
+    others = drawing.Drawer(pictures.render(options.cache, worlds.strangers(options.cache)), 64)
     spoiler = spoilt.Spoiler(drawer, others, codec.encode, codec.decode)
     judge.train(folder, spoiler)
     found = judge.check(folder, spoiler)
     judge.write(folder, judging.FILE, options.threshold)
     return found
+
+
+def run_eps(options: argparse.Namespace) -> dict | None:
+    """Do one stage of the teacher that predicts noise; what it has to say, if anything."""
+    from emoji import autoencoder, bank, drawing, eps, export, measure, pictures
+    from emoji import world as worlds
+
+    stage, folder = options.stage, options.folder
+    if stage == "eps":
+        eps.train(folder, bank.Bank(folder / "eps-bank.pt"), ranks_of(options))
+        return None
+    if stage == "eps-export":
+        size = export.write_eps(folder, folder / EPS_ASSET, options.guidance, 28)
+        return {"bytes": size, "guidance_scale": options.guidance}
+    if stage == "eps-record":
+        record(folder / EPS_ASSET, export.record_eps(folder, folder / EPS_ASSET))
+        return None
+    drawn = pictures.render(options.cache, worlds.selection(options.cache))
+    drawer = drawing.Drawer(drawn, eps.RESOLUTION)
+    if stage == "eps-autoencoder":
+        autoencoder.train_narrow(folder, drawer)
+        return None
+    codec = autoencoder.load(folder, narrow=True).requires_grad_(False)
+    if stage == "eps-bank":
+        bank.write(folder / "eps-bank.pt", drawer, codec.encode)
+        return None
+    draw = measure.drawing_with(eps.load(folder), codec, options.guidance, eps.sample)
+    found = {"judge": measure.ceiling(drawer, codec), "sheet": measure.write_sheet(draw, folder)}
+    return found | {"table": measure.table(draw)}
+
+
+def record(made: Path, facts: dict) -> None:
+    """Put a file and what is known of it among the product's assets."""
+    from dpdmd_studio.trainer.toys.emoji import captions
+
+    kept = captions.FACTS.parent / made.name
+    kept.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    shutil.copyfile(made, kept)
 
 
 def ranks_of(options: argparse.Namespace) -> Ranks:
@@ -107,7 +121,7 @@ def ranks_of(options: argparse.Namespace) -> Ranks:
 def main() -> None:
     """Command line; see the head of this file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("stage", choices=STAGES + EPS_STAGES)
     parser.add_argument("--cache", type=Path, required=True, help="packages and pictures")
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints and reports")
     parser.add_argument("--guidance", type=float, default=4.0)
@@ -119,7 +133,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
     options.folder.mkdir(parents=True, exist_ok=True)
-    found = run(options)
+    found = run_eps(options) if options.stage in EPS_STAGES else run(options)
     if found is not None:
         LOG.info("%s: %s", options.stage, found)
         (options.folder / f"{options.stage}.json").write_text(json.dumps(found, indent=1))

@@ -1,7 +1,7 @@
-"""Makes the embedded teachers, `trainer/assets/shapes-sd3.safetensors` and `-sd1`, from nothing.
+"""Makes the shapes teacher of the tests, `trainer/assets/shapes-sd1.safetensors`, from nothing.
 
-    python tools/make_shapes_teacher.py all --layout sd3 --folder FOLDER
-    python tools/make_shapes_teacher.py all --layout sd1 --folder FOLDER
+    python tools/make_shapes_teacher.py all --layout sd3 --folder FOLDER --assets ASSETS
+    python tools/make_shapes_teacher.py all --layout sd1 --folder FOLDER --assets ASSETS
 
 Stages, of about an hour or less each on two cores and minutes on a GPU:
     vae        a small autoencoder in TAESD's layout, on images drawn as it goes; the SD1 teacher
@@ -21,9 +21,8 @@ import logging
 from pathlib import Path
 
 import torch
-from shapes_teacher_common import LOG, ROOT, Training, device
+from shapes_teacher_common import LOG, Training, device
 
-ASSETS = ROOT / "trainer" / "assets"
 STAGES = ("vae", "denoiser", "export", "verify")
 
 
@@ -86,7 +85,7 @@ def main() -> None:
     parser.add_argument("stage", choices=(*STAGES, "all"))
     parser.add_argument("--layout", choices=("sd3", "sd1"), default="sd3")
     parser.add_argument("--folder", type=Path, required=True, help="checkpoints and reports")
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="where the file goes")
+    parser.add_argument("--assets", type=Path, required=True, help="where the file goes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="fuse kernels; needs a C++ compiler")
     parser.add_argument("--threads", type=int, default=2)

@@ -23,19 +23,20 @@ ROUND_TRIP = 200
 DENOISER, DECODER = "model.diffusion_model.", "first_stage_model."
 
 
-def ldm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def ldm_names(state: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     """A diffusers UNet's tensors under LDM's names."""
     from dpdmd_studio.core.families.unet import tensor_source
 
-    return {tensor_source(name, unet.UNET).key: value for name, value in state.items()}
+    return {tensor_source(name, config).key: value for name, value in state.items()}
 
 
-def padded_decoder(network: torch.nn.Module) -> dict[str, Tensor]:
+def padded_decoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The decoder's weights in TAESD's full layout under its own names, zeros around them."""
     from diffusers import AutoencoderTiny
 
     full = AutoencoderTiny(latent_channels=unet.LATENT_CHANNELS).decoder.state_dict()
-    trained, result = network.state_dict(), {}
+    trained = {name: value for name, value in state.items() if name.startswith("taesd_decoder.")}
+    result: dict[str, Tensor] = {}
     for name, whole in full.items():
         _, index, rest = name.split(".", 2)
         name = f"taesd_decoder.{int(index) + 1}.{rest}"  # diffusers keeps the clamp elsewhere
@@ -51,11 +52,14 @@ def padded_decoder(network: torch.nn.Module) -> dict[str, Tensor]:
 def write(folder: Path, target: Path, guidance_scale: float, steps: int) -> int:
     """Write the file and prove that diffusers reads the same weights from it; returns its size."""
     teacher = unet.load(folder)
-    tensors = {f"{DENOISER}{k}": v for k, v in ldm_names(teacher.unet.state_dict()).items()}
-    decoder = padded_decoder(unet.load_decoder(folder, target.with_name("shapes-sd3.safetensors")))
+    tensors = {
+        f"{DENOISER}{k}": v for k, v in ldm_names(teacher.unet.state_dict(), unet.UNET).items()
+    }
+    trained = unet.load_decoder(folder, target.with_name("shapes-sd3.safetensors"))
+    decoder = padded_decoder(trained.state_dict())
     tensors |= {f"{DECODER}{k}": v for k, v in decoder.items()}
     tensors = sd3_export.finished(tensors, teacher.text)
-    wanted, back = teacher.unet.state_dict(), as_diffusers(tensors)
+    wanted, back = teacher.unet.state_dict(), as_diffusers(tensors, unet.UNET)
     assert set(back) == set(wanted), sorted(set(back) ^ set(wanted))
     for name, value in wanted.items():
         if not torch.equal(back[name], value.cpu().half()):
@@ -63,12 +67,12 @@ def write(folder: Path, target: Path, guidance_scale: float, steps: int) -> int:
     return sd3_export.save(tensors, target, "SD1", (guidance_scale, steps), SIZE_LIMIT)
 
 
-def as_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def as_diffusers(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     """The UNet's tensors as diffusers' own conversion names them."""
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     ours = {k: v for k, v in tensors.items() if k.startswith(DENOISER)}
-    return convert_ldm_unet_checkpoint(ours, {**unet.UNET, "class_embed_type": None})
+    return convert_ldm_unet_checkpoint(ours, {**config, "class_embed_type": None})
 
 
 class Models:
@@ -81,7 +85,7 @@ class Models:
 
         tensors = {k: v.float() for k, v in load_file(path).items()}
         teacher = unet.Teacher()
-        teacher.unet.load_state_dict(as_diffusers(tensors))
+        teacher.unet.load_state_dict(as_diffusers(tensors, unet.UNET))
         sd3_export.load_text(teacher.text, tensors)
         decoder = AutoencoderTiny(latent_channels=unet.LATENT_CHANNELS).decoder
         renamed = {}

@@ -23,14 +23,13 @@ HOSTS = "host:"
 """Before the name of a list of prompts that a host holds."""
 EMBEDDED = {
     "emoji-sd3.safetensors": "Emoji demo, flow (SD3 layout, 27 MB)",
-    "shapes-sd1.safetensors": "Shapes demo, eps (SD1 layout, 7 MB)",
+    "emoji-sd1.safetensors": "Emoji demo, eps (SD1 layout, 17 MB)",
 }
 STARTERS: Choices = [
     ("Photographs", "photo"),
     ("Drawings and paintings", "illustration"),
     ("Tags (anime models)", "tags"),
-    ("Emoji (for the demo checkpoint)", "emoji"),
-    ("Shapes (for the shapes demo checkpoint)", "shapes"),
+    ("Emoji (for the demo checkpoints)", "emoji"),
 ]
 
 
@@ -182,9 +181,9 @@ def starters() -> Choices:
 
 
 def starter(name: object) -> str:
-    """The text of a starter template, or of a host's list."""
+    """The text of a starter template, offered or a demo checkpoint's own, or of a host's list."""
     if isinstance(name, str) and name.startswith(HOSTS):
         return surroundings.current.read_prompts(name.removeprefix(HOSTS))
-    if name not in {value for _, value in STARTERS}:
+    if name not in {path.stem for path in TEMPLATES.glob("*.txt")}:
         raise PromptError(f"There are no starter prompts named {name}.")
     return (TEMPLATES / f"{name}.txt").read_text(encoding="utf-8")

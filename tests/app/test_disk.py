@@ -18,7 +18,7 @@ from dpdmd_studio.core.families import Detection, identify
 from dpdmd_studio.trainer.evaluation import monitor, previews
 from tiny_runs import distil, new_run
 
-TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "shapes-sd3.safetensors"
+TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "emoji-sd3.safetensors"
 SDXL = Detection(
     family="sdxl",
     title="SDXL",

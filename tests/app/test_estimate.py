@@ -19,7 +19,7 @@ from dpdmd_studio.app.estimate import (
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.core.families import Detection, family, identify
 
-TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "shapes-sd3.safetensors"
+TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "emoji-sd3.safetensors"
 FULL_SIZE = {"sd1": 2_064_293_568, "sdxl": 6_869_719_733, "sd3": 5_284_687_127,
              "anima": 4_182_137_856}  # fmt: skip
 CONFIG = DistillConfig(steps=1000, batch_size=2)

@@ -20,7 +20,7 @@ from comfyui_server import ComfyUI, Graph, Listener, error_of, needs_comfyui
 from safetensors.torch import load_file
 
 pytestmark = needs_comfyui
-TEACHER = "shapes-sd3.safetensors"
+TEACHER = "emoji-sd3.safetensors"
 QUICK = {
     "evaluation_prompts": 0, "save_every": 4, "fake_updates": 1, "warmup_steps": 1,
     "student_rank": 4, "fake_rank": 4,

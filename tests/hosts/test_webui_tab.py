@@ -22,7 +22,7 @@ from PIL import Image
 from webui_files import small_sd1, wide_sd1
 from webui_server import WebUI
 
-TEACHER = ROOT / "trainer" / "assets" / "shapes-sd3.safetensors"
+TEACHER = ROOT / "trainer" / "assets" / "emoji-sd3.safetensors"
 API = "/dpdmd/v1"
 TINY = {"steps": 6, "student_rank": 4, "fake_rank": 4, "evaluate_every": 0, "preview_every": 3}
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue") for shape in ("circle", "cross")]

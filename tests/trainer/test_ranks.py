@@ -320,7 +320,7 @@ def test_shares_cover_the_batch_once_and_evenly(count, size):
 
 
 def test_each_process_needs_memory_for_its_share_alone():
-    path = ROOT / "trainer" / "assets" / "shapes-sd3.safetensors"
+    path = ROOT / "trainer" / "assets" / "emoji-sd3.safetensors"
     needs = needed_memory(path, torch.float32)
     share, whole = needs(DistillConfig(batch_size=3)), needs(DistillConfig(batch_size=5))
     assert whole > share

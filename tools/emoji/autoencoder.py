@@ -18,10 +18,11 @@ from shapes_teacher_vae import LATENT_CHANNELS, Block, Clamp, Codec, conv
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import shipped
 from .drawing import Drawer, anywhere
 
 BATCH, CYCLES, PEAK, DECAY = 32, (4000,), 1.5e-3, 0.998
-NARROW_CYCLES = (1800,)
+NARROW_CYCLES = (1300,)
 """Updates with four latent channels, which begin with what the wide one has learned."""
 LATENT_NOISE, NARROW = 0.12, 4
 
@@ -56,18 +57,12 @@ def train(folder: Path, drawer: Drawer, seed: int = 0) -> Training:
 
 
 def train_narrow(folder: Path, drawer: Drawer, seed: int = 0) -> Training:
-    """The same with SD 1.x's four latent channels: all but the layers at them are taken over."""
+    """The same with SD 1.x's four latent channels, beginning with the flow teacher's file."""
     torch.manual_seed(seed)
-    network, wide = Taesd(NARROW), load(folder).state_dict()
-    own = network.state_dict()
-    network.load_state_dict(
-        {
-            name: wide[name] if wide[name].shape == value.shape else value
-            for name, value in own.items()
-        }
-    )
+    network = Taesd(NARROW)
+    shipped.fill_autoencoder(network)
     network.to(device(), memory_format=torch.channels_last)
-    training = Training(network, folder / "autoencoder-narrow", NARROW_CYCLES, PEAK, DECAY)
+    training = Training(network, folder / "eps-autoencoder", NARROW_CYCLES, PEAK, DECAY)
     return _trained(training, drawer, seed)
 
 
@@ -111,6 +106,6 @@ def load(folder: Path, narrow: bool = False) -> Taesd:
     from safetensors.torch import load_file
 
     network = Taesd(NARROW) if narrow else Taesd()
-    path = folder / ("autoencoder-narrow" if narrow else "autoencoder") / "state.safetensors"
+    path = folder / ("eps-autoencoder" if narrow else "autoencoder") / "state.safetensors"
     network.load_state_dict(part(load_file(path), "average."))
     return network.to(device(), memory_format=torch.channels_last).eval()

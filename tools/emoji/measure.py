@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from dpdmd_studio.trainer.toys.emoji import captions
 from dpdmd_studio.trainer.toys.emoji.counts import emoji_measures
 from dpdmd_studio.trainer.toys.worlds import image_measures
 from PIL import Image
 from shapes_teacher_common import LOG
+from shapes_teacher_denoiser import sample as flow_sample
+
+from .drawing import Drawer, to_uint8
 
 SETTINGS = ((28, True, 0), (28, True, 1), (28, False, 0), (4, True, 0), (4, False, 0))
 """Steps, whether they are guided, and which seeds: the first is compared with, the second is it on
 other seeds, the noise of everything below it."""
 NAMES, OPEN_SEEDS, UNSEEN_EACH = 1040, 64, 13
 FIRST_SEED, OTHER_SEEDS = 5_000_000, 1_000_000
-AT_A_TIME, SHEET = 128, 64
+AT_A_TIME, SHEET, CEILING_EACH = 128, 64, 6
 
 Draw = Callable[[list[str], Sequence[int], int, bool], np.ndarray]
 """(captions, seeds, steps, guided) -> uint8 images (N, H, W, 3)."""
@@ -85,12 +90,36 @@ def write_sheet(draw: Draw, folder: Path) -> dict[str, str]:
     return {f"{n // side + 1}.{n % side + 1}": text for n, text in enumerate(texts)}
 
 
-def drawing_with(teacher, codec, scale: float) -> Draw:
-    """Draws with a flow teacher and its autoencoder, guided by `scale` where asked."""
-    import torch
-    from shapes_teacher_denoiser import sample
+def ceiling(drawer: Drawer, codec) -> dict[str, float]:
+    """Shares of real pictures in placements of their own that the judge reads right, straight and
+    through an autoencoder: what no teacher that draws with it can surpass."""
+    from dpdmd_studio.trainer.toys.emoji.judging import judge
 
-    from .drawing import to_uint8
+    source, here, seen = random.Random("ceiling"), captions.world(), []
+    for name, style in [*drawer.index] * CEILING_EACH:
+        free = captions.random_scene(source)
+        seen.append(replace(free, name=name, style=style))
+    right = {"straight": 0, "decoded": 0}
+    for start in range(0, len(seen), AT_A_TIME):
+        some = seen[start : start + AT_A_TIME]
+        images = drawer.draw(some, source, here.backgrounds)
+        with torch.inference_mode():
+            again = codec.decode(codec.encode(images))
+        for title, drawn in (("straight", images), ("decoded", again)):
+            verdicts = judge().verdicts(to_uint8(drawn))
+            right[title] += sum(v.name == s.name for v, s in zip(verdicts, some, strict=True))
+    return {title: round(count / len(seen), 4) for title, count in right.items()}
+
+
+def drawing_with(teacher, codec, scale: float, sample=flow_sample) -> Draw:
+    """Draws with a teacher and its autoencoder, guided by `scale` where asked.
+
+    Args:
+        sample: latents of (teacher, captions, noise, steps, scale).
+    """
+    from . import eps
+
+    shape = (4, 12, 12) if sample is eps.sample else (16, 8, 8)
 
     @torch.inference_mode()
     def draw(prompts: list[str], seeds: Sequence[int], steps: int, guided: bool) -> np.ndarray:
@@ -98,7 +127,7 @@ def drawing_with(teacher, codec, scale: float) -> Draw:
         for start in range(0, len(prompts), AT_A_TIME):
             some, those = prompts[start : start + AT_A_TIME], seeds[start : start + AT_A_TIME]
             noise = torch.stack(
-                [torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(s)) for s in those]
+                [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in those]
             )
             latents = sample(teacher, some, noise, steps, scale if guided else 1.0)
             made.append(to_uint8(codec.decode(latents)))

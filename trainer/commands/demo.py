@@ -21,14 +21,16 @@ from ..evaluation.comparison import Comparison, measured_report
 from ..evaluation.evaluate import ArmSetting, EvaluationSet, ImageSampler, evaluate
 from ..evaluation.run_evaluation import evaluation_set, run_arms, session_sampler
 from ..evaluation.run_report import SHOWN_PROMPTS, run_facts, run_history
+from ..toys.emoji.captions import world
+from ..toys.emoji.counts import OPEN
 from ..toys.worlds import WORLDS, measures_for
 from ..training.loop import Progress
 from .distill import Outcome, create_run, run_distillation
 
 WORLD = WORLDS["emoji"]
 TEACHER = Path(__file__).parents[1] / "assets" / "emoji-sd3.safetensors"
-TRAINING_PROMPTS, EVALUATION_PROMPTS = 2000, 20
-EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_016))
+TRAINING_PROMPTS, NAMING_PROMPTS, OPEN_PROMPTS = 2000, 4, 12
+EVALUATION_SEEDS = tuple(range(5_000_000, 5_000_024))
 PICTURE_PROMPT, PICTURE_SEEDS = "bird", tuple(range(8))
 """Of the picture that shows all arms: fixed before any of it was drawn."""
 PLAIN = "Plain DMD, 4 steps"
@@ -60,6 +62,14 @@ class DemoResult:
         return f"{table}\nLoRA:   {self.lora}\nReport: {report}"
 
 
+def evaluation_prompts() -> list[str]:
+    """Held-out captions, most of which have many right answers: diversity is counted on these."""
+    drawn, here = WORLD.captions(True, 4 * OPEN_PROMPTS, 0), world()
+    wanted = {True: OPEN_PROMPTS, False: NAMING_PROMPTS}
+    sides = {left: [t for t in drawn if (len(here.answers(t)) >= OPEN) == left] for left in wanted}
+    return [text for left, count in wanted.items() for text in sides[left][:count]]
+
+
 def run_demo(
     output: Path,
     *,
@@ -81,7 +91,7 @@ def run_demo(
     )
     config = DistillConfig.from_dict(config.to_dict() | changes)
     _make_folder(output, overwrite)
-    held_out = WORLD.captions(True, EVALUATION_PROMPTS, 0)
+    held_out = evaluation_prompts()
     # the DMD gradient has to reach every step where none is anchored
     plain = replace(
         config, objective="dmd", gradient_steps="random", preview_every=0, evaluate_every=0

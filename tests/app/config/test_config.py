@@ -14,7 +14,7 @@ from dpdmd_studio.core.errors import RunError, SettingsError
 from dpdmd_studio.core.families import identify
 from tiny_runs import heard
 
-SHAPES = ASSETS / "shapes-sd3.safetensors"
+EMOJI = ASSETS / "emoji-sd3.safetensors"
 
 
 def test_defaults_are_valid_and_round_trip_through_json():
@@ -167,11 +167,11 @@ def test_presets_are_valid_settings():
 
 def test_a_demo_checkpoint_at_another_size_is_noted_and_other_models_are_not():
     with heard() as lines:
-        note_size([(64, 64)], identify(SHAPES))
-        note_size([(1024, 1024)], dataclasses.replace(identify(SHAPES), stated={}))
+        note_size([(64, 64)], identify(EMOJI))
+        note_size([(1024, 1024)], dataclasses.replace(identify(EMOJI), stated={}))
     assert not lines
     with heard() as lines:
-        note_size([(64, 64), (128, 64)], identify(SHAPES))
+        note_size([(64, 64), (128, 64)], identify(EMOJI))
     assert lines == [
         "This checkpoint draws 64 x 64 pixels alone: images of other sizes come out wrong."
     ]

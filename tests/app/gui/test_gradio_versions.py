@@ -63,5 +63,5 @@ def test_the_pages_are_built_served_and_used(version, home):
         assert facts["gradio"] == version
     assert facts["warnings"] == [] and facts["components"] > 250 and facts["loads"] >= 2
     assert "{long hair|short hair" in facts["tags"]
-    assert facts["shapes"].count("\n") == 400 and "triangle" in facts["shapes"]
+    assert facts["emoji"].count("\n") == 400 and "flower" in facts["emoji"]
     assert {"dpdmd-start", "dpdmd-checkpoint", "dpdmd-refresh"} <= set(facts["ids"])

@@ -36,7 +36,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 EMOJI = str(sources.ASSETS / "emoji-sd3.safetensors")
-SHAPES_EPS = str(sources.ASSETS / "shapes-sd1.safetensors")
+EMOJI_EPS = str(sources.ASSETS / "emoji-sd1.safetensors")
 HOSTILE = '<img src=x onerror="alert(1)">\'"&'
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -153,7 +153,7 @@ def test_a_folder_that_is_added_is_listed_searched_and_remembered(files):
     answer = distill_hints.add_folder({"new_folder": str(files["sd1"].parent)})
     assert "Found 3 checkpoints and 0 LoRAs" in text_of(answer["folder_note"])
     paths = [path for _, path in answer["checkpoint"]["choices"]]
-    assert paths[-1] == str(sources.ASSETS / "shapes-sd1.safetensors")  # the demos come last
+    assert paths[-1] == str(sources.ASSETS / "emoji-sd1.safetensors")  # the demos come last
     assert {Path(path).name for path in paths[:3]} == {f"{n}.safetensors" for n in files}
     assert preferences.load().folders == (str(files["sd1"].parent.resolve()),)
     assert distill_hints.forget_folder({"folder": str(files["sd1"].parent.resolve())})
@@ -621,7 +621,7 @@ def made_for(path: Path, family: str, prediction: str, teacher: str = "") -> str
 
 
 def test_a_comparison_opens_with_a_pair_that_fits(home):
-    other = SHAPES_EPS
+    other = EMOJI_EPS
     folder = home / "loras"
     assert compare_form.first_pair([]) == {"checkpoint": EMOJI, "loras": []}
     xl = made_for(folder / "xl.safetensors", "sdxl", "eps")
@@ -642,7 +642,7 @@ def test_a_pair_that_cannot_be_is_refused_as_soon_as_it_is_chosen(home):
     said = text_of(compare_form.look_at_pair(values)["models_note"])
     assert "eps.safetensors was made for SD 1.x of eps-prediction; this checkpoint is SD3" in said
     assert said == text_of(compare_form.submit(values)["models_note"])
-    fits = values | {"checkpoint": SHAPES_EPS}
+    fits = values | {"checkpoint": EMOJI_EPS}
     assert compare_form.look_at_pair(fits) == {"models_note": ""}
 
 

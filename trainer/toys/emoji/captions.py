@@ -139,6 +139,10 @@ class World:
 
         return Said(noun, last(self.styles), last(self.backgrounds), last(SIZES), last(PLACES))
 
+    def answers(self, text: str) -> frozenset[str]:
+        """The names that are right for a caption; none where it holds no known noun."""
+        return self.nouns.get(self.parse(text).noun, frozenset())
+
     def is_held_out(self, said: Said) -> bool:
         """Whether a caption with these facts is kept for evaluation, away from every student.
 

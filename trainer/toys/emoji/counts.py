@@ -48,18 +48,19 @@ def count_emoji(prompts: Sequence[str], rows: Rows, teacher: Rows) -> dict[str, 
     """The judge's counts: valid, adherence, style, and diversity over the open prompts."""
     here, verdicts = world(), [judge().verdicts(np.stack(row)) for row in rows]
     said = [here.parse(prompt) for prompt in prompts]
+    answers = [here.answers(prompt) for prompt in prompts]
     right = [
-        [verdict.name in here.nouns.get(each.noun, ()) for verdict in row]
-        for each, row in zip(said, verdicts, strict=True)
+        [verdict.name in wanted for verdict in row]
+        for wanted, row in zip(answers, verdicts, strict=True)
     ]
     numbers = {
         "valid": _mean(bool(v.name) for row in verdicts for v in row),
         "adherence": _mean(hit for row in right for hit in row),
     }
     opened = [
-        distinct(row, here.nouns[each.noun])
-        for each, row in zip(said, verdicts, strict=True)
-        if len(here.nouns.get(each.noun, ())) >= OPEN
+        distinct(row, wanted)
+        for wanted, row in zip(answers, verdicts, strict=True)
+        if len(wanted) >= OPEN
     ]
     if opened:
         numbers["diversity"] = _mean(opened)

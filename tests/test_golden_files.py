@@ -42,8 +42,8 @@ def test_what_the_hosts_see_is_what_it_was(case, place):
 
 def test_numbers_of_another_machine_may_be_rounded_and_nothing_else():
     golden = {"a": [1.0, "x", 3], "b": "hash " + "a" * 64}
-    near = {"a": [1.0005, "x", 3], "b": "hash " + "b" * 64}
-    far = {"a": [1.01, "y", 4], "c": 1}
+    near = {"a": [1.005, "x", 3], "b": "hash " + "b" * 64}
+    far = {"a": [1.05, "y", 4], "c": 1}
     assert not list(golden_runs.differences(near, golden, exact=False))
     assert len(list(golden_runs.differences(near, golden, exact=True))) == 2
     assert len(list(golden_runs.differences(far, golden, exact=False))) == 5

@@ -23,9 +23,9 @@ from dpdmd_studio.app.runs.directory import EVALUATIONS, RunDirectory
 from dpdmd_studio.cli.console import shown_by
 from dpdmd_studio.trainer.commands.demo import CONFIG
 from dpdmd_studio.trainer.commands.distill import create_run, run_distillation
-from dpdmd_studio.trainer.toys.shapes import caption_sample
+from dpdmd_studio.trainer.toys.emoji.captions import caption_sample
 
-TEACHER = mounting.ROOT / "trainer" / "assets" / "shapes-sd3.safetensors"
+TEACHER = mounting.ROOT / "trainer" / "assets" / "emoji-sd3.safetensors"
 BASE = replace(
     CONFIG, steps=120, batch_size=8, evaluate_every=20, preview_every=0, save_every=40, keep="last",
     fake_updates=5, teacher_steps=0,

@@ -15,7 +15,6 @@ import json
 import shutil
 from pathlib import Path
 from statistics import mean
-from types import SimpleNamespace
 
 import emoji_students
 import mounting  # noqa: F401  (makes dpdmd_studio importable)
@@ -85,7 +84,7 @@ def main() -> None:
     parser.add_argument("--teacher", choices=("sd3", "sd1"), default="sd3")
     parser.add_argument("--names", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options = SimpleNamespace(**vars(parser.parse_args()))
+    options = parser.parse_args()
     torch.set_num_threads(1)
     columns = {k: v for k, v in emoji_students.COLUMNS.items() if v[0]}
     print(f"| objective | updates | {' | '.join(columns)} |\n|{' --- |' * (2 + len(columns))}")
@@ -93,7 +92,7 @@ def main() -> None:
         runs = [counted(options, trained(options, name, seed)) for seed in options.seeds]
         for step, *points in zip(KEPT, *runs, strict=True):
             cells = [
-                format(mean(point[kind][key] for point in points), form)
+                format(mean(point[kind].get(key, float("nan")) for point in points), form)
                 for kind, key, form in columns.values()
             ]
             print(f"| {name} | {step} | {' | '.join(cells)} |", flush=True)

@@ -248,11 +248,11 @@ def differences(found: Any, golden: Any, *, exact: bool, where: str = "") -> Ite
             yield f"{where}: {len(found)} items, golden has {len(golden)}"
         for place, pair in enumerate(zip(found, golden, strict=False)):
             yield from differences(*pair, exact=exact, where=f"{where}[{place}]")
-    elif not _equal(found, golden, exact):
+    elif not _equal(found, golden, exact, ROOM if "distance" in where else 1e-6):
         yield f"{where}: {found!r}, golden has {golden!r}"
 
 
-def _equal(found: Any, golden: Any, exact: bool) -> bool:
+def _equal(found: Any, golden: Any, exact: bool, room: float) -> bool:
     if type(found) is not type(golden):
         return False
     if isinstance(golden, str):  # white space between tags is nothing that a browser shows
@@ -260,7 +260,7 @@ def _equal(found: Any, golden: Any, exact: bool) -> bool:
     if exact or not isinstance(golden, float | str):
         return found == golden or (found != found and golden != golden)
     if isinstance(golden, float):
-        return math.isclose(found, golden, rel_tol=RELATIVE, abs_tol=ROOM)
+        return math.isclose(found, golden, rel_tol=RELATIVE, abs_tol=room)
     return HASH.sub("<hash>", found) == HASH.sub("<hash>", golden)
 
 

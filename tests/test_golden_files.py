@@ -47,3 +47,7 @@ def test_numbers_of_another_machine_may_be_rounded_and_nothing_else():
     assert not list(golden_runs.differences(near, golden, exact=False))
     assert len(list(golden_runs.differences(near, golden, exact=True))) == 2
     assert len(list(golden_runs.differences(far, golden, exact=False))) == 5
+    rates, apart = {"student_lr": 1e-4}, {"student_lr": 3e-4}
+    assert list(golden_runs.differences(apart, rates, exact=False))
+    distances = {"teacher_distance": -0.0118}, {"teacher_distance": -0.0116}
+    assert not list(golden_runs.differences(*distances, exact=False))

@@ -24,6 +24,7 @@ from ..app.runs.exit_note import recorded
 from ..core.errors import DPDMDError, SettingsError
 from .arguments import (
     MODEL_FILES,
+    CommandParser,
     add_config_arguments,
     add_drawing,
     add_model_files,
@@ -85,7 +86,7 @@ def _run(argv: list[str] | None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from .. import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=PROGRAM,
         description="Distil your own checkpoint into a few-step LoRA, from prompts alone.",
     )
@@ -146,7 +147,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--with-lora", action="append", default=[], metavar="FILE[:STRENGTH]",
                         help="a LoRA that is on as well; may be repeated")  # fmt: skip
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", metavar="TEXT")
+    source.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     source.add_argument("--prompts", metavar="FILE")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images")
     parser.add_argument("--seeds", default="0-3", metavar="LIST", help="such as 0-8 (default 0-3)")
@@ -285,11 +286,9 @@ def _sample(arguments: argparse.Namespace) -> int:
     from ..app.prompts.reading import parse_line
     from ..trainer.commands.sample import SampleRequest, sample_images
 
-    if arguments.prompts:
-        prompts = prompts_of(arguments.prompts)
-    else:
-        line = parse_line(arguments.prompt)
-        prompts = list(line.prompts)
+    prompts = prompts_of(arguments.prompts)
+    for line in map(parse_line, arguments.prompt or ()):
+        prompts.extend(line.prompts)
         for note in line.notes:
             log.info("%s", note)
     names = ("negative", "steps", "guidance_scale", "guidance_rescale", "resolution",

@@ -29,6 +29,39 @@ GROUP_TITLES = {
 }
 
 
+class _Store(argparse.Action):
+    """Keep a value; a second text or file in its place is refused, as the first would be lost.
+
+    The last of several numbers or choices counts, as anywhere.
+    """
+
+    given: Any = None
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        is_text = self.type in (None, str) and not self.choices
+        if is_text and self.given not in (None, values):
+            raise argparse.ArgumentError(
+                self, f"given twice, as {self.given} and as {values}; expected once"
+            )
+        self.given = values
+        setattr(namespace, self.dest, values)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that loses no text or file that was named."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", None, _Store)
+        self.register("action", "store", _Store)
+
+
 def add_model_files(parser: argparse.ArgumentParser) -> None:
     """The checkpoint, and the files that stand in for parts of it."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".safetensors or diffusers folder")
@@ -93,7 +126,8 @@ def require_text(arguments: argparse.Namespace) -> None:
     A terminal hands such bytes on as half characters; in a file's name they are in order.
     """
     for name in TEXTS:
-        if any("\ud800" <= letter <= "\udfff" for letter in getattr(arguments, name, None) or ""):
+        texts = getattr(arguments, name, None) or ""  # a list of them where it may be repeated
+        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
             raise SettingsError(
                 f"--{name.replace('_', '-')} holds bytes that are no text in this terminal's "
                 "encoding. Write it in UTF-8."

@@ -1,15 +1,17 @@
 """What students keep of an emoji teacher, for any settings: the runs behind `docs/fidelity.md`.
 
     python benchmarks/emoji_students.py train --name NAME --folder F --seeds 0 1 2 \\
-        --set student_lr=3e-4 --set steps=300 [--teacher sd1]
+        --set student_lr=3e-4 --set steps=300 [--teacher sd1] [--base full-size]
     python benchmarks/emoji_students.py table --folder F
 
 `train` distils the teacher with the demo's settings and what --set changes, and has the judge count
 captions of all kinds ("names" below: most say one), and those that leave ten names open or more.
-What is tuned is tuned on captions that training uses, too (the default); --held-out counts captions
-and seeds that nothing has seen. The teacher's own lines and its noise (itself on other seeds) are
+--base full-size takes the general defaults instead, with learning rates ten times as high: that
+constant stands for the size of these networks, and only ratios to it are learned here. What is
+tuned is tuned on captions that training uses, too (the default); --held-out counts captions and
+seeds that nothing has seen. The teacher's own lines and its noise (itself on other seeds) are
 drawn and counted once for a folder, which is one teacher's. A run that is in the folder is not made
-again; `table` prints means over training seeds, the worst in brackets.
+again; `table` prints means over training seeds, the worst in brackets. Seconds are the processor's.
 """
 
 from __future__ import annotations
@@ -60,15 +62,26 @@ COLUMNS = {
 }
 
 
-def settings_of(changes: list[str], seed: int) -> DistillConfig:
-    """The demo's configuration with the changes."""
+LR_CONSTANT = 10.0
+"""A learning rate here to one of a full-size checkpoint; fixed before anything was compared."""
+FULL_SIZE = DistillConfig().to_dict() | {
+    "student_lr": LR_CONSTANT * DistillConfig().student_lr,
+    "fake_lr": LR_CONSTANT * DistillConfig().fake_lr,
+    "student_rank": demo.CONFIG.student_rank,
+    "fake_rank": demo.CONFIG.fake_rank,
+}
+BASES = {"demo": demo.CONFIG.to_dict(), "full-size": FULL_SIZE}
+
+
+def settings_of(changes: list[str], seed: int, base: str = "demo") -> DistillConfig:
+    """The configuration of that base with the changes."""
     kinds = {spec.name: type(spec.default) for spec in dataclasses.fields(DistillConfig)}
     changed = dict(pair.split("=", 1) for pair in changes)
     values = {
         k: text == "True" if kinds[k] is bool else kinds[k](text) for k, text in changed.items()
     }
     kept = {"preview_every": 0, "save_every": 10_000, "evaluate_every": 0, "keep": "last"}
-    return DistillConfig.from_dict(demo.CONFIG.to_dict() | kept | values | {"seed": seed})
+    return DistillConfig.from_dict(BASES[base] | kept | values | {"seed": seed})
 
 
 def request_of(teacher: str, config: DistillConfig, folder: Path) -> DistillRequest:
@@ -85,32 +98,36 @@ def train(options: argparse.Namespace, seed: int) -> None:
     """One run, and its numbers beside it."""
     folder = options.folder / options.name / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    request = request_of(options.teacher, settings_of(options.set, seed), folder)
+    request = request_of(options.teacher, settings_of(options.set, seed, options.base), folder)
     prompts = captions.caption_sample(False, demo.TRAINING_PROMPTS, seed)
     run = create_run(folder / "run", request, prompts, overwrite=True)
-    started = time.perf_counter()
+    started = time.process_time()
     outcome = run_distillation(run, on_progress=lambda _: None, with_report=False)
-    seconds = time.perf_counter() - started
-    arms = measured(outcome.session, options.folder, held_out=options.held_out)
+    seconds = time.process_time() - started
+    session = outcome.session
+    arms = measured(session, arms_of(session, options.held_out), options.folder, options.held_out)
     for kinds in arms.values():
         kinds["seconds"] = seconds
     part = "held-out" if options.held_out else "tuning"
-    result = {"set": options.set, "threads": torch.get_num_threads(), "arms": arms}
+    result = {"base": options.base, "set": options.set, "arms": arms}
     (folder / f"{part}.json").write_text(json.dumps(result, indent=1))
     say(f"{options.name} seed {seed}: {row(list(arms)[-1], [list(arms.values())[-1]])}")
 
 
-def arms_of(session) -> list[ArmSetting]:
-    """Teacher, without guidance, the student off at step one, the student, four guided steps."""
+def arms_of(session, held_out: bool) -> list[ArmSetting]:
+    """Teacher, without guidance, four guided steps, the student; held out also off at step one."""
     arms = run_arms(session)
     few, scale = session.trainer.grids.student.sigmas.cpu(), session.teacher.guidance.scale
     stage = Stage(weights="teacher", sigmas=few, guidance_scale=scale)
-    return [*arms[:2], ArmSetting(name=GUIDED, note="", stages=(stage,)), *arms[2:]]
+    students = arms[2:] if held_out else arms[-1:]
+    return [*arms[:2], ArmSetting(name=GUIDED, note="", stages=(stage,)), *students]
 
 
-def measured(session, cache: Path, *, held_out: bool) -> dict[str, dict[str, Any]]:
+def measured(
+    session, arms: list[ArmSetting], cache: Path, held_out: bool
+) -> dict[str, dict[str, Any]]:
     """Counts by arm and kind of caption; the teacher's own images are kept in the folder."""
-    arms, sampler = arms_of(session), session_sampler(session)
+    sampler = session_sampler(session)
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     for kind, (_, seeds) in KINDS.items():
         texts = texts_of(kind, held_out=held_out)
@@ -169,7 +186,7 @@ def table(options: argparse.Namespace) -> None:
         for path in sorted(options.folder.glob(f"*/seed-*/{part}.json")):
             arms = json.loads(path.read_text())["arms"]
             for number, (name, kinds) in enumerate(arms.items()):
-                own = number >= len(arms) - 2  # the student, and the student off at step one
+                own = number > 3  # the student, and the student off at step one
                 title = f"{path.parts[-3]}: {name}" if own else name
                 rows.setdefault(title, []).append(kinds)
         if rows:
@@ -197,6 +214,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--name", default="demo")
     parser.add_argument("--teacher", choices=("sd3", "sd1"), default="sd3")
+    parser.add_argument("--base", choices=tuple(BASES), default="demo")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--held-out", action="store_true")

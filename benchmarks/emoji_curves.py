@@ -51,7 +51,9 @@ def trained(options: argparse.Namespace, name: str, seed: int) -> list[Path]:
             file = folder / f"step-{progress.step:08d}.safetensors"
             shutil.copy(run.checkpoints / file.name, file)
 
-    run_distillation(run, on_progress=keep, with_report=False)
+    outcome = run_distillation(run, on_progress=keep, with_report=False)
+    if not outcome.finished:
+        raise SystemExit(f"{run.path} stopped after {outcome.step} updates; nothing is counted.")
     return kept
 
 

@@ -103,6 +103,8 @@ def train(options: argparse.Namespace, seed: int) -> None:
     run = create_run(folder / "run", request, prompts, overwrite=True)
     started = time.process_time()
     outcome = run_distillation(run, on_progress=lambda _: None, with_report=False)
+    if not outcome.finished:
+        raise SystemExit(f"{run.path} stopped after {outcome.step} updates; nothing is counted.")
     seconds = time.process_time() - started
     session = outcome.session
     arms = measured(session, arms_of(session, options.held_out), options.folder, options.held_out)

@@ -24,7 +24,7 @@ from ..app.runs.exit_note import recorded
 from ..core.errors import DPDMDError, SettingsError
 from .arguments import (
     MODEL_FILES,
-    CommandParser,
+    Once,
     add_config_arguments,
     add_drawing,
     add_model_files,
@@ -86,7 +86,7 @@ def _run(argv: list[str] | None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from .. import __version__
 
-    parser = CommandParser(
+    parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="Distil your own checkpoint into a few-step LoRA, from prompts alone.",
     )
@@ -143,12 +143,13 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
     add_model_files(parser)
-    parser.add_argument("--lora", metavar="FILE[:STRENGTH]", help="without it: the teacher")
+    parser.add_argument("--lora", action=Once, metavar="FILE[:STRENGTH]",
+                        help="a few-step LoRA; without it: the teacher")  # fmt: skip
     parser.add_argument("--with-lora", action="append", default=[], metavar="FILE[:STRENGTH]",
                         help="a LoRA that is on as well; may be repeated")  # fmt: skip
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
-    source.add_argument("--prompts", metavar="FILE")
+    source.add_argument("--prompts", action="append", metavar="FILE", help="may be repeated")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the images")
     parser.add_argument("--seeds", default="0-3", metavar="LIST", help="such as 0-8 (default 0-3)")
     parser.add_argument("--negative", default="", metavar="TEXT")
@@ -286,7 +287,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     from ..app.prompts.reading import parse_line
     from ..trainer.commands.sample import SampleRequest, sample_images
 
-    prompts = prompts_of(arguments.prompts)
+    prompts = [text for path in arguments.prompts or () for text in prompts_of(path)]
     for line in map(parse_line, arguments.prompt or ()):
         prompts.extend(line.prompts)
         for note in line.notes:

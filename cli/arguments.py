@@ -29,11 +29,8 @@ GROUP_TITLES = {
 }
 
 
-class _Store(argparse.Action):
-    """Keep a value; a second text or file in its place is refused, as the first would be lost.
-
-    The last of several numbers or choices counts, as anywhere.
-    """
+class Once(argparse.Action):
+    """Keeps a file, and refuses a second one in its place: whoever names two wants both."""
 
     given: Any = None
 
@@ -44,22 +41,13 @@ class _Store(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        is_text = self.type in (None, str) and not self.choices
-        if is_text and self.given not in (None, values):
+        """Keep it; argparse's contract."""
+        if self.given not in (None, values):
             raise argparse.ArgumentError(
                 self, f"given twice, as {self.given} and as {values}; expected once"
             )
         self.given = values
         setattr(namespace, self.dest, values)
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A parser that loses no text or file that was named."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.register("action", None, _Store)
-        self.register("action", "store", _Store)
 
 
 def add_model_files(parser: argparse.ArgumentParser) -> None:

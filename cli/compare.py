@@ -34,7 +34,9 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the report")
     parser.add_argument("--seeds", default="0-8", metavar="LIST", help="default 0-8")
     parser.add_argument("--steps", type=int, metavar="N", help="default: each LoRA's own, or 4")
-    parser.add_argument("--teacher-steps", type=int, metavar="N", help="default: as in training")
+    parser.add_argument(
+        "--teacher-steps", type=int, metavar="N", help="default: 28, or more if trained so"
+    )
     parser.add_argument("--guidance-scale", type=float, metavar="X", help="of the teacher")
     parser.add_argument("--negative", default="", metavar="TEXT", help="of the teacher")
     parser.add_argument("--rival", dest="baseline", action=argparse.BooleanOptionalAction,

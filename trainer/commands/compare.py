@@ -29,6 +29,7 @@ from ..evaluation.evaluate import (
 )
 from ..evaluation.features import folder_features
 from ..evaluation.lora_switch import LoraSwitch
+from ..evaluation.sampling import TEACHER_STEPS
 from ..loading.checkpoint import Checkpoint, LoadedCheckpoint, OpenedCheckpoint, model_name
 from ..memory.portions import Portions
 from ..model.conditioning import Conditioning
@@ -37,7 +38,6 @@ from ..toys import encoder
 from ..toys.worlds import World, measures_for, world_of
 from .open_session import default_guidance
 from .sample import (
-    TEACHER_STEPS,
     ImageRequest,
     few_step_sigmas,
     image_size,
@@ -210,7 +210,7 @@ def arm_settings(
 ) -> list[ArmSetting]:
     """Teacher, without guidance on each grid, too; each LoRA with its training-free baseline."""
     grids = [s.lora.recipe.anchor.grid for s in students if s.lora.recipe and s.lora.recipe.anchor]
-    steps = request.teacher_steps or facts.get("steps") or (grids or [TEACHER_STEPS])[0]
+    steps = request.teacher_steps or facts.get("steps") or max([TEACHER_STEPS, *grids])
     own = Levels.at_positions(checkpoint.schedule, trailing_positions(int(steps))).sigmas
     guidance = request.guidance_scale or default_guidance(checkpoint)
     alone = few_step_sigmas(request.steps or DEFAULT_STEPS, None, checkpoint)

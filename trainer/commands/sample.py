@@ -33,7 +33,7 @@ from ...core.recipe.merged_loras import merged_lora_notes
 from ...core.recipe.recipe import Recipe
 from ..device import choose_device, device_explained, limit_to_free
 from ..distributed import joined
-from ..evaluation.sampling import Trajectory, sample_latents
+from ..evaluation.sampling import TEACHER_STEPS, Trajectory, sample_latents
 from ..loading.checkpoint import (
     Checkpoint,
     LoadedCheckpoint,
@@ -52,7 +52,6 @@ from ..text.cache import EncodedPrompts, encode_prompts
 from ..toys import encoder
 from .open_session import default_guidance
 
-TEACHER_STEPS = 28
 SHOWN = 4
 log = logging.getLogger("dpdmd_studio.commands")
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from ...core.files import atomic_write
 from ..device import is_out_of_memory
 from ..memory.portions import Portions
 from .evaluate import ArmSetting, EvaluationSet, Stage
-from .run_evaluation import STUDENT, TEACHER, session_sampler, student_kept
+from .run_evaluation import STUDENT, TEACHER, session_sampler, student_kept, teacher_levels
 from .setbacks import setback
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class Previews:
             return
         log.info("Drawing the teacher's preview")
         session = self._session
-        sigmas, guidance = session.trainer.grids.teacher.sigmas, session.teacher.guidance.scale
-        stage = Stage(weights=TEACHER, sigmas=sigmas, guidance_scale=guidance)
+        guidance = session.teacher.guidance.scale
+        stage = Stage(weights=TEACHER, sigmas=teacher_levels(session), guidance_scale=guidance)
         self._draw(stage, "teacher.png")
 
     def student(self, step: int) -> None:

@@ -21,17 +21,23 @@ from .evaluate import (
     teacher_arms,
     training_free_arm,
 )
+from .sampling import TEACHER_STEPS
 
 STUDENT, TEACHER = "student", "teacher"
 BATCH = 32
 
 
 def teacher_levels(session: Session) -> Tensor:
-    """The teacher's own sigmas: by the steps its file states, else the run's grid."""
+    """The sigmas at which the teacher is drawn: by the steps its file states, else the usual ones.
+
+    A run whose own grid is as fine as the usual one has that; a coarse one is for anchors alone.
+    """
     steps = stated_settings(session.checkpoint.path).get("steps")
-    if steps is None:
-        return session.trainer.grids.teacher.sigmas.cpu()
-    return Levels.at_positions(session.call.schedule, trailing_positions(int(steps))).sigmas
+    grid = session.trainer.grids.teacher
+    if steps is None and grid.num_steps >= TEACHER_STEPS:
+        return grid.sigmas.cpu()
+    positions = trailing_positions(int(steps or TEACHER_STEPS))
+    return Levels.at_positions(session.call.schedule, positions).sigmas
 
 
 def run_arms(session: Session, others: Mapping[str, str] | None = None) -> list[ArmSetting]:

@@ -16,6 +16,9 @@ from ..model.conditioning import PromptPair
 from ..model.network import NetworkCall, guided
 from ..training.batches import initial_noise
 
+TEACHER_STEPS = 28
+"""Steps in which a checkpoint is drawn that states none itself."""
+
 
 @dataclass(frozen=True)
 class Trajectory:

@@ -84,7 +84,7 @@ def _prompts(made: Builder) -> None:
             info = "Such as 1024x1024. Empty: the model's own."
             made.text("resolution", "Resolution (pixels)", info)
         with gr.Row():
-            made.text("teacher_steps", "Steps of the checkpoint", "Empty: as trained.")
+            made.text("teacher_steps", "Steps of the checkpoint", "Empty: 28, or as trained.")
             made.text("guidance_scale", "Guidance of the checkpoint", "Empty: as trained.")
         made.note("settings_note")
 

@@ -94,6 +94,13 @@ def request_of(teacher: str, config: DistillConfig, folder: Path) -> DistillRequ
     )
 
 
+def train_missing(options: argparse.Namespace, seed: int) -> None:
+    """One run, unless its numbers are in the folder."""
+    part = "held-out" if options.held_out else "tuning"
+    if not (options.folder / options.name / f"seed-{seed}" / f"{part}.json").exists():
+        train(options, seed)
+
+
 def train(options: argparse.Namespace, seed: int) -> None:
     """One run, and its numbers beside it."""
     folder = options.folder / options.name / f"seed-{seed}"
@@ -139,8 +146,10 @@ def measured(
         )
         material = evaluation_set(session, texts, range(first, first + seeds))
         teacher = drawn(sampler, arms[0], material, cache)
-        lines = [(arms[0].name, arms[0], material), (NOISE, arms[0], others)]
-        for name, arm, asked in lines + [(arm.name, arm, material) for arm in arms[1:]]:
+        lines = [(arm.name, arm, material) for arm in arms]
+        if held_out:
+            lines.insert(1, (NOISE, arms[0], others))
+        for name, arm, asked in lines:
             kept = cache / f"{kind}-{held_out}-{name}.json" if of_teacher(arm) else None
             if kept and kept.exists():
                 found[name][kind] = json.loads(kept.read_text())
@@ -187,8 +196,8 @@ def table(options: argparse.Namespace) -> None:
         rows: dict[str, list[dict]] = {}
         for path in sorted(options.folder.glob(f"*/seed-*/{part}.json")):
             arms = json.loads(path.read_text())["arms"]
-            for number, (name, kinds) in enumerate(arms.items()):
-                own = number > 3  # the student, and the student off at step one
+            for name, kinds in arms.items():
+                own = "student" in name.lower()  # which the teacher's own lines are not
                 title = f"{path.parts[-3]}: {name}" if own else name
                 rows.setdefault(title, []).append(kinds)
         if rows:
@@ -226,9 +235,7 @@ def main() -> None:
     if options.command == "table":
         return table(options)
     for seed in options.seeds:
-        part = "held-out" if options.held_out else "tuning"
-        if not (options.folder / options.name / f"seed-{seed}" / f"{part}.json").exists():
-            train(options, seed)
+        train_missing(options, seed)
     return None
 
 

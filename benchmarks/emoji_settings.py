@@ -1,0 +1,60 @@
+"""How settings of full-size runs interact, on both emoji teachers: one factor at a time.
+
+    python benchmarks/emoji_settings.py --teacher sd3 --folder F --seeds 0 1 [--arms NAME ...]
+    python benchmarks/emoji_students.py table --folder F
+
+Every arm is the general default of settings (`--base full-size` of emoji_students.py) with what is
+named here; counted on the tuning captions and seeds, or with --held-out on those that nothing has
+seen. A run that is in the folder is not made again. One folder is one teacher's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import emoji_students
+import torch
+
+FOUR = {"batch_size": 4, "steps": 400}
+CHEAP = FOUR | {"fake_updates": 2, "teacher_steps": 12}
+ARMS: dict[str, dict[str, object]] = {
+    "one": {"batch_size": 1, "steps": 1000, "fake_updates": 5, "teacher_steps": 28},
+    "cheap": CHEAP,
+    "four, as many samples": FOUR | {"steps": 250},
+    "four": FOUR,
+    "four, fake 2": FOUR | {"fake_updates": 2},
+    "four, teacher 12": FOUR | {"teacher_steps": 12},
+    "cheap, half the rate": CHEAP | {"student_lr": 5e-4, "fake_lr": 5e-4},
+    "cheap, twice the rate": CHEAP | {"student_lr": 2e-3, "fake_lr": 2e-3},
+    "cheap, average .98": CHEAP | {"ema_decay": 0.98},
+    "cheap, two anchors": CHEAP | {"num_anchored_steps": 2},
+    "cheap, sixteen": CHEAP | {"batch_size": 16, "steps": 100},
+    "cheap, head start": CHEAP | {"fake_head_start": 50},
+    "cheap, fresh samples": CHEAP | {"share_rollouts": False},
+    "one, a quarter of the rate": {"batch_size": 1, "steps": 1000, "student_lr": 2.5e-4,
+                                   "fake_lr": 2.5e-4},
+}  # fmt: skip
+
+
+def main() -> None:
+    """Train and count what is missing, seed by seed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--teacher", choices=("sd3", "sd1"), required=True)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--held-out", action="store_true")
+    options = parser.parse_args()
+    options.base = "full-size"
+    torch.set_num_threads(1)
+    for seed in options.seeds:
+        for name in options.arms:
+            changes = {"dtype": "bfloat16"} | ARMS[name]
+            options.name = name.replace(", ", "-").replace(" ", "-")
+            options.set = [f"{key}={value}" for key, value in changes.items()]
+            emoji_students.train_missing(options, seed)
+
+
+if __name__ == "__main__":
+    main()

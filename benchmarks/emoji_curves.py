@@ -62,7 +62,7 @@ def counted(options: argparse.Namespace, files: list[Path]) -> list[dict[str, di
     if missing := [file for file in files if not file.with_suffix(".json").exists()]:
         loras = {str(file): [(read_lora(file), 1.0)] for file in missing}
         found: dict[str, dict] = {str(file): {} for file in missing}
-        for kind, (_, seeds) in emoji_students.KINDS.items():
+        for kind, (_, seeds) in emoji_students.KINDS[True].items():
             texts = emoji_students.texts_of(kind, held_out=True)
             easel = Easel.of(options.teacher, texts, loras)
             first = emoji_students.FIRST_SEED[True]

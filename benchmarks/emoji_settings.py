@@ -3,9 +3,10 @@
     python benchmarks/emoji_settings.py --teacher sd3 --folder F --seeds 0 1 [--arms NAME ...]
     python benchmarks/emoji_students.py table --folder F
 
-Every arm is the general default of settings (`--base full-size` of emoji_students.py) with what is
-named here; counted on the tuning captions and seeds, or with --held-out on those that nothing has
-seen. A run that is in the folder is not made again. One folder is one teacher's.
+Every arm is the general default of settings (`--base full-size` of emoji_students.py), or the
+demo's where its name says so, with what is named here; counted on the tuning captions and seeds, or
+with --held-out on those that nothing has seen. A run that is in the folder is not made again. One
+folder is one teacher's.
 """
 
 from __future__ import annotations
@@ -41,21 +42,32 @@ ARMS: dict[str, dict[str, object]] = {
                                    "fake_lr": 2.5e-4},
 }  # fmt: skip
 
+DEMO_ARMS: dict[str, dict[str, object]] = {
+    "demo": {},
+    "demo, one anchor": {"num_anchored_steps": 1, "gradient_steps": "random"},
+    "demo, random step": {"gradient_steps": "random"},
+    "demo, plain": {"objective": "dmd", "gradient_steps": "random"},
+    "demo, lambda .02": {"diversity_weight": 0.02},
+    "demo, average .98": {"ema_decay": 0.98},
+    "demo, 5 fake": {"fake_updates": 5},
+    "demo, 250 updates": {"steps": 250},
+}
+
 
 def main() -> None:
     """Train and count what is missing, seed by seed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--teacher", choices=("sd3", "sd1"), required=True)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS | DEMO_ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--held-out", action="store_true")
     options = parser.parse_args()
-    options.base = "full-size"
     torch.set_num_threads(1)
     for seed in options.seeds:
         for name in options.arms:
-            changes = {"dtype": "bfloat16"} | ARMS[name]
+            options.base = "full-size" if name in ARMS else "demo"
+            changes = {"dtype": "bfloat16"} | (ARMS | DEMO_ARMS)[name]
             options.name = name.replace(", ", "-").replace(" ", "-")
             options.set = [f"{key}={value}" for key, value in changes.items()]
             emoji_students.train_missing(options, seed)

@@ -43,8 +43,12 @@ from dpdmd_studio.trainer.toys.emoji.counts import OPEN, emoji_measures
 from dpdmd_studio.trainer.toys.worlds import image_measures
 from easel import asset, say
 
-KINDS = {"names": (40, 16), "open": (12, 64)}
-"""Captions, and seeds of each."""
+KINDS = {
+    False: {"names": (40, 8), "open": (36, 24)},
+    True: {"names": (40, 16), "open": (12, 64)},
+}
+"""Captions, and seeds of each; for tuning more captions, which differ more than seeds do."""
+SAMPLE = 160
 FIRST_SEED = {False: 3_000_000, True: 6_000_000}
 OTHER_SEEDS = 100_000
 NOISE, GUIDED = "Teacher on other seeds", "Teacher, 4 steps, guided"
@@ -138,7 +142,7 @@ def measured(
     """Counts by arm and kind of caption; the teacher's own images are kept in the folder."""
     sampler = session_sampler(session)
     found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for kind, (_, seeds) in KINDS.items():
+    for kind, (_, seeds) in KINDS[held_out].items():
         texts = texts_of(kind, held_out=held_out)
         first, measures = FIRST_SEED[held_out], emoji_measures() + image_measures()
         others = evaluation_set(
@@ -170,7 +174,7 @@ def of_teacher(arm: ArmSetting) -> bool:
 
 def texts_of(kind: str, *, held_out: bool) -> list[str]:
     """The captions of a kind: most say a name, or all leave ten names open and more."""
-    wanted, count = captions.caption_sample(held_out, 4 * KINDS["names"][0], 7), KINDS[kind][0]
+    wanted, count = captions.caption_sample(held_out, SAMPLE, 7), KINDS[held_out][kind][0]
     if kind == "names":
         return wanted[::2][:count]
     return [text for text in wanted[1::2] if len(captions.world().answers(text)) >= OPEN][:count]

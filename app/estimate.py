@@ -39,7 +39,7 @@ RUNS_AT_ONCE = 20
 # Files of one network differ by number format and by what else they hold; small ones are others.
 SAME_MODEL = 3.0
 # Bytes of a packed weight and its share of a scale.
-STORED_BYTES = {"int8": 1.003, "fp8": 1.003, "nf4": 4.5 / 8}
+STORED_BYTES = {"int8": 1.003, "nf4": 4.5 / 8}
 # All that an update's time depends on, besides the model and the machine.
 SPEED_SETTINGS = (
     "num_steps", "teacher_steps", "anchor_step", "anchor_target", "num_anchored_steps",

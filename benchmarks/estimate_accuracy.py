@@ -53,7 +53,7 @@ MANY: list[dict[str, Any]] = [  # of the embedded teachers
     {"batch_size": 1, "optimizer": "adamw8bit"} | CHECKPOINTED,
     {"batch_size": 1, "offload_optimizer": True} | CHECKPOINTED,
     {"batch_size": 1, "base_weights": "int8"} | CHECKPOINTED,
-    {"batch_size": 1, "base_weights": "fp8", "offload_base": True} | CHECKPOINTED,
+    {"batch_size": 1, "base_weights": "int8", "offload_base": True} | CHECKPOINTED,
     {"batch_size": 1, "base_weights": "nf4"} | CHECKPOINTED,
 ]
 FEW: list[dict[str, Any]] = [  # of the large network

@@ -20,7 +20,7 @@ RUNS: dict[str, tuple[str, dict]] = {
     "sd3": ("sd3", {"preview_every": 2}),
     "packed": ("sd1", {"base_weights": "int8", "micro_batch_size": 1,
                        "gradient_checkpointing": True}),
-    "offloaded": ("sd3", {"base_weights": "fp8", "offload_base": True, "offload_optimizer": True}),
+    "offloaded": ("sd3", {"base_weights": "int8", "offload_base": True, "offload_optimizer": True}),
     "bfloat16": ("sdxl", {"dtype": "bfloat16", "preview_every": 2}),
 }  # fmt: skip
 

@@ -344,7 +344,6 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gradient checkpointing": ("sdxl", {"gradient_checkpointing": True}),
     "moving average": ("sd35", {"ema_decay": 0.5, "steps": 3}),
     "base in int8": ("sd1", {"base_weights": "int8"}),
-    "base in fp8": ("sd35", {"base_weights": "fp8"}),
     "offloads": ("sd35", {"offload_base": True, "offload_optimizer": True}),
     "head start of the fake score": ("sd35", {"fake_head_start": 2}),
     "guidance_rescale": ("sd1", {**V_PREDICTION, "guidance_rescale": 0.7, "zero_negative": True}),

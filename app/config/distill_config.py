@@ -27,6 +27,13 @@ REMOVED = {
     ),
 }
 
+# Values that earlier versions had, by setting: what is taken for them, and why.
+REPLACED = {
+    "base_weights": {
+        "fp8": ("int8", "it takes as much memory and changes the frozen network less"),
+    },
+}
+
 USUAL_RESCALE = -1.0
 """Leaves the guidance rescale to what suits the model."""
 
@@ -207,10 +214,10 @@ class DistillConfig:
     )
     base_weights: str = of_machine(
         "keep",
-        "How the frozen network is stored: keep (in dtype), int8, fp8 or nf4 (4 bits, needs "
+        "How the frozen network is stored: keep (in dtype), int8 or nf4 (4 bits, needs "
         "bitsandbytes). It computes in dtype all the same; fewer bits take less memory, more time "
         "and change the teacher a little.",
-        choices=("keep", "int8", "fp8", "nf4"),
+        choices=("keep", "int8", "nf4"),
     )
     offload_base: bool = of_machine(
         False,
@@ -335,13 +342,22 @@ class DistillConfig:
 
 
 def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those of `REMOVED`; one that was asked for is named in the log."""
+    """The settings as they are today: of `REMOVED` none, for values of `REPLACED` their others.
+
+    What was asked for and is not done is named in the log.
+    """
     for name, (unasked, instead) in REMOVED.items():
         if values.get(name, unasked) != unasked:
-            _say_removed(name, instead)
-    return {name: value for name, value in values.items() if name not in REMOVED}
+            _say(f"The setting {name} no longer exists and is ignored: {instead}.")
+    kept = {name: value for name, value in values.items() if name not in REMOVED}
+    for name, others in REPLACED.items():
+        value = kept.get(name)
+        if isinstance(value, str) and value in others:
+            kept[name], why = others[value]
+            _say(f"{name} {value} no longer exists; {kept[name]} is taken: {why}.")
+    return kept
 
 
 @functools.cache  # a page reads a run's settings again and again
-def _say_removed(name: str, instead: str) -> None:
-    logger.warning("The setting %s no longer exists and is ignored: %s.", name, instead)
+def _say(text: str) -> None:
+    logger.warning("%s", text)

@@ -31,7 +31,6 @@ MEMORY_SETTINGS: dict[str, dict[str, Any]] = {
     "checkpointing": CHECKPOINTED,
     "checkpointing, 8-bit optimizer": CHECKPOINTED | EIGHT_BIT,
     "checkpointing, int8 base": CHECKPOINTED | {"base_weights": "int8"},
-    "checkpointing, fp8 base": CHECKPOINTED | {"base_weights": "fp8"},
     "checkpointing, nf4 base": CHECKPOINTED | {"base_weights": "nf4"},
     "checkpointing, int8 base, 8-bit optimizer": CHECKPOINTED | EIGHT_BIT
     | {"base_weights": "int8"},

@@ -93,9 +93,9 @@ def test_activations_grow_with_pixels_batch_and_graphs():
 def test_a_stored_base_takes_what_it_is_stored_in():
     whole = gib("sdxl", gradient_checkpointing=True)
     bits = {kind: gib("sdxl", gradient_checkpointing=True, base_weights=kind)
-            for kind in ("int8", "fp8", "nf4")}  # fmt: skip
+            for kind in ("int8", "nf4")}  # fmt: skip
     assert whole - bits["int8"] == pytest.approx(2.567e9 * 0.98 / GIB, rel=0.02)
-    assert bits["fp8"] == bits["int8"] > bits["nf4"] > whole - 2 * (whole - bits["int8"])
+    assert bits["int8"] > bits["nf4"] > whole - 2 * (whole - bits["int8"])
     assert gib("sdxl", gradient_checkpointing=True, offload_base=True) < bits["nf4"]
 
 

@@ -98,7 +98,7 @@ def test_an_estimate_for_a_card_reads_headers_and_never_imports_torch(files):
 
 @pytest.mark.parametrize("option", ["--shard-base", "--no-shard-base"])
 def test_an_option_of_an_earlier_version_names_what_replaces_it(option, files, caplog, capsys):
-    distill_config._say_removed.cache_clear()
+    distill_config._say.cache_clear()
     assert main(["estimate", str(files["sd1"]), "--resolution", "64x64", option]) == 0
     said = "The setting shard_base no longer exists and is ignored" in caplog.text
     assert said == (option == "--shard-base")

@@ -31,7 +31,7 @@ def store_base(network: nn.Module, kind: str, *, offload: bool, device: torch.de
 
     Args:
         network: a denoiser, frozen.
-        kind: keep, int8, fp8 or nf4.
+        kind: keep, int8 or nf4.
         offload: whether what is stored stays in the CPU's memory.
 
     Raises:

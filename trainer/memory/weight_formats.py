@@ -10,7 +10,6 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from ...core.errors import SettingsError
 Parts = tuple[Tensor, ...]
 BITSANDBYTES = "bitsandbytes.functional"
 NF4_BLOCK = 64  # weights that share a scale
+INT8_LARGEST = 127.0
 
 
 @dataclass(frozen=True)
@@ -37,26 +37,16 @@ class WeightFormat:
 
 
 @dataclass(frozen=True)
-class Scaled(WeightFormat):
-    """Numbers of 8 bit, symmetric, with one fp32 scale per output channel.
-
-    Attributes:
-        dtype: signed bytes or 8-bit floats.
-        largest: the largest of these numbers that is used.
-    """
-
-    dtype: torch.dtype
-    largest: float
+class Int8(WeightFormat):
+    """Whole numbers of 8 bit, symmetric, with one fp32 scale per output channel."""
 
     def pack(self, weight: Tensor) -> Parts:
         """As `WeightFormat.pack`."""
         around = tuple(range(1, weight.dim()))
-        scale = weight.abs().amax(dim=around, keepdim=True).float() / self.largest
+        scale = weight.abs().amax(dim=around, keepdim=True).float() / INT8_LARGEST
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # channels of zeros
-        numbers = weight / scale
-        if not self.dtype.is_floating_point:
-            numbers = numbers.round_()
-        return numbers.clamp_(-self.largest, self.largest).to(self.dtype), scale
+        numbers = (weight / scale).round_().clamp_(-INT8_LARGEST, INT8_LARGEST)
+        return numbers.to(torch.int8), scale
 
     def unpack(self, parts: Parts, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """As `WeightFormat.unpack`; rounded once: the stored numbers are exact in every dtype."""
@@ -107,8 +97,7 @@ class Nf4(WeightFormat):
 KEEP = WeightFormat()
 FORMATS: dict[str, Callable[[], WeightFormat]] = {
     "keep": WeightFormat,
-    "int8": partial(Scaled, torch.int8, 127.0),
-    "fp8": partial(Scaled, torch.float8_e4m3fn, 448.0),
+    "int8": Int8,
     "nf4": Nf4,
 }
 

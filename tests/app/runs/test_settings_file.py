@@ -111,7 +111,7 @@ def test_what_is_wrong_with_a_file_is_said(text, words):
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_a_setting_of_an_earlier_version_is_left_out_and_named_if_it_was_asked_for(asked, caplog):
-    config._say_removed.cache_clear()
+    config._say.cache_clear()
     text = text_of({"steps": 3, "shard_base": asked})
     for _ in range(2):
         assert import_settings(text) == DistillConfig(steps=3)
@@ -120,6 +120,12 @@ def test_a_setting_of_an_earlier_version_is_left_out_and_named_if_it_was_asked_f
     if asked:
         assert "shard_base no longer exists and is ignored" in said[0]
         assert "--base-weights int8 and --offload-base" in said[0]
+
+
+def test_a_value_of_an_earlier_version_is_replaced_and_said(caplog):
+    config._say.cache_clear()
+    assert import_settings(text_of({"base_weights": "fp8"})) == DistillConfig(base_weights="int8")
+    assert "base_weights fp8 no longer exists; int8 is taken" in caplog.text
 
 
 def test_brackets_inside_a_text_are_no_nesting():

@@ -151,7 +151,7 @@ def test_resuming_with_changed_settings_is_refused(files, tmp_path):
 
 
 def test_a_run_of_an_earlier_version_with_its_base_shared_out_goes_on(files, tmp_path, caplog):
-    config._say_removed.cache_clear()
+    config._say.cache_clear()
     straight = new_run(tmp_path / "straight", files["sd3"], steps=2)
     distil(straight)
     run = new_run(tmp_path / "run", files["sd3"], steps=2)

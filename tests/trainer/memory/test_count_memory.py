@@ -72,7 +72,6 @@ def test_a_stored_base_is_counted_as_it_is_stored(files):
         return count(model_in(files["sd3"], config, torch.bfloat16), config).base
 
     whole, int8, nf4 = base(), base(base_weights="int8"), base(base_weights="nf4")
-    assert base(base_weights="fp8") == int8
     # of 2 bytes a weight there remain 1 or 4.5 / 8; int8's scale is a channel's, 64 weights or more
     assert 0.4 * whole < int8 < 0.7 * whole
     assert 1.4375 < (whole - nf4) / (whole - int8) < 1.4375 / (1 - 4 / 64)

@@ -331,11 +331,16 @@ def reckoned(name: str, config: DistillConfig) -> Memory:
     return arithmetic_memory(detection, config, 2 * facts.cost.parameters)
 
 
+def config_of(settings: dict[str, Any]) -> DistillConfig:
+    """The settings of a count: of one image unless they say otherwise."""
+    return DistillConfig.from_dict({"batch_size": 1} | settings)
+
+
 def counted_rows() -> list[tuple[str, DistillConfig, Memory]]:
     """(family, settings, count) of the table that is kept."""
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     return [
-        (name, DistillConfig.from_dict(settings), Memory(*parts))
+        (name, config_of(settings), Memory(*parts))
         for name, rows in table.items()
         for settings, parts in rows
     ]
@@ -354,7 +359,7 @@ def main() -> None:
     for name in options.families:
         rows = []
         for settings in SETTINGS:
-            config = DistillConfig.from_dict(settings)
+            config = config_of(settings)
             model = published_model(name, config)
             found = count(model, config)
             parts = list(astuple(found))

@@ -120,8 +120,8 @@ class DistillConfig:
     # The student
     num_steps: int = of_student(4, "N: network evaluations of the student.", within=(2, 16))
     teacher_steps: int = of_student(
-        0,
-        "Steps of the teacher's own grid; 0 takes 7 per student step (28 for 4).",
+        12,
+        "Steps of the grid on which the teacher goes to its anchors; 0 takes 7 per student step.",
         within=(0, 1000),
     )
     anchor_step: int = of_student(
@@ -161,9 +161,9 @@ class DistillConfig:
     )
 
     # Training
-    steps: int = knob(1000, "Student updates.", within=(1, 1_000_000))
-    batch_size: int = knob(1, "Images per update.", within=(1, 1024))
-    fake_updates: int = knob(5, "Fake-score updates per student update.", within=(1, 100))
+    steps: int = knob(400, "Student updates.", within=(1, 1_000_000))
+    batch_size: int = knob(4, "Images per update.", within=(1, 1024))
+    fake_updates: int = knob(2, "Fake-score updates per student update.", within=(1, 100))
     fake_head_start: int = knob(
         0, "Fake-score updates before the first student update.", within=(0, 100_000)
     )
@@ -252,7 +252,7 @@ class DistillConfig:
         100, "Student updates between previews; 0 makes none.", within=(0, 1_000_000)
     )
     evaluate_every: int = of_machine(
-        250,
+        100,
         "Student updates between measurements of its diversity and its distance from the teacher; "
         "0 makes none.",
         within=(0, 1_000_000),

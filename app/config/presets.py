@@ -8,7 +8,9 @@ from ...core.errors import SettingsError
 
 MEMORIES = ("6gb", "8gb", "12gb", "16gb", "24gb")
 
-_CHECKPOINTED: dict[str, Any] = {"gradient_checkpointing": True, "batch_size": 1}
+# Four images an update or more, one after the other where memory is short: one alone collapses.
+_ONE_BY_ONE: dict[str, Any] = {"micro_batch_size": 1}
+_CHECKPOINTED: dict[str, Any] = _ONE_BY_ONE | {"gradient_checkpointing": True}
 _SMALLEST: dict[str, Any] = _CHECKPOINTED | {"offload_optimizer": True, "base_weights": "int8"}
 
 # Chosen by arithmetic (weights, two adapters with Adam, activations), not measured on every card.
@@ -17,27 +19,27 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "sd1": {
         "6gb": _CHECKPOINTED,
         "8gb": _CHECKPOINTED,
-        "12gb": {"batch_size": 2},
-        "16gb": {"batch_size": 4},
-        "24gb": {"batch_size": 6},
+        "12gb": {"micro_batch_size": 2},
+        "16gb": {},
+        "24gb": {},
     },
     "sdxl": {
         "8gb": _SMALLEST,
         "12gb": _CHECKPOINTED | {"offload_optimizer": True},
         "16gb": _CHECKPOINTED,
-        "24gb": {"gradient_checkpointing": True, "batch_size": 2},
+        "24gb": _ONE_BY_ONE,
     },
     "sd3": {
         "8gb": _SMALLEST,
         "12gb": _CHECKPOINTED,
         "16gb": _CHECKPOINTED,
-        "24gb": {"gradient_checkpointing": True, "batch_size": 2},
+        "24gb": _ONE_BY_ONE,
     },
     "anima": {
         "8gb": _SMALLEST,
         "12gb": _CHECKPOINTED,
         "16gb": _CHECKPOINTED,
-        "24gb": {"gradient_checkpointing": True, "batch_size": 2},
+        "24gb": {"gradient_checkpointing": True},
     },
 }
 

@@ -30,7 +30,7 @@ TOO_VARIED = 1.3
 # (benchmarks/results/altered_copies.md); side by side, people see a tenth of brightness.
 DRIFTED = {"brightness": 0.1, "saturation": 0.2}
 DRIFTS = {"brightness": ("darker", "brighter"), "saturation": ("less saturated", "more saturated")}
-FEW_PROMPTS, LONG_RUN_UPDATES = 200, 500
+FEW_PROMPTS, LONG_RUN_IMAGES = 200, 500
 MANY_REPEATS = 100
 GROUP = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 WILDCARD = re.compile(r"__[^_\s].*?__")
@@ -174,9 +174,10 @@ def too_few_prompts(facts: RunFacts) -> Finding | None:
     """Prompts that come so often that the student learns them by heart."""
     config = facts.config
     count = sum(min(variants(prompt), FEW_PROMPTS) for prompt in facts.prompts[:FEW_PROMPTS])
-    if not facts.prompts or config.steps < LONG_RUN_UPDATES or count >= FEW_PROMPTS:
+    images = config.steps * config.batch_size
+    if not facts.prompts or images < LONG_RUN_IMAGES or count >= FEW_PROMPTS:
         return None
-    repeats = config.steps * config.batch_size / count
+    repeats = images / count
     if repeats < MANY_REPEATS:
         return None
     return Finding(

@@ -25,7 +25,7 @@ def test_defaults_are_valid_and_round_trip_through_json():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"anchor_step": 29}, "teacher's grid has only 28 steps"),
+        ({"anchor_step": 13}, "teacher's grid has only 12 steps"),
         ({"num_steps": 1}, "least allowed is 2"),
         ({"student_rank": 0}, "least allowed is 1"),
         ({"num_anchored_steps": 4}, "at most 3"),
@@ -34,7 +34,7 @@ def test_defaults_are_valid_and_round_trip_through_json():
         ({"max_grad_norm": 0.0}, "least allowed"),
         ({"resolution": "\u00b2"}, "not understood"),
         ({"num_anchored_steps": 2, "teacher_steps": 30}, "multiple of 4"),
-        ({"num_anchored_steps": 2, "anchor_step": 14}, "before the second"),
+        ({"num_anchored_steps": 2, "anchor_step": 6}, "before the second"),
         ({"objective": "magic"}, "expected one of dp_dmd"),
         ({"student_lr": float("nan")}, "finite"),
         ({"student_lr": "fast"}, "expected float"),
@@ -64,8 +64,10 @@ def test_nonsense_is_named(values, message):
 
 def test_the_default_anchor_is_the_end_of_the_first_step():
     config = DistillConfig()
+    assert (config.effective_teacher_steps, config.effective_anchor_step) == (12, 3)
+    config = DistillConfig(teacher_steps=0)
     assert (config.effective_teacher_steps, config.effective_anchor_step) == (28, 7)
-    config = DistillConfig(num_steps=8)
+    config = DistillConfig(num_steps=8, teacher_steps=0)
     assert (config.effective_teacher_steps, config.effective_anchor_step) == (56, 7)
     config = DistillConfig(teacher_steps=30)
     assert config.effective_anchor_step == 8

@@ -243,10 +243,13 @@ def test_options_given_by_hand_win_over_a_preset_and_that_over_a_file(tmp_path, 
         "dpdmd_studio.cli.queue_distill",
         lambda arguments, request, prompts: asked.append(request.config) or 0,
     )
-    (tmp_path / "s.json").write_text(text_of({"steps": 2, "batch_size": 3, "student_rank": 5}))
+    (tmp_path / "s.json").write_text(
+        text_of({"steps": 2, "micro_batch_size": 1, "student_rank": 5})
+    )
     named = distill_command(tmp_path, "--settings", str(tmp_path / "s.json"))
     assert main([*named, "--preset", "12gb", "--steps", "1"]) == main(named) == 0
-    assert [(c.steps, c.batch_size, c.student_rank) for c in asked] == [(1, 2, 5), (2, 3, 5)]
+    found = [(c.steps, c.micro_batch_size, c.student_rank) for c in asked]
+    assert found == [(1, 2, 5), (2, 1, 5)]
 
 
 def test_a_broken_settings_file_stops_before_anything_is_made(tmp_path, home, capsys):

@@ -79,7 +79,7 @@ PROMPT_FILES = {
     "not utf-8": ("caf\xe9\n".encode("latin-1"), "UTF-8"),
 }
 SETTINGS = {
-    "K too large": (["--anchor-step", "99"], "28 steps"),
+    "K too large": (["--anchor-step", "99"], "12 steps"),
     "one step": (["--num-steps", "1"], "least allowed is 2"),
     "rank zero": (["--student-rank", "0"], "least allowed is 1"),
     "odd resolution": (["--resolution", "1001x1024"], "multiples of"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from count_memory import count, counted_rows, model_in, published_model, reckoned
+from count_memory import config_of, count, counted_rows, model_in, published_model, reckoned
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
@@ -94,6 +94,6 @@ def test_the_arithmetic_is_never_below_the_count_and_not_far_above_it(name, conf
 def test_the_kept_counts_are_those_of_todays_update():
     """One of them is counted again: a change of the update's memory has to be fitted anew."""
     name, settings = "sd1", {"lora_layers": "attention", "student_rank": 16, "fake_rank": 16}
-    config = DistillConfig.from_dict(settings)
+    config = config_of(settings)
     (kept,) = [row for family, c, row in counted_rows() if (family, c) == (name, config)]
     assert count(published_model(name, config), config) == kept

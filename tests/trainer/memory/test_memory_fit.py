@@ -52,7 +52,7 @@ def test_what_fits_is_left_as_it_is():
     ],
 )
 def test_sdxl_goes_down_only_as_far_as_the_card_asks(free, taken):
-    fit = fit_memory(DistillConfig(), sdxl_needs, FreeMemory(free * GIB, free * GIB))
+    fit = fit_memory(DistillConfig(batch_size=1), sdxl_needs, FreeMemory(free * GIB, free * GIB))
     assert [fallback.name for fallback in fit.fallbacks] == taken and fit.fits
     assert sdxl_needs(fit.config) <= free * GIB
     if taken:

@@ -7,6 +7,7 @@ from statistics import mean
 import pytest
 import torch
 from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.presets import PRESETS
 from dpdmd_studio.core.diffusion.guidance import NO_GUIDANCE, Guidance
 from dpdmd_studio.core.diffusion.schedule import FlowSchedule
 from dpdmd_studio.trainer.method.dp_dmd import fake_update, student_update
@@ -52,6 +53,13 @@ def counts(config: DistillConfig) -> tuple[float, float, float]:
     steps = range(min(found), config.num_steps)  # each is drawn as often as the others
     forwards, again, backwards = zip(*(found[step] for step in steps), strict=True)
     return mean(forwards), mean(again), mean(backwards)
+
+
+@pytest.mark.parametrize("family", PRESETS)
+def test_a_preset_of_16_gb_costs_at_most_22_forwards_an_image(family):
+    config = DistillConfig(**PRESETS[family]["16gb"])
+    assert sum(counts(config)) <= 22
+    assert config.batch_size >= 4
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from ...core.errors import SettingsError
 
 MEMORIES = ("6gb", "8gb", "12gb", "16gb", "24gb")
 
-# Four images an update or more, one after the other where memory is short: one alone collapses.
-_ONE_BY_ONE: dict[str, Any] = {"micro_batch_size": 1}
+# Four images an update, one after the other where memory is short: a batch of one loses variety.
+_FOUR: dict[str, Any] = {"batch_size": 4}
+_ONE_BY_ONE: dict[str, Any] = _FOUR | {"micro_batch_size": 1}
 _CHECKPOINTED: dict[str, Any] = _ONE_BY_ONE | {"gradient_checkpointing": True}
 _SMALLEST: dict[str, Any] = _CHECKPOINTED | {"offload_optimizer": True, "base_weights": "int8"}
 
@@ -19,9 +20,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "sd1": {
         "6gb": _CHECKPOINTED,
         "8gb": _CHECKPOINTED,
-        "12gb": {"micro_batch_size": 2},
-        "16gb": {},
-        "24gb": {},
+        "12gb": _FOUR | {"micro_batch_size": 2},
+        "16gb": _FOUR,
+        "24gb": _FOUR,
     },
     "sdxl": {
         "8gb": _SMALLEST,
@@ -39,7 +40,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "8gb": _SMALLEST,
         "12gb": _CHECKPOINTED,
         "16gb": _CHECKPOINTED,
-        "24gb": {"gradient_checkpointing": True},
+        "24gb": _FOUR | {"gradient_checkpointing": True},
     },
 }
 

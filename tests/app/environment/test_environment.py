@@ -263,3 +263,12 @@ def test_the_queue_needs_the_worker_where_the_library_of_locks_is_missing(word, 
     with monkeypatch.context() as patch:
         patch.setattr(program.importlib.util, "find_spec", lambda name: None)
         assert program.needs_worker([word])
+
+
+@pytest.mark.parametrize("said", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_waiting_threads_sleep_soon_unless_somebody_says_how_they_wait(said):
+    from dpdmd_studio import __main__ as program
+
+    variables = dict(said)
+    program.share_cores(variables)
+    assert variables == (said or {"GOMP_SPINCOUNT": program.SPINS})

@@ -32,8 +32,6 @@ GROUP_TITLES = {
 class Once(argparse.Action):
     """Keeps a file, and refuses a second one in its place: whoever names two wants both."""
 
-    given: Any = None
-
     def __call__(
         self,
         parser: argparse.ArgumentParser,
@@ -42,11 +40,11 @@ class Once(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Keep it; argparse's contract."""
-        if self.given not in (None, values):
+        given = getattr(namespace, self.dest)
+        if given not in (None, values):
             raise argparse.ArgumentError(
-                self, f"given twice, as {self.given} and as {values}; expected once"
+                self, f"given twice, as {given} and as {values}; expected once"
             )
-        self.given = values
         setattr(namespace, self.dest, values)
 
 

@@ -10,6 +10,8 @@ from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.presets import PRESETS
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.app.estimate import (
+    ALLOCATOR_SHARE,
+    DRIVER_BYTES,
     GIB,
     SPEED_SETTINGS,
     arithmetic_memory,
@@ -102,8 +104,11 @@ def test_a_stored_base_takes_what_it_is_stored_in():
 def test_presets_fit_their_cards():
     for kind, presets in PRESETS.items():
         for name, settings in presets.items():
-            needed = 0.6 + 1.08 * gib(kind, **{"batch_size": DistillConfig().batch_size} | settings)
-            assert needed < float(name.removesuffix("gb")), (kind, name)
+            needed = (1 + ALLOCATOR_SHARE) * gib(kind, **settings) + DRIVER_BYTES / GIB
+            assert settings["batch_size"] >= 4 and needed < float(name.removesuffix("gb")), (
+                kind,
+                name,
+            )
 
 
 def test_the_embedded_teacher_takes_next_to_nothing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -272,3 +273,21 @@ def test_waiting_threads_sleep_soon_unless_somebody_says_how_they_wait(said):
     variables = dict(said)
     program.share_cores(variables)
     assert variables == (said or {"GOMP_SPINCOUNT": program.SPINS})
+
+
+def test_the_command_line_says_it_before_any_library_is_loaded():
+    script = (
+        "import os, runpy, sys\n"
+        "sys.argv = ['it', 'inspect', 'nowhere.safetensors']\n"
+        "try:\n    runpy.run_path(os.environ['PROGRAM'], run_name='__main__')\n"
+        "except SystemExit as ended:\n"
+        "    print(ended.code, os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)\n"
+    )
+    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=kept | {"PROGRAM": str(env.ROOT / "__main__.py")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["2", "1000", "False"], done.stderr

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import lora_networks
 import pytest
 import torch
+from dpdmd_studio.app.config.request import ModelFiles
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.lora.file import NewLora, write_lora
+from dpdmd_studio.core.recipe.recipe import Anchor
 from dpdmd_studio.trainer.commands import compare as command
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 
@@ -74,6 +79,21 @@ def test_two_loras_with_teacher_rivals_and_report(files, loras, prompts, tmp_pat
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "http" not in page.replace("http-equiv", "")
     assert len(list(output.glob("grid-*.png"))) == 6
+
+
+@pytest.mark.parametrize(("grid", "steps"), [(12, 28), (56, 56)])
+def test_a_coarse_grid_of_anchors_is_not_the_teachers(grid, steps, files, tmp_path):
+    anchor = Anchor(sigma=14.0, timestep=999.0, steps=3, grid=grid)
+    recipe = replace(lora_networks.RECIPES["sd1"], anchor=anchor)
+    lora: Any = SimpleNamespace(recipe=recipe, path=tmp_path / "one.safetensors")
+    students = [command.Student("one", lora, 1.0, torch.tensor(recipe.sigmas), 1.0)]
+    request = command.CompareRequest(
+        model=ModelFiles(checkpoint=str(files["sd1"])), prompts=("a",), seeds=(0, 1),
+        output=tmp_path, loras=(),
+    )  # fmt: skip
+    checkpoint = open_checkpoint(files["sd1"], dtype=torch.float32, device="cpu")
+    teacher = command.arm_settings(request, checkpoint, students, {})[0]
+    assert len(teacher.stages[0].sigmas) - 1 == steps
 
 
 def test_a_zero_terminal_snr_teacher_is_drawn_with_the_rescale_that_it_is_trained_with(

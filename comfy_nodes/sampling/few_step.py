@@ -42,7 +42,8 @@ LATENT = node_input("LATENT", "An empty latent, or an image's with denoise below
 SEED = seed_input("The same seed gives core's KSampler the same noise.")
 STEPS = node_input(
     "INT",
-    "0 takes the recipe's own number. Other numbers keep the spacing of its grid.",
+    "0 takes the recipe's own number. Other numbers keep the spacing of its grid: up to twice as "
+    "many mostly draw as well or better, fewer lose variety and detail.",
     default=0,
     min=0,
     max=MAX_STEPS,

@@ -51,7 +51,13 @@ class LoadLora:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """Inputs of the node."""
         names, limits = folders.file_names("loras"), {"min": -10.0, "max": 10.0, "step": 0.01}
-        strength = node_input("FLOAT", "Few-step LoRAs are made for 1.0.", default=1.0, **limits)
+        strength = node_input(
+            "FLOAT",
+            "Few-step LoRAs are made for 1.0. A little less mostly draws as well; above 1 seeds "
+            "look more alike.",
+            default=1.0,
+            **limits,
+        )
         return {
             "required": {
                 "model": node_input("MODEL", "The checkpoint that the LoRA was made for."),

@@ -138,10 +138,7 @@ def plan(recipe: Recipe, *, steps: int = 0, denoise: float = 1.0, exact: bool = 
     sigmas = torch.tensor(recipe.sigmas, dtype=torch.float32)
     if steps and steps != recipe.num_steps:
         sigmas = respaced(recipe, steps)
-        notes.append(
-            f"The LoRA was trained for {recipe.num_steps} steps; {steps} follow the same spacing, "
-            "which it has not seen."
-        )
+        notes.append(steps_note(recipe.num_steps, steps))
     if denoise != 1:
         whole = sigmas
         sigmas = _exact(recipe, sigmas, denoise) if exact else partial_sigmas(sigmas, denoise)
@@ -152,6 +149,20 @@ def plan(recipe: Recipe, *, steps: int = 0, denoise: float = 1.0, exact: bool = 
                 f"steps, which is {left / total:.2g}."
             )
     return Plan(sigmas, recipe.guidance_scale, recipe.solver, tuple(notes))
+
+
+def steps_note(trained: int, steps: int) -> str:
+    """What to expect of another number of steps than trained for (docs/fidelity.md counts it)."""
+    if steps < trained:
+        advice = "Fewer steps lose variety and detail."
+    elif steps <= 2 * trained:
+        advice = "Up to twice as many mostly draw as well or better."
+    else:
+        advice = "More than twice as many were never tried."
+    return (
+        f"The LoRA was trained for {trained} steps; {steps} follow the same spacing, which it has "
+        f"not seen. {advice}"
+    )
 
 
 def _exact(recipe: Recipe, sigmas: Tensor, denoise: float) -> Tensor:

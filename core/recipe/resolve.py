@@ -100,6 +100,8 @@ class Asked:
 
 
 AS_TRAINED = Asked()
+LITTLE_LESS = 0.7
+"""From this strength to 1 a few-step LoRA mostly draws as well as at 1."""
 """What the LoRA says, from start to end."""
 
 
@@ -320,9 +322,16 @@ def _kind_advice(kind: str, words: Words) -> str:
 
 
 def _strength_note(lora: LoraFacts) -> str:
+    """What to expect of another strength than trained for (docs/fidelity.md counts it)."""
+    if lora.strength > 1:
+        advice = "Above it seeds look more alike."
+    elif lora.strength >= LITTLE_LESS:
+        advice = "A little less mostly draws as well, with more variety."
+    else:
+        advice = "So much less is too little for its few steps."
     return (
         f"{lora.name or 'The LoRA'} is at strength {lora.strength:g}; it was trained for 1.0, "
-        "where its steps and noise levels are right."
+        f"where its steps and noise levels are right. {advice}"
     )
 
 

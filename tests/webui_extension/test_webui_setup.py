@@ -311,7 +311,8 @@ def test_the_number_of_steps_can_be_chosen_and_what_was_not_trained_is_told():
     setup = found("<lora:few:1>", steps=6)
     assert setup.steps == 6 and setup.describe() == "few: 6 steps, CFG 1"
     assert setup.notes == (
-        "The LoRA was trained for 4 steps; 6 follow the same spacing, which it has not seen.",
+        "The LoRA was trained for 4 steps; 6 follow the same spacing, which it has not seen. Up to "
+        "twice as many mostly draw as well or better.",
     )
     lcm = found("<lora:style:1>", kind="LCM", steps=8)
     assert lcm.recipe == KNOWN_STUDENTS["LCM"].recipe("sd1", "eps", num_steps=8)

@@ -68,8 +68,14 @@ def test_the_trained_plan_is_the_recipe_itself_without_a_word():
 def test_other_counts_keep_the_spacing_and_say_so(recipe, steps, expected):
     found = plan(recipe, steps=steps)
     assert found.sigmas.tolist() == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    advice = "Fewer steps lose" if steps < 4 else "Up to twice as many"
     assert f"trained for 4 steps; {steps} follow the same spacing" in found.note
+    assert advice in found.note
     assert len(found.sigmas) == steps + 1
+
+
+def test_more_than_twice_as_many_steps_are_said_to_be_untried():
+    assert "More than twice as many were never tried." in plan(SD1, steps=9).note
 
 
 @pytest.mark.parametrize("recipe", [SD1, SDXL_V, SD3, UNEVEN])

@@ -160,10 +160,11 @@ def test_notes_come_in_the_order_of_their_weight():
     assert found.notes == (
         "few and other are both few-step LoRAs and do the same work twice: take one off.",
         "few is at strength 0.7; it was trained for 1.0, where its steps and noise levels are "
-        "right.",
+        "right. A little less mostly draws as well, with more variety.",
         "other is at strength 0.5; it was trained for 1.0, where its steps and noise levels are "
-        "right.",
-        "The LoRA was trained for 4 steps; 2 follow the same spacing, which it has not seen.",
+        "right. So much less is too little for its few steps.",
+        "The LoRA was trained for 4 steps; 2 follow the same spacing, which it has not seen. Fewer "
+        "steps lose variety and detail.",
     )
     assert found.plan.note == "\n".join(found.notes)
 

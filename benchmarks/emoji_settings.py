@@ -22,6 +22,7 @@ BEFORE = {"batch_size": 1, "steps": 1000, "fake_updates": 5, "teacher_steps": 28
 FOUR = BEFORE | {"batch_size": 4, "steps": 400}
 CHEAP = FOUR | {"fake_updates": 2, "teacher_steps": 12}
 SIXTEEN = CHEAP | {"batch_size": 16, "steps": 100}
+EIGHT = CHEAP | {"batch_size": 8, "steps": 200}
 ARMS: dict[str, dict[str, object]] = {
     "one": BEFORE,
     "cheap": CHEAP,
@@ -34,13 +35,15 @@ ARMS: dict[str, dict[str, object]] = {
     "cheap, average .98": CHEAP | {"ema_decay": 0.98},
     "cheap, two anchors": CHEAP | {"num_anchored_steps": 2},
     "cheap, sixteen": SIXTEEN,
-    "sixteen, eight": SIXTEEN | {"batch_size": 8, "steps": 200},
+    "sixteen, eight": EIGHT,
     "sixteen, half more of the rate": SIXTEEN | {"student_lr": 1.5e-3, "fake_lr": 1.5e-3},
     "sixteen, two anchors": SIXTEEN | {"num_anchored_steps": 2},
     "sixteen, head start": SIXTEEN | {"fake_head_start": 20},
     "sixteen, high noise first": SIXTEEN | {"renoise_anneal_steps": 25},
     "sixteen, real score unguided above 800": SIXTEEN | {"real_guidance_high": 800},
     "sixteen, lambda .2": SIXTEEN | {"diversity_weight": 0.2},
+    "sixteen, lambda .5": SIXTEEN | {"diversity_weight": 0.5},
+    "eight, lambda .2": EIGHT | {"diversity_weight": 0.2},
     "sixteen, rank 16": SIXTEEN | {"student_rank": 16, "fake_rank": 16},
     "sixteen, fresh samples": SIXTEEN | {"share_rollouts": False},
     "sixteen, 4 fake": SIXTEEN | {"fake_updates": 4},

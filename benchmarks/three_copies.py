@@ -32,7 +32,15 @@ class ThreeCopies:
     The network of the call becomes the teacher.
     """
 
-    def __init__(self, call: NetworkCall, *, num_steps: int, anchor: int, guidance: float) -> None:
+    def __init__(
+        self,
+        call: NetworkCall,
+        *,
+        num_steps: int,
+        anchor: int,
+        guidance: float,
+        learning_rate: float = 1e-6,
+    ) -> None:
         def copied(trainable: bool) -> NetworkCall:
             network = copy.deepcopy(call.network) if trainable else call.network
             network.requires_grad_(trainable)
@@ -42,7 +50,9 @@ class ThreeCopies:
 
         self.student, self.fake, self.teacher = copied(True), copied(True), copied(False)
         self.optimizers = {
-            role: torch.optim.AdamW(network.network.parameters(), lr=1e-6, weight_decay=0.0)
+            role: torch.optim.AdamW(
+                network.network.parameters(), lr=learning_rate, weight_decay=0.0
+            )
             for role, network in (("student", self.student), ("fake", self.fake))
         }
         self.guidance, self.anchor = guidance, anchor

@@ -48,15 +48,15 @@ def fallbacks_left(config: DistillConfig, processes: int = 1) -> list[Fallback]:
         processes: of the run; images are those of the one with the largest share of the batch.
     """
     found = []
-    if not config.gradient_checkpointing:
-        words = "passes with gradients take about a third longer"
-        found.append(Fallback("gradient_checkpointing", True, words))
     share = -(-config.batch_size // processes)
     size = min(config.micro_batch_size or share, share)
     if size > 1:
         half = (size + 1) // 2
         words = f"{half} of {share} images at a time; the gradients stay the same"
         found.append(Fallback("micro_batch_size", half, words))
+    if not config.gradient_checkpointing:
+        words = "passes with gradients take about a third longer"
+        found.append(Fallback("gradient_checkpointing", True, words))
     if not config.offload_optimizer:
         words = "Adam's moments wait in the computer's memory between steps; the same result"
         found.append(Fallback("offload_optimizer", True, words, eases_step=True))

@@ -11,19 +11,23 @@ constant stands for the size of these networks, and only ratios to it are learne
 tuned is tuned on captions that training uses, too (the default); --held-out counts captions and
 seeds that nothing has seen. The teacher's own lines and its noise (itself on other seeds) are
 drawn and counted once for a folder, which is one teacher's. A run that is in the folder is not made
-again; `table` prints means over training seeds, the worst in brackets. Seconds are the processor's.
+again; `table` prints means over training seeds, the worst in brackets. Seconds are the processor's,
+of training alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from unittest.mock import patch
 
 import mounting  # noqa: F401  (makes dpdmd_studio importable)
 import numpy as np
@@ -33,6 +37,7 @@ from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.trainer.commands import demo
 from dpdmd_studio.trainer.commands.distill import create_run, run_distillation
 from dpdmd_studio.trainer.evaluation.evaluate import ArmSetting, EvaluationSet, Stage, draw_timed
+from dpdmd_studio.trainer.evaluation.monitor import Monitor
 from dpdmd_studio.trainer.evaluation.run_evaluation import (
     evaluation_set,
     run_arms,
@@ -113,18 +118,34 @@ def train(options: argparse.Namespace, seed: int) -> None:
     prompts = captions.caption_sample(False, demo.TRAINING_PROMPTS, seed)
     run = create_run(folder / "run", request, prompts, overwrite=True)
     started = time.process_time()
-    outcome = run_distillation(run, on_progress=lambda _: None, with_report=False)
+    with measuring() as measured_for:
+        outcome = run_distillation(run, on_progress=lambda _: None, with_report=False)
     if not outcome.finished:
         raise SystemExit(f"{run.path} stopped after {outcome.step} updates; nothing is counted.")
-    seconds = time.process_time() - started
+    seconds = time.process_time() - started - sum(measured_for)
     session = outcome.session
     arms = measured(session, arms_of(session, options.held_out), options.folder, options.held_out)
     for kinds in arms.values():
         kinds["seconds"] = seconds
     part = "held-out" if options.held_out else "tuning"
-    result = {"base": options.base, "set": options.set, "arms": arms}
+    kept_step = run.read_json("result.json")["kept_step"]
+    result = {"base": options.base, "set": options.set, "kept_step": kept_step, "arms": arms}
     (folder / f"{part}.json").write_text(json.dumps(result, indent=1))
     say(f"{options.name} seed {seed}: {row(list(arms)[-1], [list(arms.values())[-1]])}")
+
+
+@contextlib.contextmanager
+def measuring() -> Iterator[list[float]]:
+    """Processor seconds of each measurement that a run makes inside, which choose its student."""
+    measure, found = Monitor.measure, []
+
+    def timed(monitor: Monitor, step: int) -> None:
+        started = time.process_time()
+        measure(monitor, step)
+        found.append(time.process_time() - started)
+
+    with patch.object(Monitor, "measure", timed):
+        yield found
 
 
 def arms_of(session, held_out: bool) -> list[ArmSetting]:

@@ -141,7 +141,7 @@ class DistillConfig:
         within=(1, 15),
     )
     diversity_weight: float = of_student(
-        0.05, "lambda: weight of the anchored steps' loss.", within=(0.0, 100.0)
+        0.2, "lambda: weight of the anchored steps' loss; the paper's is .05.", within=(0.0, 100.0)
     )
     objective: str = of_student(
         "dp_dmd",
@@ -161,8 +161,8 @@ class DistillConfig:
     )
 
     # Training
-    steps: int = knob(400, "Student updates.", within=(1, 1_000_000))
-    batch_size: int = knob(4, "Images per update.", within=(1, 1024))
+    steps: int = knob(200, "Student updates.", within=(1, 1_000_000))
+    batch_size: int = knob(8, "Images per update.", within=(1, 1024))
     fake_updates: int = knob(2, "Fake-score updates per student update.", within=(1, 100))
     fake_head_start: int = knob(
         0, "Fake-score updates before the first student update.", within=(0, 100_000)
@@ -200,10 +200,10 @@ class DistillConfig:
         within=(0, 1000),
     )
     keep: str = knob(
-        "best",
-        "Which student is written: the best measured one, where one is clearly better than the "
-        "last, or always the last.",
-        choices=("best", "last"),
+        "last",
+        "Which student is written: always the last, or the best measured one where one is clearly "
+        "better than the last.",
+        choices=("last", "best"),
     )
     seed: int = knob(0, "Seed of prompts, noise and initial weights.", within=(0, 2**31 - 1))
 
@@ -243,16 +243,16 @@ class DistillConfig:
     )
     fit_memory: bool = of_machine(True, "Save more memory where too little is free.")
     save_every: int = of_machine(
-        100,
+        50,
         "Student updates between saved LoRAs, and states to resume from; a large state is saved at "
         "most every ten minutes.",
         within=(1, 1_000_000),
     )
     preview_every: int = of_machine(
-        100, "Student updates between previews; 0 makes none.", within=(0, 1_000_000)
+        50, "Student updates between previews; 0 makes none.", within=(0, 1_000_000)
     )
     evaluate_every: int = of_machine(
-        100,
+        50,
         "Student updates between measurements of its diversity and its distance from the teacher; "
         "0 makes none.",
         within=(0, 1_000_000),

@@ -8,9 +8,10 @@ from ...core.errors import SettingsError
 
 MEMORIES = ("6gb", "8gb", "12gb", "16gb", "24gb")
 
-# Four images an update, one after the other where memory is short: a batch of one loses variety.
-_FOUR: dict[str, Any] = {"batch_size": 4}
-_ONE_BY_ONE: dict[str, Any] = _FOUR | {"micro_batch_size": 1}
+# Eight images an update, one after the other where memory is short: small batches lose variety.
+_EIGHT: dict[str, Any] = {"batch_size": 8}
+_FOUR_AT_ONCE: dict[str, Any] = _EIGHT | {"micro_batch_size": 4}
+_ONE_BY_ONE: dict[str, Any] = _EIGHT | {"micro_batch_size": 1}
 _CHECKPOINTED: dict[str, Any] = _ONE_BY_ONE | {"gradient_checkpointing": True}
 _SMALLEST: dict[str, Any] = _CHECKPOINTED | {"offload_optimizer": True, "base_weights": "int8"}
 
@@ -20,9 +21,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "sd1": {
         "6gb": _CHECKPOINTED,
         "8gb": _CHECKPOINTED,
-        "12gb": _FOUR | {"micro_batch_size": 2},
-        "16gb": _FOUR,
-        "24gb": _FOUR,
+        "12gb": _EIGHT | {"micro_batch_size": 2},
+        "16gb": _FOUR_AT_ONCE,
+        "24gb": _FOUR_AT_ONCE,
     },
     "sdxl": {
         "8gb": _SMALLEST,
@@ -40,7 +41,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "8gb": _SMALLEST,
         "12gb": _CHECKPOINTED,
         "16gb": _CHECKPOINTED,
-        "24gb": _FOUR | {"gradient_checkpointing": True},
+        "24gb": _FOUR_AT_ONCE | {"gradient_checkpointing": True},
     },
 }
 
@@ -51,6 +52,7 @@ DEMO: dict[str, Any] = {
     "teacher_steps": 16,
     "fake_updates": 2,
     "num_anchored_steps": 2,
+    "diversity_weight": 0.05,
     "gradient_steps": "last",
     "student_rank": 32,
     "fake_rank": 32,

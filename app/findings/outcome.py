@@ -146,7 +146,7 @@ def best_student(facts: RunFacts) -> Finding | None:
             if written
             else "Chance may explain the difference."
             if not clear
-            else "The run keeps the last one, as asked; set keep to best for the other."
+            else "The run keeps the last one; set keep to best for the other."
         ),
     )
 

@@ -42,7 +42,7 @@ def test_what_is_counted_is_what_the_trainer_draws():
     drawn = object.__new__(previews.Previews)
     drawn._session = SimpleNamespace(config=DistillConfig(**asked))  # type: ignore[assignment]
     students = [step for step in range(1, 251) if drawn.due(step)]
-    assert students == [10, 100, 200, 250]  # the first one early: one sees that it works
+    assert students == [5, 100, 200, 250]  # the first one early: one sees that it works
     counted = use(**asked).images / (1024 * 1024 * disk.BYTES_OF_A_PIXEL)
     assert counted == disk.IMAGES_OF_A_PREVIEW * len(["teacher", *students])
     often = object.__new__(previews.Previews)

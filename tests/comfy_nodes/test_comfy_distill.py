@@ -164,7 +164,7 @@ def test_every_shown_setting_is_one_knob_with_its_bounds_and_words():
             assert options["max"] == spec.metadata["high"]
             assert options["default"] in (0, spec.default)
     assert inputs["num_steps"][1]["default"] == 4
-    assert inputs["steps"][1]["default"] == 0 and "400" in inputs["steps"][1]["tooltip"]
+    assert inputs["steps"][1]["default"] == 0 and "200" in inputs["steps"][1]["tooltip"]
     assert inputs["seed"][1]["control_after_generate"] is False
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..training.session import Session
 
 PREVIEW_PROMPTS = 3
-EARLY = 10
+EARLY = 5
 """Updates after which a first student is drawn, long before the first of the regular ones."""
 PREVIEW_SEEDS = (1_000_001, 1_000_002, 1_000_003)
 log = logging.getLogger("dpdmd_studio.evaluation")

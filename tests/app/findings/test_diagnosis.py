@@ -205,17 +205,17 @@ def test_the_advice_on_diversity_names_settings_and_the_nearest_student():
     lines = measured([0.9, 0.95, 0.7], [0.02, 0.01, 0.03])
     first = diagnose_facts(facts(evaluations=lines))[0]
     assert "vary 70% as much" in first.text and "95% at best" in first.text
-    assert "0.1 in place of 0.05" in first.text and "that of update 20" in first.text
+    assert "0.4 in place of 0.2" in first.text and "that of update 20" in first.text
     plain = diagnose_facts(facts(evaluations=lines, settings={"objective": "dmd"}))[0]
     assert "use dp_dmd" in plain.text
 
 
 def test_the_best_student_is_named_and_chance_is_called_chance():
-    clear = diagnose_facts(facts(evaluations=measured([0.9] * 3, [0.02, 0.01, 0.03])))
+    lines = measured([0.9] * 3, [0.02, 0.01, 0.03])
+    clear = diagnose_facts(facts(evaluations=lines, settings={"keep": "best"}))
     assert [f.title for f in clear] == ["The best student so far is that of update 20"]
     assert "the earlier one is written" in clear[0].text
-    last = facts(evaluations=measured([0.9] * 3, [0.02, 0.01, 0.03]), settings={"keep": "last"})
-    assert "keeps the last one, as asked" in diagnose_facts(last)[0].text
+    assert "keeps the last one; set keep" in diagnose_facts(facts(evaluations=lines))[0].text
     lines = measured([0.9] * 2, [0.02, 0.0201])
     lines[1]["distances"] = [0.03, 0.01, 0.0203]
     assert "Chance may explain" in diagnose_facts(facts(evaluations=lines))[0].text

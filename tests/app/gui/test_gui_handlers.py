@@ -178,7 +178,7 @@ def test_what_was_detected_is_said_and_presets_suit_it(files):
     settings = distill_form.apply_preset(values)
     assert settings["gradient_checkpointing"] is True and settings["offload_optimizer"] is True
     larger = distill_form.apply_preset(values | {"memory": "24gb"})
-    assert (larger["batch_size"], larger["micro_batch_size"]) == (4, 1)
+    assert (larger["batch_size"], larger["micro_batch_size"]) == (8, 1)
     assert not larger.get("gradient_checkpointing")
 
 

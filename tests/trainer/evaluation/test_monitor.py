@@ -32,7 +32,8 @@ def few_seeds(monkeypatch):
 
 
 def measured_run(folder, checkpoint, prompts=PROMPTS, **settings) -> RunDirectory:
-    config = TINY | {"evaluate_every": 1, "evaluation_prompts": 2, "teacher_steps": 4} | settings
+    measured = {"evaluate_every": 1, "evaluation_prompts": 2, "teacher_steps": 4, "keep": "best"}
+    config = TINY | measured | settings
     request = DistillRequest(
         model=ModelFiles(checkpoint=str(checkpoint)),
         config=DistillConfig.from_dict(config),

@@ -14,7 +14,8 @@ from dpdmd_studio.trainer.model import loss_scale
 from dpdmd_studio.trainer.model.loss_scale import GROWS_AFTER, HIGHEST, MOST_IN_A_ROW, LossScale
 from tiny_runs import distil, final_state, heard, metrics_of, new_run, request_stop
 
-HALF = {"dtype": "float16", "ema_decay": 0.0, "fake_updates": 1}
+# with a larger weight the random network overflows at once
+HALF = {"dtype": "float16", "ema_decay": 0.0, "fake_updates": 1, "diversity_weight": 0.05}
 
 
 def poison(monkeypatch, updates) -> None:

@@ -19,8 +19,12 @@ import emoji_students
 import torch
 
 BEFORE: dict[str, Any] = {
-    "batch_size": 1, "steps": 1000, "fake_updates": 5, "teacher_steps": 28, "diversity_weight": 0.05,
-}  # fmt: skip
+    "batch_size": 1,
+    "steps": 1000,
+    "fake_updates": 5,
+    "teacher_steps": 28,
+    "diversity_weight": 0.05,
+}
 """The defaults until these were compared; "eight, lambda .2" has those that came of it."""
 CHEAP = BEFORE | {"batch_size": 4, "steps": 400, "fake_updates": 2, "teacher_steps": 12}
 EIGHT = CHEAP | {"batch_size": 8, "steps": 200}

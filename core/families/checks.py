@@ -181,9 +181,13 @@ def _check_vae_file(path: Path, detection: Detection) -> TensorFile:
     """Header of a VAE file that the user named, once it is known to suit the model's latents.
 
     Raises:
-        CheckpointError: it cannot be read, or is for latents of other channels.
+        CheckpointError: it cannot be read, is no VAE, or is for latents of other channels.
     """
     file = read_model_header(path)
     kind = family(detection.family).vae.kind
-    check_decoder([file], detection.latent_channels, f"VAE {path.name}", kind)
+    if not check_decoder([file], detection.latent_channels, f"VAE {path.name}", kind):
+        raise CheckpointError(
+            f"{path.name} holds no VAE decoder (--vae). Give a VAE or a TAESD decoder as "
+            ".safetensors."
+        )
     return file

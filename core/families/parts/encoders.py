@@ -327,9 +327,10 @@ def encoders_in_use(
     if absent and (family.text.needs_all or not wanted):
         options = [f"{_option(kind)} FILE" for kind in absent if kind in FILES]
         advice = f"give {' '.join(options)}, or use" if options else "use"
+        wanting = ("it" if len(absent) == 1 else "all of them") if family.text.needs_all else "one"
         raise CheckpointError(
             f"{name} has no {' and no '.join(map(encoder_title, absent))}. "
-            f"{family.label} needs {'all of them' if family.text.needs_all else 'one'}: "
+            f"{family.label} needs {wanting}: "
             f"{advice} the full checkpoint."
         )
     if not absent:

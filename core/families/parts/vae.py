@@ -28,8 +28,8 @@ def tiny_layout(tensors: Mapping[str, TensorInfo]) -> tuple[str, int] | None:
 
 def check_decoder(
     files: Sequence[TensorFile], channels: int, title: str, kind: Literal["kl", "wan"]
-) -> None:
-    """Refuse a VAE that is not for latents of so many channels; one that is absent passes.
+) -> bool:
+    """Whether a decoder is there; one that is not for latents of so many channels is refused.
 
     Args:
         files: headers of the file or shards it lies in.
@@ -66,7 +66,8 @@ def check_decoder(
                 f"{title} is {KIND_TITLES[found]}, but this model's latents are those of "
                 f"{KIND_TITLES[kind]}. Give the VAE of this model's family."
             )
-        return
+        return True
+    return False
 
 
 def check_vae_config(config: Mapping[str, object], facts: VaeFacts, label: str) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ from ..library.path_checks import typed_path
 from ..runs.directory import RunDirectory
 
 FEWEST_IMAGES, MOST_IMAGES = 6, 200
+HOSTS_NAMES = ("lora_unet_", "diffusion_model.")
+"""Before the names of a LoRA's tensors that hosts read."""
 TEXT_LIMITS = {"name": 200, "author": 200, "license": 200, "trigger_words": 4000}
 
 
@@ -171,7 +173,7 @@ def read_student(path: Path) -> tuple[Recipe, str]:
             f"{path.name} needs the DP-DMD sampler: no host walks its sigmas with Euler and "
             "Simple. A package states settings that everybody can choose, so it cannot be made."
         )
-    kohya = any(key.startswith("lora_unet_") for key in header.tensors)
+    kohya = any(key.startswith(HOSTS_NAMES) for key in header.tensors)
     return recipe, "kohya" if kohya else "peft"
 
 

@@ -306,7 +306,10 @@ class SharingFacts:
         label_note: what a person should know before choosing one.
         base_model: the model whose licence is inherited.
         base_title: what to call it.
+        license_terms: what the licence asks of a LoRA, where that is known; sentences.
+        tag: what Hugging Face calls the family.
         pipeline: diffusers' class.
+        from_single_file: whether that class is made of a checkpoint's file.
         diffusers_reads_kohya: whether diffusers loads a file with the hosts' key names.
         comfy_reads_peft: whether ComfyUI loads a file with diffusers' key names.
         webui_version: on a card of A1111 and Forge; a version they do not know is never hidden.
@@ -324,6 +327,9 @@ class SharingFacts:
     pipeline: str
     clip_types: tuple[str, ...]
     base_title: Callable[[str], str] = lambda title: title
+    license_terms: str = ""
+    tag: str = "stable-diffusion"
+    from_single_file: bool = True
     diffusers_reads_kohya: bool = True
     comfy_reads_peft: bool = False
     webui_version: str = "Unknown"

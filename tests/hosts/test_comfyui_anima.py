@@ -19,6 +19,7 @@ import lora_networks
 import numpy as np
 import pytest
 import torch
+from comfyui_files import ANIMA
 from comfyui_server import FOLDER, host_python, needs_comfyui
 from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
 from dpdmd_studio.app.config.request import ModelFiles
@@ -47,10 +48,6 @@ from torch import Tensor
 
 PROGRAM = Path(__file__).with_name("comfyui_anima_program.py")
 pytestmark = needs_comfyui
-TRANSFORMER = checkpoints.ANIMA_TRANSFORMER | {
-    "num_attention_heads": 16, "attention_head_dim": 12, "text_embed_dim": 1024,
-    "adaln_lora_dim": 256,
-}  # fmt: skip
 ENCODER = {
     "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -107,7 +104,7 @@ def inputs_of_cases() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     folder = tmp_path_factory.mktemp("anima")
-    network = checkpoints.drawn(anima.AnimaTransformer(**TRANSFORMER), 0)
+    network = checkpoints.drawn(anima.AnimaTransformer(**ANIMA), 0)
     adapter = checkpoints.drawn(AnimaTextConditioner(min_sequence_length=0), 1)
     sizes = {**ENCODER, "head_dim": 128}
     encoders = {"qwen3": checkpoints.qwen3.__wrapped__(1024, **sizes), "llm_adapter": adapter}

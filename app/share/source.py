@@ -15,6 +15,7 @@ from ...core.families import FAMILY_LABELS, Detection, identify, states
 from ...core.files.tensor_file import read_header
 from ...core.lora.contents import read_contents
 from ...core.recipe.recipe import Recipe, is_plain_grid, read_recipe
+from ..config.found_files import with_found_files
 from ..config.request import DistillRequest, ModelFiles
 from ..library.path_checks import typed_path
 from ..runs.directory import RunDirectory
@@ -132,7 +133,7 @@ def find_source(request: PackageRequest) -> PackageSource:
     asked = DistillRequest.from_dict(run.settings()) if run else None
     lora = _result_of(run) if run else path
     recipe, file_format = read_student(lora)
-    model = _model(request, asked)
+    model, found = with_found_files(_model(request, asked))
     detection = _checked_family(model, recipe, lora)
     checkpoint = Path(model.checkpoint)
     embedded = checkpoint.is_file() and states(read_header(checkpoint))
@@ -147,7 +148,7 @@ def find_source(request: PackageRequest) -> PackageSource:
         prompts=prompts,
         with_loras=request.with_loras or _merged(asked),
         report=request.report or _report_of(run),
-        notes=notes,
+        notes=(*notes, *found),
     )
 
 

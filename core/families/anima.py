@@ -211,6 +211,7 @@ FAMILY = base.Family(
         hidden_layer=1,
         final_norm=True,
         masked=True,
+        published={"qwen3": "qwen_3_06b_base.safetensors"},
     ),
     vae=VAE,
     lora=base.LoraFacts(

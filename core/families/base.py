@@ -221,6 +221,8 @@ class TextFacts:
             cross-attention), so that prompts of different length make one exact batch.
         masked: whether the denoiser is told which tokens are padding, which does the same. Without
             either, prompts of different length see each other's padding in one batch.
+        published: of encoders that are published apart from the denoiser: their files' names, in
+            small letters.
     """
 
     groups: tuple[EncoderGroup, ...]
@@ -235,6 +237,7 @@ class TextFacts:
     final_norm: bool = False
     repeatable: bool = False
     masked: bool = False
+    published: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def encoders(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..files.tensor_file import TensorFile, read_model_header
-from .base import Detection, TensorSource
+from .base import Detection, Family, TensorSource
 from .models import ModelHeaders, read_model
 from .parts.complete import Stored, check_tensors
 from .parts.encoders import (
@@ -18,7 +18,7 @@ from .parts.encoders import (
     encoders_in_use,
     read_encoder,
 )
-from .parts.vae import check_decoder
+from .parts.vae import check_decoder, has_decoder
 from .registry import FAMILIES, family
 from .stated import stated_encoder
 
@@ -175,6 +175,18 @@ def _check_denoiser(model: ModelHeaders) -> None:
     first = model.denoiser[0].path
     label = first.name if len(model.denoiser) == 1 else f"{first.parent.name}/"
     check_tensors(Stored(label, prefix, infos), needed, layout.denoiser_title)
+
+
+def holds_vae(path: Path, facts: Family, channels: int) -> bool:
+    """Whether a file holds the kind of VAE that the family's models have, no tiny one.
+
+    Raises:
+        CheckpointError: it cannot be read, or is for latents of other channels.
+    """
+    file = read_model_header(path)
+    if not has_decoder(file.tensors, facts.vae.kind):
+        return False
+    return check_decoder([file], channels, f"VAE {path.name}", facts.vae.kind)
 
 
 def _check_vae_file(path: Path, detection: Detection) -> TensorFile:

@@ -26,6 +26,12 @@ def tiny_layout(tensors: Mapping[str, TensorInfo]) -> tuple[str, int] | None:
     return None
 
 
+def has_decoder(tensors: Mapping[str, TensorInfo], kind: Literal["kl", "wan"]) -> bool:
+    """Whether a whole VAE's decoder of this kind is among the tensors of a file."""
+    first = {"kl": KL_INPUT, "wan": WAN_INPUT}[kind]
+    return any(prefix + first in tensors for prefix in VAE_PREFIXES)
+
+
 def check_decoder(
     files: Sequence[TensorFile], channels: int, title: str, kind: Literal["kl", "wan"]
 ) -> bool:

@@ -226,6 +226,7 @@ FAMILY = base.Family(
         ),
         base_model_version="anima",
         declared=("anima",),
+        relatives={"cosmos": "Cosmos-Predict2"},
         architecture=lambda config: "anima/lora",
     ),
     sharing=base.SharingFacts(

@@ -268,6 +268,8 @@ class LoraFacts:
         likely_names: pattern of plain module names, asked for when neither of those decided.
         base_model_version: `ss_base_model_version` of our files.
         declared: beginnings of what other trainers write there.
+        relatives: other models whose LoRAs have the same names, by how those begin, in small
+            letters, which say of themselves what they are for.
         architecture: `modelspec.architecture`, by the denoiser's config.
     """
 
@@ -282,6 +284,7 @@ class LoraFacts:
     context_width: int = 0
     likely_names: str = ""
     declared: tuple[str, ...] = ()
+    relatives: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

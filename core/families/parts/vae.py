@@ -56,6 +56,11 @@ def check_decoder(
         if name not in tensors:
             continue
         shape = tensors[name].shape
+        if name == WAN_INPUT and len(shape) == 4:
+            raise UnsupportedModelError(
+                f"{title} is {KIND_TITLES['wan']}, cut down to single images ({prefix + name!r} "
+                f"has shape {shape}), which is not read here. Give the whole VAE of that kind."
+            )
         if len(shape) != (5 if name == WAN_INPUT else 4) or not all(shape):
             raise CheckpointError(
                 f"{title}: {prefix + name!r} has shape {shape}; that of a convolution was "

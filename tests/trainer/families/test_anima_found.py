@@ -9,6 +9,7 @@ from pathlib import Path
 
 import checkpoints
 import pytest
+import torch
 from dpdmd_studio.app.config.found_files import with_found_files
 from dpdmd_studio.app.config.request import ModelFiles
 from dpdmd_studio.app.gui.forms.distill_hints import describe_checkpoint
@@ -35,6 +36,8 @@ def parts(tmp_path_factory) -> Path:
     checkpoints.save(folder / "t5xxl.safetensors", t5)
     kl = checkpoints.vae_names(checkpoints.kl_vae(16, quant_conv=False))
     checkpoints.save(folder / "ae.safetensors", kl)
+    tiny = {"1.weight": torch.ones(64, 16, 3, 3), "1.bias": torch.ones(64)}
+    checkpoints.save(folder / "taesd3.safetensors", tiny)  # for as many channels, of another VAE
     return folder
 
 
@@ -56,6 +59,7 @@ def host(parts: Path, models: Path, *, place: str, **files: tuple[str, ...]) -> 
 
 
 OTHERS = ("qwen_3_4b.safetensors", "t5xxl.safetensors")
+OTHER_VAES = ("ae.safetensors", "taesd3.safetensors")
 THIS = f"{VAE}=vae.safetensors"
 
 
@@ -71,7 +75,7 @@ THIS = f"{VAE}=vae.safetensors"
 def test_the_files_of_the_hosts_folders_are_found(parts, tmp_path, place, encoders, vaes):
     path = host(
         parts, tmp_path, place=place,
-        **{encoders: (*OTHERS, f"deeper/{ENCODER}"), vaes: ("ae.safetensors", THIS)},
+        **{encoders: (*OTHERS, f"deeper/{ENCODER}"), vaes: (*OTHER_VAES, THIS)},
     )  # fmt: skip
     model, notes = with_found_files(ModelFiles(checkpoint=str(path)))
     assert model.qwen == str(tmp_path / encoders / "deeper" / ENCODER)
@@ -83,7 +87,9 @@ def test_the_files_of_the_hosts_folders_are_found(parts, tmp_path, place, encode
 
 
 def test_files_in_the_models_own_folder_are_found_and_whole_models_are_no_parts(parts, tmp_path):
-    path = host(parts, tmp_path, place="x", x=(ENCODER, "vae.safetensors", "whole.safetensors"))
+    path = host(
+        parts, tmp_path, place="x", x=(ENCODER, "vae.safetensors", "whole.safetensors", *OTHER_VAES)
+    )
     model, notes = with_found_files(ModelFiles(checkpoint=str(path)))
     assert (model.qwen, model.vae) == (
         str(tmp_path / "x" / ENCODER),

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 from ..app.config.distill_config import REMOVED, DistillConfig
+from ..app.config.found_files import completed
 from ..app.config.request import OTHER_FILES, ModelFiles
 from ..app.library.path_checks import typed_path
 from ..core.errors import SettingsError
@@ -61,9 +62,13 @@ def add_other_files(parser: argparse.ArgumentParser) -> None:
 
 
 def model_files(arguments: argparse.Namespace) -> ModelFiles:
-    """The files that `add_model_files` asked for."""
+    """The files that `add_model_files` asked for, and those found for what is missing.
+
+    Raises:
+        CheckpointError: several text encoders fit.
+    """
     named = {name: getattr(arguments, name) for name in MODEL_FILES}
-    return ModelFiles(**{name: file and typed_path(file) for name, file in named.items()})
+    return completed(ModelFiles(**{name: f and typed_path(f) for name, f in named.items()}))
 
 
 def add_prediction(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from ..app.config.knobs import AUTO
 from ..app.config.memory_fallback import fallbacks_left
 from ..app.config.new_run import choose_resolutions
 from ..app.config.presets import MEMORIES, PRESETS
-from ..app.config.request import asked_sampling
+from ..app.config.request import ModelFiles, asked_sampling
 from ..app.disk import disk_use
 from ..app.estimate import (
     ALLOCATOR_SHARE,
@@ -103,7 +103,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
     if on_card and gains_by_half(path, asked):
         found = replace(found, dtype="float16")  # as many bytes
     if arguments.measure:
-        facts, text = _measured(arguments, config)
+        facts, text = _measured(files, config)
     else:
         seconds, text = time_of_earlier_runs(path, detection, config)
         facts = {"seconds": seconds}
@@ -185,11 +185,11 @@ def _free_memory(device: str) -> int | None:
     return free_bytes(device)
 
 
-def _measured(arguments: argparse.Namespace, config: DistillConfig) -> tuple[dict[str, Any], str]:
+def _measured(files: ModelFiles, config: DistillConfig) -> tuple[dict[str, Any], str]:
     """(seconds of all updates and peak bytes, the same in words), from a few on this device."""
     from ..trainer.commands.timed_updates import measured_updates  # heavy
 
-    update, peak = measured_updates(model_files(arguments), config)
+    update, peak = measured_updates(files, config)
     seconds = update * config.steps
     text = (
         f"Time: about {duration(seconds)} for {config.steps} updates of {update:.2f} s, measured "

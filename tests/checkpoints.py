@@ -246,6 +246,15 @@ def anima_files(folder: Path, tiny: Tiny | None = None, **how: torch.dtype) -> t
     )
 
 
+def anima_folder(folder: Path) -> Path:
+    """The folder, with a tiny Anima in it as it is published, a file each, and one file of all."""
+    tiny = anima()
+    anima_files(folder)
+    save(folder / "vae.safetensors", wan_names(tiny.vae))
+    save(folder / "whole.safetensors", file_state(tiny))
+    return folder
+
+
 def file_state(tiny: Tiny) -> State:
     """All tensors of a single-file checkpoint, names as in the wild."""
     if "llm_adapter" in tiny.encoders:

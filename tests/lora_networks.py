@@ -1,5 +1,7 @@
 """Tiny diffusers networks of each family's real layout, and random LoRA weights for them."""
 
+import dataclasses
+
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from dpdmd_studio.core import families
@@ -62,6 +64,7 @@ RECIPES = {
         resolutions=((1024, 1024),),
     )
 }
+RECIPES["anima"] = dataclasses.replace(RECIPES["sd3"], family="anima")
 for name in ("sd1", "sdxl"):
     RECIPES[name] = Recipe(
         family=name,

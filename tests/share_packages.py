@@ -17,14 +17,15 @@ from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.trainer.commands.markdown import markdown_to_html
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 
-TITLES = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3.5 medium"}
+TITLES = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3.5 medium", "anima": "Anima"}
+FLOWS = ("sd3", "anima")
 HOSTILE = '<script>alert(1)</script> **b** [x](http://e.example) "q" `c` | # 日本'
 
 
 def recipe(family: str, **changes):
     """A recipe whose levels plain hosts walk."""
     plain = lora_networks.RECIPES[family]
-    if family != "sd3":
+    if family not in FLOWS:
         sigmas = VPSchedule().sigma_at(few_step_positions(plain.num_steps)).tolist()
         plain = dataclasses.replace(plain, sigmas=tuple(sigmas), plain_host="")
     return dataclasses.replace(plain, **{"plain_host": "", **changes})
@@ -48,14 +49,25 @@ def texts_of(given: PackageFacts) -> dict[str, str]:
     return package_texts(given, markdown_to_html)
 
 
+def anima_facts(*, denoiser: str = "anima.safetensors", **changes) -> PackageFacts:
+    """Those of an Anima LoRA, its parts a file each."""
+    given = facts("anima", label="Anima", **changes)
+    detection = dataclasses.replace(given.checkpoint.detection, text_encoders=("llm_adapter",))
+    checkpoint = dataclasses.replace(
+        given.checkpoint, file=denoiser, detection=detection,
+        text_encoders=("qwen_3_06b_base.safetensors",),
+    )  # fmt: skip
+    return dataclasses.replace(given, checkpoint=checkpoint)
+
+
 def facts(family: str, **changes) -> PackageFacts:
     """Facts of a package of that family, as data."""
-    size = {"sd1": 512, "sdxl": 1024, "sd3": 1024}[family]
+    size = 512 if family == "sd1" else 1024
     detection = Detection(
         family=family,  # type: ignore[arg-type]
         title=TITLES[family],
-        prediction="flow" if family == "sd3" else "eps",
-        latent_channels=16 if family == "sd3" else 4,
+        prediction="flow" if family in FLOWS else "eps",
+        latent_channels=16 if family in FLOWS else 4,
         denoiser_prefix="",
         resolution=size,
         resolution_multiple=8,

@@ -14,6 +14,7 @@ from ...core.files.atomic_write import check_output, try_name
 from ...core.lora.contents import check_family, read_teacher_header
 from ..library.path_checks import check_name
 from .distill_config import USUAL_RESCALE, DistillConfig
+from .found_files import completed
 from .request import DistillRequest, asked_sampling
 
 logger = logging.getLogger("dpdmd_studio.settings")
@@ -44,6 +45,8 @@ def check_request(folder: Path, request: DistillRequest, *, overwrite: bool) -> 
 def check_inputs(request: DistillRequest) -> tuple[DistillRequest, Detection]:
     """The request with absolute paths, once what it reads and its settings are known to do.
 
+    Files that a model lacks and that lie where hosts keep them are part of it.
+
     Raises:
         CheckpointError: a model file is missing or no supported model.
         LoraError: a teacher LoRA is no LoRA that can be read, or of another family.
@@ -54,7 +57,8 @@ def check_inputs(request: DistillRequest) -> tuple[DistillRequest, Detection]:
     for name in request.files():
         if not os.path.exists(name):
             raise CheckpointError(f"There is no file {name}. Check the spelling of the path.")
-    model = request.model
+    model = completed(request.model)
+    request = dataclasses.replace(request, model=model)
     vae = Path(model.vae) if model.vae else None
     detection = check_files(Path(model.checkpoint), model.text_encoders(), vae)
     for lora in request.teacher_loras:

@@ -178,17 +178,23 @@ def _picture(found: Mapping[str, Any]) -> Line:
         f"contrast {found['contrast']:.0f} of 255, latents of size {found['size']:.2f}, "
         f"{found['agreement']:.0%} of it found again under a little noise"
     )
+    if found.get("rough"):
+        seen += "; through a rough map, as no VAE was given"
     if found["contrast"] < MIN_CONTRAST and low <= found["size"] <= high:
         return _line(
             f"{drawn}: one colour ({seen})",
-            "The VAE does not belong to this model or is damaged: name another with --vae.",
+            "Name the model's VAE with --vae: the rough map may be what shows so little."
+            if found.get("rough")
+            else "The VAE does not belong to this model or is damaged: name another with --vae.",
         )
     noisy = found["smoothness"] < MIN_BLOCK_CORRELATION or found["agreement"] < MIN_AGREEMENT
     if noisy or not low <= found["size"] <= high:
+        # of a family whose models all predict the same, the shift alone may be told otherwise
+        options = "--shift" if found.get("only") else "--prediction, --zero-terminal-snr, --shift"
         return _line(
             f"{drawn}: noise ({seen})",
-            "Look at teacher.png. Is it really that kind of model (--prediction, "
-            "--zero-terminal-snr, --shift)? Else the file is damaged.",
+            f"Look at teacher.png. Is it really that kind of model ({options})? Else the file is "
+            "damaged.",
         )
     return _line(f"{drawn}: a picture ({seen}); compare teacher.png with your host's")
 

@@ -36,7 +36,9 @@ def model_card(facts: PackageFacts) -> str:
 def _rendered(template: str, facts: PackageFacts) -> str:
     recipe, metadata = facts.recipe, facts.metadata
     own_license = safe_name(facts.license).lower() if facts.license else ""
-    program = diffusers_program(facts).strip() if reads_in_diffusers(facts) else ""
+    readable = reads_in_diffusers(facts)
+    single = family(facts.family).sharing.from_single_file
+    program = diffusers_program(facts).strip() if readable and single else ""
     return (
         markdown_templates()
         .get_template(template)
@@ -49,10 +51,12 @@ def _rendered(template: str, facts: PackageFacts) -> str:
             sampler=SAMPLER,
             schedule=SCHEDULE,
             strength=LORA_STRENGTH,
+            levels=", ".join(f"{level:g}" for level in recipe.sigmas),
             guidance=f"{recipe.guidance_scale:g}",
             shift="" if recipe.shift is None else f"{recipe.shift:g}",
             clip_skip=clip_skip(recipe),
             sizes=recipe.resolutions or (facts.size,),
+            readable=readable,
             program=Markup(program),
             limits=limits(facts),
             training=[
@@ -62,7 +66,7 @@ def _rendered(template: str, facts: PackageFacts) -> str:
             ],
             license=license_text(facts),
             license_name=own_license or facts.base.license_name,
-            tags=("text-to-image", "stable-diffusion", *TAGS),
+            tags=("text-to-image", family(facts.family).sharing.tag, *TAGS),
         )
     )
 

@@ -64,9 +64,12 @@ def license_note(family: str, title: str, *, embedded: bool = False) -> str:
     base = base_model(family, title, embedded=embedded)
     if embedded:
         return "The teacher ships with DP-DMD Studio under Apache-2.0."
-    name = facts_of(family).sharing.base_title(title)
+    sharing = facts_of(family).sharing
+    article = "an" if title.startswith("A") else "a"
+    terms = f"{sharing.license_terms} " if sharing.license_terms else ""
     return (
-        f"This LoRA was distilled from a {title} checkpoint. The base model {name} is under the "
-        f"{base.license}, whose terms usually hold for what is derived from it. If the checkpoint "
-        "is a fine-tune or a merge, its own licence counts too: look at its original page."
+        f"This LoRA was distilled from {article} {title} checkpoint. The base model "
+        f"{sharing.base_title(title)} is under the {base.license}, whose terms usually hold for "
+        f"what is derived from it. {terms}If the checkpoint is a fine-tune or a merge, its own "
+        "licence counts too: look at its original page."
     )

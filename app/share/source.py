@@ -15,11 +15,14 @@ from ...core.families import FAMILY_LABELS, Detection, identify, states
 from ...core.files.tensor_file import read_header
 from ...core.lora.contents import read_contents
 from ...core.recipe.recipe import Recipe, is_plain_grid, read_recipe
+from ..config.found_files import with_found_files
 from ..config.request import DistillRequest, ModelFiles
 from ..library.path_checks import typed_path
 from ..runs.directory import RunDirectory
 
 FEWEST_IMAGES, MOST_IMAGES = 6, 200
+HOSTS_NAMES = ("lora_unet_", "diffusion_model.")
+"""Before the names of a LoRA's tensors that hosts read."""
 TEXT_LIMITS = {"name": 200, "author": 200, "license": 200, "trigger_words": 4000}
 
 
@@ -130,7 +133,7 @@ def find_source(request: PackageRequest) -> PackageSource:
     asked = DistillRequest.from_dict(run.settings()) if run else None
     lora = _result_of(run) if run else path
     recipe, file_format = read_student(lora)
-    model = _model(request, asked)
+    model, found = with_found_files(_model(request, asked))
     detection = _checked_family(model, recipe, lora)
     checkpoint = Path(model.checkpoint)
     embedded = checkpoint.is_file() and states(read_header(checkpoint))
@@ -145,7 +148,7 @@ def find_source(request: PackageRequest) -> PackageSource:
         prompts=prompts,
         with_loras=request.with_loras or _merged(asked),
         report=request.report or _report_of(run),
-        notes=notes,
+        notes=(*notes, *found),
     )
 
 
@@ -171,7 +174,7 @@ def read_student(path: Path) -> tuple[Recipe, str]:
             f"{path.name} needs the DP-DMD sampler: no host walks its sigmas with Euler and "
             "Simple. A package states settings that everybody can choose, so it cannot be made."
         )
-    kohya = any(key.startswith("lora_unet_") for key in header.tensors)
+    kohya = any(key.startswith(HOSTS_NAMES) for key in header.tensors)
     return recipe, "kohya" if kohya else "peft"
 
 

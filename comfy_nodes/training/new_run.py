@@ -12,6 +12,7 @@ from typing import Any
 
 from ...app import jobs
 from ...app.config.distill_config import DistillConfig
+from ...app.config.found_files import with_found_files
 from ...app.config.new_run import settled
 from ...app.config.request import OTHER_FILES, DistillRequest, ModelFiles, TeacherLora
 from ...app.environment import readiness
@@ -109,7 +110,8 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
         DPDMDError: a file is missing or no model, prompts or settings cannot be used.
     """
     path, notes = checkpoint(values, graph, node_id)
-    model, detection, config, said = _planned(values, path)
+    model, found = _files(values, path)
+    detection, config, said = _planned(values, model)
     world = embedded_world(path)
     prompts, more = prompts_of(values, world)
     lora = _chosen("loras", values.get("teacher_lora"))
@@ -124,7 +126,7 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
     marked = _marked(request.absolute(), prompts)
     if len(prompts) < FEW_PROMPTS and not world:
         more = [*more, FEW.format(count=counted(len(prompts), "prompt"))]
-    return Asked(marked, prompts, (*notes, *detection.notes, *more, *said))
+    return Asked(marked, prompts, (*notes, *found, *detection.notes, *more, *said))
 
 
 def cost(values: Mapping[str, Any]) -> str:
@@ -136,23 +138,30 @@ def cost(values: Mapping[str, Any]) -> str:
     known = {name: value for name, value in values.items() if isinstance(value, PLAIN_VALUES)}
     with node_words():
         path, _ = checkpoint(known, None, None)
-        _, detection, config, said = _planned(known, path)
+        model, taken = _files(known, path)
+        detection, config, said = _planned(known, model)
         found = estimate_file(path, detection, config)
-    return in_node_words("\n".join([*said, found.text.replace(" Time: ", "\nTime: ")]))
+    return in_node_words("\n".join([*taken, *said, found.text.replace(" Time: ", "\nTime: ")]))
+
+
+def _files(values: Mapping[str, Any], path: Path) -> tuple[ModelFiles, tuple[str, ...]]:
+    """(the checkpoint and the files beside it, what is said of those that were found) of inputs."""
+    others = {name: _chosen(kind, values.get(name)) for name, kind in FILE_KINDS.items()}
+    named = ModelFiles(checkpoint=str(path), **others)
+    return with_found_files(named, folders.paths("text_encoders"), folders.paths("vae"))
 
 
 def _planned(
-    values: Mapping[str, Any], path: Path
-) -> tuple[ModelFiles, Detection, DistillConfig, list[str]]:
-    """(files, what the checkpoint is, settings, what is said of these) of a node's inputs."""
-    others = {name: _chosen(kind, values.get(name)) for name, kind in FILE_KINDS.items()}
-    model = ModelFiles(checkpoint=str(path), **others)
+    values: Mapping[str, Any], model: ModelFiles
+) -> tuple[Detection, DistillConfig, list[str]]:
+    """(what the checkpoint is, settings, what is said of these) of a node's inputs."""
+    path = Path(model.checkpoint)
     detection = check_files(path, model.text_encoders(), Path(model.vae) if model.vae else None)
     card = Card(detection.family, bool(embedded_world(path)), running.device_memory())
     shown = {name: value for name, value in values.items() if value is not None}
     chosen, json_text = values.get("preset", "auto"), values.get("settings_json") or ""
     config, said = config_of(shown, chosen, card, json_text)
-    return model, detection, settled(config, detection), said
+    return detection, settled(config, detection), said
 
 
 def check_early(given: Mapping[str, str], wired: Collection[str]) -> None:
@@ -172,9 +181,8 @@ def check_early(given: Mapping[str, str], wired: Collection[str]) -> None:
     world, detection = "", None
     if not {"checkpoint", "model"} & set(wired):
         path, _ = checkpoint(given, None, None)
-        others = {name: _chosen(kind, given.get(name)) for name, kind in FILE_KINDS.items()}
-        model = ModelFiles(checkpoint=str(path), **others)
         if not OTHER_FILES.keys() & set(wired):
+            model, _ = _files(given, path)
             vae = Path(model.vae) if model.vae else None
             detection = check_files(path, model.text_encoders(), vae)
         world = embedded_world(path)

@@ -11,7 +11,7 @@ from .base import (
     TensorSource,
     VaeFacts,
 )
-from .checks import CheckedModel, check_files, check_model, check_own_parts
+from .checks import CheckedModel, check_files, check_model, check_own_parts, holds_vae
 from .models import ModelHeaders, detect, gains_by_half, identify, read_model, weight_files
 from .parts.encoders import FILES as ENCODER_FILES
 from .parts.encoders import EncoderPlace, encoder_title
@@ -57,6 +57,7 @@ __all__ = [
     "encoder_title",
     "family",
     "gains_by_half",
+    "holds_vae",
     "identify",
     "is_model_folder",
     "read_folder",

@@ -39,6 +39,10 @@ VAE = base.VaeFacts(
     kind="wan",
 )  # fmt: skip
 
+LICENSE_TERMS = (
+    "The base model's licence is for non-commercial use and counts a LoRA as made from it: it is "
+    "shared under the same licence, with a copy of its text. Images may be used commercially."
+)
 TOP_LEVEL = {
     "patch_embed.proj": "x_embedder.proj.1",
     "time_embed.t_embedder.linear_1": "t_embedder.1.linear_1",
@@ -207,6 +211,7 @@ FAMILY = base.Family(
         hidden_layer=1,
         final_norm=True,
         masked=True,
+        published={"qwen3": "qwen_3_06b_base.safetensors"},
     ),
     vae=VAE,
     lora=base.LoraFacts(
@@ -221,21 +226,22 @@ FAMILY = base.Family(
         ),
         base_model_version="anima",
         declared=("anima",),
+        relatives={"cosmos": "Cosmos-Predict2"},
         architecture=lambda config: "anima/lora",
     ),
     sharing=base.SharingFacts(
         labels=("Anima", "Other"),
-        label_note=lambda title: (
-            "The base model's licence is for non-commercial use and counts a LoRA as made from it: "
-            "it is shared under the same licence. Its makers let images be used commercially."
-        ),
+        label_note=lambda title: LICENSE_TERMS,
+        license_terms=LICENSE_TERMS,
+        tag=NAME,
         base_model=lambda title: base.BaseModel(
             "circlestone-labs/Anima",
             "CircleStone Labs Non-Commercial License",
-            "other",
-            "https://huggingface.co/circlestone-labs/Anima",
+            "circlestone-labs-non-commercial-license",
+            "https://huggingface.co/circlestone-labs/Anima/blob/main/LICENSE.md",
         ),
-        pipeline="AnimaPipeline",
+        pipeline="AnimaModularPipeline",
+        from_single_file=False,
         clip_types=("stable_diffusion",),  # the encoder is known by its shapes
         empty_latent="EmptySD3LatentImage",
         shift_node="ModelSamplingAuraFlow",

@@ -221,6 +221,8 @@ class TextFacts:
             cross-attention), so that prompts of different length make one exact batch.
         masked: whether the denoiser is told which tokens are padding, which does the same. Without
             either, prompts of different length see each other's padding in one batch.
+        published: of encoders that are published apart from the denoiser: their files' names, in
+            small letters.
     """
 
     groups: tuple[EncoderGroup, ...]
@@ -235,6 +237,7 @@ class TextFacts:
     final_norm: bool = False
     repeatable: bool = False
     masked: bool = False
+    published: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -265,6 +268,8 @@ class LoraFacts:
         likely_names: pattern of plain module names, asked for when neither of those decided.
         base_model_version: `ss_base_model_version` of our files.
         declared: beginnings of what other trainers write there.
+        relatives: other models whose LoRAs have the same names, by how those begin, in small
+            letters, which say of themselves what they are for.
         architecture: `modelspec.architecture`, by the denoiser's config.
     """
 
@@ -279,6 +284,7 @@ class LoraFacts:
     context_width: int = 0
     likely_names: str = ""
     declared: tuple[str, ...] = ()
+    relatives: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -306,7 +312,10 @@ class SharingFacts:
         label_note: what a person should know before choosing one.
         base_model: the model whose licence is inherited.
         base_title: what to call it.
+        license_terms: what the licence asks of a LoRA, where that is known; sentences.
+        tag: what Hugging Face calls the family.
         pipeline: diffusers' class.
+        from_single_file: whether that class is made of a checkpoint's file.
         diffusers_reads_kohya: whether diffusers loads a file with the hosts' key names.
         comfy_reads_peft: whether ComfyUI loads a file with diffusers' key names.
         webui_version: on a card of A1111 and Forge; a version they do not know is never hidden.
@@ -324,6 +333,9 @@ class SharingFacts:
     pipeline: str
     clip_types: tuple[str, ...]
     base_title: Callable[[str], str] = lambda title: title
+    license_terms: str = ""
+    tag: str = "stable-diffusion"
+    from_single_file: bool = True
     diffusers_reads_kohya: bool = True
     comfy_reads_peft: bool = False
     webui_version: str = "Unknown"

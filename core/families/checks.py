@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..files.tensor_file import TensorFile, read_model_header
-from .base import Detection, TensorSource
+from .base import Detection, Family, TensorSource
 from .models import ModelHeaders, read_model
 from .parts.complete import Stored, check_tensors
 from .parts.encoders import (
@@ -18,7 +18,7 @@ from .parts.encoders import (
     encoders_in_use,
     read_encoder,
 )
-from .parts.vae import check_decoder
+from .parts.vae import check_decoder, has_decoder
 from .registry import FAMILIES, family
 from .stated import stated_encoder
 
@@ -177,13 +177,29 @@ def _check_denoiser(model: ModelHeaders) -> None:
     check_tensors(Stored(label, prefix, infos), needed, layout.denoiser_title)
 
 
-def _check_vae_file(path: Path, detection: Detection) -> TensorFile:
-    """Header of a VAE file that the user named, once it is known to suit the model's latents.
+def holds_vae(path: Path, facts: Family, channels: int) -> bool:
+    """Whether a file holds the kind of VAE that the family's models have, no tiny one.
 
     Raises:
         CheckpointError: it cannot be read, or is for latents of other channels.
     """
     file = read_model_header(path)
+    if not has_decoder(file.tensors, facts.vae.kind):
+        return False
+    return check_decoder([file], channels, f"VAE {path.name}", facts.vae.kind)
+
+
+def _check_vae_file(path: Path, detection: Detection) -> TensorFile:
+    """Header of a VAE file that the user named, once it is known to suit the model's latents.
+
+    Raises:
+        CheckpointError: it cannot be read, is no VAE, or is for latents of other channels.
+    """
+    file = read_model_header(path)
     kind = family(detection.family).vae.kind
-    check_decoder([file], detection.latent_channels, f"VAE {path.name}", kind)
+    if not check_decoder([file], detection.latent_channels, f"VAE {path.name}", kind):
+        raise CheckpointError(
+            f"{path.name} holds no VAE decoder (--vae). Give a VAE or a TAESD decoder as "
+            ".safetensors."
+        )
     return file

@@ -20,6 +20,8 @@ from .encoder_names import encoder_modules
 from .keys import DIFFERENCES, LoraModule, adapter_alpha, detect_family, group_keys
 from .shapes import update_rank
 
+DECLARING = ("ss_base_model_version", "modelspec.architecture")
+"""What a file says of the model that it is for."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 NUMBERS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """Formats that the weights of a LoRA may be stored in."""
@@ -173,7 +175,7 @@ def read_contents(header: TensorFile) -> LoraContents:
         modules,
         tuple(text_encoder_keys),
         tuple(dict.fromkeys(_embedding(key) for key in bundled)),
-        detect_family(modules, shapes) or _declared_family(header.metadata),
+        _family(modules, shapes, header.metadata),
         _alphas(header, [*modules.values(), *of_encoders.values()]),
     )
     _check_numbers(header, others)
@@ -219,6 +221,21 @@ def _alphas(header: TensorFile, modules: Iterable[LoraModule]) -> dict[str, floa
                     f"{what}. The file is damaged; download it again."
                 )
             found[key] = value
+    return found
+
+
+def _family(
+    modules: Mapping[str, LoraModule],
+    shapes: Mapping[str, tuple[int, ...]],
+    metadata: Mapping[str, str],
+) -> str:
+    """As `detect_family`; what the file says of itself decides where names do not."""
+    found = detect_family(modules, shapes) or _declared_family(metadata)
+    relatives = next((f.lora.relatives for f in FAMILIES if f.name == found), {})
+    said = [metadata.get(key, "").lower() for key in DECLARING]
+    for beginning, relative in relatives.items():
+        if any(text.startswith(beginning) for text in said):
+            return relative
     return found
 
 

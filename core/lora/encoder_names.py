@@ -17,8 +17,14 @@ from .keys import LoraModule, add_key, plain_name
 NUMBERED = re.compile(r"(?:lora_)?(?:te|text_encoder)_?([123]?)[._]")
 # text_encoders.clip_l.transformer. (their place in an SD3 checkpoint), and OMI's clip_l., t5.
 NAMED = r"(?:text_encoders[._])?({kinds})[._](?:transformer[._])?"
-OMI_KINDS = {"t5": "t5xxl"}
-OUTER = "text_model_"  # transformers' CLIP classes differ in whether their names begin with it
+OTHER_KINDS = {"t5": "t5xxl", "qwen3_06b": "qwen3"}
+"""Kinds by what OMI, and by what ComfyUI calls them."""
+ADAPTER = re.compile(
+    r"(?:(?:lora_unet_|lycoris_|(?:model\.)?diffusion_model\.)?llm_adapter|text_conditioner)[._]"
+)
+"""It lies in the denoiser's file, and diffusers has it as a model of its own."""
+# whether names begin with it differs: between transformers' CLIP classes, and of language models
+OUTER = re.compile(r"^(text_model_|model_(?=layers_|embed_tokens|norm$))")
 OPENCLIP = re.compile(r"^(model_)?(transformer_)?(?=resblocks_)")
 
 
@@ -57,9 +63,13 @@ def _place(stem: str, family: Family, file_name: str) -> tuple[str | None, str]:
                 f"({stem!r}). Rename its tensors: put text_encoder. or text_encoder_2. in front."
             )
         return next(iter(family.text.encoders)), stem
-    every = sorted({kind for item in FAMILIES for kind in item.text.encoders} | {*OMI_KINDS})
+    if match := ADAPTER.match(stem):
+        kind = "llm_adapter"
+        return kind if kind in family.text.encoders else None, stem[match.end() :]
+    kinds = {kind for item in FAMILIES for kind in item.text.encoders} | {*OTHER_KINDS}
+    every = sorted(kinds, reverse=True)  # of two that begin alike the longer one first
     if match := re.match(NAMED.format(kinds="|".join(every)), stem):
-        kind = OMI_KINDS.get(match[1], match[1])
+        kind = OTHER_KINDS.get(match[1], match[1])
         return kind if kind in family.text.encoders else None, stem[match.end() :]
     if match := NUMBERED.match(stem):
         number = int(match[1] or 1)
@@ -70,4 +80,4 @@ def _place(stem: str, family: Family, file_name: str) -> tuple[str | None, str]:
 
 def plain_encoder_name(module: str) -> str:
     """A text encoder's module with underscores for dots, without what names may begin with."""
-    return OPENCLIP.sub("", plain_name(module).removeprefix(OUTER))
+    return OPENCLIP.sub("", OUTER.sub("", plain_name(module)))

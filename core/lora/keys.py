@@ -19,8 +19,10 @@ from ..families.unsupported import QUANTISED_KEY
 
 TEXT_ENCODER = re.compile(
     r"^(base_model\.model\.)?(lora_te\d?_|text_encoders?[._\d]|lora_prior_te_|te\d?[._]"
-    r"|clip_[lgh][._]|t5(xxl)?[._]|text_model[._]|(transformer\.)?resblocks\.)"
+    r"|clip_[lgh][._]|t5(xxl)?[._]|text_model[._]|(transformer\.)?resblocks\."
+    r"|(lora_unet_|lycoris_|(model\.)?diffusion_model\.)?llm_adapter[._]|text_conditioner[._])"
 )
+"""An adapter behind an encoder counts as one, wherever its tensors lie."""
 PREFIXES = (
     "base_model.model.", "lora_transformer_", "lora_unet_", "lycoris_",
     "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.", "module.",
@@ -30,12 +32,20 @@ COMPILED = ("_orig_mod.", "_orig_mod_")
 EMBEDDING_KEYS = {"emb_params", "string_to_param.*", "clip_l", "clip_g", "t5", "t5xxl"}
 OTHER_FAMILIES = {
     "AuraFlow": r"joint_transformer_blocks",
+    "Cosmos-Predict1": r"blocks[._]block\d+[._]",
     "Flux": r"single_transformer_blocks|single_blocks|double_blocks",
     "HunyuanVideo": r"img_attn_qkv|txt_attn_qkv",
-    "Qwen-Image": r"transformer_blocks[._]\d+[._]img_mlp",
+    # attention alone has SD3's names, but no SD3 has so many blocks
+    "Qwen-Image": (
+        r"transformer_blocks[._]\d+[._]img_m(lp|od)"
+        r"|(?m:^transformer_blocks_(3[89]|[45]\d)_attn_(to|add)_)"
+    ),
     "Stable Cascade": r"lora_prior_unet_",
     "Wan": r"blocks[._]\d+[._](cross_attn|self_attn)[._](?!\w+_proj)",
     "PixArt": r"adaln_single|caption_projection",
+    "Z-Image or Lumina": (
+        r"(?m)^((layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward)_|cap_embedder_)"
+    ),
 }
 OTHER_WIDTHS = {1024: "Stable Diffusion 2"}
 

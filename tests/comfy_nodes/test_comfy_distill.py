@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import checkpoints
 import pytest
 import torch
 from comfy_host import lora_tensors
@@ -500,6 +501,27 @@ def test_eight_widgets_are_in_sight_and_none_has_moved():
     auto = [name for name in widgets if inputs[name][1].get("dpdmd_auto")]
     assert {"student_lr", "batch_size"} <= set(auto)
     assert all(inputs[name][1]["default"] == 0 == inputs[name][1]["min"] for name in auto)
+
+
+def test_parts_that_a_bare_model_lacks_are_taken_of_the_hosts_folders(fake, monkeypatch):
+    for name in ("diffusion_models", "text_encoders", "vae"):
+        (fake.base / name).mkdir()
+    checkpoints.anima_files(fake.base / "diffusion_models")
+    encoder = "qwen_3_06b_base.safetensors"
+    os.rename(fake.base / "diffusion_models" / encoder, fake.base / "text_encoders" / encoder)
+    listed = {"diffusion_models": ["anima.safetensors"]}
+    monkeypatch.setattr(training.folders, "file_names", lambda kind: listed.get(kind, []))
+    values = INPUTS | {"checkpoint": "diffusion_models/anima.safetensors"}
+    asked = training.ask(values, {}, "7")
+    said = f"Qwen3 text encoder: text_encoders/{encoder} is taken, as none was named."
+    assert said in asked.notes and said in training.cost(values)
+    assert asked.request.model.qwen == str(fake.base / "text_encoders" / encoder)
+    for name in ("a", "b"):
+        _, another = checkpoints.anima_files(fake.base)
+        os.replace(another, fake.base / "text_encoders" / f"{name}.safetensors")
+    os.remove(fake.base / "text_encoders" / encoder)
+    with pytest.raises(CheckpointError, match="Say which with"):
+        training.ask(values, {}, "7")
 
 
 def test_models_without_encoders_are_listed_by_their_folder(monkeypatch):

@@ -3,7 +3,8 @@
 `python comfyui_anima_program.py COMFYUI_DIR JOB.json`; the job names the files `denoiser`,
 `encoder` and `vae`, `prompts`, `inputs` (x.N and sigma.N of each case, context.N, or prompt.N, the
 number of one), how the encoder differs from the published one (`encoder_sizes`), `lora`, a file or
-nothing, an `image` to draw, and where `outputs` go.
+nothing, `text_lora`, one of the encoder and the adapter, an `image` to draw, and where `outputs`
+go.
 Uses the calls that UNETLoader, CLIPLoader, CLIPTextEncode, LoraLoaderModelOnly and KSampler use.
 """
 
@@ -87,6 +88,21 @@ def main() -> None:
         model, noise, asked["steps"], asked["cfg"], "euler", "simple", *told, latent
     )
     found["image"] = vae.decode(drawn)
+    said.clear()
+    lora = comfy.utils.load_torch_file(job["text_lora"])
+    patched, patched_clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
+    warnings += [line for line in said if "lora" in line.lower() or "NOT LOADED" in line]
+    told = [patched_clip.encode_from_tokens_scheduled(patched_clip.tokenize(text))
+            for text in job["prompts"]]  # fmt: skip
+    comfy.model_management.load_models_gpu([patched])
+    for number, ((states, facts), *_) in enumerate(told):
+        ids, weights = facts["t5xxl_ids"][None], facts["t5xxl_weights"][None, :, None]
+        with torch.no_grad():
+            found[f"text_with_lora.{number}"] = (
+                patched.model.diffusion_model.preprocess_text_embeds(
+                    states, ids, weights.to(states)
+                )
+            )
     found["grid"] = comfy.samplers.calculate_sigmas(sampling, "simple", 4)
     outputs = {k: v.cpu().contiguous() for k, v in found.items()}
     save_file(outputs, job["outputs"], {"warnings": json.dumps(warnings)})

@@ -8,10 +8,12 @@ import checkpoints
 import lora_networks
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
 from dpdmd_studio.core.families import Family, family
 from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.core.recipe.few_step import default_recipe, family_schedule
 from dpdmd_studio.trainer.families import half_of
+from dpdmd_studio.trainer.families.anima import AnimaTransformer
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
 from dpdmd_studio.trainer.toys import encoder
@@ -34,13 +36,22 @@ UNETS = {
         "cross_attention_dim": 2048, "projection_class_embeddings_input_dim": 1280 + 6 * 256,
     },
 }  # fmt: skip
-CONTEXT = {"sd1": (768, 0), "sdxl": (2048, 1280), "sd3": (4096, 2048)}
+CONTEXT = {"sd1": (768, 0), "sdxl": (2048, 1280), "sd3": (4096, 2048), "anima": (1024, 0)}
 """Widths of conditioning and of pooled conditioning; 0 is none."""
+
+
+ANIMA = checkpoints.ANIMA_TRANSFORMER | {
+    "num_attention_heads": 16, "attention_head_dim": 12, "text_embed_dim": 1024,
+    "adaln_lora_dim": 256,
+}  # fmt: skip
+"""ComfyUI takes heads, the text's width and the adapter as published."""
 
 
 def _call(network: nn.Module, kind: Family) -> NetworkCall:
     schedule, dtype = family_schedule(kind), frozen_dtype(network)
-    return NetworkCall(network, half_of(kind), "eps", schedule, torch.device("cpu"), dtype)
+    return NetworkCall(
+        network, half_of(kind), kind.sampling.predictions[0], schedule, torch.device("cpu"), dtype
+    )
 
 
 def small_unet(name: str, folder: Path) -> tuple[NetworkCall, Path]:
@@ -55,12 +66,24 @@ def small_unet(name: str, folder: Path) -> tuple[NetworkCall, Path]:
     return _call(network, kind), path
 
 
+def small_anima(folder: Path) -> tuple[NetworkCall, Path]:
+    """A random transformer with its adapter that ComfyUI recognises, and their file."""
+    network = checkpoints.drawn(AnimaTransformer(**ANIMA), 0).requires_grad_(False)
+    adapter = checkpoints.drawn(AnimaTextConditioner(min_sequence_length=0), 1)
+    names = {f"net.{name}": value for name, value in checkpoints.anima_names(network).items()}
+    names |= {f"net.llm_adapter.{name}": value for name, value in adapter.state_dict().items()}
+    folder.mkdir(exist_ok=True)
+    return _call(network, family("anima")), checkpoints.save(folder / "anima.safetensors", names)
+
+
 def checkpoint_and_lora(name: str, models: Path) -> tuple[str, str]:
     """A checkpoint without a text encoder, and a LoRA with a recipe for it; their file names."""
     if name == "sd3":
         path = models / "checkpoints" / teacher_in(models)
         encoder.register()
         call = open_checkpoint(TEACHER, dtype=torch.float32, device="cpu").load().call()
+    elif name == "anima":
+        call, path = small_anima(models / "diffusion_models")
     else:
         call, path = small_unet(name, models / "checkpoints")
     config = dict(call.network.config)

@@ -20,15 +20,18 @@ SAME = 1e-4
 """Largest difference of fp32 latents, in their standard deviations."""
 
 
-@pytest.fixture(scope="module", params=["sd3", "sd1"])
+@pytest.fixture(scope="module", params=["sd3", "sd1", "anima"])
 def graph(request: pytest.FixtureRequest, comfyui: ComfyUI) -> Graph:
     """A checkpoint, the same with a random LoRA, two conditionings, a latent."""
     name = request.param
     checkpoint, lora = checkpoint_and_lora(name, comfyui.base / "models")
     width, pooled = CONTEXT[name]
-    latent = "EmptySD3LatentImage" if name == "sd3" else "EmptyLatentImage"
+    latent = "EmptyLatentImage" if name == "sd1" else "EmptySD3LatentImage"
+    loader = node("CheckpointLoaderSimple", ckpt_name=checkpoint)
+    if name == "anima":
+        loader = node("UNETLoader", unet_name=checkpoint, weight_dtype="default")
     return {
-        "base": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "base": loader,
         "few": node("DPDMDLoadLora", model=["base", 0], lora_name=lora, strength=1.0),
         "yes": node("RandomConditioning", seed=1, width=width, pooled=pooled),
         "no": node("RandomConditioning", seed=2, width=width, pooled=pooled),
@@ -105,6 +108,41 @@ def test_guided_steps_are_those_of_cores_custom_sampling(comfyui, graph, tmp_pat
     )  # fmt: skip
     assert apart(found["ours"], found["theirs"]) <= SAME
     assert apart(found["more"], found["theirs"]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, [(1.0, 1), (0.9, 1), (0.75, 1), (0.5, 1)]),
+        # half of the way there, where noise levels are counted evenly before their shift of 3
+        (
+            {"anchor": "guided steps", "anchor_steps": 2, "base_cfg": 3.0},
+            [(1.0, 2), (0.954545, 2), (0.9, 1), (0.75, 1), (0.5, 1)],
+        ),
+        # what its recipe says of the teacher: seven steps, guided
+        (
+            {"anchor": "guided steps"},
+            [(3 * u / (1 + 2 * u), 2) for u in (1 - n / 28 for n in range(7))]
+            + [(0.9, 1), (0.75, 1), (0.5, 1)],
+        ),
+    ],
+    ids=["plain", "guided", "as trained"],
+)
+def test_the_network_is_called_at_the_levels_of_both_parts(
+    comfyui, graph, tmp_path, changed, expected
+):
+    if "-sd1." in graph["few"]["inputs"]["lora_name"]:
+        pytest.skip("its levels are counted in test_comfy_anchored.py")
+    path = tmp_path / "evaluations"
+    noted = dict(graph, loaded=graph["base"])
+    noted["base"] = node("NoteEvaluations", model=["loaded", 0], path=str(path))
+    drawn(comfyui, noted, tmp_path, ours=anchored(**changed))
+    found: dict[float, int] = {}
+    for line in path.read_text().splitlines():
+        level, _, parts = line.split()
+        found[float(level)] = found.get(float(level), 0) + int(parts)
+    assert list(found) == pytest.approx([level for level, _ in expected], abs=1e-5)
+    assert list(found.values()) == [count for _, count in expected]
 
 
 def test_the_node_says_what_it_does(comfyui, graph):

@@ -19,6 +19,7 @@ import lora_networks
 import numpy as np
 import pytest
 import torch
+from comfyui_files import ANIMA
 from comfyui_server import FOLDER, host_python, needs_comfyui
 from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
 from dpdmd_studio.app.config.request import ModelFiles
@@ -37,6 +38,7 @@ from dpdmd_studio.trainer.commands.sample import SampleRequest, sample_images
 from dpdmd_studio.trainer.families import anima
 from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, Overrides, open_checkpoint
 from dpdmd_studio.trainer.loading.decoding import decode
+from dpdmd_studio.trainer.loading.lora_merge import open_merging
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.text.cache import encode_prompts
 from dpdmd_studio.trainer.text.tokenizers import qwen_ids, t5_chunk
@@ -47,10 +49,6 @@ from torch import Tensor
 
 PROGRAM = Path(__file__).with_name("comfyui_anima_program.py")
 pytestmark = needs_comfyui
-TRANSFORMER = checkpoints.ANIMA_TRANSFORMER | {
-    "num_attention_heads": 16, "attention_head_dim": 12, "text_embed_dim": 1024,
-    "adaln_lora_dim": 256,
-}  # fmt: skip
 ENCODER = {
     "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -84,6 +82,7 @@ class Both:
     inputs: dict[str, Tensor]
     lora: Path
     files: ModelFiles
+    text_lora: Path
 
     def text_length(self, case: int) -> int:
         """Rows of text of a case that are not empty."""
@@ -104,10 +103,32 @@ def inputs_of_cases() -> dict[str, Tensor]:
     return made
 
 
+def lora_of_the_text(tiny: checkpoints.Tiny, path: Path) -> Path:
+    """A LoRA that changes the encoder and the adapter, under every name that trainers write."""
+    places = {
+        "lora_te_layers_0_self_attn_q_proj": ("qwen3", "layers.0.self_attn.q_proj"),
+        "text_encoders.qwen3_06b.transformer.model.layers.1.mlp.down_proj": (
+            "qwen3", "layers.1.mlp.down_proj",
+        ),
+        "lora_unet_llm_adapter_blocks_0_cross_attn_k_proj": (
+            "llm_adapter", "blocks.0.cross_attn.k_proj",
+        ),
+        "diffusion_model.llm_adapter.blocks.1.mlp.0": ("llm_adapter", "blocks.1.mlp.0"),
+    }  # fmt: skip
+    draw, made = torch.Generator().manual_seed(7), {}
+    for name, (kind, module) in places.items():
+        rows, columns = tiny.encoders[kind].get_submodule(module).weight.shape
+        made[f"{name}.lora_down.weight"] = torch.randn(4, columns, generator=draw) / columns**0.5
+        made[f"{name}.lora_up.weight"] = torch.randn(rows, 4, generator=draw) / 4
+        made[f"{name}.alpha"] = torch.tensor(2.0)
+    save_file(made, path)
+    return path
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     folder = tmp_path_factory.mktemp("anima")
-    network = checkpoints.drawn(anima.AnimaTransformer(**TRANSFORMER), 0)
+    network = checkpoints.drawn(anima.AnimaTransformer(**ANIMA), 0)
     adapter = checkpoints.drawn(AnimaTextConditioner(min_sequence_length=0), 1)
     sizes = {**ENCODER, "head_dim": 128}
     encoders = {"qwen3": checkpoints.qwen3.__wrapped__(1024, **sizes), "llm_adapter": adapter}
@@ -121,7 +142,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     checkpoints.save(folder / "vae.safetensors", vae)
     inputs = inputs_of_cases()
     save_file(inputs, folder / "inputs.safetensors")
+    text_lora = lora_of_the_text(tiny, folder / "text.safetensors")
     job = {"denoiser": str(denoiser), "encoder": str(encoder), "lora": str(lora)}
+    job["text_lora"] = str(text_lora)
     job["vae"] = str(folder / "vae.safetensors")
     job |= {"prompts": PROMPTS, "encoder_sizes": ENCODER, "image": IMAGE}
     job |= {name: str(folder / f"{name}.safetensors") for name in ("inputs", "outputs")}
@@ -136,7 +159,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     encoded = encode_prompts(opened, PROMPTS, cache_folder=folder / "cache")
     text = [encoded[prompt] for prompt in PROMPTS]
     names = ModelFiles(checkpoint=str(denoiser), qwen=str(encoder), vae=job["vae"])
-    return Both(load_file(job["outputs"]), warnings, opened.load(), text, inputs, lora, names)
+    theirs = load_file(job["outputs"])
+    return Both(theirs, warnings, opened.load(), text, inputs, lora, names, text_lora)
 
 
 def predicted(both: Both, case: int, **change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -246,3 +270,21 @@ def test_the_host_reads_every_key_of_a_lora(both):
         found = predicted(replace(both, ours=merged), case)
         assert difference(found, predicted(both, case)) > 1e-2
         assert difference(found, both.theirs[f"with_lora.{case}"]) < LORA_WITHIN
+
+
+def test_a_lora_of_the_text_says_there_what_it_says_here(both, tmp_path):
+    files = Overrides(
+        text_encoders={"qwen3": Path(str(both.files.qwen))},
+        loras=[open_merging(both.text_lora, 1.0)],
+    )
+    path = Path(both.files.checkpoint)
+    opened = open_checkpoint(path, dtype=torch.float32, device="cpu", overrides=files)
+    assert any(
+        "2 layers of the Qwen3 text encoder, 2 layers of the text" in n for n in opened.notes
+    )
+    encoded = encode_prompts(opened, PROMPTS, cache_folder=tmp_path)
+    for number, prompt in enumerate(PROMPTS):
+        rows, plain = encoded[prompt].context, both.text[number].context
+        theirs = both.theirs[f"text_with_lora.{number}"][:, : rows.shape[1]]
+        assert difference(rows, theirs) < TEXT_WITHIN
+        assert difference(plain, theirs) > 1e-2

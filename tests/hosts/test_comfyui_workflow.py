@@ -9,7 +9,7 @@ from pathlib import Path
 
 from comfyui_server import FOLDER, host_python, needs_comfyui
 from dpdmd_studio.app.share.workflow import workflow
-from share_packages import facts, recipe
+from share_packages import anima_facts, facts, recipe
 
 PROGRAM = Path(__file__).with_name("comfyui_workflow_program.py")
 pytestmark = needs_comfyui
@@ -24,8 +24,9 @@ def in_comfyui(folder: Path, workflows: list[str]) -> list[dict]:
         "files": {
             "checkpoints": ["base.safetensors"],
             "loras": ["few.safetensors", "style.safetensors"],
-            "text_encoders": list(ENCODERS),
-            "vae": ["v.safetensors"],
+            "text_encoders": [*ENCODERS, "qwen_3_06b_base.safetensors"],
+            "vae": ["v.safetensors", "qwen_image_vae.safetensors"],
+            "diffusion_models": ["anima.safetensors"],
         },
     }
     for number, text in enumerate(workflows):
@@ -51,7 +52,8 @@ def variants() -> list:
 
     v = recipe("sdxl", prediction="v", zero_terminal_snr=True)
     styled = dataclasses.replace(sdxl, recipe=v, with_loras=(("style.safetensors", 0.8),))
-    return [*plain, with_files(sd1, 1), with_files(styled, 2), with_files(sd3, 3)]
+    others = [with_files(sd1, 1), with_files(styled, 2), with_files(sd3, 3)]
+    return [*plain, *others, anima_facts()]
 
 
 def test_every_workflow_is_accepted_and_a_wrong_one_is_not(tmp_path):
@@ -59,9 +61,10 @@ def test_every_workflow_is_accepted_and_a_wrong_one_is_not(tmp_path):
     wrong = json.loads(texts[0])
     sampler = next(node for node in wrong["nodes"] if node["type"] == "KSampler")
     sampler["widgets_values"][4] = "no such sampler"
-    verdicts = in_comfyui(tmp_path, [*texts, json.dumps(wrong)])
-    *good, bad = verdicts
+    elsewhere = workflow(anima_facts(denoiser="base.safetensors"))  # a checkpoint, not a bare model
+    *good, bad, no_model = in_comfyui(tmp_path, [*texts, json.dumps(wrong), elsewhere])
     for verdict in good:
         assert verdict["good"] and not verdict["error"] and not verdict["nodes"], verdict
         assert verdict["outputs"] == 1
     assert not bad["good"] and "no such sampler" in json.dumps(bad["nodes"])
+    assert not no_model["good"] and "base.safetensors" in json.dumps(no_model["nodes"])

@@ -19,6 +19,7 @@ import torch
 
 from ... import __version__
 from ...app.config.distill_config import DistillConfig
+from ...app.config.found_files import completed
 from ...app.findings.checkup import Line, checkup_lines, checkup_table
 from ...app.runs.checks import CHECKED_PROMPTS, TABLE, CheckDirectory
 from ...app.runs.directory import RunDirectory
@@ -102,9 +103,10 @@ def _settled(request: CheckRequest) -> CheckRequest:
         identify(path)  # one clear line where it is no model
         world = world_of(path)
     own = tuple(world.captions(True, CHECKED_PROMPTS, 0)) if world else PROMPTS
+    model = completed(request.model)
     config = replace(request.config, evaluation_prompts=0, evaluate_every=0, preview_every=0)
     prompts = (request.prompts or own)[:CHECKED_PROMPTS]
-    return replace(request, config=config.validate(), prompts=prompts)
+    return replace(request, model=model, config=config.validate(), prompts=prompts)
 
 
 def _is_done(found: Figures | None) -> bool:

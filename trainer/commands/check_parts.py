@@ -185,6 +185,8 @@ class Checkup:
             "steps": len(trajectory.sigmas) - 1,
             "guidance": trajectory.guidance.scale,
             "decoder": "",
+            "rough": session.checkpoint.decoder is None,
+            "only": len(session.checkpoint.family.sampling.predictions) == 1,
         }
         with peak_bytes(self.device, _resident(session)) as peak:
             latents = checkup.draw(session, self._material(session), trajectory, _told("drawn"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +17,7 @@ from ....core.families import (
     family,
     identify,
 )
+from ...config.found_files import with_found_files
 from ...estimate import Estimate, estimate_file, file_bytes
 from ...jobs import made_loras
 from ...library import choices as sources
@@ -107,8 +109,10 @@ def _check_files(path: Path, values: Mapping[str, Any]) -> Detection:
     Raises:
         DPDMDError: one cannot be used.
     """
-    files = form.model_files(values, path)
-    return check_own_parts(path, files.text_encoders(), Path(files.vae) if files.vae else None)
+    files, found = with_found_files(form.model_files(values, path))
+    vae = Path(files.vae) if files.vae else None
+    detection = check_own_parts(path, files.text_encoders(), vae)
+    return replace(detection, notes=(*detection.notes, *found))
 
 
 def _encoder(kind: str) -> str:

@@ -244,12 +244,13 @@ def _t5(place: EncoderPlace, tensors: Mapping[str, TensorInfo], matrix: Matrix) 
 
 
 def _qwen3(place: EncoderPlace, tensors: Mapping[str, TensorInfo], matrix: Matrix) -> EncoderWidths:
-    if "layers.0.self_attn.q_norm.weight" not in tensors:
+    own, gemma = "layers.0.self_attn.q_norm.weight", "layers.0.post_feedforward_layernorm.weight"
+    if own not in tensors or gemma in tensors:
         raise _not_that(place, "another language model, or another kind of encoder", "qwen3")
     vocabulary, width = matrix(QWEN3_EMBEDDING)
     if vocabulary < QWEN3_TOKENS:
         raise _not_that(place, f"a language model of {vocabulary} tokens", "qwen3")
-    head = _length(place, tensors, "layers.0.self_attn.q_norm.weight", "qwen3")
+    head = _length(place, tensors, own, "qwen3")
     rows = [matrix(f"layers.0.self_attn.{name}_proj.weight")[0] for name in "qk"]
     matrix("layers.0.mlp.gate_proj.weight")
     if any(row % head for row in rows) or rows[0] % rows[1]:
@@ -327,9 +328,10 @@ def encoders_in_use(
     if absent and (family.text.needs_all or not wanted):
         options = [f"{_option(kind)} FILE" for kind in absent if kind in FILES]
         advice = f"give {' '.join(options)}, or use" if options else "use"
+        wanting = ("it" if len(absent) == 1 else "all of them") if family.text.needs_all else "one"
         raise CheckpointError(
             f"{name} has no {' and no '.join(map(encoder_title, absent))}. "
-            f"{family.label} needs {'all of them' if family.text.needs_all else 'one'}: "
+            f"{family.label} needs {wanting}: "
             f"{advice} the full checkpoint."
         )
     if not absent:

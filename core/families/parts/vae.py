@@ -26,10 +26,16 @@ def tiny_layout(tensors: Mapping[str, TensorInfo]) -> tuple[str, int] | None:
     return None
 
 
+def has_decoder(tensors: Mapping[str, TensorInfo], kind: Literal["kl", "wan"]) -> bool:
+    """Whether a whole VAE's decoder of this kind is among the tensors of a file."""
+    first = {"kl": KL_INPUT, "wan": WAN_INPUT}[kind]
+    return any(prefix + first in tensors for prefix in VAE_PREFIXES)
+
+
 def check_decoder(
     files: Sequence[TensorFile], channels: int, title: str, kind: Literal["kl", "wan"]
-) -> None:
-    """Refuse a VAE that is not for latents of so many channels; one that is absent passes.
+) -> bool:
+    """Whether a decoder is there; one that is not for latents of so many channels is refused.
 
     Args:
         files: headers of the file or shards it lies in.
@@ -50,6 +56,11 @@ def check_decoder(
         if name not in tensors:
             continue
         shape = tensors[name].shape
+        if name == WAN_INPUT and len(shape) == 4:
+            raise UnsupportedModelError(
+                f"{title} is {KIND_TITLES['wan']}, cut down to single images ({prefix + name!r} "
+                f"has shape {shape}), which is not read here. Give the whole VAE of that kind."
+            )
         if len(shape) != (5 if name == WAN_INPUT else 4) or not all(shape):
             raise CheckpointError(
                 f"{title}: {prefix + name!r} has shape {shape}; that of a convolution was "
@@ -66,7 +77,8 @@ def check_decoder(
                 f"{title} is {KIND_TITLES[found]}, but this model's latents are those of "
                 f"{KIND_TITLES[kind]}. Give the VAE of this model's family."
             )
-        return
+        return True
+    return False
 
 
 def check_vae_config(config: Mapping[str, object], facts: VaeFacts, label: str) -> tuple[str, ...]:

@@ -58,9 +58,11 @@ def test_sound_figures_are_green_and_give_no_advice():
     [
         (PICTURE, "picture", {"finite": False}, "--dtype"),
         (PICTURE, "picture", {"contrast": 0.5}, "--vae"),
+        (PICTURE, "picture", {"contrast": 0.5, "rough": True}, "Name the model's VAE with --vae"),
         (PICTURE, "picture", {"decoder": "The VAE makes NaN"}, "--vae"),
         (PICTURE, "picture", {"smoothness": 0.1}, "--prediction"),
         (PICTURE, "picture", {"agreement": 0.4}, "--prediction"),
+        (PICTURE, "picture", {"agreement": 0.4, "only": True}, "(--shift)"),
         (PICTURE, "picture", {"size": 14.6}, "--prediction"),
         (PICTURE, "loading", {"error": "NaN weights", "red": True}, "again"),
         (LORA, "adapters", {"largest": 0.5}, "--lora-layers"),

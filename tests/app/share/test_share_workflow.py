@@ -7,7 +7,7 @@ import json
 
 import pytest
 from dpdmd_studio.app.share.workflow import workflow
-from share_packages import facts, recipe
+from share_packages import anima_facts, facts, recipe
 
 # Widgets of ComfyUI's nodes in their order, from its nodes.py; the seed has a second one.
 WIDGETS = {
@@ -15,10 +15,12 @@ WIDGETS = {
     "TripleCLIPLoader": ["clip_name1", "clip_name2", "clip_name3"],
     "DualCLIPLoader": ["clip_name1", "clip_name2", "type"],
     "CLIPLoader": ["clip_name", "type"],
+    "UNETLoader": ["unet_name", "weight_dtype"],
     "VAELoader": ["vae_name"],
     "LoraLoader": ["lora_name", "strength_model", "strength_clip"],
     "LoraLoaderModelOnly": ["lora_name", "strength_model"],
     "ModelSamplingSD3": ["shift"],
+    "ModelSamplingAuraFlow": ["shift"],
     "ModelSamplingDiscrete": ["sampling", "zsnr"],
     "CLIPSetLastLayer": ["stop_at_clip_layer"],
     "CLIPTextEncode": ["text"],
@@ -112,3 +114,23 @@ def test_the_workflow_has_styles_other_files_and_other_schedules():
     three = dataclasses.replace(facts("sd3").checkpoint, text_encoders=(*files, "t5.safetensors"))
     prompt = as_prompt(workflow(facts("sd3", checkpoint=three)))
     assert only(prompt, "TripleCLIPLoader")[1]["clip_name3"] == "t5.safetensors"
+
+
+def test_the_workflow_of_anima_loads_its_parts_a_file_each():
+    prompt = as_prompt(workflow(anima_facts()))
+    number, sampler = only(prompt, "KSampler")
+    # time counted from 0 to 1: ModelSamplingSD3 would count it in thousands
+    assert chain(prompt, number, "model") == [
+        *("ModelSamplingAuraFlow", "LoraLoaderModelOnly", "UNETLoader"),
+    ]
+    assert only(prompt, "ModelSamplingAuraFlow")[1]["shift"] == 3.0
+    assert only(prompt, "UNETLoader")[1] == {
+        "unet_name": "anima.safetensors", "weight_dtype": "default",
+    }  # fmt: skip
+    assert chain(prompt, sampler["positive"][0], "clip") == ["CLIPLoader"]
+    assert only(prompt, "CLIPLoader")[1]["clip_name"] == "qwen_3_06b_base.safetensors"
+    assert only(prompt, "VAELoader")[1]["vae_name"] == "qwen_image_vae.safetensors"
+    assert only(prompt, "EmptySD3LatentImage")[1]["batch_size"] == 1
+    whole = facts("anima")  # of one file, which ComfyUI takes as a checkpoint
+    kinds = {node["class_type"] for node in as_prompt(workflow(whole)).values()}
+    assert "CheckpointLoaderSimple" in kinds and not kinds & {"UNETLoader", "CLIPLoader"}

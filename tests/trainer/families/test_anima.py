@@ -44,11 +44,7 @@ CPU: dict = {"dtype": torch.float32, "device": "cpu"}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Holds the parts as they are published, a file each, and one file of all."""
-    folder = tmp_path_factory.mktemp("anima")
-    tiny = checkpoints.anima()
-    checkpoints.anima_files(folder)
-    checkpoints.save(folder / "vae.safetensors", checkpoints.wan_names(tiny.vae))
-    checkpoints.save(folder / "whole.safetensors", checkpoints.file_state(tiny))
+    folder = checkpoints.anima_folder(tmp_path_factory.mktemp("anima"))
     (folder / "prompts.txt").write_text("\n".join(filter(None, PROMPTS)))
     return folder
 

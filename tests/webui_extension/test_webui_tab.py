@@ -490,7 +490,7 @@ def test_without_a_trainer_nothing_starts_and_the_page_says_what_to_do(monkeypat
     asked: list[str] = []
     surroundings.use(Surroundings(before_start=lambda: asked.append("free")))
     shown = trainer_form.look()
-    assert shown["trainer_box"]["visible"] and "install.py" in shown["trainer"]
+    assert shown["trainer_box"]["visible"] and "install.py" not in shown["trainer"]
     form = distill_form.initial() | {"checkpoint": EMOJI, "prompts": "a shape"}
     refused = distill_form.submit(form)
     assert "not set up yet" in refused["start_note"] and "selected" not in refused
@@ -502,6 +502,13 @@ def test_without_a_trainer_nothing_starts_and_the_page_says_what_to_do(monkeypat
     again = trainer_form.set_up({})
     assert first["selected"] == again["selected"] and first["tabs"]["selected"] == "runs"
     assert "being set up now" in trainer_form.look()["trainer"]
+    failed = replace(jobs.get_job(first["selected"]), state="failed", message="no network")
+    with monkeypatch.context() as context:
+        context.setattr(jobs, "all_jobs", lambda: [failed])
+        said = trainer_form.look()["trainer"]
+    assert "no network" in said and "install.py" in said
+    finished_set_up = replace(failed, state="finished")
+    assert "go on with the page Distil" in run_pieces.files(finished_set_up)
     runs_view.act("stop", first["selected"])
     assert "not set up" not in str(runs_view.act("start", first["selected"]))
 

@@ -75,6 +75,7 @@ PARTS: dict[type[DPDMDError], str] = {
     OutputError: "output",
 }
 MAX_REMEMBERED_PROMPTS = 200_000
+NO_PROMPTS = "There are no prompts yet: write some, or choose starter prompts and press Use these."
 NOT_WRITTEN = "unused.safetensors"
 
 
@@ -235,6 +236,8 @@ def export(values: Mapping[str, Any]) -> Values:
 @belongs_to("prompts")
 def prompts_of(values: Mapping[str, Any]) -> PromptList:
     """The prompts in the form, or FormError."""
+    if not text_of(values, "prompts"):
+        raise PromptError(NO_PROMPTS)
     return parse_prompts(str(values.get("prompts") or ""), "The prompts field")
 
 

@@ -53,6 +53,7 @@ DEMO_LORA = (
     "The web UI cannot load a demo checkpoint, and this LoRA fits no other: see what it draws on "
     "the page Compare. A LoRA of your own checkpoint is called from a prompt."
 )
+READY = "The trainer is ready, and this is not needed again: go on with the page Distil."
 LIVE = ("queued", "starting", "running", "stopping")
 MORE_CURVES = (
     "teacher_distance",
@@ -227,6 +228,8 @@ def curves(job: Job, *, first: bool) -> str:
 def files(job: Job) -> str:
     """Where the LoRA and the run are, and how to sample with the LoRA."""
     rows, usage = [], ""
+    if job.kind == "setup" and job.state == "finished":
+        rows.append(html.piece("paragraph", READY, "dp-soft"))
     lora = job.result.get("lora")
     if isinstance(lora, str):
         recipe = _recipe(Path(lora))

@@ -164,7 +164,7 @@ def look(
 
 
 def _is_of_a_demo(lora: LoraFacts) -> bool:
-    return lora.recipe is not None and is_demo(lora.recipe.teacher_name)
+    return isinstance(lora.recipe, Recipe) and is_demo(lora.recipe.teacher_name)
 
 
 def _is_few_step(lora: LoraFacts, choices: Choices) -> bool:

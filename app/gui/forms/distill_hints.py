@@ -83,7 +83,7 @@ def fit_checkpoint(values: Mapping[str, Any]) -> Values:
     if found.get("memory") == DEMO_PRESET:
         found["memory"] = Change(choices=memory_choices(None, True), value=DEMO_PRESET)
     if "prompts" in found:
-        found |= describe_prompts(values | found)
+        found |= describe_prompts({**values, **found})
     world = sources.embedded_world(Path(str(values.get("checkpoint") or "")))
     if world or "memory" in found:
         found["starter"] = world or sources.starters()[0][1]

@@ -113,9 +113,7 @@ def build(tab: str) -> tuple[list[Any], list[Any]]:
             kind = gr.Dropdown(
                 [FROM_FILE, *KNOWN_STUDENTS], value=FROM_FILE, label="Kind of few-step LoRA"
             )
-            lora = gr.Textbox(
-                "", label="Its name", placeholder="only if the prompt has several LoRAs"
-            )
+            lora = gr.Textbox("", label="Its name, if there are several")
             own = gr.Slider(0, MOST_STEPS, value=0, step=1, label="Its steps (0: as trained)")
         with gr.Row():
             anchor = gr.Dropdown(list(ANCHORS), value=OFF, label="Anchored first step")

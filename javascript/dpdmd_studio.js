@@ -103,7 +103,8 @@
     var button = document.createElement("button");
     button.id = "dpdmd-distil-this";
     button.type = "button";
-    button.className = "lg secondary gradio-button tool";
+    var like = document.querySelector("#quicksettings button.tool"); // gradio marks its own classes
+    button.className = like ? like.className : "lg secondary gradio-button tool";
     button.textContent = "Distil";
     button.title = "Distil this checkpoint: make a few-step LoRA of it (tab DP-DMD)";
     button.addEventListener("click", distil);

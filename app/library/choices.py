@@ -124,6 +124,16 @@ def is_embedded(path: Path) -> bool:
     return bool(embedded_world(path))
 
 
+def is_demo(teacher_name: str) -> bool:
+    """Whether a LoRA whose recipe names that teacher was distilled from a demo checkpoint."""
+    return f"{teacher_name}.safetensors" in EMBEDDED
+
+
+def embedded_worlds() -> set[str]:
+    """What the demo's checkpoints draw."""
+    return {world for name in EMBEDDED if (world := embedded_world(ASSETS / name))}
+
+
 def embedded_world(path: Path) -> str:
     """What a checkpoint of the demo draws, which is also the name of its starter prompts; or ""."""
     return str(stated_settings(path).get("world", ""))

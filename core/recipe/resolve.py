@@ -204,7 +204,8 @@ def _of_file(
     assert isinstance(recipe, Recipe)
     if facts is not None:
         check_model(recipe, facts, words, loras[0].name)
-    notes = [_strength_note(lora) for lora in loras if lora.strength not in (None, 1.0)]
+    strengths = [(lora, lora.strength) for lora in loras if lora.strength is not None]
+    notes = [_strength_note(lora, strength) for lora, strength in strengths if strength != 1.0]
     if facts is not None and follows_flow(recipe, facts):
         notes.append(flow_note(recipe, words.model))
     if facts is not None and recipe.prediction != "flow":
@@ -321,16 +322,16 @@ def _kind_advice(kind: str, words: Words) -> str:
     return f"{advice} under {words.kinds}."
 
 
-def _strength_note(lora: LoraFacts) -> str:
+def _strength_note(lora: LoraFacts, strength: float) -> str:
     """What to expect of another strength than trained for (docs/fidelity.md counts it)."""
-    if lora.strength > 1:
+    if strength > 1:
         advice = "Above it seeds look more alike."
-    elif lora.strength >= LITTLE_LESS:
+    elif strength >= LITTLE_LESS:
         advice = "A little less mostly draws as well, with more variety."
     else:
         advice = "So much less is too little for its few steps."
     return (
-        f"{lora.name or 'The LoRA'} is at strength {lora.strength:g}; it was trained for 1.0, "
+        f"{lora.name or 'The LoRA'} is at strength {strength:g}; it was trained for 1.0, "
         f"where its steps and noise levels are right. {advice}"
     )
 

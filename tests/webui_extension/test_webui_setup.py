@@ -451,6 +451,35 @@ def test_the_base_models_guidance_is_there_for_the_prompts_and_gone_before_sampl
     assert p.cfg_scale == 1.0
 
 
+def test_an_image_of_a_plot_says_nothing_of_the_one_before(host):
+    said: dict = {"Denoising strength": 0.5}
+    first = generation_of("<lora:few:0.5>", extra_generation_params=said)
+    accordion.set_up(first, Choices(anchor="guided steps", steps=6))
+    assert {infotext.FOUND, infotext.ANCHORED, infotext.STEPS, infotext.NOTES} <= said.keys()
+    said[infotext.IMAGE_STEPS] = "1 of 4"
+    accordion.set_up(generation_of("a cat", extra_generation_params=said), Choices())
+    assert said == {"Denoising strength": 0.5}
+
+
+def test_a_lora_of_a_demo_checkpoint_is_said_to_fit_no_other():
+    recipe = replace(FEW, teacher_name="emoji-sd1")
+    of_demo = LoraFacts("few", recipe=recipe)
+    setup = look(["<lora:few:1>"], None, Choices(), read=lambda path: of_demo, find=LISTED.get)
+    assert "cannot load, and fits no other" in setup.notes[0]
+    assert not any("demo" in note for note in found("<lora:few:1>").notes)
+
+
+def test_another_sampler_of_a_plot_is_not_said_to_be_anchored(host, monkeypatch):
+    monkeypatch.setattr(scripts, "plotted_axes", lambda p: {"Sampler"})
+    for name, anchored in (("DP-DMD", True), ("Euler", False)):
+        p = generation_of("<lora:few:1>", sampler_name=name)
+        accordion.set_up(p, Choices(anchor="guided steps"))
+        assert (generation.anchor_of(p) is not None) is anchored
+        assert (infotext.ANCHORED in p.extra_generation_params) is anchored
+        said = p.extra_generation_params.get(infotext.NOTES, "")
+        assert ("Only the sampler DP-DMD anchors" in said) is not anchored
+
+
 def test_a_copy_of_a_generation_is_not_anchored_but_of_the_same_kind(host):
     p = generation_of("<lora:style:1>")
     accordion.set_up(p, Choices(kind="LCM", anchor="guided steps"))

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from dpdmd_studio.app import jobs
+from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.config.presets import DEMO
 from dpdmd_studio.app.environment import readiness
 from dpdmd_studio.app.gui.forms import compare as compare_form
 from dpdmd_studio.app.gui.forms import distill as distill_form
@@ -488,7 +490,7 @@ def test_without_a_trainer_nothing_starts_and_the_page_says_what_to_do(monkeypat
     asked: list[str] = []
     surroundings.use(Surroundings(before_start=lambda: asked.append("free")))
     shown = trainer_form.look()
-    assert shown["trainer_box"]["visible"] and "install.py" in shown["trainer"]
+    assert shown["trainer_box"]["visible"] and "install.py" not in shown["trainer"]
     form = distill_form.initial() | {"checkpoint": EMOJI, "prompts": "a shape"}
     refused = distill_form.submit(form)
     assert "not set up yet" in refused["start_note"] and "selected" not in refused
@@ -500,6 +502,13 @@ def test_without_a_trainer_nothing_starts_and_the_page_says_what_to_do(monkeypat
     again = trainer_form.set_up({})
     assert first["selected"] == again["selected"] and first["tabs"]["selected"] == "runs"
     assert "being set up now" in trainer_form.look()["trainer"]
+    failed = replace(jobs.get_job(first["selected"]), state="failed", message="no network")
+    with monkeypatch.context() as context:
+        context.setattr(jobs, "all_jobs", lambda: [failed])
+        said = trainer_form.look()["trainer"]
+    assert "no network" in said and "install.py" in said
+    finished_set_up = replace(failed, state="finished")
+    assert "go on with the page Distil" in run_pieces.files(finished_set_up)
     runs_view.act("stop", first["selected"])
     assert "not set up" not in str(runs_view.act("start", first["selected"]))
 
@@ -593,3 +602,20 @@ def test_a_finished_run_offers_its_lora_to_the_prompt(made, monkeypatch):
     assert "data-insert" not in run_pieces.files(run)
     surroundings.use(Surroundings(prompt_tag=train_tab.prompt_tag))
     assert 'data-insert="&lt;lora:mine:1&gt;"' in run_pieces.files(run)
+    of_demo = replace(default_recipe("sd1", "eps"), teacher_name="emoji-sd1")
+    save_file({"x": torch.zeros(1)}, lora, {RECIPE_KEY: of_demo.to_json()})
+    said = run_pieces.files(run)
+    assert "data-insert" not in said and "cannot load a demo checkpoint" in said
+
+
+def test_settings_of_a_demo_stay_behind_when_the_host_has_another_checkpoint(home):
+    with_demo = distill_form.initial()
+    assert with_demo["memory"] == "demo" and with_demo["student_lr"] == DEMO["student_lr"]
+    distill_form.remember(with_demo)
+    around = Surroundings(checkpoint=lambda: Path("/models/own.safetensors"))
+    surroundings.use(around)
+    later = distill_form.initial()
+    assert later["checkpoint"] == "/models/own.safetensors" and later["memory"] == "keep"
+    defaults = DistillConfig().to_dict()
+    assert {name: later[name] for name in DEMO} == {name: defaults[name] for name in DEMO}
+    assert later["prompts"] == "" and later["name"] == "my-4step"

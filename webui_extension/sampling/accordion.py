@@ -28,6 +28,7 @@ NO_ANCHOR = (
     "This web UI cannot take one LoRA off alone, so the first step is not anchored. A1111, Forge, "
     "reForge and Forge Neo of November 2026 can."
 )
+OTHER_SAMPLER = f"Only the sampler {NAME} anchors the first step; this image has another one."
 NO_NEGATIVE = (
     "At CFG 1 the negative prompt does nothing: say in the prompt what should be there instead, or "
     "distil a LoRA with the negative prompt that you always use."
@@ -112,9 +113,7 @@ def build(tab: str) -> tuple[list[Any], list[Any]]:
             kind = gr.Dropdown(
                 [FROM_FILE, *KNOWN_STUDENTS], value=FROM_FILE, label="Kind of few-step LoRA"
             )
-            lora = gr.Textbox(
-                "", label="Its name", placeholder="only if the prompt has several LoRAs"
-            )
+            lora = gr.Textbox("", label="Its name, if there are several")
             own = gr.Slider(0, MOST_STEPS, value=0, step=1, label="Its steps (0: as trained)")
         with gr.Row():
             anchor = gr.Dropdown(list(ANCHORS), value=OFF, label="Anchored first step")
@@ -207,6 +206,9 @@ def clip_note(setup: Setup) -> str:
 def set_up(p: scripts.Processing, choices: Choices) -> None:
     """Set sampler, steps and guidance of a generation, and say so."""
     tell(p, Told(attention=choices.attention))
+    if not scripts.is_second_pass(p):  # the images of an X/Y/Z plot share one dictionary
+        for name in infotext.WRITTEN:
+            p.extra_generation_params.pop(name, None)
     said = attention.note(choices.attention)
     if said:
         scripts.comment(p, f"DP-DMD: {said}")
@@ -227,6 +229,9 @@ def set_up(p: scripts.Processing, choices: Choices) -> None:
         anchor = anchor_for(setup, choices, float(p.cfg_scale) if GUIDANCE in plotted else 0.0)
         if anchor is not None and not loras.can_take_loras_off():
             notes.append(NO_ANCHOR)
+            anchor = None
+        if anchor is not None and p.sampler_name != NAME:  # in a plot of samplers
+            notes.append(OTHER_SAMPLER)
             anchor = None
         tell(p, Told(setup.recipe, anchor, choices.attention, choices.kind, setup.loras))
         anchored = anchor.describe() if anchor is not None else ""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ...app.library.choices import is_demo
 from ...core.errors import DPDMDError
 from ...core.recipe.anchored import GUIDED, ONE_PLAIN
 from ...core.recipe.merged_loras import PresentLora, merged_lora_notes
@@ -21,6 +22,10 @@ OFF = "off"
 ANCHORS = (OFF, GUIDED, ONE_PLAIN)
 Reader = Callable[[Path], LoraFacts]
 Finder = Callable[[str], Lora | None]
+DEMO_LORA = (
+    "{} was distilled from a demo checkpoint, which this web UI cannot load, and fits no other: "
+    "draw with it on the page Compare of the tab DP-DMD."
+)
 FAR = 1.6
 """An image of this many times a trained size's pixels, or of so much less, is far from it."""
 
@@ -153,8 +158,13 @@ def look(
     except DPDMDError as error:
         return Setup(None, names[:1], (*notes, str(error)))
     merged = merged_lora_notes(resolved.recipe, _others(every, names, find), how=" to the prompt")
-    notes = [*notes, *resolved.notes, *merged]
+    demos = [DEMO_LORA.format(lora.name) for lora in found if _is_of_a_demo(lora)]
+    notes = [*notes, *demos, *resolved.notes, *merged]
     return Setup(resolved.recipe, names, tuple(notes), resolved.plan.num_steps)
+
+
+def _is_of_a_demo(lora: LoraFacts) -> bool:
+    return isinstance(lora.recipe, Recipe) and is_demo(lora.recipe.teacher_name)
 
 
 def _is_few_step(lora: LoraFacts, choices: Choices) -> bool:

@@ -15,6 +15,9 @@ from .auto_setup import FROM_FILE, OFF, Choices
 
 FOUND, KIND, LORA, ANCHORED = "DP-DMD", "DP-DMD kind", "DP-DMD LoRA", "DP-DMD anchored"
 STEPS, NOTES = "DP-DMD steps", "DP-DMD notes"
+IMAGE_STEPS, EXACT_STRENGTH = "DP-DMD image steps", "DP-DMD exact strength"
+WRITTEN = (FOUND, KIND, LORA, ANCHORED, STEPS, NOTES, IMAGE_STEPS, EXACT_STRENGTH)
+"""All that is written into an infotext."""
 SWITCHED_OFF = "off"
 CONTROLS = (
     "DP-DMD automatic", KIND, LORA, "DP-DMD anchor", "DP-DMD anchor steps", "DP-DMD anchor CFG",

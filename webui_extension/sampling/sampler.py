@@ -17,13 +17,12 @@ from ...core.recipe.few_step import Plan, schedule_of
 from ...core.recipe.recipe import Recipe
 from ...core.recipe.resolve import Asked, follows_flow
 from ..host import loras, models, page, samplers, scripts
-from . import attention
+from . import attention, infotext
 from .generation import Anchor, anchor_of, in_force, resolved, told
-from .infotext import ANCHORED
 
 NAME = "DP-DMD"
 SCHEDULER = "dp_dmd"
-EXACT_STRENGTH, EXACT_STRENGTH_TEXT = "dpdmd_exact_strength", "DP-DMD exact strength"
+EXACT_STRENGTH = "dpdmd_exact_strength"
 Callback = Callable[[dict[str, Any]], None]
 
 
@@ -69,7 +68,7 @@ def few_step(
         if told(model.p).anchor is not None:  # nothing left to it here
             call = call.guided(recipe.guidance_scale)
             if not scripts.is_second_pass(model.p):  # an image that was hardly redone
-                model.p.extra_generation_params.pop(ANCHORED, None)
+                model.p.extra_generation_params.pop(infotext.ANCHORED, None)
         samplers.set_total_steps(model, len(sigmas) - 1)
         return _student_part(call, x, sigmas)
 
@@ -225,6 +224,6 @@ def partial_plan(p: scripts.Processing, sigmas: Tensor, steps: int) -> Plan:
     if not exact and not below_all:
         part = resolved(p, sigmas, replace(asked, exact=False)).plan
     if exact:
-        p.extra_generation_params[EXACT_STRENGTH_TEXT] = True
-    p.extra_generation_params["DP-DMD image steps"] = f"{part.num_steps} of {steps}"
+        p.extra_generation_params[infotext.EXACT_STRENGTH] = True
+    p.extra_generation_params[infotext.IMAGE_STEPS] = f"{part.num_steps} of {steps}"
     return part

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ...app.library.path_checks import typed_path
 from ..host import folders, page
+from ..sampling import infotext
 from ..sampling.accordion import AUTO_SETUP
-from ..sampling.sampler import EXACT_STRENGTH, EXACT_STRENGTH_TEXT
+from ..sampling.sampler import EXACT_STRENGTH
 
 SECTION = ("dpdmd", "DP-DMD")
 FREE_MEMORY, LORA_FOLDER = "dpdmd_free_memory", "dpdmd_lora_folder"
@@ -23,7 +24,7 @@ SETTINGS = (
         "default": False,
         "label": "Image to image starts exactly at the asked denoising strength",
         "info": "otherwise at the trained noise level nearest to it, which gives the best images",
-        "infotext": EXACT_STRENGTH_TEXT,
+        "infotext": infotext.EXACT_STRENGTH,
     },
     {
         "name": FREE_MEMORY,

@@ -62,7 +62,7 @@ LABELS = {
     "warmup_steps": "Warm-up (updates)",
 }
 INFO = {
-    "steps": "1,000 is a good start.",
+    "steps": "200 is a good start.",
     "num_steps": "4 is what hosts reproduce best.",
     "batch_size": "More is steadier, and needs memory.",
     "resolution": "Empty: the model's own. Or 1024x1024.",

@@ -6,6 +6,7 @@ The notes of this page are `checkpoint_note`, `prompts_note`, `settings_note`, `
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Mapping
@@ -74,6 +75,7 @@ PARTS: dict[type[DPDMDError], str] = {
     OutputError: "output",
 }
 MAX_REMEMBERED_PROMPTS = 200_000
+NO_PROMPTS = "There are no prompts yet: write some, or choose starter prompts and press Use these."
 NOT_WRITTEN = "unused.safetensors"
 
 
@@ -98,6 +100,7 @@ def initial() -> Values:
         values["checkpoint"] = loaded
     if clip_skip is not None and "clip_skip" not in remembered:
         values["clip_skip"] = clip_skip
+    values |= _leave_demo(values)
     if not values["checkpoint"]:
         values["checkpoint"] = sources.checkpoints()[0][1]
         if listed and Path(values["checkpoint"]).parent == sources.ASSETS:
@@ -138,6 +141,49 @@ def _demo(checkpoint: Path) -> Values:
     world = sources.embedded_world(checkpoint)
     prompts = sources.starter(world)
     return dict(DEMO) | {"memory": DEMO_PRESET, "prompts": prompts, "name": f"{world}-4step"}
+
+
+def fit_demo(values: Mapping[str, Any]) -> Values:
+    """What changes in the form when another checkpoint is chosen.
+
+    A demo checkpoint brings settings, prompts and a name with which one click distils it, where the
+    form holds nothing of the person's own; any other takes them out again.
+    """
+    checkpoint = Path(text_of(values, "checkpoint"))
+    if not sources.is_embedded(checkpoint):
+        return _leave_demo(values)
+    if values.get("memory") != KEEP or any(values.get(n) != controls()[n].default for n in DEMO):
+        return {}
+    found = _demo(checkpoint)
+    if text_of(values, "prompts"):
+        del found["prompts"]
+    if _is_free_name(values, FORM["name"]):
+        found["name"] = sources.free_output(values.get("output_folder"), found["name"])
+    else:
+        del found["name"]
+    return found
+
+
+def _leave_demo(values: Mapping[str, Any]) -> Values:
+    """The defaults in place of the demo's settings, where another checkpoint has taken its place:
+    they suit none of full size."""
+    checkpoint = text_of(values, "checkpoint")
+    if values.get("memory") != DEMO_PRESET or not checkpoint:
+        return {}
+    if sources.is_embedded(Path(checkpoint)):
+        return {}
+    found: Values = {name: controls()[name].default for name in DEMO} | {"memory": KEEP}
+    for world in sources.embedded_worlds():
+        if text_of(values, "prompts") == sources.starter(world).strip():
+            found["prompts"] = ""
+        if _is_free_name(values, f"{world}-4step"):
+            found["name"] = sources.free_output(values.get("output_folder"), FORM["name"])
+    return found
+
+
+def _is_free_name(values: Mapping[str, Any], name: str) -> bool:
+    """Whether the form still proposes that name, or one with a number after it."""
+    return re.fullmatch(rf"{re.escape(name)}(-\d+)?", text_of(values, "name")) is not None
 
 
 def memory_choices(detection: Detection | None, embedded: bool) -> sources.Choices:
@@ -190,6 +236,8 @@ def export(values: Mapping[str, Any]) -> Values:
 @belongs_to("prompts")
 def prompts_of(values: Mapping[str, Any]) -> PromptList:
     """The prompts in the form, or FormError."""
+    if not text_of(values, "prompts"):
+        raise PromptError(NO_PROMPTS)
     return parse_prompts(str(values.get("prompts") or ""), "The prompts field")
 
 

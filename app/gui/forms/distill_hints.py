@@ -79,6 +79,19 @@ def forget_folder(values: Mapping[str, Any]) -> Values:
     return lists() | {"folder_note": ""}
 
 
+def fit_checkpoint(values: Mapping[str, Any]) -> Values:
+    """What a demo checkpoint brings when it is chosen, or takes along when it is left."""
+    found = form.fit_demo(values)
+    if found.get("memory") == DEMO_PRESET:
+        found["memory"] = Change(choices=memory_choices(None, True), value=DEMO_PRESET)
+    if "prompts" in found:
+        found |= describe_prompts({**values, **found})
+    world = sources.embedded_world(Path(str(values.get("checkpoint") or "")))
+    if world or "memory" in found:
+        found["starter"] = world or sources.starters()[0][1]
+    return found
+
+
 def describe_checkpoint(values: Mapping[str, Any]) -> Values:
     """What was detected in the chosen file, presets that suit it, and what is wrong with it."""
     try:

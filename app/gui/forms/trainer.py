@@ -36,7 +36,7 @@ def look() -> Values:
         return {"trainer_box": Change(visible=False), "trainer": ""}
     job = next((job for job in jobs.all_jobs() if job.kind == "setup"), None)
     text = heading("The trainer", OUTDATED if ready else MISSING)
-    text += _said(job) + copyable("Or by hand", readiness.setup_command())
+    text += _said(job)
     return {"trainer_box": Change(visible=True), "trainer": text}
 
 
@@ -47,7 +47,8 @@ def _said(job: Job | None) -> str:
     if job.state == "queued" or job.live:
         return note("It is being set up now; the Runs page shows how far it is.")
     if job.state == "failed":
-        return error_note(f"The last set-up failed: {job.message}")
+        failed = error_note(f"The last set-up failed: {job.message}")
+        return failed + copyable("Or by hand", readiness.setup_command())
     return ""
 
 

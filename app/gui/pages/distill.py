@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from ...config.presets import DEMO
 from ...config.request import OTHER_FILES
 from ..forms import distill as form
 from ..forms import distill_hints as hints
@@ -32,6 +33,18 @@ FOLDERS = ("checkpoint", "teacher_loras", "settings_lora", "folder", "new_folder
 LISTS = (*FOLDERS, "trainer_box", "trainer")
 FOLLOW, TAKE = "dpdmd-follow", "dpdmd-take"
 """Hidden buttons that a host's script clicks: the form is seen again, its checkpoint is wanted."""
+FITTED = ("checkpoint", "prompts", "name", "output_folder", "memory", "evaluation_prompts", *DEMO)
+FITTING = (
+    "prompts",
+    "name",
+    "memory",
+    "starter",
+    *DEMO,
+    "prompts_count",
+    "examples",
+    "prompts_note",
+)
+"""What the choice of a checkpoint asks of the form, and may change beside it."""
 FOLLOWING = ("checkpoint", "clip_skip", "hosts")
 AFTER_START = (*(f"{name}_note" for name in form.NOTES), "selected", "name", "tabs")
 
@@ -63,7 +76,7 @@ def relist(event: Any, page: Page) -> Any:
 
 def _checkpoint(made: Builder) -> None:
     with section("Checkpoint", "The model that is distilled. It is only read."):
-        info = "From your folders and those of a ComfyUI or WebUI beside this program."
+        info = "From your folders. To try it out in minutes, take a demo at the end of the list."
         made.dropdown("checkpoint", "Checkpoint file", info, elem_id="dpdmd-checkpoint")
         made.markup("detected")
         made.note("checkpoint_note")
@@ -198,11 +211,13 @@ def _wire(parts: Components) -> Any:
     }
     preset = (*knobs, "settings_note")
 
-    event = on(parts["checkpoint"].input, hints.describe_checkpoint, parts, model, described)
+    event = on(parts["checkpoint"].input, hints.fit_checkpoint, parts, FITTED, FITTING)
+    event = on(event.then, hints.describe_checkpoint, parts, model, described)
     event = on(event.then, form.apply_preset, parts, model, preset)
     on(event.then, hints.describe_cost, parts, **cost)
     for button, follow in (("follow", form.follow), ("take", form.take)):
         event = on(parts[button].click, follow, parts, ("hosts",), FOLLOWING)
+        event = on(event.then, hints.fit_checkpoint, parts, FITTED, FITTING)
         event = on(event.then, hints.describe_checkpoint, parts, model, described)
         on(event.then, hints.describe_cost, parts, **cost)
     for name in OTHER_FILES:

@@ -22,7 +22,16 @@ LABELS = {
     "delete": "Delete",
 }
 BOXES = tuple(f"{name}_box" for name in view.FOLDED)
-OUTPUTS = (*view.PIECES, *BOXES, *view.BUTTONS, "new_title", "message", "selected", "seen")
+OUTPUTS = (
+    *view.PIECES,
+    *BOXES,
+    *view.BUTTONS,
+    "rename_box",
+    "new_title",
+    "message",
+    "selected",
+    "seen",
+)
 
 
 def build(selected: Any, address: Address | None) -> Components:
@@ -63,7 +72,8 @@ def build(selected: Any, address: Address | None) -> Components:
             made.markup("files", "dp-files")
             _folded(made, "report", "Report")
             _folded(made, "log", "Log")
-            with gr.Accordion("Rename", open=False), with_button():
+            made.parts["rename_box"] = gr.Accordion("Rename", open=False, visible=False)
+            with made.parts["rename_box"], with_button():
                 info = "For your eyes; files keep their names."
                 made.text("new_title", "Title", info, scale=5)
                 made.button_beside("rename", "Rename")

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from ....core.errors import DPDMDError
 from ....core.files.tensor_file import read_header
-from ....core.recipe.recipe import read_recipe, usage_hint
+from ....core.recipe.recipe import Recipe, read_recipe, usage_hint
 from ...findings.checkup import read_lines
 from ...findings.diagnosis import diagnose
 from ...jobs import Job, log_tail
 from ...library import surroundings
+from ...library.choices import is_demo
 from ...runs.checks import FEW_STEPS_SHEET, TEACHER_SHEET, sheets
 from ...runs.directory import EVALUATIONS, METRICS, RunDirectory
 from ...runs.previews import TEACHER, student_previews
@@ -48,6 +49,11 @@ SHEETS = {
     FEW_STEPS_SHEET: ("The same seeds in a few plain steps", "A few steps without guidance"),
 }
 """Description and caption of the sheets of a check."""
+DEMO_LORA = (
+    "The web UI cannot load a demo checkpoint, and this LoRA fits no other: see what it draws on "
+    "the page Compare. A LoRA of your own checkpoint is called from a prompt."
+)
+READY = "The trainer is ready, and this is not needed again: go on with the page Distil."
 LIVE = ("queued", "starting", "running", "stopping")
 MORE_CURVES = (
     "teacher_distance",
@@ -221,26 +227,30 @@ def curves(job: Job, *, first: bool) -> str:
 
 def files(job: Job) -> str:
     """Where the LoRA and the run are, and how to sample with the LoRA."""
-    rows = []
+    rows, usage = [], ""
+    if job.kind == "setup" and job.state == "finished":
+        rows.append(html.piece("paragraph", READY, "dp-soft"))
     lora = job.result.get("lora")
     if isinstance(lora, str):
+        recipe = _recipe(Path(lora))
+        usage = html.heading("Sample with it", usage_hint(recipe), level=3) if recipe else ""
         tag = surroundings.current.prompt_tag(Path(lora))
-        rows += [html.prompt_tag(tag)] if tag else []
+        if tag and recipe is not None and is_demo(recipe.teacher_name):
+            rows.append(html.piece("paragraph", DEMO_LORA, "dp-soft"))
+        elif tag:
+            rows.append(html.prompt_tag(tag))
         rows.append(html.copyable("LoRA", lora))
     made = result_path(job, "folder")
     if made:
         rows.append(html.copyable(MADE.get(job.kind, "Package"), str(made)))
     rows.append(html.copyable("Run folder" if job.kind == "distill" else "Files", str(job.path)))
-    usage = _usage(Path(lora)) if isinstance(lora, str) else ""
     return usage + "".join(rows)
 
 
-def _usage(lora: Path) -> str:
+def _recipe(lora: Path) -> Recipe | None:
     with contextlib.suppress(DPDMDError, OSError):
-        recipe = read_recipe(read_header(lora).metadata)
-        if recipe is not None:
-            return html.heading("Sample with it", usage_hint(recipe), level=3)
-    return ""
+        return read_recipe(read_header(lora).metadata)
+    return None
 
 
 def result_path(job: Job, name: str) -> Path | None:

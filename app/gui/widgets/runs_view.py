@@ -85,6 +85,7 @@ def _buttons(job: Job | None, every: list[Job], before: Seen, now: Seen) -> Valu
     changes: Values = {name: Change(visible=value) for name, value in allowed.items()}
     changes["start"]["value"] = START_LABELS.get(state, "Resume")
     changes["stop"]["value"] = "Take out of the queue" if state == "queued" else "Stop and keep"
+    changes["rename_box"] = Change(visible=job is not None)
     changes["new_title"] = job.title if job else ""
     return changes
 

@@ -63,7 +63,8 @@ def is_number(value: object, wanted: float) -> bool:
     """Whether it is a number as good as equal to that one."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return abs(value - wanted) <= 1e-6 * max(1.0, abs(wanted))
+    near = 1e-6 * max(1.0, abs(wanted))
+    return wanted - near <= value <= wanted + near  # no subtraction: whole numbers have no limit
 
 
 def number(wanted: float) -> Test:

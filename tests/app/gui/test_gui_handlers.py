@@ -89,6 +89,42 @@ def test_a_first_visit_needs_one_click(form, home):
     assert "queue" in text_of(answer["start_note"])
 
 
+def chosen(form: dict, checkpoint: str) -> dict:
+    """The form after another checkpoint was chosen in it."""
+    form = form | {"checkpoint": checkpoint}
+    for name, value in distill_hints.fit_checkpoint(form).items():
+        form[name] = value["value"] if isinstance(value, dict) else value
+    return form
+
+
+def test_a_demo_that_is_chosen_needs_one_click_and_takes_its_settings_along(files):
+    preferences.remember(folders=(str(files["sd1"].parent),))
+    untouched = distill_form.FORM | DistillConfig().to_dict()
+    untouched |= {"checkpoint": str(files["sd1"]), "output_folder": str(files["sd1"].parent)}
+    demo = chosen(untouched, EMOJI_EPS)
+    assert {name: demo[name] for name in DEMO} == DEMO
+    assert (demo["memory"], demo["name"], demo["starter"]) == ("demo", "emoji-4step", "emoji")
+    assert len(demo["prompts"].splitlines()) == 400 and "400 prompts" in demo["prompts_count"]
+    jobs.get_job(distill_form.submit(demo)["selected"])
+    back = chosen(demo, str(files["sd1"]))
+    assert {name: back[name] for name in untouched} == untouched
+    assert (back["prompts_count"], back["starter"]) == ("No prompts yet.", "photo")
+    again = distill_form.initial()  # as remembered, while a host has another checkpoint loaded
+    assert again["memory"] == "demo" and again["checkpoint"] == EMOJI_EPS
+
+
+def test_a_demo_keeps_what_a_person_typed(files):
+    own = distill_form.FORM | DistillConfig().to_dict() | {"prompts": "a cat", "name": "cats"}
+    demo = chosen(own, EMOJI)
+    assert (demo["prompts"], demo["name"], demo["steps"]) == ("a cat", "cats", DEMO["steps"])
+    back = chosen(demo, str(files["sd1"]))
+    assert (back["prompts"], back["name"], back["steps"]) == ("a cat", "cats", own["steps"])
+    by_hand = own | {"steps": 9}
+    assert {name: chosen(by_hand, EMOJI)[name] for name in by_hand} == by_hand | {
+        "checkpoint": EMOJI
+    }
+
+
 def test_every_setting_has_one_control_with_its_default_and_a_help_text():
     every = controls.controls()
     assert list(every) == [spec.name for spec in dataclasses.fields(DistillConfig)]
@@ -97,6 +133,11 @@ def test_every_setting_has_one_control_with_its_default_and_a_help_text():
     assert sorted([*controls.PLAIN, *folded]) == sorted(every)
     values = {name: item.default for name, item in every.items()}
     assert controls.config_of(values) == DistillConfig()
+
+
+def test_help_texts_name_the_defaults():
+    assert f"{DistillConfig().steps} is" in controls.INFO["steps"]
+    assert f"{DistillConfig().student_rank} suits" in controls.INFO["student_rank"]
 
 
 def test_a_group_of_advanced_settings_fits_a_screen():

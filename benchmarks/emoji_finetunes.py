@@ -117,7 +117,7 @@ def distil(path: Path, seed: int, fine_tune: Path | None = None) -> None:
     if path.exists():
         return
     config: DistillConfig = emoji_students.settings_of(["dtype=bfloat16"], seed, "full-size")
-    merged = (TeacherLora(str(fine_tune)),) if fine_tune else ()
+    merged = (TeacherLora(path=str(fine_tune)),) if fine_tune else ()
     request = DistillRequest(
         model=ModelFiles(checkpoint=str(asset("sd3"))),
         config=config,

@@ -1,7 +1,7 @@
 """Prompts out of the user's own images: what programs wrote into them; no pixel is read.
 
 A1111's `parameters` text holds the prompt as it was drawn, alternatives chosen: its braces stand
-for themselves. In a JPEG or WebP it is the comment, where cameras write as well: there it counts
+for themselves. In a JPEG, WebP or AVIF it is the comment, where cameras write too: there it counts
 only with a line of settings. ComfyUI saves the graph with the texts of its widgets, where
 alternatives may still stand; they are treated like those of a prompts file. Other programs keep
 JSON, in that field or in one of their own (`structured.py`). Negative prompts are never taken.
@@ -28,9 +28,9 @@ MAX_IMAGES, MAX_PROMPT_CHARACTERS = 100_000, 10_000
 SHOWN = 3
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """Half a character, which no text file and no tokenizer takes."""
-IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp")
-OTHER_IMAGES = (".avif", ".jxl", ".heic", ".gif", ".bmp", ".tif", ".tiff")
-KINDS = "PNG, JPEG and WebP"
+IMAGES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif")
+OTHER_IMAGES = (".jxl", ".heic", ".gif", ".bmp", ".tif", ".tiff")
+KINDS = "PNG, JPEG, WebP and AVIF"
 COMMENTS = ("UserComment", "Comment")
 """Fields that hold what the first does in some programs, and anything in others."""
 DATA_FIELDS = ("invokeai_metadata", "sd-metadata", "metadata")

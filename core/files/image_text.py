@@ -1,24 +1,30 @@
-"""The texts that programs keep in a PNG, JPEG or WebP, read without its pixels and without trust.
+"""The texts that programs keep in an image, read without its pixels and without trust.
 
-A JPEG or WebP has them in its EXIF block (a small TIFF) or in a comment, which Pillow reads. What a
-file is, is told by its first bytes: names of images often lie.
+A JPEG, WebP or AVIF has them in its EXIF block (a small TIFF) or in a comment, which Pillow reads.
+What a file is, is told by its first bytes: names of images often lie.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from ..errors import ImageError
 from .png_text import SIGNATURE, read_png_text, text_of_bytes
 
+KINDS = "PNG, JPEG, WebP or AVIF"
+PLUGINS = {
+    re.compile(rb"\xff\xd8\xff"): "Jpeg",
+    re.compile(rb"RIFF....WEBP", re.DOTALL): "WebP",
+    re.compile(rb"....ftypavi[fs]", re.DOTALL): "Avif",
+}
+"""Pillow's plugin by how its files begin."""
 EXIF_POINTER, SOFTWARE, DESCRIPTION, USER_COMMENT = 0x8769, 0x0131, 0x010E, 0x9286
 XP_COMMENT = 0x9C9C
 """Windows' own comment, in UTF-16."""
@@ -30,30 +36,36 @@ CODES = (b"ASCII\0\0\0", b"UNICODE\0", b"JIS\0\0\0\0\0", bytes(8))
 
 
 def read_image_text(path: Path) -> dict[str, str]:
-    """The texts in the PNG, JPEG or WebP at `path` by name; the first of a name counts.
+    """The texts in the PNG, JPEG, WebP or AVIF at `path` by name; the first of a name counts.
 
     Raises:
-        ImageError: none of these, or damaged.
+        ImageError: none of these, damaged, or an AVIF where Pillow is older than 11.3.
         OSError: it cannot be read.
     """
     with path.open("rb") as stream:
         head = stream.read(12)
     if head.startswith(SIGNATURE):
         return read_png_text(path)
-    is_webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
-    if not is_webp and not head.startswith(b"\xff\xd8\xff"):
-        raise ImageError(f"{path.name} is no PNG, JPEG or WebP.")
+    kind = next((plugin for begins, plugin in PLUGINS.items() if begins.match(head)), None)
+    if kind is None:
+        raise ImageError(f"{path.name} is no {KINDS}.")
     found: dict[str, str] = {}
-    kind = WebPImageFile if is_webp else JpegImageFile  # Image.open refuses very large images
     try:
-        with warnings.catch_warnings(), kind(path) as image:
+        with warnings.catch_warnings(), _image_file(kind)(path) as image:
             warnings.simplefilter("ignore")
             for name, text in _texts(image):
                 if text:
                     found.setdefault(name, text)
+    except ModuleNotFoundError as error:
+        raise ImageError(f"{path.name} is an {kind.upper()}: Pillow 11.3 reads those.") from error
     except Exception as error:  # whatever Pillow comes upon in a damaged file
         raise ImageError(f"{path.name} is damaged: {error}.") from error
     return found
+
+
+def _image_file(kind: str) -> Callable[[Path], Image.Image]:
+    """Pillow's class of those files; Image.open would refuse very large ones."""
+    return getattr(importlib.import_module(f"PIL.{kind}ImagePlugin"), f"{kind}ImageFile")
 
 
 def _texts(image: Image.Image) -> Iterator[tuple[str, str]]:

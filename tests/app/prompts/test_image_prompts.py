@@ -185,7 +185,7 @@ def album(tmp_path):
         "b/4.png": png(text("parameters", INFOTEXT)),
         "plain.png": png(),
         "broken.png": b"nothing",
-        "photo.avif": b"",
+        "photo.heic": b"",
         ".hidden/5.png": png(text("parameters", "never seen")),
     }.items():
         (folder / name).write_bytes(content)
@@ -198,7 +198,7 @@ def test_a_folder_is_read_in_order_with_notes(album):
     said = "\n".join(listed.notes)
     for part in (
         "6 images read, 4 with a prompt; 1 without one (plain.png); 1 damaged (broken.png)",
-        "1 images of other kinds left out (only PNG, JPEG and WebP are read)",
+        "1 images of other kinds left out (only PNG, JPEG, WebP and AVIF are read)",
         "negative prompt 'blurry'",
         "style (1x)",
         "1 repeated prompts",
@@ -211,7 +211,7 @@ def test_a_folder_is_read_in_order_with_notes(album):
     [
         ({}, "it holds no image. Expected images as A1111"),
         (
-            {"a.avif": b"", "b.GIF": b""},
+            {"a.heic": b"", "b.GIF": b""},
             r"no image that can be read \(2 of other kinds; only PNG, J",
         ),
         ({"a.png": png(), "b.png": b"x"}, r"of its 2 images holds a prompt \(1 are damaged\)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+import sys
 
 import pytest
 from dpdmd_studio.app.prompts.images import image_prompt
@@ -12,7 +13,7 @@ from dpdmd_studio.app.prompts.reading import read_prompts
 from dpdmd_studio.core.errors import ImageError, PromptError
 from dpdmd_studio.core.files.image_text import read_image_text
 from dpdmd_studio.core.files.png_text import SIGNATURE
-from PIL import Image
+from PIL import Image, features
 
 INFOTEXT = (
     "ein Kätzchen 猫, {rot|blau}\nNegative prompt: ugly\nSteps: 20, Sampler: Euler a, Seed: 1"
@@ -35,7 +36,7 @@ def by_a1111(path, format, comment):
     """As A1111, Forge and SD.Next do: the text is a UserComment in the block's second directory."""
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = comment
-    return saved(path, format, exif)
+    return saved(path, format, exif.tobytes())
 
 
 def by_comfyui(path, graph, **more):
@@ -61,7 +62,10 @@ COMMENTS = {
 }
 
 
-@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+NEEDS_AVIF = pytest.mark.skipif(not features.check("avif"), reason="Pillow here reads no AVIF")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", pytest.param("AVIF", marks=NEEDS_AVIF)])
 @pytest.mark.parametrize("encoding", COMMENTS)
 def test_infotext_is_read_however_the_comment_is_encoded(encoding, format, tmp_path):
     path = by_a1111(tmp_path / "a.jpg", format, COMMENTS[encoding])
@@ -148,20 +152,28 @@ def test_a_folder_of_all_kinds_is_read_with_one_count(tmp_path):
     by_comfyui(tmp_path / "4.png", GRAPH)  # a wrong ending
     saved(tmp_path / "5.webp", "WEBP", b"")
     (tmp_path / "6.webp").write_bytes(b"RIFF")
-    (tmp_path / "7.avif").write_bytes(b"")
+    (tmp_path / "7.heic").write_bytes(b"")
     found = read_prompts(tmp_path)
     assert found.prompts == (DRAWN, DRAWN.replace("Kätzchen", "Hund"), "a {red|blue} café")
     assert found.notes[0] == (
         "6 images read, 4 with a prompt; 1 without one (5.webp); 1 damaged (6.webp); 1 images of "
-        "other kinds left out (only PNG, JPEG and WebP are read)."
+        "other kinds left out (only PNG, JPEG, WebP and AVIF are read)."
     )
+
+
+def test_an_avif_where_pillow_knows_none_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL.AvifImagePlugin", None)
+    path = tmp_path / "a.avif"
+    path.write_bytes(b"\0\0\0\x1cftypavif" + bytes(20))
+    with pytest.raises(ImageError, match=r"a\.avif is an AVIF: Pillow 11\.3 reads those"):
+        read_image_text(path)
 
 
 def test_none_of_these_is_refused(tmp_path):
     path = tmp_path / "a.jpg"
     for content in (b"", b"GIF89a" + bytes(20), b"RIFF\0\0\0\0WAVE", SIGNATURE[:4]):
         path.write_bytes(content)
-        with pytest.raises(ImageError, match="is no PNG, JPEG or WebP"):
+        with pytest.raises(ImageError, match="is no PNG, JPEG, WebP or AVIF"):
             read_image_text(path)
 
 
@@ -172,6 +184,7 @@ def test_none_of_these_is_refused(tmp_path):
         b"\xff\xd8" + b"\xff\xe0\0\2" * 100_001,
         b"RIFF\0\0\0\0WEBP" + (b"VP8 " + bytes(4)) * 100_001,
         b"RIFF\0\0\0\0WEBPEXIF" + struct.pack("<I", 9 << 20),
+        b"\0\0\0\x1cftypavif" + b"\xff" * 100,
     ],
 )
 def test_damaged_and_hostile_files_are_refused(content, tmp_path):

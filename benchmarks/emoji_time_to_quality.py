@@ -85,10 +85,13 @@ def students_of(run: RunDirectory, easels: dict[str, Easel]) -> list[Point]:
     found = []
     for step, seconds in kept.items():
         lora = read_lora(run.path.parent / f"step-{step:08d}.safetensors")
-        use = LoraSwitch(easels["open"].checkpoint, {"student": [(lora, 1.0)]}).use
-        samplers = {k: replace(e.sampler, use=use) for k, e in easels.items()}
+        switches = {
+            k: LoraSwitch(e.checkpoint, {"student": [(lora, 1.0)]}) for k, e in easels.items()
+        }
+        samplers = {k: replace(e.sampler, use=switches[k].use) for k, e in easels.items()}
         found.append({"update": step, "seconds": seconds} | counted(easels, samplers, "student"))
-        use("teacher")
+        for switch in switches.values():
+            switch.use("teacher")
     return found
 
 

@@ -46,6 +46,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "sixteen, rank 16": SIXTEEN | {"student_rank": 16, "fake_rank": 16},
     "eight": EIGHT,
     "eight, lambda .2": BEST,
+    "eight, lambda .5": BEST | {"diversity_weight": 0.5},
+    "eight, lambda 1": BEST | {"diversity_weight": 1.0},
+    "eight, lambda .2, two anchors, last": BEST
+    | {"num_anchored_steps": 2, "gradient_steps": "last"},
     "eight, lambda .2, keep best": BEST | {"keep": "best", "evaluate_every": 50},
     "eight, lambda .2, average .98": BEST | {"ema_decay": 0.98},
 }

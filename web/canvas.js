@@ -1,5 +1,7 @@
 /** What the panel's buttons do on the canvas. */
 
+import { t } from "./panel/language.js";
+
 const FOLDER = new URL(".", import.meta.url).pathname.split("/").filter(Boolean).pop();
 const GAP = 60; // pixels between nodes
 
@@ -16,7 +18,7 @@ export function addNode(app, type) {
 
 function makeNode(type) {
   const node = window.LiteGraph?.createNode(type);
-  if (!node) throw new Error(`This ComfyUI does not know the node ${type}.`);
+  if (!node) throw new Error(t("This ComfyUI does not know the node {type}.", { type }));
   return node;
 }
 
@@ -62,6 +64,7 @@ export async function findExample(api) {
 export async function openExample(app, api, name) {
   const path = `/workflow_templates/${FOLDER}/${encodeURIComponent(name)}.json`;
   const response = await fetch(api.apiURL(path));
-  if (!response.ok) throw new Error(`The example ${name} is not there (status ${response.status}).`);
+  const { ok, status } = response;
+  if (!ok) throw new Error(t("The example {name} is not there (status {status}).", { name, status }));
   await app.loadGraphData(await response.json(), true, true, name);
 }

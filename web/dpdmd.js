@@ -7,12 +7,12 @@ import { addNode, findExample, openExample, useLora } from "./canvas.js";
 import { addEstimate } from "./estimate_note.js";
 import { addNotes, restoreNotes, showError } from "./node_notes.js";
 import { Client } from "./panel/client.js";
+import { speak, t } from "./panel/language.js";
 import { Panel } from "./panel/panel.js";
 import { Watcher } from "./watcher.js";
 
 const NAME = "DPDMD.Studio";
 const TITLE = "DP-DMD";
-const TOOLTIP = "DP-DMD: training runs";
 const OPEN = "DPDMD.OpenRuns";
 
 const client = new Client(
@@ -64,7 +64,7 @@ async function openWindow() {
   if (!floating) {
     floating = document.createElement("dialog");
     floating.className = "dpdmd-window";
-    floating.setAttribute("aria-label", TOOLTIP);
+    floating.setAttribute("aria-label", t("DP-DMD: training runs"));
     floating.addEventListener("close", () => panel?.unmount());
     floating.addEventListener("keydown", (event) => event.stopPropagation());
     floating.addEventListener("click", (event) => {
@@ -72,7 +72,7 @@ async function openWindow() {
     });
     const close = document.createElement("button");
     close.className = "dpdmd-window-close";
-    close.textContent = "Close";
+    close.textContent = t("Close");
     close.onclick = () => floating.close();
     floating.append(document.createElement("div"), close);
     document.body.append(floating);
@@ -93,7 +93,7 @@ function register() {
     id: "dpdmd",
     icon: "pi pi-bolt",
     title: TITLE,
-    tooltip: TOOLTIP,
+    tooltip: t("DP-DMD: training runs"),
     type: "custom",
     render: async (element) => {
       element.style.height = "100%";
@@ -106,7 +106,8 @@ function register() {
 const extension = {
   name: NAME,
   commands: [{ id: OPEN, label: "Open the DP-DMD runs in a window", icon: "pi pi-bolt", function: openWindow }],
-  setup() {
+  async setup() {
+    await speak(app.extensionManager?.setting?.get?.("Comfy.Locale"));
     stylesheet();
     register();
     listen();

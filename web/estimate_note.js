@@ -2,6 +2,7 @@
 
 import { showText } from "./node_notes.js";
 import { Away } from "./panel/client.js";
+import { t } from "./panel/language.js";
 
 const NODE = "DPDMDDistill";
 const NAME = "dpdmd_estimate";
@@ -98,12 +99,13 @@ class EstimateNote {
     try {
       return { text: await this.ask(values) };
     } catch (error) { // the next time the file may be there, or the server
-      return { text: error instanceof Away ? "" : `No estimate. ${error.message}`, again: true };
+      return { text: error instanceof Away ? "" : t("No estimate. {why}", { why: error.message }), again: true };
     }
   }
 }
 
 function unknown(wired) {
-  const come = wired.length > 1 ? "come by wires" : "comes by a wire";
-  return `Memory and time are not known before it runs: ${wired.join(", ")} ${come}.`;
+  const names = wired.join(", ");
+  if (wired.length > 1) return t("Memory and time are not known before it runs: {names} come by wires.", { names });
+  return t("Memory and time are not known before it runs: {names} comes by a wire.", { names });
 }

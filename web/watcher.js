@@ -1,13 +1,14 @@
 /** Says when a run of the background has ended, whether the panel is open or not. */
 
+import { later, t } from "./panel/language.js";
 import { isLive } from "./panel/words.js";
 
 const SOON = 5000; // milliseconds between two looks while a run is under way
 const ENDS = {
-  finished: ["success", "finished"],
-  stopped: ["info", "has stopped and kept what there was"],
-  failed: ["error", "failed"],
-  interrupted: ["warn", "was interrupted"],
+  finished: ["success", later("DP-DMD: {title} finished")],
+  stopped: ["info", later("DP-DMD: {title} has stopped and kept what there was")],
+  failed: ["error", later("DP-DMD: {title} failed")],
+  interrupted: ["warn", later("DP-DMD: {title} was interrupted")],
 };
 const STAYS = 10000; // milliseconds
 
@@ -58,7 +59,7 @@ export class Watcher {
 
   tell(job, severity, words) {
     const detail = job.state === "failed" || job.state === "interrupted" ? job.message : "";
-    this.host.toast({ severity, summary: `DP-DMD: ${job.title} ${words}`, detail, life: STAYS });
+    this.host.toast({ severity, summary: t(words, { title: job.title }), detail, life: STAYS });
     if (job.kind === "distill") this.host.finished(job);
   }
 }

@@ -25,6 +25,9 @@ MARKUP = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eva
 # The host's pages compile translations; these signs mean something there.
 AFTER = "control_after_generate"  # a control that the host adds to seeds
 COMPILED = re.compile(r"[{}@|]")
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+SAID = re.compile(rf"\b(?:t|later)\(\s*({STRING.pattern}(?:\s*\+\s*{STRING.pattern})*)")
+HOLE = re.compile(r"\{\w+\}")
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 
@@ -108,6 +111,51 @@ def test_times_and_numbers_read_as_in_the_pages():
     assert durations == [html.duration(value) for value in seconds]
     assert far == "1,054 of 2,000 updates · 2.9 s each · 7 min left"
     assert numbers == ["0", "0.0123", "12.3", "1.2e-5", "-1.2e5", "\u2013"]
+
+
+def said_texts() -> set[str]:
+    """Every text that a module marks to be said in the page's language."""
+    found = set()
+    for path in MODULES:
+        for parts in SAID.findall(path.read_text("utf-8")):
+            found.add("".join(json.loads(part) for part in STRING.findall(parts)))
+    return found
+
+
+@pytest.mark.parametrize("language", [name for name in LANGUAGES if name != "en"])
+def test_the_panel_says_all_in_every_language(language):
+    said = json.loads((WEB / "texts" / f"{language}.json").read_text("utf-8"))
+    assert set(said) == said_texts()
+    for english, words in said.items():
+        assert words.strip() and sorted(HOLE.findall(words)) == sorted(HOLE.findall(english)), words
+
+
+@needs_node
+def test_a_text_is_said_in_the_language_of_the_page_or_in_english():
+    code = """
+import { speak, t } from "./panel/language.js";
+import { howFar, stateOf } from "./panel/words.js";
+import { readFile } from "node:fs/promises";
+const asked = [];
+const get = async (address) => {
+  asked.push(address.pathname.split("/").pop());
+  const text = await readFile(address, "utf8").catch(() => null);
+  return { ok: text !== null, json: async () => JSON.parse(text) };
+};
+const job = { kind: "distill", state: "running", step: 3, steps: 8 };
+const found = [];
+for (const language of ["zh", "zh-TW", "../x", undefined, "en"]) {
+  await speak(language, get);
+  found.push([stateOf("failed").label, howFar(job), t("constructor"), t("Student, update {step}", { step: 4 })]);
+}
+await speak("ja", () => { throw new TypeError("away"); });
+console.log(JSON.stringify([asked, found, t("Runs")]));
+"""
+    asked, found, away = run_module(code)
+    assert asked == ["zh.json", "zh-TW.json"] and away == "Runs"
+    assert found[0] == ["失败", "3/8 次更新", "constructor", "学生，第 4 次更新"]
+    english = ["Failed", "3 of 8 updates", "constructor", "Student, update 4"]
+    assert found[1:] == [english] * 4
 
 
 @needs_node

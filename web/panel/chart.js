@@ -1,6 +1,7 @@
 /** One curve of a run: axis numbers, a name, and the value under the pointer or the arrow keys. */
 
 import { draw, make, mark, write } from "./dom.js";
+import { t } from "./language.js";
 import { number, whole } from "./words.js";
 
 const HEIGHT = 120;
@@ -119,9 +120,10 @@ export class Chart {
   read() {
     const last = this.points.at(-1);
     const point = this.chosen === null ? last : this.points[this.chosen];
-    const at = this.chosen === null || !point ? "" : `update ${whole(point[0])}: `;
+    const at = this.chosen === null || !point ? "" : t("update {step}: ", { step: whole(point[0]) });
     write(this.value, point ? `${at}${number(point[1])}` : "");
-    const words = last ? `${number(this.points[0][1])} at first, ${number(last[1])} now` : "no values";
+    const ends = last ? { first: number(this.points[0][1]), last: number(last[1]) } : null;
+    const words = ends ? t("{first} at first, {last} now", ends) : t("no values");
     mark(this.svg, "aria-label", `${this.name.textContent}: ${at ? at + number(point[1]) : words}`);
   }
 

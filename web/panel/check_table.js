@@ -1,6 +1,7 @@
 /** What a check found: each question with its verdict, what to do about a red one, and the table to copy. */
 
 import { button, make, mark, show, write } from "./dom.js";
+import { t } from "./language.js";
 
 const TONES = { green: "good", red: "bad" };
 const COPIED_STAYS = 1500; // milliseconds
@@ -8,8 +9,8 @@ const COPIED_STAYS = 1500; // milliseconds
 export class CheckTable {
   constructor() {
     this.rows = make("ul", { class: "dpdmd-findings" });
-    this.copy = button("Copy as a table", () => this.take(), { class: "dpdmd-button" });
-    this.element = make("section", { class: "dpdmd-section" }, make("h3", {}, "What was found"), this.rows, this.copy);
+    this.copy = button(t("Copy as a table"), () => this.take(), { class: "dpdmd-button" });
+    this.element = make("section", { class: "dpdmd-section" }, make("h3", {}, t("What was found")), this.rows, this.copy);
     this.key = "";
     show(this.element, false);
   }
@@ -29,8 +30,8 @@ export class CheckTable {
 
   async take() {
     if (await copied(this.text)) {
-      write(this.copy, "Copied");
-      setTimeout(() => write(this.copy, "Copy as a table"), COPIED_STAYS);
+      write(this.copy, t("Copied"));
+      setTimeout(() => write(this.copy, t("Copy as a table")), COPIED_STAYS);
     }
   }
 }

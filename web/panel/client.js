@@ -1,5 +1,7 @@
 /** What the panel asks of the server; the host says how a request is sent. */
 
+import { t } from "./language.js";
+
 const PREFIX = "/dpdmd/v1";
 const PATIENCE = 15000; // milliseconds
 
@@ -92,10 +94,10 @@ export class Client {
 
 function unexplained(status) {
   if (status === 404 || status === 405) {
-    return (
+    return t(
       "This server does not know the DP-DMD pages. Restart it; if that does not help, look for " +
-      "DP-DMD in what it writes at its start."
+        "DP-DMD in what it writes at its start.",
     );
   }
-  return `The server answered with status ${status}. Its log says more.`;
+  return t("The server answered with status {status}. Its log says more.", { status });
 }

@@ -1,6 +1,7 @@
 /** The newest previews of a run, and any of them large. */
 
 import { button, make, mark, show, write } from "./dom.js";
+import { t } from "./language.js";
 import { whole } from "./words.js";
 
 const TEACHER = "teacher";
@@ -8,8 +9,8 @@ const FEW_STEPS = "few-steps.png"; // of a check
 
 /** What a preview shows, in words. */
 function caption(preview) {
-  if (preview.name === FEW_STEPS) return "A few steps without guidance";
-  return isTeacher(preview) ? "Teacher" : `Student, update ${whole(preview.step)}`;
+  if (preview.name === FEW_STEPS) return t("A few steps without guidance");
+  return isTeacher(preview) ? t("Teacher") : t("Student, update {step}", { step: whole(preview.step) });
 }
 
 const isTeacher = (preview) => preview.name.startsWith(TEACHER);
@@ -21,11 +22,11 @@ export class Images {
     this.previews = [];
     this.student = new Sheet(() => this.enlarge(this.student.preview));
     this.teacher = new Sheet(() => this.enlarge(this.teacher.preview));
-    const note = "Same prompts and seeds in each; one column is one seed. Click to enlarge.";
+    const note = t("Same prompts and seeds in each; one column is one seed. Click to enlarge.");
     this.element = make(
       "section",
       { class: "dpdmd-section" },
-      make("h3", {}, "Previews"),
+      make("h3", {}, t("Previews")),
       make("p", { class: "dpdmd-soft" }, note),
       make("div", { class: "dpdmd-sheets" }, this.teacher.element, this.student.element),
     );
@@ -79,7 +80,7 @@ class Sheet {
     this.image.src = next.src;
     this.image.width = next.naturalWidth;
     this.image.height = next.naturalHeight;
-    mark(this.button, "aria-label", `Enlarge: ${caption(preview)}`);
+    mark(this.button, "aria-label", t("Enlarge: {what}", { what: caption(preview) }));
     write(this.words, caption(preview));
   }
 }
@@ -92,11 +93,11 @@ class Large {
     this.name = "";
     this.image = make("img", { alt: "" });
     this.words = make("p", { class: "dpdmd-large-words", role: "status" });
-    this.before = button("‹", () => this.go(-1), { "aria-label": "The preview before" });
-    this.after = button("›", () => this.go(1), { "aria-label": "The next preview" });
-    const close = button("Close", () => this.dialog.close());
+    this.before = button("‹", () => this.go(-1), { "aria-label": t("The preview before") });
+    this.after = button("›", () => this.go(1), { "aria-label": t("The next preview") });
+    const close = button(t("Close"), () => this.dialog.close());
     const row = make("div", { class: "dpdmd-large-row" }, this.before, this.words, this.after, close);
-    const attributes = { class: "dpdmd dpdmd-large", "aria-label": "Preview" };
+    const attributes = { class: "dpdmd dpdmd-large", "aria-label": t("Preview") };
     this.dialog = make("dialog", attributes, this.image, row);
     this.dialog.addEventListener("keydown", (event) => this.key(event));
     this.dialog.addEventListener("click", (event) => {
@@ -135,7 +136,8 @@ class Large {
     if (!preview) return;
     mark(this.image, "src", this.address(preview.name));
     mark(this.image, "alt", caption(preview));
-    write(this.words, `${caption(preview)} (${place + 1} of ${this.previews.length})`);
+    const which = { what: caption(preview), place: place + 1, count: this.previews.length };
+    write(this.words, t("{what} ({place} of {count})", which));
     this.before.disabled = place === 0;
     this.after.disabled = place === this.previews.length - 1;
   }

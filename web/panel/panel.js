@@ -2,6 +2,7 @@
 
 import { Away } from "./client.js";
 import { button, make, mark, show, write } from "./dom.js";
+import { later, t } from "./language.js";
 import { RunList } from "./run_list.js";
 import { RunView } from "./run_view.js";
 import { SetupCard } from "./setup_card.js";
@@ -11,7 +12,7 @@ const SOON = 1000; // milliseconds between two looks while something runs
 const LATER = 5000;
 /** A run that was deleted elsewhere between two looks; the next list is without it. */
 const GONE = 404;
-const AWAY = "Server away, trying again …";
+const AWAY = later("Server away, trying again …");
 /** A message of something done goes after so long; one of something refused stays. */
 const MESSAGE_STAYS = 6000;
 const UNDO_STAYS = 30000;
@@ -37,7 +38,7 @@ export class Panel {
   build() {
     this.away = make("p", { class: "dpdmd-away", role: "status" });
     this.told = make("span");
-    this.undo = button("Undo", () => this.restore(), { class: "dpdmd-button dpdmd-undo" });
+    this.undo = button(t("Undo"), () => this.restore(), { class: "dpdmd-button dpdmd-undo" });
     this.message = make("p", { class: "dpdmd-message", role: "status" }, this.told, this.undo);
     this.trashed = null; // what a deleted run is called in the trash
     this.setup = new SetupCard(() => this.setUp());
@@ -59,14 +60,15 @@ export class Panel {
   }
 
   emptyState() {
-    const words =
+    const words = t(
       "Add the node DP-DMD Distill, choose a checkpoint, write some prompts, and queue it. " +
-      "Its runs are listed here, and you can watch them while they train.";
+        "Its runs are listed here, and you can watch them while they train.",
+    );
     const { addNode, openExample } = this.host;
     const buttons = make("div", { class: "dpdmd-buttons" });
-    if (addNode) buttons.append(button("Add the node", addNode, { class: "dpdmd-button dpdmd-main" }));
-    if (openExample) buttons.append(button("Open the example", () => this.tried(openExample())));
-    const title = make("h2", {}, "No runs yet");
+    if (addNode) buttons.append(button(t("Add the node"), addNode, { class: "dpdmd-button dpdmd-main" }));
+    if (openExample) buttons.append(button(t("Open the example"), () => this.tried(openExample())));
+    const title = make("h2", {}, t("No runs yet"));
     return make("section", { class: "dpdmd-empty" }, title, make("p", { class: "dpdmd-soft" }, words), buttons);
   }
 
@@ -211,7 +213,7 @@ export class Panel {
         if (action === "delete") this.selected = null;
         this.trashed = action === "delete" ? (job.trash ?? null) : null;
         this.seen = null;
-        this.say(action === "stop" ? stopped(job) : SAID[action] ?? "", "good");
+        this.say(action === "stop" ? stopped(job) : t(SAID[action] ?? ""), "good");
       }),
     );
     this.wake();
@@ -225,7 +227,7 @@ export class Panel {
         this.trashed = null;
         this.selected = job.id;
         this.seen = null;
-        this.say("It is back.", "good");
+        this.say(t("It is back."), "good");
       }),
     );
     this.wake();
@@ -241,7 +243,7 @@ export class Panel {
     try {
       await promise;
     } catch (error) {
-      this.say(error instanceof Away ? AWAY : error.message, "bad");
+      this.say(error instanceof Away ? t(AWAY) : error.message, "bad");
     }
   }
 
@@ -261,26 +263,26 @@ export class Panel {
   }
 
   connected(yes) {
-    write(this.away, yes ? "" : AWAY);
+    write(this.away, yes ? "" : t(AWAY));
     show(this.away, !yes);
     mark(this.element, "data-away", yes ? null : "");
   }
 }
 
 const SAID = {
-  start: "It is in the queue.",
-  check: "The check is in the queue.",
-  duplicate: "The copy is not started yet.",
-  rename: "Renamed.",
-  delete: "It is in the trash.",
-  share: "The package is in the queue.",
+  start: later("It is in the queue."),
+  check: later("The check is in the queue."),
+  duplicate: later("The copy is not started yet."),
+  rename: later("Renamed."),
+  delete: later("It is in the trash."),
+  share: later("The package is in the queue."),
 };
 
 /** What is said after a stop was asked for. */
 function stopped(job) {
-  if (!isLive(job)) return "It is out of the queue.";
-  if (job.kind !== "distill") return "It stops.";
-  return "It stops after the current update and keeps what there is.";
+  if (!isLive(job)) return t("It is out of the queue.");
+  if (job.kind !== "distill") return t("It stops.");
+  return t("It stops after the current update and keeps what there is.");
 }
 
 /** Whether the page's letters are bright, whatever its theme is called. */

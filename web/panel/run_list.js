@@ -1,6 +1,7 @@
 /** All runs: what works or waits first, then the newest. Rows are kept and changed in place. */
 
 import { arrange, icon, make, mark, setIcon, show, write } from "./dom.js";
+import { t } from "./language.js";
 import { inShort, isLive, kindOf, share, stateOf } from "./words.js";
 
 const RANK = { running: 0, stopping: 0, starting: 0, queued: 1 };
@@ -10,7 +11,7 @@ export class RunList {
   constructor(open) {
     this.open = open;
     this.rows = new Map();
-    this.element = make("ul", { class: "dpdmd-list", "aria-label": "Runs" });
+    this.element = make("ul", { class: "dpdmd-list", "aria-label": t("Runs") });
   }
 
   /** @param {object[]} jobs newest first; `selected` is an id or null. */

@@ -5,6 +5,7 @@ import { Chart } from "./chart.js";
 import { CheckTable } from "./check_table.js";
 import { arrange, button, icon, make, mark, setIcon, show, write } from "./dom.js";
 import { Images } from "./images.js";
+import { later, t } from "./language.js";
 import { Outcome } from "./outcome.js";
 import { fileName, howFar, isLive, kindOf, share, stateOf } from "./words.js";
 
@@ -14,8 +15,8 @@ const FINDING_TONES = { problem: "bad", warning: "warn", info: "soft" };
 const FIRST_CURVES = 2;
 /** What is said of a job that was stopped, by its kind. */
 const KEPT = {
-  distill: "What there was is kept. Resume goes on exactly where it stopped.",
-  check: "What is finished is kept. Resume goes on with the next part.",
+  distill: later("What there was is kept. Resume goes on exactly where it stopped."),
+  check: later("What is finished is kept. Resume goes on with the next part."),
 };
 /** Lines of the log that the progress bar says already. */
 const PROGRESS_LINE = /^update \d+\/\d+,|^---/;
@@ -30,11 +31,11 @@ export class RunView {
     this.does = does;
     this.job = null;
     this.charts = new Map();
-    this.back = button("All runs", does.back, { class: "dpdmd-button dpdmd-back" });
+    this.back = button(t("All runs"), does.back, { class: "dpdmd-button dpdmd-back" });
     this.back.prepend(icon("back"));
     this.actions = new Actions((action, body) => does.act(this.job.id, action, body));
     this.images = new Images((name) => does.image(this.job, name));
-    this.element = make("article", { class: "dpdmd-view", "aria-label": "Run" });
+    this.element = make("article", { class: "dpdmd-view", "aria-label": t("Run") });
     this.outcome = new Outcome(does);
     this.element.append(this.back, ...this.head(), this.outcome.element, this.actions.element, ...this.parts());
   }
@@ -46,7 +47,7 @@ export class RunView {
     this.facts = make("span", { class: "dpdmd-soft" });
     const line = make("p", { class: "dpdmd-state-line" }, this.icon, this.state, this.facts);
     this.fill = make("i");
-    const bar = { class: "dpdmd-bar", role: "progressbar", "aria-label": "Progress", "aria-valuemin": 0 };
+    const bar = { class: "dpdmd-bar", role: "progressbar", "aria-label": t("Progress"), "aria-valuemin": 0 };
     this.bar = make("div", { ...bar, "aria-valuemax": 100 }, this.fill);
     this.far = make("p", { class: "dpdmd-soft dpdmd-far" });
     this.said = make("p", { class: "dpdmd-said" });
@@ -54,18 +55,18 @@ export class RunView {
   }
 
   parts() {
-    this.findings = make("ul", { class: "dpdmd-findings", "aria-label": "What to know" });
+    this.findings = make("ul", { class: "dpdmd-findings", "aria-label": t("What to know") });
     this.made = make("p", { class: "dpdmd-made" });
     this.checked = new CheckTable();
     this.first = make("div", { class: "dpdmd-charts" });
     this.more = make("div", { class: "dpdmd-charts" });
-    this.curves = make("section", { class: "dpdmd-section" }, make("h3", {}, "Curves"), this.first);
-    this.moreBox = folded("More curves", this.more);
+    this.curves = make("section", { class: "dpdmd-section" }, make("h3", {}, t("Curves")), this.first);
+    this.moreBox = folded(t("More curves"), this.more);
     this.curves.append(this.moreBox);
     this.settings = make("dl", { class: "dpdmd-settings" });
-    this.settingsBox = folded("Settings", this.settings);
+    this.settingsBox = folded(t("Settings"), this.settings);
     this.log = make("pre", { class: "dpdmd-log", tabindex: 0 });
-    this.logBox = folded("Log", this.log);
+    this.logBox = folded(t("Log"), this.log);
     this.logBox.addEventListener("toggle", () => this.follow());
     const boxes = [this.settingsBox, this.logBox];
     return [this.made, this.findings, this.checked.element, this.images.element, this.curves, ...boxes];
@@ -89,7 +90,7 @@ export class RunView {
     this.outcome.update(job);
     const lora = job.result?.lora;
     show(this.made, typeof lora === "string");
-    if (typeof lora === "string") write(this.made, `LoRA: ${fileName(lora)}`);
+    if (typeof lora === "string") write(this.made, t("LoRA: {name}", { name: fileName(lora) }));
     mark(this.made, "title", lora);
     this.checked.update(job.kind === "check" ? job.result : null);
   }
@@ -102,13 +103,13 @@ export class RunView {
     mark(this.bar, "aria-valuenow", done === null ? null : Math.round(done * 100));
     mark(this.bar, "aria-valuetext", howFar(job) || null);
     this.fill.style.width = `${(done ?? 0) * 100}%`;
-    const place = typeof job.place === "number" ? `Place ${job.place + 1} in the queue` : "";
+    const place = typeof job.place === "number" ? t("Place {place} in the queue", { place: job.place + 1 }) : "";
     write(this.far, place || howFar(job));
   }
 
   say(job) {
     const bad = job.state === "failed" || job.state === "interrupted";
-    const kept = job.state === "stopped" ? KEPT[job.kind] : "";
+    const kept = job.state === "stopped" ? t(KEPT[job.kind] ?? "") : "";
     const words = kept || (bad || isLive(job) ? job.message : "");
     write(this.said, words);
     mark(this.said, "data-tone", job.state === "failed" ? "bad" : bad ? "warn" : null);

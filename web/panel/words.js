@@ -1,28 +1,33 @@
 /** What states, times and numbers are called. */
 
+import { later, t } from "./language.js";
+
 /** State -> [words, icon, tone]. */
 const STATES = {
-  new: ["Not started", "fresh", "soft"],
-  queued: ["Waiting", "waiting", "soft"],
-  starting: ["Starting", "working", "live"],
-  running: ["Running", "working", "live"],
-  stopping: ["Stopping", "working", "live"],
-  stopped: ["Stopped", "paused", "soft"],
-  interrupted: ["Interrupted", "warning", "warn"],
-  finished: ["Finished", "done", "good"],
-  failed: ["Failed", "failed", "bad"],
+  new: [later("Not started"), "fresh", "soft"],
+  queued: [later("Waiting"), "waiting", "soft"],
+  starting: [later("Starting"), "working", "live"],
+  running: [later("Running"), "working", "live"],
+  stopping: [later("Stopping"), "working", "live"],
+  stopped: [later("Stopped"), "paused", "soft"],
+  interrupted: [later("Interrupted"), "warning", "warn"],
+  finished: [later("Finished"), "done", "good"],
+  failed: [later("Failed"), "failed", "bad"],
 };
 
 const KINDS = {
-  distill: "Distillation",
-  check: "Check",
-  compare: "Comparison",
-  package: "Package",
-  setup: "Set-up",
+  distill: later("Distillation"),
+  check: later("Check"),
+  compare: later("Comparison"),
+  package: later("Package"),
+  setup: later("Set-up"),
 };
 
 /** What a job goes through, where these are not steps. */
-const UNITS = { distill: "updates", check: "parts" };
+const UNITS = {
+  distill: later("{step} of {steps} updates"),
+  check: later("{step} of {steps} parts"),
+};
 
 /** States in which a process works, or will. */
 export const LIVE = ["queued", "starting", "running", "stopping"];
@@ -31,10 +36,10 @@ export const STARTABLE = ["new", "stopped", "interrupted", "failed"];
 /** {label, icon, tone} of a state; an unknown one is shown by its own name. */
 export function stateOf(name) {
   const [label, icon, tone] = STATES[name] ?? [String(name), "info", "soft"];
-  return { label, icon, tone };
+  return { label: t(label), icon, tone };
 }
 
-export const kindOf = (name) => KINDS[name] ?? String(name);
+export const kindOf = (name) => t(KINDS[name] ?? String(name));
 
 export const isLive = (job) => LIVE.includes(job.state);
 
@@ -58,12 +63,12 @@ export function duration(seconds) {
 /** Such as "54 of 200 updates · 2.9 s each · 7 min left". */
 export function howFar(job) {
   if (!job.steps) return "";
-  const unit = UNITS[job.kind] ?? "steps";
-  const words = [`${whole(job.step)} of ${whole(job.steps)} ${unit}`];
+  const far = UNITS[job.kind] ?? later("{step} of {steps} steps");
+  const words = [t(far, { step: whole(job.step), steps: whole(job.steps) })];
   if (isLive(job)) {
-    if (job.seconds_per_step > 0) words.push(`${duration(job.seconds_per_step)} each`);
+    if (job.seconds_per_step > 0) words.push(t("{time} each", { time: duration(job.seconds_per_step) }));
     const left = job.state === "running" ? duration(job.seconds_left) : "";
-    if (left && job.step < job.steps) words.push(`${left} left`);
+    if (left && job.step < job.steps) words.push(t("{time} left", { time: left }));
   }
   return words.join(" · ");
 }
@@ -75,8 +80,8 @@ export function inShort(job) {
   const begun = ["running", "stopping", "stopped", "interrupted"].includes(job.state);
   if (begun && done !== null) words.push(`${Math.round(done * 100)}%`);
   const left = job.state === "running" && job.step < job.steps ? duration(job.seconds_left) : "";
-  if (left) words.push(`${left} left`);
-  if (typeof job.place === "number") words.push(`place ${job.place + 1} in the queue`);
+  if (left) words.push(t("{time} left", { time: left }));
+  if (typeof job.place === "number") words.push(t("place {place} in the queue", { place: job.place + 1 }));
   if (!isLive(job)) words.push(day(job.updated_at));
   return words.join(" · ");
 }

@@ -1,4 +1,4 @@
-"""A small SD 1.x checkpoint that A1111 takes, with the settings file that says so beside it."""
+"""Small checkpoints that WebUIs take, where A1111 needs it with the settings that say so beside."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from dpdmd_studio.core.families import family
 from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.core.recipe.few_step import default_recipe
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 SETTINGS = """\
 model:
@@ -48,6 +48,82 @@ VAE = {
     "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1, "latent_channels": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
 }  # fmt: skip
+
+SDXL_SETTINGS = """\
+model:
+  target: sgm.models.diffusion.DiffusionEngine
+  params:
+    scale_factor: 0.13025
+    denoiser_config:
+      target: sgm.modules.diffusionmodules.denoiser.DiscreteDenoiser
+      params:
+        num_idx: 1000
+        weighting_config: {target: sgm.modules.diffusionmodules.denoiser_weighting.EpsWeighting}
+        scaling_config: {target: sgm.modules.diffusionmodules.denoiser_scaling.EpsScaling}
+        discretization_config:
+          {target: sgm.modules.diffusionmodules.discretizer.LegacyDDPMDiscretization}
+    network_config: {target: sgm.modules.diffusionmodules.openaimodel.UNetModel, params:
+      {adm_in_channels: 2560, num_classes: sequential, use_checkpoint: false, in_channels: 4,
+       out_channels: 4, model_channels: 64, attention_resolutions: [4, 2], num_res_blocks: 2,
+       channel_mult: [1, 2, 4], num_head_channels: 64, use_spatial_transformer: true,
+       use_linear_in_transformer: true, transformer_depth: [1, 1, 2], context_dim: 1792,
+       spatial_transformer_attn_type: softmax, legacy: false}}
+    conditioner_config:
+      target: sgm.modules.GeneralConditioner
+      params:
+        emb_models:
+          - {is_trainable: false, input_key: txt,
+             target: sgm.modules.encoders.modules.FrozenCLIPEmbedder,
+             params: {layer: hidden, layer_idx: 11}}
+          - {is_trainable: false, input_key: txt,
+             target: sgm.modules.encoders.modules.FrozenOpenCLIPEmbedder2,
+             params: {arch: ViT-H-14, version: laion2b_s32b_b79k, freeze: true,
+                      layer: penultimate, always_return_pooled: true, legacy: false}}
+          - {is_trainable: false, input_key: original_size_as_tuple, params: {outdim: 256},
+             target: sgm.modules.encoders.modules.ConcatTimestepEmbedderND}
+          - {is_trainable: false, input_key: crop_coords_top_left, params: {outdim: 256},
+             target: sgm.modules.encoders.modules.ConcatTimestepEmbedderND}
+          - {is_trainable: false, input_key: target_size_as_tuple, params: {outdim: 256},
+             target: sgm.modules.encoders.modules.ConcatTimestepEmbedderND}
+    first_stage_config:
+      target: sgm.models.autoencoder.AutoencoderKLInferenceWrapper
+      params:
+        embed_dim: 4
+        lossconfig: {target: torch.nn.Identity}
+        ddconfig:
+          {attn_type: vanilla, double_z: true, z_channels: 4, resolution: 256, in_channels: 3,
+           out_ch: 3, ch: 32, ch_mult: [1, 1, 1, 1], num_res_blocks: 1, attn_resolutions: [],
+           dropout: 0.0}
+"""
+SDXL_UNET = {
+    "sample_size": 16, "block_out_channels": (64, 128, 256), "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 1, 2), "attention_head_dim": (1, 2, 4),
+    "use_linear_projection": True, "cross_attention_dim": 1792,
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 1024 + 6 * 256,
+}  # fmt: skip
+OPEN_CLIP = CLIPTextConfig(  # the text half of OpenCLIP's ViT-H-14, in the place of ViT-bigG-14
+    vocab_size=49408, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24,
+    num_attention_heads=16, projection_dim=1024, eos_token_id=49407, hidden_act="gelu",
+)  # fmt: skip
+
+
+def small_sdxl(folder: Path) -> Path:
+    """An SDXL of random weights for A1111: two real kinds of CLIP, a small UNet and VAE."""
+    open_clip = CLIPTextModelWithProjection(OPEN_CLIP)
+    tiny = checkpoints.Tiny(
+        checkpoints.drawn(UNet2DConditionModel(**SDXL_UNET), 0),
+        {
+            "clip_l": checkpoints.randomised(CLIPTextModel(CLIP), 1),
+            "clip_g": checkpoints.randomised(open_clip, 2),
+        },
+        checkpoints.randomised(AutoencoderKL(**VAE), 4),  # type: ignore[arg-type]
+    )
+    path = folder / "small-sdxl.safetensors"
+    path.with_suffix(".yaml").write_text(SDXL_SETTINGS, encoding="utf-8")
+    return checkpoints.save(path, checkpoints.file_state(tiny))
 
 
 def small_sd1(folder: Path) -> Path:

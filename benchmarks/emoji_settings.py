@@ -23,6 +23,7 @@ BEFORE: dict[str, Any] = {
     "steps": 1000,
     "fake_updates": 5,
     "teacher_steps": 28,
+    "num_anchored_steps": 1,
     "diversity_weight": 0.05,
 }
 """The defaults until these were compared; "eight, lambda .2" has those that came of it."""
@@ -30,6 +31,8 @@ CHEAP = BEFORE | {"batch_size": 4, "steps": 400, "fake_updates": 2, "teacher_ste
 EIGHT = CHEAP | {"batch_size": 8, "steps": 200}
 SIXTEEN = CHEAP | {"batch_size": 16, "steps": 100}
 BEST = EIGHT | {"diversity_weight": 0.2}
+TWO = BEST | {"num_anchored_steps": 2}
+CHEAP_TWO = TWO | {"teacher_steps": 8}
 ARMS: dict[str, dict[str, Any]] = {
     "one": BEFORE,
     "cheap": CHEAP,
@@ -48,8 +51,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "eight, lambda .2": BEST,
     "eight, lambda .5": BEST | {"diversity_weight": 0.5},
     "eight, lambda 1": BEST | {"diversity_weight": 1.0},
-    "eight, lambda .2, two anchors, last": BEST
-    | {"num_anchored_steps": 2, "gradient_steps": "last"},
+    "eight, lambda .2, two anchors, last": TWO | {"gradient_steps": "last"},
+    "eight, lambda .2, two cheap anchors": CHEAP_TWO,
+    "eight, lambda .2, two cheap anchors, one fake": CHEAP_TWO | {"fake_updates": 1},
+    "eight, lambda .2, 400 updates": BEST | {"steps": 400},
     "eight, lambda .2, keep best": BEST | {"keep": "best", "evaluate_every": 50},
     "eight, lambda .2, average .98": BEST | {"ema_decay": 0.98},
 }

@@ -3,8 +3,8 @@
     python tools/make_locales.py
 
 The English texts are those of the classes, so run it after a node changes; a test compares. The
-other languages are written by hand: translate what is reported, take out what is there no longer. The
-panel's words are in web/texts, and a test compares those with its modules.
+other languages are written by hand: translate what is reported, take out what is there no longer.
+The panel's words are in web/texts, and a test compares those with its modules.
 """
 
 from __future__ import annotations

@@ -146,14 +146,15 @@ const job = { kind: "distill", state: "running", step: 3, steps: 8 };
 const found = [];
 for (const language of ["zh", "zh-TW", "../x", undefined, "en"]) {
   await speak(language, get);
-  found.push([stateOf("failed").label, howFar(job), t("constructor"), t("Student, update {step}", { step: 4 })]);
+  const student = t("Student, update {step}", { step: 4 });
+  found.push([stateOf("failed").label, howFar(job), t("constructor"), student]);
 }
 await speak("ja", () => { throw new TypeError("away"); });
 console.log(JSON.stringify([asked, found, t("Runs")]));
 """
     asked, found, away = run_module(code)
     assert asked == ["zh.json", "zh-TW.json"] and away == "Runs"
-    assert found[0] == ["失败", "3/8 次更新", "constructor", "学生，第 4 次更新"]
+    assert found[0] == ["失败", "3/8 次更新", "constructor", "学生\uff0c第 4 次更新"]
     english = ["Failed", "3 of 8 updates", "constructor", "Student, update 4"]
     assert found[1:] == [english] * 4
 

@@ -37,6 +37,8 @@ NEW_CHECK = ("checkpoint", "prompts", "title", "config")
 """What a page may say of a new check."""
 NEW_RUN = (*NEW_CHECK, "output_name")
 """What it may say of a new run."""
+SAID = ("message", "text", "advice")
+"""Parts of an answer that are said to people, and may name options."""
 _log = logging.getLogger("dpdmd_studio.api")
 
 
@@ -48,6 +50,7 @@ class Api:
         lora_folder: where it keeps LoRAs, for new ones.
         hosts_own: what only one host can answer: the answer, ready for JSON, to a POST by its
             address and body.
+        reworded: a message that names options, in the words of the pages that ask.
     """
 
     def __init__(
@@ -55,9 +58,10 @@ class Api:
         model_folders: Callable[[], Sequence[Path]],
         lora_folder: Callable[[], Path],
         hosts_own: Mapping[str, Callable[[Mapping[str, Any]], object]] | None = None,
+        reworded: Callable[[str], str] = str,
     ) -> None:
         self._model_folders, self._lora_folder = model_folders, lora_folder
-        self._hosts_own = dict(hosts_own or {})
+        self._hosts_own, self._reworded = dict(hosts_own or {}), reworded
 
     def handle(
         self,
@@ -79,7 +83,7 @@ class Api:
         except RefusedError as refusal:
             return error_response(refusal.status, str(refusal))
         except DPDMDError as error:
-            return error_response(_status(error), str(error))
+            return error_response(_status(error), self._reworded(str(error)))
         except Exception:
             _log.exception("%s %s failed", method, path)
             return error_response(
@@ -89,40 +93,57 @@ class Api:
     def _answer(self, request: Request) -> Response:
         match (request.method, *request.parts):
             case ("GET", "state"):
-                return json_response(state())
+                return self._json(state())
             case ("GET", "inspect"):
-                return json_response(self._inspect(request.query))
+                return self._json(self._inspect(request.query))
             case ("GET", "runs", id):
-                return json_response(run_detail(_job(id)))
+                return self._json(run_detail(_job(id)))
             case ("GET", "runs", id, "previews", name):
                 return _preview(_job(id), name)
             case ("GET", "runs", id, "report"):
                 return report(_job(id))
             case ("POST", "runs", id, "share"):
-                return json_response(job_facts(share(_job(id))))
+                return self._json(job_facts(share(_job(id))))
             case ("POST", "runs", id, "delete"):
                 job = _job(id)
-                return json_response(job_facts(job) | {"trash": jobs.delete(id).name})
+                return self._json(job_facts(job) | {"trash": jobs.delete(id).name})
             case ("POST", "trash", name, "restore"):
-                return json_response(job_facts(jobs.restore(name)))
+                return self._json(job_facts(jobs.restore(name)))
             case ("POST", "setup"):
-                return json_response(job_facts(set_up()))
+                return self._json(job_facts(set_up()))
             case ("POST", "runs"):
                 found = new_run(request.body, self._model_folders(), self._lora_folder())
-                return json_response(job_facts(found))
+                return self._json(job_facts(found))
             case ("POST", "checks"):
-                return json_response(job_facts(new_check(request.body, self._model_folders())))
+                return self._json(job_facts(new_check(request.body, self._model_folders())))
             case ("POST", "runs", id, action) if action in ACTIONS:
-                return json_response(job_facts(act(id, action, request.body)))
+                return self._json(job_facts(act(id, action, request.body)))
             case ("POST", name) if name in self._hosts_own:
-                return json_response(self._hosts_own[name](request.body))
+                return self._json(self._hosts_own[name](request.body))
         raise RefusedError(404, NOT_HERE)
+
+    def _json(self, content: object) -> Response:
+        """An answer in JSON, with what is said to people in the words of the pages."""
+        return json_response(_with_words(content, self._reworded))
 
     def _inspect(self, query: Mapping[str, str]) -> dict[str, object]:
         """What a model file says of itself; hashes only when asked for, as they take minutes."""
         folders = [*self._model_folders(), self._lora_folder(), runs()]
         path = contained(query.get("path", ""), folders)
         return inspect(path, hashed=query.get("hashes") == "1")
+
+
+def _with_words(content: Any, reworded: Callable[[str], str]) -> Any:
+    if isinstance(content, list):
+        return [_with_words(value, reworded) for value in content]
+    if not isinstance(content, dict):
+        return content
+    return {
+        name: reworded(value)
+        if name in SAID and isinstance(value, str)
+        else _with_words(value, reworded)
+        for name, value in content.items()
+    }
 
 
 def _status(error: DPDMDError) -> int:

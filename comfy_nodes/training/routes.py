@@ -9,6 +9,7 @@ from ...app.api import MAX_BODY_BYTES, PREFIX
 from ...app.api.handler import Api
 from ...app.library.choices import ASSETS
 from ..host import folders, web_server
+from .words import in_node_words
 
 
 def _node_estimate(values: Mapping[str, Any]) -> dict[str, str]:
@@ -22,6 +23,7 @@ api = Api(
     lambda: [*folders.paths(*folders.MODEL_FOLDERS), ASSETS],
     lambda: folders.paths("loras")[0],
     {"node-estimate": _node_estimate},
+    in_node_words,
 )
 
 

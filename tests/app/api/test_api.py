@@ -21,6 +21,7 @@ from dpdmd_studio.app.jobs import spawn
 from dpdmd_studio.app.library.home import home as data_folder
 from dpdmd_studio.app.runs.directory import RunDirectory
 from dpdmd_studio.app.runs.lock import owned
+from dpdmd_studio.comfy_nodes.training.words import in_node_words
 from tiny_runs import TINY
 
 JSON = {"Content-Type": "application/json"}
@@ -434,3 +435,22 @@ def test_the_state_of_many_runs_costs_each_no_more_than_that_of_few(api, models)
 
     few = processor_seconds(5)
     assert processor_seconds(50) < 20 * few  # ten times as many, and twice that for chance
+
+
+def test_what_is_said_to_people_is_in_the_words_of_the_pages(models, tmp_path):
+    content = {
+        "findings": [{"title": "NaN", "text": "A copy with --dtype float32 helps."}],
+        "result": {"lines": [{"name": "Number format", "advice": "Choose --dtype float32."}]},
+        "message": "Lower --resolution, or close what else runs.",
+        "log": "worker distill --dtype bfloat16",
+    }
+    api = Api(lambda: [models], lambda: tmp_path, {"echo": lambda _: content}, in_node_words)
+    status, found = post(api, "/echo")
+    assert status == 200 and found["log"] == content["log"]
+    dtype = in_node_words("--dtype")
+    assert "--" not in dtype and dtype in found["findings"][0]["text"]
+    assert found["result"]["lines"][0]["advice"] == f"Choose {dtype} float32."
+    assert found["message"].startswith("Lower the resolution input,")
+    wrong = {"checkpoint": "base.safetensors", "prompts": "a cat", "config": {"anchor_step": 99}}
+    status, found = post(api, "/runs", wrong)
+    assert status == 400 and "Lower anchor_step in settings_json" in found["error"]

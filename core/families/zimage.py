@@ -268,7 +268,9 @@ FAMILY = base.Family(
     ),
     sharing=base.SharingFacts(
         labels=("ZImageBase", "ZImageTurbo", "Other"),
-        label_note=lambda title: "",
+        label_note=lambda title: (
+            "Z-Image-Turbo has the same tensors: of a checkpoint made from that, choose ZImageTurbo."
+        ),
         tag="z-image",
         base_model=lambda title: base.BaseModel(
             "Tongyi-MAI/Z-Image",

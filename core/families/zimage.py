@@ -269,7 +269,7 @@ FAMILY = base.Family(
     sharing=base.SharingFacts(
         labels=("ZImageBase", "ZImageTurbo", "Other"),
         label_note=lambda title: (
-            "Z-Image-Turbo has the same tensors: of a checkpoint made from that, choose ZImageTurbo."
+            "Z-Image-Turbo has the same tensors: of a checkpoint made from it, choose ZImageTurbo."
         ),
         tag="z-image",
         base_model=lambda title: base.BaseModel(
@@ -292,10 +292,10 @@ FAMILY = base.Family(
         parameters=6_154_908_736,
         packed=0.998,
         staying=12e6,
-        buffers=2 * 39.4e6,
+        buffers=78.7e6,
         per_rank={"attention": 2_188_800, "full": 2_657_280},
-        per_image={"attention": 297e6, "full": 277e6},
-        per_pixel={"attention": 13570.0, "full": 16260.0},
-        recomputed=base.Recomputed(per_image=24e6, per_pixel=628.5, kept=510.0),
+        per_image={"attention": 1060e6, "full": 1190e6},
+        per_pixel={"attention": 32280.0, "full": 35860.0},
+        recomputed=base.Recomputed(per_image=60e6, per_pixel=1360.0, kept=970.0),
     ),
 )

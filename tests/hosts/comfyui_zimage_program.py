@@ -3,7 +3,7 @@
 `python comfyui_zimage_program.py COMFYUI_DIR JOB.json`; the job names the files `denoiser`,
 `encoder` and `vae`, `prompts`, `inputs` (x.N and sigma.N of each case, and prompt.N, the number of
 one, or context.N), how the encoder differs from the published one (`encoder_sizes`), `loras` by
-name, an `image` to draw, and where `outputs` go.
+name, the cases asked `with_lora`, an `image` to draw, and where `outputs` go.
 Uses the calls that UNETLoader, CLIPLoader, CLIPTextEncode, LoraLoaderModelOnly and KSampler use.
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
     inputs = comfy.utils.load_torch_file(job["inputs"])
     cases = sorted({int(name.split(".")[1]) for name in inputs})
 
-    def predict(patcher, name: str) -> None:
+    def predict(patcher, name: str, cases: list[int]) -> None:
         comfy.model_management.load_models_gpu([patcher])
         with torch.no_grad():
             for case in cases:
@@ -71,7 +71,7 @@ def main() -> None:
         )
         return vae.decode(drawn)
 
-    predict(model, "plain")
+    predict(model, "plain", cases)
     found["picture"] = vae.decode(model.model.process_latent_out(inputs["x.0"]))
     found["image"] = draw(model, asked["steps"], asked["cfg"])
     said.clear()
@@ -79,8 +79,9 @@ def main() -> None:
         lora = comfy.utils.load_torch_file(path)
         patched, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
         found[f"patched.{name}"] = torch.tensor(len(patched.patches))
-        predict(patched, name)
-        found[f"image.{name}"] = draw(patched, 4, 1.0)
+        predict(patched, name, job["with_lora"])
+        if name == "own":
+            found["image.own"] = draw(patched, 4, 1.0)
         comfy.model_management.unload_all_models()
     warnings = [line for line in said if "lora" in line.lower() or "NOT LOADED" in line]
     sampling = model.get_model_object("model_sampling")

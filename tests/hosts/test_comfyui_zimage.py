@@ -10,7 +10,7 @@ import gc
 import json
 import math
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import checkpoints
@@ -65,15 +65,17 @@ PROMPTS = (
     "",
     "a cat",
     "a (red:1.3) fox, [masterpiece], it's 20260 drops\n at 日本 \\(style\\) {x} \\[y\\]",
-    "one of many words " * 40,
+    "one of many words " * 20,
 )
 # latent height, width, sigma, prompt: its number, or how many random rows of text it has
 CASES = (
-    (8, 8, 0.99, 0), (8, 12, 0.75, 1), (16, 6, 0.45, 2), (6, 20, 0.1, 3), (8, 16, 0.02, 1),
-    (12, 8, 0.9, -3), (10, 10, 0.3, -96), (4, 24, 0.6, -500),
+    (8, 8, 0.99, 0), (8, 12, 0.75, 1), (10, 6, 0.45, 2), (6, 20, 0.1, -33), (12, 8, 0.9, -3),
+    (4, 24, 0.02, 1),
 )  # fmt: skip
+WITH_LORA = (1, 4)
+"""Cases that are asked of a model with a LoRA, too."""
 IMAGE = {
-    "texts": ("a (red:1.3) fox", "blurry"), "seed": 11, "steps": 9, "cfg": 4.0,
+    "texts": ("a (red:1.3) fox", "blurry"), "seed": 11, "steps": 5, "cfg": 4.0,
     "width": 96, "height": 64,
 }  # fmt: skip
 WITHIN, TEXT_WITHIN, LORA_WITHIN, PLANTED = 1e-4, 1e-3, 1e-3, 100.0
@@ -93,6 +95,13 @@ class Both:
     inputs: dict[str, Tensor]
     lora: Path
     files: ModelFiles
+    found: dict[int, float] = field(default_factory=dict)
+
+    def difference(self, case: int) -> float:
+        """Of one forward, which is made once."""
+        if case not in self.found:
+            self.found[case] = difference(predicted(self, case), self.theirs[f"plain.{case}"])
+        return self.found[case]
 
 
 def inputs_of_cases() -> dict[str, Tensor]:
@@ -123,25 +132,30 @@ def loras(network: nn.Module, folder: Path) -> dict[str, Path]:
     return {"own": own, "fused": folder / "fused.safetensors"}
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
-    folder = tmp_path_factory.mktemp("zimage")
+def make_files(folder: Path) -> dict[str, Path]:
+    """The model's files and the LoRAs, by name."""
     network = checkpoints.drawn(zimage.ZImageTransformer(**TRANSFORMER), 0)
     sizes = {**ENCODER, "head_dim": 128}
     tiny = checkpoints.Tiny(network, {"qwen3": checkpoints.qwen3.__wrapped__(TEXT, **sizes)})
     denoiser, encoder = checkpoints.zimage_files(folder, tiny)
-    made = loras(network, folder)
-    del network, tiny
-    gc.collect()
     state = checkpoints.vae_names(checkpoints.drawn(AutoencoderKL(**VAE), 4))
     decoder = {name: value for name, value in state.items() if name.startswith("decoder.")}
-    checkpoints.save(folder / "vae.safetensors", decoder)
+    vae = checkpoints.save(folder / "vae.safetensors", decoder)
+    return {"denoiser": denoiser, "encoder": encoder, "vae": vae, **loras(network, folder)}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    folder = tmp_path_factory.mktemp("zimage")
+    made = make_files(folder)
+    gc.collect()
+    denoiser, encoder = made["denoiser"], made["encoder"]
     inputs = inputs_of_cases()
     save_file(inputs, folder / "inputs.safetensors")
-    job: dict = {"denoiser": str(denoiser), "encoder": str(encoder)}
-    job["loras"] = {name: str(path) for name, path in made.items()}
-    job |= {"prompts": PROMPTS, "encoder_sizes": ENCODER, "image": IMAGE}
-    job |= {name: str(folder / f"{name}.safetensors") for name in ("vae", "inputs", "outputs")}
+    job: dict = {name: str(made[name]) for name in ("denoiser", "encoder", "vae")}
+    job["loras"] = {name: str(made[name]) for name in ("own", "fused")}
+    job |= {"prompts": PROMPTS, "encoder_sizes": ENCODER, "image": IMAGE, "with_lora": WITH_LORA}
+    job |= {name: str(folder / f"{name}.safetensors") for name in ("inputs", "outputs")}
     (folder / "job.json").write_text(json.dumps(job))
     command = [host_python(), str(PROGRAM), str(FOLDER), str(folder / "job.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -177,8 +191,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_one_forward_is_the_hosts(both, case):
-    found = difference(predicted(both, case), both.theirs[f"plain.{case}"])
-    assert found < WITHIN
+    assert both.difference(case) < WITHIN
 
 
 class _SwappedAxes(RopeEmbedder):
@@ -189,10 +202,10 @@ class _SwappedAxes(RopeEmbedder):
 
 
 @pytest.mark.parametrize("fault", ["sign", "time", "rope", "mask"])
-@pytest.mark.parametrize("case", [1, 2, 5])
+@pytest.mark.parametrize("case", [1, 4])
 def test_a_planted_error_is_seen(both, case, fault, monkeypatch):
     theirs = both.theirs[f"plain.{case}"]
-    right, network = difference(predicted(both, case), theirs), both.ours.network
+    right, network = both.difference(case), both.ours.network
     times = None
     if fault == "time":
         times = 1000 * (1 - both.inputs[f"sigma.{case}"])
@@ -287,9 +300,9 @@ def test_the_host_reads_every_key_of_a_lora(both):
     assert int(both.theirs["patched.fused"]) == 6
     deltas = lora_deltas(read_lora(both.lora), facts.FAMILY, config, parameter_shapes(network), 1.0)
     assert len(deltas) == len(modules) == 8
-    plain = [predicted(both, case) for case in range(len(CASES))]
+    plain = {case: predicted(both, case) for case in WITH_LORA}
     merge_lora(network, deltas)
-    for case, before in enumerate(plain):
+    for case, before in plain.items():
         found = predicted(both, case)
         assert difference(found, before) > 1e-2
         for name in ("own", "fused"):

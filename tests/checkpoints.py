@@ -60,6 +60,13 @@ ANIMA_ADAPTER = {
     "source_dim": 32, "target_dim": 64, "model_dim": 64, "num_layers": 1,
     "num_attention_heads": 16, "target_vocab_size": 32128,
 }  # fmt: skip
+ZIMAGE_TRANSFORMER = {
+    "dim": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "cap_feat_dim": 32,
+    "axes_dims": [4, 6, 6],
+}
 QWEN3_VOCABULARY = 151936
 KL_VAE = {
     "block_out_channels": (32, 64), "layers_per_block": 1,
@@ -255,8 +262,58 @@ def anima_folder(folder: Path) -> Path:
     return folder
 
 
+@cache
+def zimage() -> Tiny:
+    """The modules of a tiny Z-Image."""
+    from dpdmd_studio.trainer.families.zimage import ZImageTransformer
+
+    network = drawn(ZImageTransformer(**ZIMAGE_TRANSFORMER), 0)
+    return Tiny(network, {"qwen3": qwen3()}, kl_vae(16, quant_conv=False))
+
+
+def zimage_names(transformer: nn.Module) -> State:
+    """A transformer's tensors under Z-Image's own names, q, k and v in one."""
+    state, out = transformer.state_dict(), {}
+    for name, value in state.items():
+        if name.endswith((".to_k.weight", ".to_v.weight")):
+            continue
+        if name.endswith(".to_q.weight"):
+            block = name.removesuffix("to_q.weight")
+            value = torch.cat([state[f"{block}to_{part}.weight"] for part in "qkv"])
+            name = f"{block}qkv.weight"
+        name = name.replace("all_x_embedder.2-1", "x_embedder").replace("to_out.0", "out")
+        name = re.sub(r"norm_([qk])\.", r"\1_norm.", name)
+        out[name.replace("all_final_layer.2-1", "final_layer")] = value
+    return out
+
+
+def zimage_files(folder: Path, tiny: Tiny | None = None, **how: torch.dtype) -> tuple[Path, Path]:
+    """(transformer, Qwen3) as they are published: a file each."""
+    tiny = zimage() if tiny is None else tiny
+    state = zimage_names(tiny.denoiser)
+    named = {f"model.{name}": value for name, value in tiny.encoders["qwen3"].state_dict().items()}
+    return (
+        save(folder / "z_image.safetensors", state, **how),
+        save(folder / "qwen_3_4b.safetensors", named, **how),
+    )
+
+
+def zimage_folder(folder: Path) -> Path:
+    """The folder, with a tiny Z-Image in it as it is published, a file each, and one of all."""
+    tiny = zimage()
+    zimage_files(folder)
+    save(folder / "ae.safetensors", vae_names(tiny.vae))
+    save(folder / "whole.safetensors", file_state(tiny))
+    return folder
+
+
 def file_state(tiny: Tiny) -> State:
     """All tensors of a single-file checkpoint, names as in the wild."""
+    if list(tiny.encoders) == ["qwen3"]:
+        state = {f"model.diffusion_model.{n}": v for n, v in zimage_names(tiny.denoiser).items()}
+        encoder, place = tiny.encoders["qwen3"], "text_encoders.qwen3_4b.transformer.model."
+        state |= {place + name: value for name, value in encoder.state_dict().items()}
+        return state | {f"vae.{name}": value for name, value in vae_names(tiny.vae).items()}
     if "llm_adapter" in tiny.encoders:
         state = {f"model.diffusion_model.{n}": v for n, v in anima_names(tiny.denoiser).items()}
         for kind, encoder in tiny.encoders.items():

@@ -68,6 +68,16 @@ ARCHITECTURES = {
             "qk_norm": "rms_norm",
         },
     ),
+    "zimage": (
+        "zimage",
+        {
+            "dim": 3840,
+            "n_layers": 30,
+            "n_heads": 30,
+            "cap_feat_dim": 2560,
+            "axes_dims": [32, 48, 48],
+        },
+    ),
     "anima": (
         "anima",
         {

@@ -64,6 +64,7 @@ RECIPES = {
         resolutions=((1024, 1024),),
     )
 }
+RECIPES["zimage"] = dataclasses.replace(RECIPES["sd3"], family="zimage")
 RECIPES["anima"] = dataclasses.replace(RECIPES["sd3"], family="anima")
 for name in ("sd1", "sdxl"):
     RECIPES[name] = Recipe(

@@ -1,6 +1,6 @@
 """Counts the memory of one update on fake tensors, and holds the arithmetic of an estimate to it.
 
-    python tools/count_memory.py [--families sd1 sdxl sd3 anima] [--write]
+    python tools/count_memory.py [--families sd1 sdxl sd3 anima zimage] [--write]
 
 Prints, for each setting, what is alive at the worst moment of an update of the published model,
 what `app/estimate.py` reckons, and their ratio. Where a change of the update moves the count, fit
@@ -66,17 +66,22 @@ ANIMA: dict[str, Any] = {
     "in_channels": 17, "out_channels": 16, "num_attention_heads": 16, "attention_head_dim": 128,
     "num_layers": 28, "mlp_ratio": 4, "text_embed_dim": 1024, "adaln_lora_dim": 256,
 }  # fmt: skip
+ZIMAGE: dict[str, Any] = {
+    "dim": 3840, "n_layers": 30, "n_heads": 30, "cap_feat_dim": 2560, "axes_dims": (32, 48, 48),
+}  # fmt: skip
 LAYOUTS: dict[str, dict[str, Any]] = {
     "sd1": {"cross_attention_dim": 768}, "sdxl": SDXL, "sd3": SD35_MEDIUM, "anima": ANIMA,
+    "zimage": ZIMAGE,
 }  # fmt: skip
 SIDES = {name: family(name).sampling.resolution for name in LAYOUTS}
-CHANNELS = {"sd1": 4, "sdxl": 4, "sd3": 16, "anima": 16}
-CLIP_TOKENS, T5_TOKENS, ANIMA_TOKENS = 77, 256, 512
+CHANNELS = {"sd1": 4, "sdxl": 4, "sd3": 16, "anima": 16, "zimage": 16}
+CLIP_TOKENS, T5_TOKENS, ANIMA_TOKENS, ZIMAGE_TOKENS = 77, 256, 512, 128
 TOKENS = {
     "sd1": CLIP_TOKENS,
     "sdxl": CLIP_TOKENS,
     "sd3": CLIP_TOKENS + T5_TOKENS,
     "anima": ANIMA_TOKENS,
+    "zimage": ZIMAGE_TOKENS,
 }
 BLOCK_8BIT = 256
 SIZE_NUMBERS = 6  # SDXL: original size, crop and target size

@@ -43,6 +43,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "16gb": _CHECKPOINTED,
         "24gb": _FOUR_AT_ONCE | {"gradient_checkpointing": True},
     },
+    "zimage": {
+        "12gb": _SMALLEST,
+        "16gb": _SMALLEST,
+        "24gb": _CHECKPOINTED | {"base_weights": "int8"},
+    },
 }
 
 # The embedded teachers: minutes on two cores.

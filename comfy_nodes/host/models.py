@@ -54,11 +54,17 @@ def _prediction(sampling: Any) -> str:
     return next((name for kind, name in reversed(PREDICTIONS) if kind in kinds), "")
 
 
+ZIMAGE_WIDTH = 3840
+"""By which ComfyUI tells Z-Image from Lumina 2, whose class it shares."""
+
+
 def _family(inner: Any) -> str:
     kinds = [kind.__name__ for kind in type(inner).__mro__]
     if kinds[0] in ("SD3", "SDXL", "Anima"):
         return kinds[0].lower()
     unet = getattr(getattr(inner, "model_config", None), "unet_config", {}) or {}
+    if kinds[0] == "Lumina2" and unet.get("dim") == ZIMAGE_WIDTH:
+        return "zimage"
     is_sd1 = kinds[0] == "BaseModel" and unet.get("context_dim") == 768
     return "sd1" if is_sd1 and unet.get("adm_in_channels") is None else ""
 

@@ -219,6 +219,8 @@ class TextFacts:
         final_norm: whether that layer goes through the final norm.
         repeatable: whether a prompt repeated whole means the same to the denoiser (as for
             cross-attention), so that prompts of different length make one exact batch.
+        template: what each prompt is put into before an encoder that is a chat model reads it, "{}"
+            for the prompt; empty: none. Brackets are then letters, as in ComfyUI.
         masked: whether the denoiser is told which tokens are padding, which does the same. Without
             either, prompts of different length see each other's padding in one batch.
         published: of encoders that are published apart from the denoiser: their files' names, in
@@ -235,6 +237,7 @@ class TextFacts:
     clip_skip: bool = False
     hidden_layer: int = 2
     final_norm: bool = False
+    template: str = ""
     repeatable: bool = False
     masked: bool = False
     published: Mapping[str, str] = field(default_factory=dict)
@@ -262,6 +265,7 @@ class LoraFacts:
             scale in `up` and no alpha.
         dotted: whether such a file has the checkpoint's own names after `diffusion_model.`, with
             the endings of PEFT, which hosts and diffusers alike read of newer families.
+        split: whether such a file has a module for each part of what checkpoints hold fused.
         peft_prefix: what stands before diffusers' names.
         names: pattern of plain module names that no other family has, or empty.
         context_width: inputs of `attn2_to_k` that no other family has; 0: these do not tell.
@@ -280,6 +284,7 @@ class LoraFacts:
     module_name: Callable[[str, Config], str] = lambda module, config: module
     fused: bool = False
     dotted: bool = False
+    split: bool = False
     names: str = ""
     context_width: int = 0
     likely_names: str = ""
@@ -416,6 +421,8 @@ class Family:
         written = (
             f"diffusion_model.{name}" if self.lora.dotted else f"lora_unet_{name}".replace(".", "_")
         )
+        if self.lora.split:
+            return LoraKey(written)
         return LoraKey(written, source.part, source.shares)
 
 

@@ -15,6 +15,7 @@ from .parts.folder import (
     ModelFolder,
     detect_folder,
     encoder_folders,
+    encoder_prefix,
     folder_files,
     is_model_folder,
     read_folder,
@@ -95,7 +96,7 @@ def _read_folder(folder: ModelFolder) -> ModelHeaders:
     for kind, name in encoder_folders(facts).items():
         if folder.has(name):
             part = folder.component(name)
-            encoders[kind] = EncoderPlace(part.files, "", part.config)
+            encoders[kind] = EncoderPlace(part.files, encoder_prefix(part.files), part.config)
     return ModelHeaders(
         detection=detection,
         config={k: v for k, v in denoiser.config.items() if not k.startswith(PRIVATE)},

@@ -1,6 +1,6 @@
 """The families that are known, in the order they are tried."""
 
-from . import anima, sd1, sd3, sdxl
+from . import anima, sd1, sd3, sdxl, zimage
 from .base import Family
 
 FAMILIES: list[Family] = []
@@ -16,7 +16,7 @@ def register(item: Family) -> None:
     FAMILY_LABELS[item.name] = item.short_label
 
 
-for _item in (sd1.FAMILY, sdxl.FAMILY, sd3.FAMILY, anima.FAMILY):
+for _item in (sd1.FAMILY, sdxl.FAMILY, sd3.FAMILY, anima.FAMILY, zimage.FAMILY):
     register(_item)
 
 

@@ -11,8 +11,8 @@ from .lora_names import LORA_KEY
 from .unet import INPUT_LAYER, context_width, is_unet
 
 SUPPORTED = (
-    "Supported: SD 1.x, SDXL (eps, v-prediction or rectified flow), SD3 medium, SD3.5 medium and "
-    "Anima"
+    "Supported: SD 1.x, SDXL (eps, v-prediction or rectified flow), SD3 medium, SD3.5 medium, "
+    "Anima and Z-Image"
 )
 
 QUANTISED_KEY = re.compile(
@@ -30,7 +30,11 @@ ARCHITECTURES = (
     ("Flux (diffusers names)", "single_transformer_blocks.0.proj_mlp.weight"),
     ("Qwen-Image", "transformer_blocks.0.txt_mlp.net.0.proj.weight"),
     ("Qwen-Image", "transformer_blocks.0.img_mod.1.weight"),
-    ("Z-Image", "cap_pad_token"),
+    ("Z-Image Omni", "siglip_embedder.0.weight"),
+    ("Z-Image in pixel space", "dec_net.cond_embed.weight"),
+    ("NewBie", "clip_text_pooled_proj.0.weight"),
+    ("a diffusers Z-Image without its folder", "all_x_embedder.2-1.weight"),
+    ("an incomplete Z-Image", "cap_pad_token"),
     ("Lumina", "cap_embedder.1.weight"),
     ("Wan", "head.modulation"),
     ("HiDream", "caption_projection.0.linear.weight"),

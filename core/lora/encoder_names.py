@@ -17,7 +17,7 @@ from .keys import LoraModule, add_key, plain_name
 NUMBERED = re.compile(r"(?:lora_)?(?:te|text_encoder)_?([123]?)[._]")
 # text_encoders.clip_l.transformer. (their place in an SD3 checkpoint), and OMI's clip_l., t5.
 NAMED = r"(?:text_encoders[._])?({kinds})[._](?:transformer[._])?"
-OTHER_KINDS = {"t5": "t5xxl", "qwen3_06b": "qwen3"}
+OTHER_KINDS = {"t5": "t5xxl", "qwen3_06b": "qwen3", "qwen3_4b": "qwen3"}
 """Kinds by what OMI, and by what ComfyUI calls them."""
 ADAPTER = re.compile(
     r"(?:(?:lora_unet_|lycoris_|(?:model\.)?diffusion_model\.)?llm_adapter|text_conditioner)[._]"

@@ -43,9 +43,6 @@ OTHER_FAMILIES = {
     "Stable Cascade": r"lora_prior_unet_",
     "Wan": r"blocks[._]\d+[._](cross_attn|self_attn)[._](?!\w+_proj)",
     "PixArt": r"adaln_single|caption_projection",
-    "Z-Image or Lumina": (
-        r"(?m)^((layers|noise_refiner|context_refiner)_\d+_(attention|feed_forward)_|cap_embedder_)"
-    ),
 }
 OTHER_WIDTHS = {1024: "Stable Diffusion 2"}
 

@@ -20,7 +20,7 @@ from .few_step import default_recipe, schedule_of
 from .recipe import Recipe, plain_timesteps
 
 LCM_TEACHER_STEPS = 50
-ANY_FAMILY = ("sd1", "sdxl", "sd3", "anima")
+ANY_FAMILY = ("sd1", "sdxl", "sd3", "anima", "zimage")
 
 
 def simple_grid(num_steps: int) -> list[int]:
@@ -212,6 +212,14 @@ KNOWN_STUDENTS: dict[str, KnownStudent] = {
             solver="ode",
             prediction="flow",
             source="model card circlestone-labs/Anima-Official-LoRAs",
+        ),
+        KnownStudent(
+            name="Z-Image Turbo 8 steps (checkpoint)",
+            families=("zimage",),
+            num_steps=8,
+            solver="ode",
+            prediction="flow",
+            source="model card Tongyi-MAI/Z-Image-Turbo",
         ),
         *(
             KnownStudent(

@@ -23,12 +23,12 @@ from dpdmd_studio.core.families import Detection, family, identify
 
 TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "emoji-sd3.safetensors"
 FULL_SIZE = {"sd1": 2_064_293_568, "sdxl": 6_869_719_733, "sd3": 5_284_687_127,
-             "anima": 4_182_137_856}  # fmt: skip
+             "anima": 4_182_137_856, "zimage": 12_309_817_472}  # fmt: skip
 CONFIG = DistillConfig(steps=1000, batch_size=2)
 
 
 def detected(family: str) -> Detection:
-    flow = family in ("sd3", "anima")
+    flow = family in ("sd3", "anima", "zimage")
     return Detection(
         family=family,  # type: ignore[arg-type]
         title="x",

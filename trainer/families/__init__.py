@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...core.families import Family
 from ..model.family import TorchFamily
-from . import anima, sd1, sd3, sdxl
+from . import anima, sd1, sd3, sdxl, zimage
 
 HALVES: dict[str, TorchFamily] = {}
 """By the name of their facts."""
@@ -16,7 +16,7 @@ def register(half: TorchFamily) -> None:
     HALVES[half.facts.name] = half
 
 
-for _half in (sd1.HALF, sdxl.HALF, sd3.HALF, anima.HALF):
+for _half in (sd1.HALF, sdxl.HALF, sd3.HALF, anima.HALF, zimage.HALF):
     register(_half)
 
 

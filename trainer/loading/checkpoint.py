@@ -41,6 +41,7 @@ KNOWN_EXTRAS = re.compile(
     r"|^(betas|logvar|lvlb_weights|alphas_cumprod(_prev)?|posterior_\w+|log_one_minus_\w+|sqrt_\w+)$"
     r"|^denoiser\.(sigmas|log_sigmas)$|^model_sampling\.\w+$"
     r"|(^|\.)(pos_embedder\.\w+|accum_\w+|_extra_state)$"
+    r"|(^|\.)norm_final\.weight$"  # of Z-Image; nothing reads it
     r"|^(v_pred|ztsnr|dpdmd_text_encoder\.token_ids)$"
     r"|^(first_stage_model|vae)\."  # previews need a part of it only
     r"|^(cond_stage_model|conditioner\.embedders\.\d|text_encoders\.\w+)\..*"

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel
 
 from ...core.errors import SettingsError
 from ...core.families import stated_encoder
+from ...core.families.base import TextFacts
 from ..loading.checkpoint import Checkpoint
 from ..loading.encoders import EOS
 from ..model.conditioning import Conditioning, Encoded
@@ -78,8 +79,8 @@ def _plan_t5(kind: str, checkpoint: Checkpoint, clip_skip: int) -> EncoderPlan:
 
 
 def encoder_dtype(component_config: Mapping[str, object]) -> torch.dtype:
-    """fp32, but bf16 for T5-XXL, whose fp32 weights would take 19 GB."""
-    width = component_config.get("d_model", 0)
+    """fp32, but bf16 for T5-XXL and Qwen3-4B, whose fp32 weights would take 19 and 16 GB."""
+    width = component_config.get("d_model", component_config.get("hidden_size", 0))
     return torch.bfloat16 if isinstance(width, int) and width >= HALF_WIDTH else torch.float32
 
 
@@ -131,13 +132,19 @@ def _encode_t5(model: nn.Module, text: str, before: Mapping[str, Encoded]) -> En
 
 
 def _plan_qwen3(kind: str, checkpoint: Checkpoint, clip_skip: int) -> EncoderPlan:
-    return EncoderPlan(lambda text: len(qwen_ids(text)), _encode_qwen3)
+    facts = checkpoint.family.text
+    return EncoderPlan(
+        lambda text: len(qwen_ids(text, facts.template)),
+        lambda model, text, before: _encode_qwen3(model, qwen_ids(text, facts.template), facts),
+    )
 
 
-def _encode_qwen3(model: nn.Module, text: str, before: Mapping[str, Encoded]) -> Encoded:
-    """The last layer's states behind its norm; weights are left to the adapter, as in ComfyUI."""
-    ids = torch.tensor([qwen_ids(text)], device=device_of(model))
-    return Encoded(model(input_ids=ids, use_cache=False).last_hidden_state.float(), None)
+def _encode_qwen3(model: nn.Module, ids: list[int], facts: TextFacts) -> Encoded:
+    """The states that the family reads; weights of a prompt change nothing, as in ComfyUI."""
+    given = torch.tensor([ids], device=device_of(model))
+    hidden = model(input_ids=given, use_cache=False, output_hidden_states=True).hidden_states
+    assert facts.final_norm == (facts.hidden_layer == 1), "the last layer alone has a norm behind"
+    return Encoded(hidden[-facts.hidden_layer].float(), None)
 
 
 def _plan_adapter(kind: str, checkpoint: Checkpoint, clip_skip: int) -> EncoderPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ QWEN_NAMED = (
     "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>", "<think>", "</think>",
 )  # fmt: skip
 QWEN_PAD = QWEN_SIZE
+ESCAPED_ROUND = re.compile(r"\\([()])")
 COMMA_BACKTRACK = 20
 """Hosts move up to this many tokens after the last comma to the next chunk."""
 
@@ -137,8 +139,15 @@ def qwen_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def qwen_ids(prompt: str) -> list[int]:
-    """Qwen's token ids of a prompt, its weights left out; the token of padding for an empty one."""
+def qwen_ids(prompt: str, template: str = "") -> list[int]:
+    """Qwen's token ids of a prompt, its weights left out; the token of padding for an empty one.
+
+    Args:
+        template: of a chat, "{}" for the prompt, whose brackets are then letters, escaped or not.
+    """
+    if template:
+        text = template.format(ESCAPED_ROUND.sub(r"\1", prompt))
+        return qwen_tokenizer().encode(text, add_special_tokens=False).ids
     texts = [segment.text for segment in weighted_text(prompt)]
     ids = [i for text in texts for i in qwen_tokenizer().encode(text, add_special_tokens=False).ids]
     return ids or [QWEN_PAD]

@@ -31,10 +31,10 @@ def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
     if model is None or not hasattr(model, "is_sd1"):
         return None
     family = next((name for name, flag in flags.items() if flag), "")
-    if type(model).__name__ == "Anima":  # Forge Neo has no flag for it
-        family = "anima"
+    # Forge Neo has no flags for these
+    family = {"Anima": "anima", "ZImage": "zimage"}.get(type(model).__name__, family)
     predictor = _predictor(model)
-    if family in ("sd3", "anima"):
+    if family in ("sd3", "anima", "zimage"):
         shift = float(getattr(predictor, "shift", None) or 3.0)
         return ModelFacts(family, "flow", shift, zero_terminal_snr=False)
     if predictor is not None:

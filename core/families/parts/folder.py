@@ -150,6 +150,13 @@ def encoder_folders(family: Family) -> dict[str, str]:
     return dict(zip(family.text.encoders, ENCODER_FOLDERS, strict=False))
 
 
+def encoder_prefix(files: Sequence[TensorFile]) -> str:
+    """What a folder's text encoder has before its names: a whole language model's has a part."""
+    place = "model."
+    whole = any(name.startswith(f"{place}embed_tokens.") for f in files for name in f.tensors)
+    return place if whole else ""
+
+
 def folder_files(folder: ModelFolder, families: Sequence[Family]) -> Iterator[TensorFile]:
     """Headers of the weights that are read of a folder."""
     for name in (*_denoiser_folders(families), *ENCODER_FOLDERS, "vae"):

@@ -15,7 +15,8 @@ NAMES = list(lora_goldens.ARCHITECTURES)
 # Layers at the ends of a network and its embeddings, which a student shares with its teacher.
 UNTOUCHED = ("conv_in", "conv_out", "time_embedding", "add_embedding", "pos_embed",
              "time_text_embed", "context_embedder", "norm_out", "proj_out", "patch_embed",
-             "time_embed")  # fmt: skip
+             "time_embed", "all_x_embedder", "all_final_layer", "t_embedder", "cap_embedder",
+             "noise_refiner", "context_refiner")  # fmt: skip
 HALF_NAMES = (".lora_down.weight", ".lora_up.weight")
 HALVES = {"input_blocks": "down_blocks", "middle_block": "mid_block", "output_blocks": "up_blocks"}
 
@@ -36,7 +37,8 @@ def pairs_of(network, family, config):
 def test_written_names_equal_the_golden_list(architecture):
     name, network, family, config = architecture
     keys = lora_tensors(family, config, pairs_of(network, family, config), torch.float16, "kohya")
-    ends = {"sd3": HALF_NAMES, "anima": (".lora_A.weight", ".lora_B.weight")}.get(
+    dotted = (".lora_A.weight", ".lora_B.weight")
+    ends = {"sd3": HALF_NAMES, "anima": dotted, "zimage": dotted}.get(
         family.name, (*HALF_NAMES, ".alpha")
     )
     golden = lora_goldens.read(name)
@@ -93,6 +95,10 @@ def test_all_targets_are_every_inner_layer_of_the_network(architecture):
         ("anima", "diffusion_model.blocks.27.mlp.layer1"),
         ("anima", "diffusion_model.blocks.27.mlp.layer2"),
         ("anima", "diffusion_model.blocks.27.adaln_modulation_cross_attn.2"),
+        # ai-toolkit and OneTrainer write these, and ComfyUI's map has them
+        ("zimage", "diffusion_model.layers.0.attention.to_q"),
+        ("zimage", "diffusion_model.layers.29.attention.to_out.0"),
+        ("zimage", "diffusion_model.layers.29.feed_forward.w2"),
     ],
 )
 def test_names_that_hosts_are_known_to_read_are_in_the_list(name, example):

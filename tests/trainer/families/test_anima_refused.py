@@ -88,7 +88,7 @@ SIBLINGS = {
     "Cosmos": ("net.blocks.block0.blocks.0.block.attn.to_q.0.weight",),
     "Wan": ("model.diffusion_model.head.modulation", "model.diffusion_model.blocks.0.ffn.0.weight"),
     "Qwen-Image": ("model.diffusion_model.transformer_blocks.0.img_mod.1.weight",),
-    "Z-Image": ("model.diffusion_model.cap_pad_token",),
+    "an incomplete Z-Image": ("model.diffusion_model.cap_pad_token",),
 }
 
 
@@ -96,7 +96,7 @@ SIBLINGS = {
 def test_a_sibling_is_called_by_its_name(folder, tmp_path, model, capsys):
     save_file({name: torch.ones(4, 4) for name in SIBLINGS[model]}, tmp_path / "x.safetensors")
     said = estimated(capsys, tmp_path / "x.safetensors", encoder=folder / ENCODER)
-    assert f"x.safetensors is {model} (" in said and "and Anima." in said
+    assert f"x.safetensors is {model} (" in said and "Anima and Z-Image." in said
 
 
 def other_encoders() -> dict[str, dict[str, torch.Tensor]]:
@@ -209,7 +209,7 @@ FOREIGN = {
     "Qwen-Image alone": (pair("transformer_blocks.59.attn.add_q_proj"), {}),
     "Cosmos-Predict2": (OWN, {"ss_base_model_version": "cosmos_predict2"}),
     "Cosmos-Predict1": (pair("diffusion_model.blocks.block0.blocks.0.block.attn.to_q.0"), {}),
-    "Z-Image or Lumina": (pair("diffusion_model.layers.0.attention.qkv"), {}),
+    "zimage": (pair("diffusion_model.layers.0.attention.qkv"), {}),
     "Flux": (pair("lora_unet_double_blocks_0_img_attn_qkv"), {}),
 }
 

@@ -281,13 +281,14 @@ def test_a_very_long_prompt_is_taken(folder):
 
 def test_the_network_is_told_how_far_the_image_is_and_answers_backwards(folder):
     checkpoint = opened(folder).load()
+    torch.manual_seed(0)
     x, text = torch.randn(2, 16, 8, 6), torch.randn(2, 7, 32)
     with torch.no_grad():
         found = checkpoint.call()(x, torch.tensor([250.0, 900.0]), Conditioning(text))
         expected = checkpoint.network(
             list(x[:, :, None]), torch.tensor([0.75, 0.1]), list(text)
         ).sample
-    torch.testing.assert_close(found, -torch.stack(expected)[:, :, 0])
+    torch.testing.assert_close(found, -torch.stack(expected)[:, :, 0], rtol=1e-3, atol=1e-4)
 
 
 def test_latents_are_decoded_by_its_own_vae(folder):

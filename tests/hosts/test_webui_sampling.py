@@ -17,7 +17,7 @@ from comfyui_server import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from webui_files import UNET, WIDE_UNET, random_lora, small_sd1, wide_sd1
-from webui_server import WebUI, as_levels
+from webui_server import WebUI, as_levels, as_png
 
 SCRIPT = "DP-DMD few-step LoRAs"
 FROM_FILE = "what the LoRA says"
@@ -198,6 +198,37 @@ def test_the_kind_that_was_chosen_holds_in_a_second_pass(webui):
     detail = [level for kind, level, *_ in webui.calls() if kind != "first"]
     assert first == pytest.approx(LCM_LEVELS, abs=2e-3)
     assert detail == pytest.approx(LCM_LEVELS[2:], abs=2e-3)
+
+
+@pytest.mark.parametrize("anchored", [False, True], ids=["plain", "anchored"])
+def test_every_host_evaluates_what_each_image_to_image_pass_asked(webui, anchored):
+    """Image to image and inpainting at low and half strength, and batches, counted."""
+    script = auto(True, FROM_FILE, "", "guided steps", 2, 6.0) if anchored else auto()
+    small = {"width": 64, "height": 64}
+    start, _ = draw(webui, PROMPT, *auto(), **small)
+    mask = np.zeros((64, 64, 3))
+    mask[16:48, 16:48] = 255
+    masked = {"mask": as_png(mask), "inpainting_fill": 1, "mask_blur": 0}
+    for more in ({}, masked):
+        for strength, level in ((0.3, 0.693), (0.15, 0.454)):
+            wishes = {"init_images": start, "denoising_strength": strength, **small, **more}
+            picture, text = draw(webui, PROMPT, *script, **wishes)
+            assert webui.calls() == [("first", level, 1.0)]
+            assert "DP-DMD anchored" not in text
+            if more:
+                changed = np.abs(picture - start).max(axis=2) > SAME
+                assert changed[16:48, 16:48].mean() > 0.5
+                changed[16:48, 16:48] = False
+                assert not changed.any()
+        wishes |= {"init_images": start, "denoising_strength": 0.5}
+        draw(webui, PROMPT, *script, **wishes)
+        levels = [level for _, level, _ in webui.calls()]
+        assert (levels[0], levels[-1], len(levels)) == (1.613, 0.693, 3 if anchored else 2)
+    expected = 5 if anchored else 4
+    draw(webui, PROMPT, *script, batch_size=3, **small)
+    assert len(webui.calls()) == expected
+    draw(webui, PROMPT, *script, n_iter=2, **small)
+    assert len(webui.calls()) == 2 * expected
 
 
 def test_a_foreign_few_step_lora_is_renoised_by_the_seed(webui):

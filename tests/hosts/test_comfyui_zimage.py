@@ -281,7 +281,7 @@ def test_the_teacher_draws_the_hosts_picture(both, tmp_path, monkeypatch):
 def test_our_lora_draws_the_hosts_picture(both, tmp_path, monkeypatch):
     monkeypatch.setattr(encoders, "HALF_WIDTH", math.inf)
     monkeypatch.setenv("DPDMD_HOME", str(tmp_path / "home"))
-    ours = drawn(both, tmp_path, lora=str(both.lora))
+    ours = drawn(both, tmp_path, lora=(str(both.lora), 1.0))
     assert levels_apart(ours, both.theirs["image.own"]) < 1.0
 
 

@@ -422,7 +422,7 @@ ARCHITECTURES = {
         "double_stream_modulation_img.lin.weight": (6, 6),
     },
     "Qwen-Image": {"transformer_blocks.0.img_mod.1.weight": (6, 6)},
-    "Z-Image": {"cap_embedder.1.weight": (6, 6), "cap_pad_token": (1, 6)},
+    "an incomplete Z-Image": {"cap_embedder.1.weight": (6, 6), "cap_pad_token": (1, 6)},
     "Lumina": {"cap_embedder.1.weight": (6, 6)},
     "Wan": {"head.modulation": (1, 2, 6)},
     "HiDream": {"caption_projection.0.linear.weight": (6, 6)},

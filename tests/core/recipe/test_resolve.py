@@ -244,7 +244,7 @@ def test_a_known_kind_is_named_for_a_host_that_sets_nothing():
         (None, [FEW], {"kind": "LCM"}, SettingsError, "No model is loaded"),
         (ModelFacts("", "flow", name="Flux"), [], {}, SettingsError,
          r"^This model is a Flux that DP-DMD sampling does not know; expected SD 1\.x, SDXL, SD3, "
-         r"Anima\. Another sampler\.$"),
+         r"Anima, Z-Image\. Another sampler\.$"),
         (ModelFacts("", "flow"), [], {}, SettingsError, "^This model is of a kind that DP-DMD"),
         (ModelFacts("sdxl", ""), [], {}, SettingsError,
          r"^This SDXL model is set to sample in a way .* EDM or LCM\)\. Take it off\.$"),

@@ -64,6 +64,7 @@ ZIMAGE_TRANSFORMER = {
     "dim": 64,
     "n_layers": 2,
     "n_heads": 4,
+    "n_kv_heads": 4,
     "cap_feat_dim": 32,
     "axes_dims": [4, 6, 6],
 }

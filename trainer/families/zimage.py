@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
 from torch import Tensor, nn
 
@@ -21,38 +21,14 @@ ComfyUI has no limit."""
 class ZImageTransformer(ZImageTransformer2DModel):
     """The transformer with positions for as long a prompt as anybody writes."""
 
-    @register_to_config
-    def __init__(
-        self,
-        dim: int,
-        n_layers: int,
-        n_heads: int,
-        cap_feat_dim: int,
-        axes_dims: Sequence[int],
-        axes_lens: Sequence[int] = zimage.ROPE_LENGTHS,
-        n_kv_heads: int | None = None,
-        n_refiner_layers: int = 2,
-        in_channels: int = 16,
-        all_patch_size: Sequence[int] = (2,),
-        all_f_patch_size: Sequence[int] = (1,),
-        norm_eps: float = 1e-5,
-        qk_norm: bool = True,
-        siglip_feat_dim: int | None = None,
-        rope_theta: float = 256.0,
-        t_scale: float = 1000.0,
-    ) -> None:
-        super().__init__(
-            dim=dim,
-            n_layers=n_layers,
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads or n_heads,
-            n_refiner_layers=n_refiner_layers,
-            cap_feat_dim=cap_feat_dim,
-            in_channels=in_channels,
-            axes_dims=list(axes_dims),
-            axes_lens=list(axes_lens),
-        )
-        self.rope_embedder.axes_lens = list(map(max, axes_lens, LENGTHS))
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **more: Any
+    ) -> Any:
+        """The network of a configuration, whose own limits of length are raised."""
+        made: Any = super().from_config(config, return_unused_kwargs, **more)
+        made.rope_embedder.axes_lens = list(map(max, made.config["axes_lens"], LENGTHS))
+        return made
 
 
 def call(

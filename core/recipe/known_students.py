@@ -20,7 +20,7 @@ from .few_step import default_recipe, schedule_of
 from .recipe import Recipe, plain_timesteps
 
 LCM_TEACHER_STEPS = 50
-ANY_FAMILY = ("sd1", "sdxl", "sd3", "anima", "zimage")
+ANY_FAMILY = tuple(FAMILY_LABELS)
 
 
 def simple_grid(num_steps: int) -> list[int]:

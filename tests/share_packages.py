@@ -11,11 +11,13 @@ from dpdmd_studio.app.share.facts import CheckpointFacts, ImageFacts, PackageFac
 from dpdmd_studio.app.share.folder import package_texts
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.diffusion.schedule import VPSchedule, few_step_positions
-from dpdmd_studio.core.families import Detection
+from dpdmd_studio.core.families import Detection, Family
 from dpdmd_studio.core.files.hashes import FileHashes
 from dpdmd_studio.core.lora.file import NewLora, write_lora
+from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.trainer.commands.markdown import markdown_to_html
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
+from torch import nn
 
 TITLES = {"sd1": "SD 1.x", "sdxl": "SDXL", "sd3": "SD3.5 medium", "anima": "Anima"}
 FLOWS = ("sd3", "anima")
@@ -89,3 +91,20 @@ def facts(family: str, **changes) -> PackageFacts:
         "images": (picture,),
     }
     return PackageFacts(**(values | changes))
+
+
+def random_few_step(folder: Path, network: nn.Module, facts: Family) -> Path:
+    """A random LoRA of a flow's network, and prompts.txt beside it."""
+    config = dict(network.config)  # type: ignore[arg-type]
+    pairs = lora_networks.random_pairs(network, facts, config)
+    recipe = default_recipe(facts.name, "flow")
+    (folder / "prompts.txt").write_text("a cat\na dog\na bird\na fish\na horse\na cow")
+    return write_lora(folder / "few.safetensors", NewLora(facts, config, pairs, recipe))
+
+
+def packaged_texts(lora: Path, output: Path, *model: object) -> dict[str, str]:
+    """Every text of a package of that LoRA, by the file's name."""
+    words = ("--prompts", lora.parent / "prompts.txt", "--count", 6, "--device", "cpu")
+    assert package(lora, *model, *words, "--output", output) == 0
+    files = [path for path in output.iterdir() if path.suffix in (".md", ".txt", ".json", ".info")]
+    return {path.name: path.read_text(encoding="utf-8") for path in files}

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -226,3 +227,10 @@ class Listener:
         """Hang up."""
         self._process.terminate()
         self._process.wait()
+
+
+def command(*arguments: object) -> None:
+    """One of our own commands, which has to succeed."""
+    words = [sys.executable, str(ROOT), *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

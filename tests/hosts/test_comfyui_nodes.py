@@ -6,8 +6,6 @@ Needs COMFYUI_DIR, and COMFYUI_PYTHON where that is not the folder's own `.venv`
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ import pytest
 import torch
 from comfyui_files import TEACHER, checkpoint_and_lora, teacher_in
 from comfyui_graphs import drawn, graph_with, ksampler, node, ours
-from comfyui_server import ROOT, ComfyUI, Graph, needs_comfyui
+from comfyui_server import ComfyUI, Graph, command, needs_comfyui
 from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from dpdmd_studio.trainer.text.cache import encode_prompts
@@ -142,9 +140,3 @@ def encoded(prompt: str, folder: Path) -> str:
     path = folder / "conditioning.safetensors"
     save_file({"context": found.context.float(), "pooled": found.pooled.float()}, path)
     return str(path)
-
-
-def command(*arguments: str) -> None:
-    """One of our own commands."""
-    done = subprocess.run([sys.executable, str(ROOT), *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

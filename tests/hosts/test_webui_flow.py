@@ -5,14 +5,12 @@ Needs WEBUI_DIR; see webui_server.py. The host takes the file for eps: nothing i
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from comfyui_server import ROOT
+from comfyui_server import command
 from PIL import Image
 from webui_files import small_sdxl
 from webui_server import WebUI
@@ -34,13 +32,6 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
         yield server
     finally:
         server.stop()
-
-
-def command(*arguments: object) -> None:
-    """One of our own commands."""
-    words = [sys.executable, str(ROOT), *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
 
 def ours(checkpoint: Path, lora: Path, folder: Path, *more: str) -> np.ndarray:

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from comfyui_server import ROOT
+from comfyui_server import command
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from webui_files import UNET, WIDE_UNET, random_lora, small_sd1, wide_sd1
@@ -264,9 +262,3 @@ def test_a_lora_of_our_own_command_gives_its_pictures(webui, tmp_path, home, cap
     assert 'DP-DMD: "distilled: 4 steps, CFG 1"' in text
     assert effect > 2
     assert difference.max() <= 2.0
-
-
-def command(*arguments: str) -> None:
-    """One of our own commands."""
-    done = subprocess.run([sys.executable, str(ROOT), *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import checkpoints
 import diffusers
-import lora_networks
 import pytest
 import yaml
 from dpdmd_studio.core.families import zimage as facts
 from dpdmd_studio.core.files.tensor_file import read_header
-from dpdmd_studio.core.lora.file import NewLora, write_lora
-from dpdmd_studio.core.recipe.few_step import default_recipe
-from share_packages import package
+from share_packages import packaged_texts, random_few_step
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -23,27 +20,17 @@ pytestmark = pytest.mark.usefixtures("home")
 def lora(tmp_path_factory) -> Path:
     """In a folder with the files of the model that it is for."""
     folder = checkpoints.zimage_folder(tmp_path_factory.mktemp("zimage"))
-    network = checkpoints.zimage().denoiser
-    config = dict(network.config)
-    pairs = lora_networks.random_pairs(network, facts.FAMILY, config)
-    recipe = default_recipe(facts.NAME, "flow")
-    (folder / "prompts.txt").write_text("a cat\na dog\na bird\na fish\na horse\na cow")
-    return write_lora(folder / "few.safetensors", NewLora(facts.FAMILY, config, pairs, recipe))
+    return random_few_step(folder, checkpoints.zimage().denoiser, facts.FAMILY)
 
 
 @pytest.fixture(scope="module")
 def texts(lora, tmp_path_factory) -> dict[str, str]:
     """Every text of the package, by the file's name."""
-    folder = lora.parent
-    output = tmp_path_factory.mktemp("out") / "package"
-    code = package(
-        lora, folder / "z_image.safetensors", "--qwen", folder / "qwen_3_4b.safetensors",
-        "--vae", folder / "ae.safetensors", "--prompts", folder / "prompts.txt",
-        "--count", 6, "--output", output, "--device", "cpu",
+    folder, output = lora.parent, tmp_path_factory.mktemp("out") / "package"
+    return packaged_texts(
+        lora, output, folder / "z_image.safetensors", "--qwen", folder / "qwen_3_4b.safetensors",
+        "--vae", folder / "ae.safetensors",
     )  # fmt: skip
-    assert code == 0
-    files = [path for path in output.iterdir() if path.suffix in (".md", ".txt", ".json", ".info")]
-    return {path.name: path.read_text(encoding="utf-8") for path in files}
 
 
 def test_the_site_is_told_its_label_and_licence(texts):

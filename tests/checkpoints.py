@@ -312,7 +312,7 @@ def file_state(tiny: Tiny) -> State:
     """All tensors of a single-file checkpoint, names as in the wild."""
     if list(tiny.encoders) == ["qwen3"]:
         state = {f"model.diffusion_model.{n}": v for n, v in zimage_names(tiny.denoiser).items()}
-        encoder, place = tiny.encoders["qwen3"], "text_encoders.qwen3_4b.transformer.model."
+        encoder, place = tiny.encoders["qwen3"], ZIMAGE_PLACES["qwen3"]
         state |= {place + name: value for name, value in encoder.state_dict().items()}
         return state | {f"vae.{name}": value for name, value in vae_names(tiny.vae).items()}
     if "llm_adapter" in tiny.encoders:
@@ -345,6 +345,7 @@ ANIMA_PLACES = {
     "qwen3": "cond_stage_model.qwen3_06b.transformer.model.",
     "llm_adapter": "model.diffusion_model.llm_adapter.",
 }
+ZIMAGE_PLACES = {"qwen3": "text_encoders.qwen3_4b.transformer.model."}
 SD3_PLACES = {kind: f"text_encoders.{kind}.transformer." for kind in ("clip_l", "clip_g", "t5xxl")}
 
 
@@ -498,6 +499,8 @@ VAE_NAMES = (
 
 def save_folder(path: Path, tiny: Tiny) -> Path:
     """Write a diffusers folder."""
+    if "qwen3" in tiny.encoders:
+        return _zimage_diffusers(path, tiny)
     flow = isinstance(tiny.denoiser, SD3Transformer2DModel)
     index: dict[str, object] = {"_class_name": "StableDiffusion3Pipeline" if flow else "Pipeline"}
     tiny.denoiser.save_pretrained(path / ("transformer" if flow else "unet"))
@@ -508,6 +511,25 @@ def save_folder(path: Path, tiny: Tiny) -> Path:
     if tiny.vae is not None:
         tiny.vae.save_pretrained(path / "vae")
         index["vae"] = ["diffusers", "AutoencoderKL"]
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
+def _zimage_diffusers(path: Path, tiny: Tiny) -> Path:
+    """Its encoder is a whole language model's."""
+    kind = "ZImageTransformer2DModel"
+    tiny.denoiser.save_pretrained(path / "transformer")
+    config = json.loads((path / "transformer" / "config.json").read_text())
+    (path / "transformer" / "config.json").write_text(json.dumps(config | {"_class_name": kind}))
+    (path / "text_encoder").mkdir()
+    encoder = {f"model.{n}": v for n, v in tiny.encoders["qwen3"].state_dict().items()}
+    save(path / "text_encoder" / "model.safetensors", encoder)
+    (path / "text_encoder" / "config.json").write_text("{}")
+    tiny.vae.save_pretrained(path / "vae")
+    index = {
+        "_class_name": "ZImagePipeline", "transformer": ["diffusers", kind],
+        "text_encoder": ["transformers", "Qwen3ForCausalLM"], "vae": ["diffusers", "AutoencoderKL"],
+    }  # fmt: skip
     (path / "model_index.json").write_text(json.dumps(index))
     return path
 

@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 
 import corpus
+import corpus_refused
 from dpdmd_studio.app.config.distill_config import DistillConfig
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles, parse_seeds
 from dpdmd_studio.app.findings.diagnosis import diagnose
@@ -282,12 +283,12 @@ CONFIGS = {
 
 def folder_configs(rng: random.Random, folder: Path) -> list[Act]:
     """A diffusers folder with an entry of one of its configs changed."""
-    name = rng.choice(tuple(corpus.MAKERS))
+    name = rng.choice([name for name in corpus.MAKERS if "folder" in corpus.layouts_of(name)])
     path = folder / name
     if not path.is_dir():
         corpus.save_folder(path, corpus.tiny(name))
-        scheduler = CONFIGS["flow" if name.startswith("sd3") else "scheduler"]
-        corpus.config("scheduler", **scheduler)(path)
+        scheduler = CONFIGS["scheduler" if name in ("sd1", "sdxl") else "flow"]
+        corpus_refused.config("scheduler", **scheduler)(path)
     place = rng.choice([*sorted(path.glob("*/*.json")), path / "model_index.json"])
     whole = place.read_text()
 

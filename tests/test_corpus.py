@@ -11,6 +11,7 @@ from html import unescape
 from pathlib import Path
 
 import corpus
+import corpus_refused
 import pytest
 import torch
 from corpus import Item
@@ -27,7 +28,7 @@ from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, Overrides,
 from dpdmd_studio.trainer.loading.teacher_loras import check_teacher_loras
 from safetensors.torch import save_file
 
-OPTIONS = {"clip_l": "clip_l", "clip_g": "clip_g", "t5xxl": "t5"}
+OPTIONS = {"clip_l": "clip_l", "clip_g": "clip_g", "t5xxl": "t5", "qwen3": "qwen"}
 INPUTS = {
     "prompts": "a cat\na dog", "output_name": "mine", "preset": "none", "steps": 8, "num_steps": 4,
     "resolution": "", "batch_size": 0, "student_rank": 0, "student_lr": 0.0,
@@ -143,9 +144,9 @@ def assert_same(found: torch.nn.Module, source: torch.nn.Module) -> None:
         assert torch.equal(values[name], value), name
 
 
-@pytest.mark.parametrize("kind", corpus.REFUSED)
+@pytest.mark.parametrize("kind", corpus_refused.REFUSED)
 def test_what_is_not_read_is_refused_by_all_with_the_same_words(kind, tmp_path, capsys):
-    case = corpus.REFUSED[kind]
+    case = corpus_refused.REFUSED[kind]
     path = case.make(tmp_path, corpus.state_of(case.name))
     loaded, found = answers(Item(path), capsys)
     assert loaded is None
@@ -158,7 +159,11 @@ def test_what_is_not_read_is_refused_by_all_with_the_same_words(kind, tmp_path, 
 
 @pytest.mark.parametrize("name", corpus.MAKERS)
 def test_a_denoiser_alone_is_known_to_all_who_also_say_what_it_lacks(name, tmp_path, capsys):
-    item = Item(corpus.write(tmp_path, name, corpus.SEPARATE).path)
+    whole = corpus.write(tmp_path, name, corpus.SEPARATE)
+    for file in (*whole.encoders.values(), whole.vae):  # which would be found beside it
+        assert file is not None
+        file.unlink()
+    item = Item(whole.path)
     _, found = answers(item, capsys)
     assert found["loading"] == found["node"] and found["loading"][0] == "refused"
     lacks = found["loading"][1]

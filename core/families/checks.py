@@ -184,7 +184,7 @@ def holds_vae(path: Path, facts: Family, channels: int) -> bool:
         CheckpointError: it cannot be read, or is for latents of other channels.
     """
     file = read_model_header(path)
-    if not has_decoder(file.tensors, facts.vae.kind):
+    if not has_decoder(file, facts.vae.kind):
         return False
     return check_decoder([file], channels, f"VAE {path.name}", facts.vae.kind)
 

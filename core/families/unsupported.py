@@ -52,6 +52,8 @@ ARCHITECTURES = (
     ("OmniGen2", "time_caption_embed.timestep_embedder.linear_1.bias"),
     ("Kolors", "encoder_hid_proj.weight"),
     ("a diffusers UNet without its folder", "down_blocks.0.resnets.0.conv1.weight"),
+    ("a diffusers Anima or Cosmos without its folder",
+     "transformer_blocks.0.norm1.linear_1.weight"),
     ("a diffusers SD3 without its folder", "transformer_blocks.0.attn.add_q_proj.weight"),
 )  # fmt: skip
 MARKERS = ("v_pred", "ztsnr")
@@ -70,7 +72,10 @@ EXTRA_INPUTS = (
     (r"(^|\.)class_embedding\.", "a UNet with class labels as a further input"),
 )  # fmt: skip
 EMA_KEY = re.compile(r"(^|\.)(model_ema|ema_model|ema|params_ema)\.")
-VAE_KEYS = ("decoder.conv_in.weight", "decoder.up.0.block.0.conv1.weight", "decoder.1.weight")
+VAE_KEYS = (
+    "decoder.conv_in.weight", "decoder.conv1.weight", "decoder.up.0.block.0.conv1.weight",
+    "decoder.1.weight",
+)  # fmt: skip
 
 
 def refuse_storage(file: TensorFile) -> None:

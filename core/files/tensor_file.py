@@ -148,6 +148,12 @@ def read_model_header(path: str | os.PathLike[str]) -> TensorFile:
 
 
 def _file_size(path: Path) -> int:
+    if (path / "modular_model_index.json").is_file():
+        raise CheckpointError(
+            f"{path} is a folder of a modular pipeline of diffusers, which is not read. Give the "
+            "model as one .safetensors file, as hosts take it, or as a folder with "
+            "model_index.json."
+        )
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a folder; a .safetensors file was expected. Name the file inside it "

@@ -45,7 +45,7 @@ KNOWN_EXTRAS = re.compile(
     r"|^(v_pred|ztsnr|dpdmd_text_encoder\.token_ids)$"
     r"|^(first_stage_model|vae)\."  # previews need a part of it only
     r"|^(cond_stage_model|conditioner\.embedders\.\d|text_encoders\.\w+)\..*"
-    r"(text_projection(\.weight)?|embed_tokens\.weight)$"
+    r"(text_projection(\.weight)?|embed_tokens\.weight|lm_head\.weight|rotary_emb\.inv_freq)$"
 )
 NAMES_SHOWN = 5
 

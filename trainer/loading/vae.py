@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
 from ...core.families import TensorSource
-from ...core.families.parts.vae import GROUPS, VAE_PREFIXES, WAN_INPUT, tiny_layout
+from ...core.families.parts.vae import (
+    GROUPS,
+    VAE_PREFIXES,
+    WAN_INPUT,
+    decoder_input,
+    tiny_layout,
+)
 from ...core.files.tensor_file import TensorFile
 from .weights import Component, Source, Weights
 
@@ -94,10 +100,11 @@ def find_decoder(files: Sequence[TensorFile], title: str) -> LatentDecoder:
     """
     for prefix in VAE_PREFIXES:
         weights = Weights(files, prefix)
-        if "decoder.conv_in.weight" in weights.infos:
+        first = decoder_input(weights.infos)
+        if first is not None and first[1] == "kl":
             found = LatentDecoder(_kl_component(weights), f"{title} (KL)")
-        elif WAN_INPUT in weights.infos:
-            found = LatentDecoder(_wan_component(weights), f"{title} (Wan)")
+        elif first is not None:
+            found = LatentDecoder(_wan_component(weights, first[0]), f"{title} (Wan)")
         elif layout := tiny_layout(weights.infos):
             bare = SCALE_KEY not in weights.infos
             found = LatentDecoder(_tiny_component(weights, *layout), f"{title} (tiny)", bare)
@@ -165,12 +172,13 @@ WAN_LAYERS = 4
 """Of a level in Wan's list of them: three blocks, and what enlarges."""
 
 
-def _wan_component(weights: Weights) -> Component:
+def _wan_component(weights: Weights, first: str) -> Component:
     infos = weights.infos
-    head = infos.get("decoder.head.0.gamma")
-    latents = infos[WAN_INPUT].shape[1]
+    source: Source = _wan_source if first == WAN_INPUT else TensorSource
+    head = infos.get(source("decoder.norm_out.gamma").key)
+    latents = infos[first].shape[1]
     width = head.shape[0] if head and head.shape else 1  # absent: the check names it
-    return Component("VAE decoder", lambda: WanDecoder(width, latents), weights, _wan_source)
+    return Component("VAE decoder", lambda: WanDecoder(width, latents), weights, source)
 
 
 def _wan_source(name: str) -> TensorSource:

@@ -13,7 +13,7 @@ TINY_LAYOUTS = (("taesd_decoder.", 1), ("decoder.layers.", 0), ("", 1))
 """Prefix of a tiny decoder's layers, and how many its file counts before diffusers' first."""
 KL_INPUT, WAN_INPUT = "decoder.conv_in.weight", "decoder.conv1.weight"
 KL_CLASS, TINY_CLASS = "AutoencoderKL", "AutoencoderTiny"
-GROUPS = 32
+GROUPS, VIDEO_AXES = 32, 5
 KIND_TITLES = {"kl": "a KL VAE", "wan": "Wan's VAE, which Qwen-Image has, too"}
 
 
@@ -26,10 +26,22 @@ def tiny_layout(tensors: Mapping[str, TensorInfo]) -> tuple[str, int] | None:
     return None
 
 
-def has_decoder(tensors: Mapping[str, TensorInfo], kind: Literal["kl", "wan"]) -> bool:
-    """Whether a whole VAE's decoder of this kind is among the tensors of a file."""
-    first = {"kl": KL_INPUT, "wan": WAN_INPUT}[kind]
-    return any(prefix + first in tensors for prefix in VAE_PREFIXES)
+def decoder_input(tensors: Mapping[str, TensorInfo]) -> tuple[str, Literal["kl", "wan"]] | None:
+    """(name of its first weight, kind) of a whole VAE's decoder; names without a prefix.
+
+    Diffusers gives both kinds the same names: Wan's convolutions have an axis of time.
+    """
+    if WAN_INPUT in tensors:
+        return WAN_INPUT, "wan"
+    if KL_INPUT not in tensors:
+        return None
+    return KL_INPUT, "wan" if len(tensors[KL_INPUT].shape) == VIDEO_AXES else "kl"
+
+
+def has_decoder(file: TensorFile, kind: Literal["kl", "wan"]) -> bool:
+    """Whether a whole VAE's decoder of this kind is in a file."""
+    found = (decoder_input(file.under(prefix)) for prefix in VAE_PREFIXES)
+    return any(first is not None and first[1] == kind for first in found)
 
 
 def check_decoder(
@@ -48,20 +60,20 @@ def check_decoder(
     """
     for prefix in VAE_PREFIXES:
         tensors = {k: info for file in files for k, info in file.under(prefix).items()}
-        name, layout = KL_INPUT, tiny_layout(tensors)
-        if name not in tensors and layout is not None:
-            name = f"{layout[0]}{layout[1]}.weight"
-        if WAN_INPUT in tensors:
-            name = WAN_INPUT
-        if name not in tensors:
+        first, layout = decoder_input(tensors), tiny_layout(tensors)
+        axes = VIDEO_AXES if first is not None and first[1] == "wan" else 4
+        if first is None and layout is not None:
+            first = f"{layout[0]}{layout[1]}.weight", kind
+        if first is None:
             continue
+        name, found = first
         shape = tensors[name].shape
         if name == WAN_INPUT and len(shape) == 4:
             raise UnsupportedModelError(
                 f"{title} is {KIND_TITLES['wan']}, cut down to single images ({prefix + name!r} "
                 f"has shape {shape}), which is not read here. Give the whole VAE of that kind."
             )
-        if len(shape) != (5 if name == WAN_INPUT else 4) or not all(shape):
+        if len(shape) != axes or not all(shape):
             raise CheckpointError(
                 f"{title}: {prefix + name!r} has shape {shape}; that of a convolution was "
                 "expected. The file is damaged."
@@ -71,7 +83,6 @@ def check_decoder(
                 f"{title} is for latents of {shape[1]} channels, but this model's have {channels}, "
                 "so it belongs to another family. Give the VAE of this model's family."
             )
-        found = {WAN_INPUT: "wan", KL_INPUT: "kl"}.get(name, kind)
         if found != kind:
             raise CheckpointError(
                 f"{title} is {KIND_TITLES[found]}, but this model's latents are those of "

@@ -112,28 +112,10 @@ def test_every_parameter_is_filled_and_nothing_is_left(folder, tmp_path):
                 assert torch.equal(loaded[name], value), name
 
 
-def diffusers_folder(path: Path) -> Path:
-    """A tiny Z-Image as diffusers has it: its encoder is a whole language model's."""
-    tiny = checkpoints.zimage()
-    tiny.denoiser.save_pretrained(path / "transformer")
-    config = json.loads((path / "transformer" / "config.json").read_text())
-    config["_class_name"] = facts.FOLDER_CLASS
-    (path / "transformer" / "config.json").write_text(json.dumps(config))
-    (path / "text_encoder").mkdir()
-    encoder = {f"model.{n}": v for n, v in tiny.encoders["qwen3"].state_dict().items()}
-    checkpoints.save(path / "text_encoder" / "model.safetensors", encoder)
-    (path / "text_encoder" / "config.json").write_text("{}")
-    tiny.vae.save_pretrained(path / "vae")
-    index = {
-        "_class_name": "ZImagePipeline", "transformer": ["diffusers", facts.FOLDER_CLASS],
-        "text_encoder": ["transformers", "Qwen3ForCausalLM"], "vae": ["diffusers", "AutoencoderKL"],
-    }  # fmt: skip
-    (path / "model_index.json").write_text(json.dumps(index))
-    return path
-
-
 def test_a_folder_of_diffusers_is_read(tmp_path):
-    checkpoint = open_checkpoint(diffusers_folder(tmp_path / "model"), **CPU)
+    checkpoint = open_checkpoint(
+        checkpoints.save_folder(tmp_path / "model", checkpoints.zimage()), **CPU
+    )
     assert (checkpoint.family.name, checkpoint.detection.vae) == (facts.NAME, "kl")
     assert list(checkpoint.encoders) == ["qwen3"]
     loaded = checkpoint.load().network.state_dict()

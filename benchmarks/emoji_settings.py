@@ -52,6 +52,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "eight, lambda .5": BEST | {"diversity_weight": 0.5},
     "eight, lambda 1": BEST | {"diversity_weight": 1.0},
     "eight, lambda .2, two anchors, last": TWO | {"gradient_steps": "last"},
+    "sixteen, lambda .2, two anchors, last": TWO
+    | {"batch_size": 16, "steps": 100, "gradient_steps": "last"},
     "eight, lambda .2, two cheap anchors": CHEAP_TWO,
     "eight, lambda .2, two cheap anchors, one fake": CHEAP_TWO | {"fake_updates": 1},
     "eight, lambda .2, 400 updates": BEST | {"steps": 400},

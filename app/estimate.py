@@ -157,7 +157,7 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, half_bytes: i
         half_bytes: what the checkpoint's numbers take in 16 bit; a model that is smaller than the
             published one takes less in proportion.
     """
-    cost = family(detection.family).cost
+    cost = family(detection.family).cost_of(detection.title)
     on_cpu = config.dtype == AUTO and config.device == "cpu"
     number_bytes = 4 if config.dtype == "float32" or on_cpu else 2
     one = 4.0 * cost.per_rank[config.lora_layers]
@@ -208,6 +208,7 @@ def _activations(cost: CostFacts, config: DistillConfig, own: int, number_bytes:
         of_one = block.per_image + pixels * (block.per_pixel + block.kept * graphs)
         return images * of_one * number_bytes / 2
     of_one = graphs * (cost.per_image[layers] + cost.per_pixel[layers] * pixels)
+    of_one += (graphs - 1) * cost.chained * pixels
     rank = max(config.student_rank, config.fake_rank)
     copies = number_bytes * cost.per_rank[layers] * rank if number_bytes < 4 else 0.0
     return images * of_one * number_bytes / 2 + copies

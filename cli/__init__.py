@@ -204,7 +204,7 @@ def _distill(arguments: argparse.Namespace) -> int:
 
     # before anything is made or replaced: is that a model at all?
     detection = identify(Path(typed_path(arguments.checkpoint)))
-    config = DistillConfig.from_dict(settings_values(arguments, detection.family))
+    config = DistillConfig.from_dict(settings_values(arguments, detection))
     prompts = prompts_of(arguments.prompts)
     request = DistillRequest(
         model=model_files(arguments),

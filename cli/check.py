@@ -41,9 +41,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     """Check and print the table; returns the exit code."""
     files = model_files(arguments)
-    config = DistillConfig.from_dict(
-        settings_values(arguments, identify(Path(files.checkpoint)).family)
-    )
+    config = DistillConfig.from_dict(settings_values(arguments, identify(Path(files.checkpoint))))
     from ..trainer.commands.check import CheckRequest, check  # heavy
 
     request = CheckRequest(

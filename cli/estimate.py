@@ -12,7 +12,7 @@ from ..app.config.distill_config import DistillConfig
 from ..app.config.knobs import AUTO
 from ..app.config.memory_fallback import fallbacks_left
 from ..app.config.new_run import choose_resolutions
-from ..app.config.presets import MEMORIES, PRESETS
+from ..app.config.presets import MEMORIES, presets_of
 from ..app.config.request import ModelFiles, asked_sampling
 from ..app.disk import disk_use
 from ..app.estimate import (
@@ -95,7 +95,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
     files = model_files(arguments)
     vae = Path(files.vae) if files.vae else None
     detection = check_own_parts(path, files.text_encoders(), vae)
-    config = DistillConfig.from_dict(settings_values(arguments, detection.family))
+    config = DistillConfig.from_dict(settings_values(arguments, detection))
     choose_resolutions(config, detection)  # refuses what a run would refuse
     found = estimate_memory(detection, config, bytes_in_16_bit(path), memory)
     asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
@@ -162,9 +162,9 @@ def with_fallbacks(config: DistillConfig) -> dict[str, DistillConfig]:
 
 def _presets(detection: Detection, config: DistillConfig) -> dict[str, DistillConfig]:
     """The family's presets, from large cards to small."""
+    presets = presets_of(detection.family, detection.title)
     return {
-        f"--preset {name}": replace(config, **values)
-        for name, values in reversed(PRESETS[detection.family].items())
+        f"--preset {name}": replace(config, **values) for name, values in reversed(presets.items())
     }
 
 

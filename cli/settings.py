@@ -11,6 +11,7 @@ from ..app.config.presets import preset
 from ..app.library.path_checks import typed_path
 from ..app.runs.settings_file import config_text, read_settings
 from ..core.errors import OutputError
+from ..core.families import Detection
 from ..core.files import atomic_write
 from .arguments import config_values, print_result
 
@@ -36,16 +37,17 @@ def add_settings_option(parser: argparse.ArgumentParser) -> None:
                         "by hand win")  # fmt: skip
 
 
-def settings_values(arguments: argparse.Namespace, family: str) -> dict[str, Any]:
+def settings_values(arguments: argparse.Namespace, model: Detection) -> dict[str, Any]:
     """The settings of `--settings`, over them those of `--preset`, over both the options.
 
     Raises:
-        DPDMDError: the file cannot be used, or there is no such preset for the family.
+        DPDMDError: the file cannot be used, or there is no such preset for the model.
     """
     values = (
         read_settings(Path(typed_path(arguments.settings))).to_dict() if arguments.settings else {}
     )
-    values |= preset(family, arguments.preset) if arguments.preset else {}
+    if arguments.preset:
+        values |= preset(model.family, model.title, arguments.preset)
     return values | config_values(arguments)
 
 

@@ -52,6 +52,7 @@ SD3_TRANSFORMER = {
     "caption_projection_dim": 64, "pooled_projection_dim": 96, "pos_embed_max_size": 12,
 }  # fmt: skip
 SD35_TRANSFORMER = {**SD3_TRANSFORMER, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
+SD35_LARGE_TRANSFORMER = {**SD3_TRANSFORMER, "qk_norm": "rms_norm"}
 ANIMA_TRANSFORMER = {
     "in_channels": 17, "out_channels": 16, "num_attention_heads": 4, "attention_head_dim": 24,
     "num_layers": 2, "mlp_ratio": 4, "text_embed_dim": 64, "adaln_lora_dim": 16,
@@ -158,6 +159,14 @@ def sd3(*, medium35: bool = False, with_t5: bool = True) -> Tiny:
     if with_t5:
         encoders["t5xxl"] = t5()
     return Tiny(randomised(SD3Transformer2DModel(**config)), encoders, kl_vae(16, quant_conv=False))
+
+
+@cache
+def sd35_large() -> Tiny:
+    """The modules of a tiny SD3.5 large."""
+    tiny = sd3(with_t5=False)
+    network = randomised(SD3Transformer2DModel(**SD35_LARGE_TRANSFORMER))
+    return Tiny(network, tiny.encoders, tiny.vae)
 
 
 @cache

@@ -28,6 +28,7 @@ MAKERS: dict[str, Callable[[], Tiny]] = {
     "sdxl": checkpoints.sdxl,
     "sd3": checkpoints.sd3,
     "sd35": lambda: checkpoints.sd3(medium35=True, with_t5=False),
+    "sd35-large": checkpoints.sd35_large,
     "anima": checkpoints.anima,
     "zimage": checkpoints.zimage,
 }
@@ -36,6 +37,7 @@ PLACES = {
     "sdxl": checkpoints.SDXL_PLACES,
     "sd3": checkpoints.SD3_PLACES,
     "sd35": checkpoints.SD3_PLACES,
+    "sd35-large": checkpoints.SD3_PLACES,
     "anima": {"qwen3": checkpoints.ANIMA_PLACES["qwen3"]},
     "zimage": checkpoints.ZIMAGE_PLACES,
 }
@@ -295,8 +297,8 @@ FEW = (
 
 
 def layouts_of(name: str) -> list[str]:
-    """Those that a family has; of two families that share them, one is written in a few."""
-    if name == "sd35":
+    """Those that a family has; of models that share them, one is written in all."""
+    if name.startswith("sd35"):
         return list(FEW)
     left_out = (OF_CLIP if name in OF_QWEN else set()) | (
         set(FOLDERS) if name == "anima" else set()

@@ -68,6 +68,17 @@ ARCHITECTURES = {
             "qk_norm": "rms_norm",
         },
     ),
+    "sd35-large": (
+        "sd3",
+        {
+            **SD3,
+            "num_layers": 38,
+            "num_attention_heads": 38,
+            "caption_projection_dim": 2432,
+            "pos_embed_max_size": 192,
+            "qk_norm": "rms_norm",
+        },
+    ),
     "zimage": (
         "zimage",
         {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import made_up_family as made_up
 import pytest
-from dpdmd_studio.app.config.presets import MEMORIES, PRESETS
+from dpdmd_studio.app.config.presets import MEMORIES, PRESETS, SIZES
 from dpdmd_studio.core.families import FAMILIES, FAMILY_LABELS, family
 from dpdmd_studio.core.recipe.known_students import KNOWN_STUDENTS
 from dpdmd_studio.trainer.families import HALVES, half_of
@@ -115,7 +115,9 @@ def test_every_family_has_its_two_halves():
 
 def test_the_tables_by_family_are_complete():
     assert PRESETS.keys() == FAMILY_LABELS.keys()
-    assert all(set(presets) <= set(MEMORIES) for presets in PRESETS.values())
+    every = {title for item in FAMILIES for title in item.sizes}
+    assert SIZES.keys() == every
+    assert all(set(presets) <= set(MEMORIES) for presets in (PRESETS | SIZES).values())
     every = {name for student in KNOWN_STUDENTS.values() for name in student.families}
     assert every == FAMILY_LABELS.keys()
 

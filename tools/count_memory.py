@@ -1,11 +1,11 @@
 """Counts the memory of one update on fake tensors, and holds the arithmetic of an estimate to it.
 
-    python tools/count_memory.py [--families sd1 sdxl sd3 anima zimage] [--write]
+    python tools/count_memory.py [--models sd1 sdxl sd3 sd35-large anima zimage] [--write]
 
 Prints, for each setting, what is alive at the worst moment of an update of the published model,
 what `app/estimate.py` reckons, and their ratio. Where a change of the update moves the count, fit
 the families' `cost` anew and `--write` tests/goldens/counted-memory.json, which a test holds the
-arithmetic to. All families take about half an hour on one core.
+arithmetic to. All take about half an hour on one core.
 
 The network has its real layout, its tensors are fake (shape and format, no numbers): the updates of
 `trainer/method` run on them, without the calls that leave nothing behind. There is no autocast,
@@ -62,6 +62,10 @@ SD35_MEDIUM: dict[str, Any] = {
     "caption_projection_dim": 1536, "pos_embed_max_size": 384,
     "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm",
 }  # fmt: skip
+SD35_LARGE: dict[str, Any] = {
+    "sample_size": 128, "num_layers": 38, "attention_head_dim": 64, "num_attention_heads": 38,
+    "caption_projection_dim": 2432, "pos_embed_max_size": 192, "qk_norm": "rms_norm",
+}  # fmt: skip
 ANIMA: dict[str, Any] = {
     "in_channels": 17, "out_channels": 16, "num_attention_heads": 16, "attention_head_dim": 128,
     "num_layers": 28, "mlp_ratio": 4, "text_embed_dim": 1024, "adaln_lora_dim": 256,
@@ -70,16 +74,19 @@ ZIMAGE: dict[str, Any] = {
     "dim": 3840, "n_layers": 30, "n_heads": 30, "cap_feat_dim": 2560, "axes_dims": (32, 48, 48),
 }  # fmt: skip
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "sd1": {"cross_attention_dim": 768}, "sdxl": SDXL, "sd3": SD35_MEDIUM, "anima": ANIMA,
-    "zimage": ZIMAGE,
+    "sd1": {"cross_attention_dim": 768}, "sdxl": SDXL, "sd3": SD35_MEDIUM,
+    "sd35-large": SD35_LARGE, "anima": ANIMA, "zimage": ZIMAGE,
 }  # fmt: skip
-SIDES = {name: family(name).sampling.resolution for name in LAYOUTS}
-CHANNELS = {"sd1": 4, "sdxl": 4, "sd3": 16, "anima": 16, "zimage": 16}
+TITLES = {"sd35-large": ("sd3", "SD3.5 large")}
+"""(family, title) of models that are not the first of their family."""
+SIDES = {name: family(TITLES.get(name, (name,))[0]).sampling.resolution for name in LAYOUTS}
+CHANNELS = {"sd1": 4, "sdxl": 4, "sd3": 16, "sd35-large": 16, "anima": 16, "zimage": 16}
 CLIP_TOKENS, T5_TOKENS, ANIMA_TOKENS, ZIMAGE_TOKENS = 77, 256, 512, 128
 TOKENS = {
     "sd1": CLIP_TOKENS,
     "sdxl": CLIP_TOKENS,
     "sd3": CLIP_TOKENS + T5_TOKENS,
+    "sd35-large": CLIP_TOKENS + T5_TOKENS,
     "anima": ANIMA_TOKENS,
     "zimage": ZIMAGE_TOKENS,
 }
@@ -142,8 +149,8 @@ class Model:
 
 
 def published_model(name: str, config: DistillConfig) -> Model:
-    """A family's published model at the settings' resolution."""
-    facts = family(name)
+    """A published model at the settings' resolution."""
+    facts = family(TITLES.get(name, (name, ""))[0])
     sizes = config.resolutions or ((SIDES[name], SIDES[name]),)
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     kind, latent = half_of(facts).network, (CHANNELS[name], height // 8, width // 8)
@@ -328,12 +335,13 @@ def _bytes(tensors: list[Any]) -> int:
 
 def reckoned(name: str, config: DistillConfig) -> Memory:
     """What the arithmetic says of the same."""
-    facts = family(name)
+    kind, title = TITLES.get(name, (name, ""))
+    facts = family(kind)
     sampling = facts.sampling
     detection = Detection(
-        name, "", sampling.predictions[0], CHANNELS[name], "", sampling.resolution, 8
+        kind, title, sampling.predictions[0], CHANNELS[name], "", sampling.resolution, 8
     )
-    return arithmetic_memory(detection, config, 2 * facts.cost.parameters)
+    return arithmetic_memory(detection, config, 2 * facts.cost_of(title).parameters)
 
 
 def config_of(settings: dict[str, Any]) -> DistillConfig:
@@ -342,7 +350,7 @@ def config_of(settings: dict[str, Any]) -> DistillConfig:
 
 
 def counted_rows() -> list[tuple[str, DistillConfig, Memory]]:
-    """(family, settings, count) of the table that is kept."""
+    """(model, settings, count) of the table that is kept."""
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     return [
         (name, config_of(settings), Memory(*parts))
@@ -354,14 +362,14 @@ def counted_rows() -> list[tuple[str, DistillConfig, Memory]]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Count the memory of an update.")
-    parser.add_argument("--families", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
+    parser.add_argument("--models", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     parser.add_argument("--write", action="store_true", help="keep the counts for the tests")
     options = parser.parse_args()
     counts: dict[str, list[Any]] = {}
-    print("| family | settings | base | adapters | moments | gradients | activations "
+    print("| model | settings | base | adapters | moments | gradients | activations "
           "| counted GiB | arithmetic GiB | ratio |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|")
-    for name in options.families:
+    for name in options.models:
         rows = []
         for settings in SETTINGS:
             config = config_of(settings)

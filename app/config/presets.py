@@ -50,6 +50,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# Of models of another size than their family's first, by title.
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "SD3.5 large": {
+        "16gb": _SMALLEST,
+        "24gb": _CHECKPOINTED | {"base_weights": "int8"},
+    },
+}
+
 # The embedded teachers: minutes on two cores.
 DEMO: dict[str, Any] = {
     "steps": 150,
@@ -69,16 +77,22 @@ DEMO: dict[str, Any] = {
 }
 
 
-def preset(family: str, memory: str) -> dict[str, Any]:
-    """Settings for a family on a card with that much memory.
+def presets_of(family: str, title: str) -> dict[str, dict[str, Any]]:
+    """The settings of a family's model that is called so, by the card's memory."""
+    return SIZES.get(title, PRESETS[family])
+
+
+def preset(family: str, title: str, memory: str) -> dict[str, Any]:
+    """Settings for a model on a card with that much memory.
 
     Raises:
         SettingsError: there is no preset for that little memory.
     """
-    available = PRESETS[family]
+    available = presets_of(family, title)
     if memory not in available:
+        name = title if title in SIZES else family
         raise SettingsError(
-            f"There is no preset for {family} on {memory}; the presets for {family} are "
+            f"There is no preset for {name} on {memory}; the presets for {name} are "
             f"{', '.join(available)}."
         )
     return dict(available[memory])

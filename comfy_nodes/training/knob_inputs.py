@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...app.config.distill_config import DistillConfig, without_removed
-from ...app.config.presets import DEMO, MEMORIES, PRESETS, preset
+from ...app.config.presets import DEMO, MEMORIES, PRESETS, preset, presets_of
 from ...app.runs.settings_file import import_settings, parse_table
 from ...core.errors import SettingsError
 from ..host.inputs import ZERO_IS_AUTO, Input, node_input
@@ -74,9 +74,10 @@ def _input(spec: dataclasses.Field[Any]) -> Input:
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a preset is chosen for: a model's family, and the memory of the card in bytes."""
+    """What a preset is chosen for: a model, and the memory of the card in bytes."""
 
     family: str
+    title: str
     is_demo: bool
     memory: int
 
@@ -117,17 +118,17 @@ def preset_values(chosen: str, card: Card) -> tuple[dict[str, Any], list[str]]:
     if chosen == DEMO_PRESET or (chosen == AUTO and card.is_demo):
         return dict(DEMO), ["Preset: demo."]
     if chosen != AUTO:
-        return preset(card.family, chosen), [f"Preset: {chosen}."]
+        return preset(card.family, card.title, chosen), [f"Preset: {chosen}."]
     if not card.memory:
         return {}, ["Preset: none, as there is no graphics card."]
-    sizes = {int(size.removesuffix("gb")): size for size in PRESETS[card.family]}
+    sizes = {int(size.removesuffix("gb")): size for size in presets_of(card.family, card.title)}
     fitting = [size for size in sizes if size * NAMED_GB * GIB <= card.memory]
     size = max(fitting, default=min(sizes))
     has = f"this card has {card.memory / GIB:.0f} GB"
     note = f"Preset: {sizes[size]} ({has})."
     if not fitting:
         note = f"Preset: {sizes[size]}, the smallest for this model, but {has}; it may not fit."
-    return preset(card.family, sizes[size]), [note]
+    return preset(card.family, card.title, sizes[size]), [note]
 
 
 def json_settings(text: str) -> dict[str, Any]:

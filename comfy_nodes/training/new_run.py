@@ -157,7 +157,8 @@ def _planned(
     """(what the checkpoint is, settings, what is said of these) of a node's inputs."""
     path = Path(model.checkpoint)
     detection = check_files(path, model.text_encoders(), Path(model.vae) if model.vae else None)
-    card = Card(detection.family, bool(embedded_world(path)), running.device_memory())
+    embedded, memory = bool(embedded_world(path)), running.device_memory()
+    card = Card(detection.family, detection.title, embedded, memory)
     shown = {name: value for name, value in values.items() if value is not None}
     chosen, json_text = values.get("preset", "auto"), values.get("settings_json") or ""
     config, said = config_of(shown, chosen, card, json_text)

@@ -380,6 +380,8 @@ class CostFacts:
             of its text, by `lora_layers`.
         per_pixel: bytes of a graph's activations for a pixel, by `lora_layers`.
         recomputed: activations with gradient checkpointing.
+        chained: bytes for a pixel that a graph takes on top where its input has a gradient, as in
+            layers without a LoRA before the first that has one.
     """
 
     parameters: int
@@ -390,6 +392,7 @@ class CostFacts:
     per_image: Mapping[str, float]
     per_pixel: Mapping[str, float]
     recomputed: Recomputed
+    chained: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -400,6 +403,7 @@ class Family:
         name: what files, recipes and runs know it by; written in its own module alone.
         label: what messages call it.
         short_label: the same where variants do not matter.
+        sizes: the cost of models of another size, by title.
     """
 
     name: str
@@ -413,6 +417,11 @@ class Family:
     lora: LoraFacts
     sharing: SharingFacts
     cost: CostFacts
+    sizes: Mapping[str, CostFacts] = field(default_factory=dict)
+
+    def cost_of(self, title: str) -> CostFacts:
+        """The cost of the model that is called so."""
+        return self.sizes.get(title, self.cost)
 
     def lora_key(self, module_name: str, config: Config) -> LoraKey:
         """The name that A1111, Forge and ComfyUI accept for a module's LoRA."""

@@ -1,4 +1,4 @@
-"""SD3 and SD3.5 medium: an MMDiT with rectified flow; CLIP-L, CLIP-G and T5 each optional."""
+"""SD3 medium, SD3.5 medium and large: an MMDiT as a flow; CLIP-L, CLIP-G and T5 each optional."""
 
 import math
 from collections.abc import Iterator
@@ -9,12 +9,17 @@ from .parts.config_values import COUNT, MAX_LAYERS, WHOLE, Rule, check_config, i
 
 HEAD_WIDTH = 64
 SWAPPED: base.Change = "swap_halves"
-LARGE_WIDTH, LARGE_DEPTH = 2432, 38
 INPUT_LAYER = "x_embedder.proj.weight"
 FOLDER_CLASS = "SD3Transformer2DModel"
 LATENT_CHANNELS = 16
 MAX_POSITIONS = 2048
-TITLE, TITLE_35 = "SD3 medium", "SD3.5 medium"
+TITLE, TITLE_35, TITLE_LARGE = "SD3 medium", "SD3.5 medium", "SD3.5 large"
+ARCHITECTURES = {
+    TITLE: "stable-diffusion-3-medium",
+    TITLE_35: "stable-diffusion-3-5-medium",
+    TITLE_LARGE: "stable-diffusion-3-5-large",
+}
+"""As the SAI model specification names them."""
 
 VAE = base.VaeFacts(
     scaling_factor=1.5305,
@@ -102,19 +107,19 @@ MODULATION, TIME_WIDTH = "norm1_context.linear", 256
 
 
 def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, object]:
-    width = tensors[INPUT_LAYER].shape[0]
-    if width == LARGE_WIDTH:
-        raise UnsupportedModelError(
-            "This is SD3.5 large (38 blocks of width 2432), which has not been tested here. "
-            "Supported of this family: SD3 medium and SD3.5 medium."
-        )
     dual = "joint_blocks.0.x_block.attn2.qkv.weight" in tensors
+    normed = "joint_blocks.0.x_block.attn.ln_q.weight" in tensors
     patch_size = tensors[INPUT_LAYER].shape[2]
     return {
-        "title": TITLE_35 if dual else TITLE,
+        "title": _title(dual=dual, normed=normed),
         "prediction": "flow",
         "max_resolution": max_resolution(math.isqrt(tensors["pos_embed"].shape[1]), patch_size),
     }
+
+
+def _title(*, dual: bool, normed: bool) -> str:
+    """3.5 norms its queries and keys, and its medium alone has attention twice in a block."""
+    return TITLE_35 if dual else TITLE_LARGE if normed else TITLE
 
 
 def max_resolution(pos_embed_max_size: int, patch_size: int) -> int:
@@ -131,7 +136,8 @@ def _network_config(tensors: base.Tensors) -> base.Config:
     if size * size != positions or width % HEAD_WIDTH:
         raise UnsupportedModelError(
             f"This MMDiT has width {width} and {positions} positions; the width must be a multiple "
-            f"of {HEAD_WIDTH} and the positions a square. Supported: SD3 and SD3.5 medium."
+            f"of {HEAD_WIDTH} and the positions a square. Supported: SD3 medium, SD3.5 medium and "
+            "large."
         )
     return {
         "sample_size": size * patch_size * 2 // 3,  # 128 for the 192 positions of SD3
@@ -234,22 +240,21 @@ def _parameters(config: base.Config) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield from found.items()
 
 
-def _is_35(config: base.Config) -> bool:
-    return bool(config.get("dual_attention_layers"))
+def _title_of(config: base.Config) -> str:
+    dual, normed = bool(config.get("dual_attention_layers")), bool(config.get("qk_norm"))
+    return _title(dual=dual, normed=normed)
 
 
 def _matches_folder(config: base.Config, pipeline: str) -> bool:
     return (
-        config.get("_class_name") == FOLDER_CLASS
-        and config.get("in_channels") == LATENT_CHANNELS
-        and config.get("num_layers") != LARGE_DEPTH
+        config.get("_class_name") == FOLDER_CLASS and config.get("in_channels") == LATENT_CHANNELS
     )
 
 
 def _describe_folder(config: base.Config) -> dict[str, object]:
     size, patch = config.get("pos_embed_max_size"), config.get("patch_size")
     return {
-        "title": TITLE_35 if _is_35(config) else TITLE,
+        "title": _title_of(config),
         "max_resolution": max_resolution(
             size if isinstance(size, int) else 192, patch if isinstance(patch, int) else 2
         ),
@@ -265,13 +270,14 @@ def _check_folder(config: base.Config, label: str) -> None:
         raise UnsupportedModelError(
             f"{label}: {depth} layers of width {width} do not go with caption_projection_dim "
             f"{config['caption_projection_dim']} and dual_attention_layers {list(dual)}. "
-            "Supported: SD3 and SD3.5 medium."
+            "Supported: SD3 medium, SD3.5 medium and large."
         )
 
 
 def _base_model(title: str) -> base.BaseModel:
     version = "3.5" if "3.5" in title else "3"
-    repository = f"stabilityai/stable-diffusion-{version}-medium"
+    size = "large" if title == TITLE_LARGE else "medium"
+    repository = f"stabilityai/stable-diffusion-{version}-{size}"
     return base.BaseModel(
         repository,
         "Stability AI Community License",
@@ -296,7 +302,7 @@ def _webui_limits(title: str) -> str:
 
 FAMILY = base.Family(
     name="sd3",
-    label="SD3 / SD3.5 medium",
+    label="SD3 / SD3.5",
     short_label="SD3",
     detection=base.DetectionFacts(
         matches=lambda tensors: "joint_blocks.0.context_block.attn.qkv.weight" in tensors,
@@ -346,9 +352,7 @@ FAMILY = base.Family(
         names=r"^(joint_blocks_\d+_|transformer_blocks_\d+_(attn_|attn2_to_|ff_|norm1_))",
         base_model_version="sd3_m",
         declared=("sd3",),
-        architecture=lambda config: (
-            f"stable-diffusion-{'3-5' if _is_35(config) else '3'}-medium/lora"
-        ),
+        architecture=lambda config: f"{ARCHITECTURES[_title_of(config)]}/lora",
     ),
     sharing=base.SharingFacts(
         labels=("Other",),  # Civitai hides SD 3 and SD 3.5
@@ -371,4 +375,16 @@ FAMILY = base.Family(
         per_pixel={"attention": 8671.0, "full": 10138.0},
         recomputed=base.Recomputed(per_image=141e6, per_pixel=118.5, kept=522.0),
     ),
+    sizes={
+        TITLE_LARGE: base.CostFacts(
+            parameters=8_146_280_768,
+            packed=0.9838,
+            staying=132e6,
+            buffers=71.0e6,
+            per_rank={"attention": 3_297_792, "full": 4_574_592},
+            per_image={"attention": 1437e6, "full": 1655e6},
+            per_pixel={"attention": 17295.0, "full": 20215.0},
+            recomputed=base.Recomputed(per_image=114e6, per_pixel=405.0, kept=972.0),
+        ),
+    },
 )

@@ -11,8 +11,8 @@ from .lora_names import LORA_KEY
 from .unet import INPUT_LAYER, context_width, is_unet
 
 SUPPORTED = (
-    "Supported: SD 1.x, SDXL (eps, v-prediction or rectified flow), SD3 medium, SD3.5 medium, "
-    "Anima and Z-Image"
+    "Supported: SD 1.x, SDXL (eps, v-prediction or rectified flow), SD3 medium, SD3.5 medium and "
+    "large, Anima and Z-Image"
 )
 
 QUANTISED_KEY = re.compile(

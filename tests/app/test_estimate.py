@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from dpdmd_studio.app.config.distill_config import DistillConfig
-from dpdmd_studio.app.config.presets import PRESETS
+from dpdmd_studio.app.config.presets import PRESETS, SIZES
 from dpdmd_studio.app.config.request import DistillRequest, ModelFiles
 from dpdmd_studio.app.estimate import (
     ALLOCATOR_SHARE,
@@ -23,19 +23,21 @@ from dpdmd_studio.core.families import Detection, family, identify
 
 TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "emoji-sd3.safetensors"
 FULL_SIZE = {"sd1": 2_064_293_568, "sdxl": 6_869_719_733, "sd3": 5_284_687_127,
-             "anima": 4_182_137_856, "zimage": 12_309_817_472}  # fmt: skip
+             "anima": 4_182_137_856, "zimage": 12_309_817_472,
+             "SD3.5 large": 16_292_561_536}  # fmt: skip
 CONFIG = DistillConfig(steps=1000, batch_size=2)
 
 
-def detected(family: str) -> Detection:
-    flow = family in ("sd3", "anima", "zimage")
+def detected(name: str) -> Detection:
+    """Of a family, or of a model of another size."""
+    flow = name not in ("sd1", "sdxl")
     return Detection(
-        family=family,  # type: ignore[arg-type]
-        title="x",
+        family="sd3" if name in SIZES else name,
+        title=name,
         prediction="flow" if flow else "eps",
         latent_channels=16 if flow else 4,
         denoiser_prefix="",
-        resolution=512 if family == "sd1" else 1024,
+        resolution=512 if name == "sd1" else 1024,
         resolution_multiple=64,
     )
 
@@ -102,7 +104,7 @@ def test_a_stored_base_takes_what_it_is_stored_in():
 
 
 def test_presets_fit_their_cards():
-    for kind, presets in PRESETS.items():
+    for kind, presets in (PRESETS | SIZES).items():
         for name, settings in presets.items():
             needed = (1 + ALLOCATOR_SHARE) * gib(kind, **settings) + DRIVER_BYTES / GIB
             assert settings["batch_size"] >= 4 and needed < float(name.removesuffix("gb")), (

@@ -173,7 +173,7 @@ def test_later_inputs_stand_last_and_may_be_missing():
     """Saved workflows hold values by place, and those for the API name what they know."""
     groups = Distill.INPUT_TYPES()
     assert list(groups["optional"])[-2:] == ["teacher_negative", "qwen"]
-    card = Card("sd1", False, 0)
+    card = Card("sd1", "", False, 0)
     assert knob_inputs.config_of({}, "none", card, "")[0].teacher_negative == ""
     shown = {"teacher_negative": " blurry\n"}
     assert knob_inputs.config_of(shown, "none", card, "")[0].teacher_negative == "blurry"
@@ -183,12 +183,12 @@ def test_later_inputs_stand_last_and_may_be_missing():
 
 def test_all_defaults_are_the_configs_own():
     shown = {name: options["default"] for name, (_, options) in knob_inputs.knob_inputs().items()}
-    config, notes = knob_inputs.config_of(shown, "none", Card("sd1", False, 0), "")
+    config, notes = knob_inputs.config_of(shown, "none", Card("sd1", "", False, 0), "")
     assert config == DistillConfig() and notes == []
 
 
 def test_preset_then_input_then_json():
-    card = Card("sd3", False, 0)
+    card = Card("sd3", "", False, 0)
     shown = {"steps": 0, "batch_size": 3, "student_lr": 0.0, "teacher_guidance": 2}
     config, notes = knob_inputs.config_of(shown, "demo", card, '{"fake_lr": 1, "seed": 5}')
     assert (config.steps, config.student_lr) == (DEMO["steps"], DEMO["student_lr"])
@@ -220,14 +220,14 @@ def test_a_setting_that_an_earlier_version_had_is_left_out():
     ],
 )
 def test_auto_takes_the_preset_of_the_card(family, gib, size, words):
-    values, notes = knob_inputs.preset_values("auto", Card(family, False, int(gib * GIB)))
+    values, notes = knob_inputs.preset_values("auto", Card(family, "", False, int(gib * GIB)))
     assert values == PRESETS[family][size]
     assert size in notes[0] and words in notes[0]
 
 
 def test_auto_without_a_card_changes_nothing_and_knows_the_demo():
-    assert knob_inputs.preset_values("auto", Card("sd1", False, 0))[0] == {}
-    assert knob_inputs.preset_values("auto", Card("sd1", True, 0))[0] == DEMO
+    assert knob_inputs.preset_values("auto", Card("sd1", "", False, 0))[0] == {}
+    assert knob_inputs.preset_values("auto", Card("sd1", "", True, 0))[0] == DEMO
 
 
 def test_the_trainer_that_is_not_installed_is_told_with_what_to_do(monkeypatch, fake):

@@ -7,7 +7,7 @@ from pathlib import Path
 import checkpoints
 import lora_networks
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
 from dpdmd_studio.core.families import Family, family
 from dpdmd_studio.core.lora.file import NewLora, write_lora
@@ -64,6 +64,21 @@ def small_unet(name: str, folder: Path) -> tuple[NetworkCall, Path]:
     checkpoints.save(path, state, dtype=torch.float32)
     kind = family(name)
     return _call(network, kind), path
+
+
+def small_sd35_large(folder: Path) -> tuple[NetworkCall, Path]:
+    """A random MMDiT of SD3.5 large's kind that ComfyUI recognises, and its file.
+
+    ComfyUI takes as many blocks as the width has heads of 64, and the text's widths as published.
+    """
+    sizes = {"num_attention_heads": 2, "caption_projection_dim": 128, "num_layers": 2,
+             "joint_attention_dim": 4096, "pooled_projection_dim": 2048}  # fmt: skip
+    network = SD3Transformer2DModel(**checkpoints.SD35_LARGE_TRANSFORMER | sizes)
+    checkpoints.randomised(network).requires_grad_(False)
+    names = checkpoints.sd3_names(network)
+    state = {f"model.diffusion_model.{key}": value for key, value in names.items()}
+    path = checkpoints.save(folder / "large.safetensors", state, dtype=torch.float32)
+    return _call(network, family("sd3")), path
 
 
 def small_anima(folder: Path) -> tuple[NetworkCall, Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import lora_networks
 import pytest
 import torch
-from comfyui_files import TEACHER, UNETS, small_unet
+from comfyui_files import TEACHER, UNETS, small_sd35_large, small_unet
 from comfyui_server import FOLDER, host_python, needs_comfyui
 from dpdmd_studio.core.diffusion.prediction import to_x0
 from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions
@@ -62,6 +62,10 @@ def prepared(name: str, folder: Path) -> tuple[NetworkCall, Path, dict[str, torc
         loaded = open_checkpoint(TEACHER, **CPU).load()
         inputs = {"x": randn(2, 16, 8, 8), "context": randn(2, 16, 4096), "pooled": randn(2, 2048)}
         return loaded.call(), TEACHER, inputs
+    if name == "sd3, 3.5 large":
+        call, path = small_sd35_large(folder)
+        inputs = {"x": randn(2, 16, 8, 8), "context": randn(2, 90, 4096)}
+        return call, path, inputs | {"pooled": randn(2, 2048)}
     call, path = small_unet(name, folder)
     inputs = {"x": randn(2, 4, 16, 16), "context": randn(2, 77, UNETS[name]["cross_attention_dim"])}
     return call, path, inputs | ({"pooled": randn(2, 1280)} if name == "sdxl" else {})
@@ -76,7 +80,7 @@ def denoised(call: NetworkCall, inputs: dict[str, torch.Tensor], level: Levels) 
     return to_x0(call.prediction, output, x_t, alpha, std)
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "sd3, 3.5 large"])
 def test_checkpoint_and_lora_mean_the_same_in_comfyui(name, tmp_path):
     call, path, inputs = prepared(name, tmp_path)
     levels = Levels.at_positions(call.schedule, few_step_positions(4))
@@ -85,7 +89,7 @@ def test_checkpoint_and_lora_mean_the_same_in_comfyui(name, tmp_path):
     config = dict(call.network.config)
     pairs = lora_networks.random_pairs(call.network, call.family, config)
     lora = tmp_path / "lora.safetensors"
-    write_lora(lora, NewLora(call.family, config, pairs, lora_networks.RECIPES[name]))
+    write_lora(lora, NewLora(call.family, config, pairs, lora_networks.RECIPES[call.family.name]))
     theirs, warnings = in_comfyui(tmp_path, path, lora, inputs, decode=name == "sd3")
     assert not warnings
     if name == "sd3":  # the embedded teacher's own VAE

@@ -258,7 +258,7 @@ class Checkup:
             for name, value in session.config.to_dict().items()
             if value != getattr(config, name) and name != "guidance_rescale"
         ]
-        share = half / (2 * family(detection.family).cost.parameters)
+        share = half / (2 * family(detection.family).cost_of(detection.title).parameters)
         expected = arithmetic_memory(detection, in_force, half).peak
         return found | {"estimate": expected, "share": share, "fallbacks": changed}
 

@@ -1,4 +1,4 @@
-"""SD3 and SD3.5 medium: an MMDiT that reads two CLIPs side by side, then T5; each is optional."""
+"""SD3 and SD3.5: an MMDiT that reads two CLIPs side by side, then T5; each is optional."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from ....core.families import Detection, identify
 from ....core.files import atomic_write
 from ... import jobs
 from ...config.distill_config import DistillConfig
-from ...config.presets import DEMO, PRESETS, preset
+from ...config.presets import DEMO, PRESETS, preset, presets_of
 from ...config.request import OTHER_FILES, DistillRequest, ModelFiles, TeacherLora
 from ...library import choices as sources
 from ...library import preferences, surroundings
@@ -192,7 +192,7 @@ def memory_choices(detection: Detection | None, embedded: bool) -> sources.Choic
     if embedded:
         choices.append(("Demo: a few minutes on any computer", DEMO_PRESET))
     elif detection is not None:
-        sizes = PRESETS[detection.family]
+        sizes = presets_of(detection.family, detection.title)
         choices += [(f"{size.removesuffix('gb')} GB", size) for size in sizes]
     return choices
 
@@ -208,7 +208,7 @@ def apply_preset(values: Mapping[str, Any]) -> Values:
     detection = identify(sources.model_path(values.get("checkpoint")))
     touched = {name for sizes in PRESETS.values() for found in sizes.values() for name in found}
     defaults = {name: controls()[name].default for name in touched}
-    return defaults | preset(detection.family, chosen) | {"settings_note": ""}
+    return defaults | preset(detection.family, detection.title, chosen) | {"settings_note": ""}
 
 
 @noted_at("import")

@@ -162,9 +162,9 @@ def test_a_damaged_request_is_named(damage):
 def test_presets_are_valid_settings():
     for family, memories in PRESETS.items():
         for memory in memories:
-            DistillConfig.from_dict(preset(family, memory))
+            DistillConfig.from_dict(preset(family, "", memory))
     with pytest.raises(SettingsError, match="presets for sdxl are 8gb"):
-        preset("sdxl", "6gb")
+        preset("sdxl", "", "6gb")
 
 
 def test_a_demo_checkpoint_at_another_size_is_noted_and_other_models_are_not():

@@ -27,6 +27,7 @@ from dpdmd_studio.app.share.measurements import Measurements
 from dpdmd_studio.app.share.names import safe_name, words
 from dpdmd_studio.app.share.source import PackageRequest, find_source, image_pairs
 from dpdmd_studio.core.errors import LoraError, RunError, SettingsError
+from dpdmd_studio.core.families import family as family_of
 from dpdmd_studio.core.lora.header import copy_with_metadata
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.core.recipe.recipe import MergedLora
@@ -221,6 +222,12 @@ def test_trigger_words_are_split_and_limited():
     assert words(" a b, c,,a b") == ("a b", "c")
     with pytest.raises(SettingsError, match="too many"):
         words(",".join(map(str, range(51))))
+
+
+def test_sd35_large_is_told_by_its_own_name():
+    base = family_of("sd3").sharing.base_model("SD3.5 large")
+    assert base.repository == "stabilityai/stable-diffusion-3.5-large"
+    assert base_model_choices("sd3", "SD3.5 large") == ["Other"]
 
 
 def test_labels_are_those_of_the_upload_form():

@@ -168,6 +168,7 @@ def headers():
     makers = {
         "sd1": checkpoints.sd1, "sdxl": checkpoints.sdxl, "sd3": checkpoints.sd3,
         "sd35": lambda: checkpoints.sd3(medium35=True, with_t5=False),
+        "sd35-large": checkpoints.sd35_large,
     }  # fmt: skip
     return {
         name: {key: tuple(value.shape) for key, value in checkpoints.file_state(make()).items()}
@@ -180,14 +181,22 @@ def test_each_family_is_detected_with_its_variant(headers):
     assert {k: (d.family, d.title, d.prediction) for k, d in found.items()} == {
         "sd1": ("sd1", "SD 1.x", "eps"), "sdxl": ("sdxl", "SDXL", "eps"),
         "sd3": ("sd3", "SD3 medium", "flow"), "sd35": ("sd3", "SD3.5 medium", "flow"),
+        "sd35-large": ("sd3", "SD3.5 large", "flow"),
     }  # fmt: skip
     assert [d.text_encoders for d in found.values()] == [
         ("clip_l",), ("clip_l", "clip_g"), ("clip_l", "clip_g", "t5xxl"), ("clip_l", "clip_g"),
+        ("clip_l", "clip_g"),
     ]  # fmt: skip
-    assert [d.latent_channels for d in found.values()] == [4, 4, 16, 16]
-    assert [d.vae for d in found.values()] == ["kl"] * 4
-    assert [d.resolution for d in found.values()] == [512, 1024, 192, 192]  # 12 positions of 16
-    assert [d.resolution_multiple for d in found.values()] == [8, 8, 16, 16]
+    assert [d.latent_channels for d in found.values()] == [4, 4, 16, 16, 16]
+    assert [d.vae for d in found.values()] == ["kl"] * 5
+    assert [d.resolution for d in found.values()] == [
+        512,
+        1024,
+        192,
+        192,
+        192,
+    ]  # 12 positions of 16
+    assert [d.resolution_multiple for d in found.values()] == [8, 8, 16, 16, 16]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +333,7 @@ def test_settings_go_before_what_a_file_says(headers):
             set_otherwise(plain, AskedSampling(**changes))
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "sd35"])
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "sd35", "sd35-large"])
 @pytest.mark.parametrize("shape", [(0,), (0, 0, 0, 0), (4, 0)])
 def test_a_tensor_without_elements_is_named(name, shape, headers):
     for key in (key for key in headers[name] if key.startswith(PREFIX)):
@@ -392,7 +401,6 @@ VARIANTS = {
     "EDM": ("sdxl", lambda t: t | {"edm_mean": (1, 4, 1, 1), "edm_std": (1, 4, 1, 1)}),
     "EDM variant": ("sdxl", lambda t: t | {"edm_vpred.sigma_max": ()}),
     "Kolors": ("sdxl", lambda t: changed(t, encoder_hid_proj__weight=(96, 4096))),
-    "3.5 large": ("sd3", lambda t: changed(t, x_embedder__proj__weight=(2432, 16, 2, 2))),
     "LoRA": ("sd1", lambda t: {"lora_unet_mid_block_x.lora_down.weight": (4, 8)}),
     "a LoRA": ("sd1", lambda t: {"transformer.x.to_q.lora_A.weight": (4, 8)}),
     "is a LoRA": ("sd1", lambda t: {"lora_unet_x.hada_w1_a": (4, 8)}),

@@ -22,6 +22,7 @@ MAKERS = {
     "sdxl": checkpoints.sdxl,
     "sd3": checkpoints.sd3,
     "sd35": lambda: checkpoints.sd3(medium35=True, with_t5=False),
+    "sd35-large": checkpoints.sd35_large,
 }
 UNET = "diffusion_pytorch_model"
 

@@ -93,6 +93,15 @@ def test_sd3_with_t5_distils(tmp_path):
     assert min(lengths) > 77  # CLIP's tokens, then T5's
 
 
+def test_sd35_large_distils_into_a_lora_that_says_so(tmp_path):
+    state = checkpoints.file_state(checkpoints.sd35_large())
+    path = checkpoints.save(tmp_path / "large.safetensors", state)
+    outcome = distil(new_run(tmp_path, path, steps=2))
+    assert outcome.session.checkpoint.detection.title == "SD3.5 large" and changed(outcome)
+    metadata = read_lora(outcome.lora).metadata
+    assert metadata["modelspec.architecture"] == "stable-diffusion-3-5-large/lora"
+
+
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
 def test_a_file_for_diffusers_holds_the_same_student(name, files, tmp_path):
     request = DistillRequest(

@@ -26,6 +26,7 @@ MAKERS = {
     "sdxl": checkpoints.sdxl,
     "sd3": checkpoints.sd3,
     "sd35": lambda: checkpoints.sd3(medium35=True),
+    "sd35-large": checkpoints.sd35_large,
 }
 
 
@@ -107,11 +108,14 @@ def test_our_names_agree_with_diffusers_own_converter(name, sources):
     assert all(torch.equal(converted[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "sd35-large"])
 def test_a_diffusers_folder_gives_the_same_networks(name, sources, tmp_path):
     tiny, _ = sources[name]
     checkpoint = load(checkpoints.save_folder(tmp_path / "model", tiny))
-    assert checkpoint.detection.family == name and checkpoint.detection.folder
+    assert (
+        checkpoint.detection.family == name.replace("sd35-large", "sd3")
+        and checkpoint.detection.folder
+    )
     assert_same_tensors(checkpoint.network, tiny.denoiser)
     for kind, component in checkpoint.encoders.items():
         assert_same_tensors(component.load(torch.float32, "cpu"), tiny.encoders[kind])

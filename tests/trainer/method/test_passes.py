@@ -7,7 +7,7 @@ from statistics import mean
 import pytest
 import torch
 from dpdmd_studio.app.config.distill_config import DistillConfig
-from dpdmd_studio.app.config.presets import PRESETS
+from dpdmd_studio.app.config.presets import PRESETS, SIZES
 from dpdmd_studio.core.diffusion.guidance import NO_GUIDANCE, Guidance
 from dpdmd_studio.core.diffusion.schedule import FlowSchedule
 from dpdmd_studio.trainer.method.dp_dmd import fake_update, student_update
@@ -55,9 +55,9 @@ def counts(config: DistillConfig) -> tuple[float, float, float]:
     return mean(forwards), mean(again), mean(backwards)
 
 
-@pytest.mark.parametrize("family", PRESETS)
-def test_a_preset_of_16_gb_costs_at_most_22_forwards_an_image(family):
-    config = DistillConfig(**PRESETS[family]["16gb"])
+@pytest.mark.parametrize("presets", (PRESETS | SIZES).values(), ids=(PRESETS | SIZES))
+def test_a_preset_of_16_gb_costs_at_most_22_forwards_an_image(presets):
+    config = DistillConfig(**presets["16gb"])
     assert sum(counts(config)) <= 22
     assert config.batch_size >= 4
 

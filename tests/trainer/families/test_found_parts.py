@@ -1,4 +1,4 @@
-"""Anima's text encoder and VAE are found where hosts keep them, and it is said which were taken."""
+"""A bare transformer's text encoder and VAE are found where hosts keep them; it is said which."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dpdmd_studio.app.gui.forms.distill_hints import describe_checkpoint
 from dpdmd_studio.app.library import choices
 from dpdmd_studio.cli import main
 from dpdmd_studio.core.errors import CheckpointError
+from dpdmd_studio.trainer.families.zimage import ZImageTransformer
 
 pytestmark = pytest.mark.usefixtures("home")
 ENCODER, VAE = "qwen_3_06b_base.safetensors", "qwen_image_vae.safetensors"
@@ -32,6 +33,9 @@ def parts(tmp_path_factory) -> Path:
     folder = checkpoints.anima_folder(tmp_path_factory.mktemp("anima"))
     wide = {f"model.{n}": v for n, v in checkpoints.qwen3(64).state_dict().items()}
     checkpoints.save(folder / "qwen_3_4b.safetensors", wide)
+    network = ZImageTransformer(**checkpoints.ZIMAGE_TRANSFORMER | {"cap_feat_dim": 64})
+    zimage = checkpoints.zimage_names(checkpoints.drawn(network, 0))
+    checkpoints.save(folder / "z_image.safetensors", zimage)
     t5 = dict(checkpoints.t5().state_dict())
     checkpoints.save(folder / "t5xxl.safetensors", t5)
     kl = checkpoints.vae_names(checkpoints.kl_vae(16, quant_conv=False))
@@ -182,3 +186,18 @@ def test_the_page_says_what_a_run_would_take(parts, tmp_path, monkeypatch):
     shown = describe_checkpoint({"checkpoint": str(path)})
     assert f"text_encoders/{ENCODER} is taken" in shown["detected"]
     assert not shown["checkpoint_note"]
+
+
+def test_each_model_takes_its_own_of_what_lies_in_the_same_folders(parts, tmp_path, monkeypatch):
+    anima = host(
+        parts, tmp_path, place="unet", text_encoders=(ENCODER, *OTHERS), vae=(THIS, *OTHER_VAES)
+    )
+    zimage = Path(shutil.copy2(parts / "z_image.safetensors", anima.parent))
+    monkeypatch.setattr(choices, "folders", lambda: [tmp_path])
+    expected = {anima: (ENCODER, VAE), zimage: ("qwen_3_4b.safetensors", "ae.safetensors")}
+    for path, (encoder, vae) in expected.items():
+        model, _ = with_found_files(ModelFiles(checkpoint=str(path)))
+        assert (Path(str(model.qwen)).name, Path(str(model.vae)).name) == (encoder, vae)
+        shown = describe_checkpoint({"checkpoint": str(path)})
+        assert f"text_encoders/{encoder} is taken" in shown["detected"]
+        assert not shown["checkpoint_note"]

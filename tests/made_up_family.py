@@ -21,6 +21,7 @@ from dpdmd_studio.core.families.base import (
     CostFacts,
     DetectionFacts,
     EncoderGroup,
+    HostFacts,
     LayoutFacts,
     LoraFacts,
     LoraTargets,
@@ -173,6 +174,7 @@ FACTS = Family(
         pipeline="MadeUpPipeline",
         clip_types=("made_up",),
     ),
+    hosts=HostFacts("MadeUp", webui_class="MadeUp"),
     cost=CostFacts(
         parameters=10_000,
         packed=0.5,

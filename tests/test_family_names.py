@@ -19,9 +19,8 @@ from dpdmd_studio.trainer.families import HALVES, half_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("core", "app", "trainer", "cli", "comfy_nodes", "webui_extension", "scripts")
-# tables by family (complete: below), and what asks a host for the model that it has loaded
-EXEMPT = ("core/recipe/known_students.py", "app/config/presets.py", "comfy_nodes/host/*.py",
-          "webui_extension/host/*.py")  # fmt: skip
+# tables by family (complete: below)
+EXEMPT = ("core/recipe/known_students.py", "app/config/presets.py")
 # a diffusers folder names its network's class, which is how its family is told
 CLASSES_KNOWN_IN = ("core/families/*.py", "trainer/families/*.py")
 
@@ -65,6 +64,8 @@ def test_a_family_is_named_in_its_own_file_alone():
 @pytest.mark.parametrize(
     ("path", "line"),
     [
+        ("comfy_nodes/host/models.py", 'return "sd1"'),
+        ("webui_extension/host/models.py", 'if family == "sd3": pass'),
         ("app/share/hosts.py", 'if facts.family == "sd3": pass'),
         ("trainer/text/encoders.py", 'SKIPS = {"sd1": 1}'),
         ("core/lora/keys.py", 'def f():\n    return "sdxl"'),
@@ -88,7 +89,6 @@ def test_a_planted_violation_is_caught(path, line):
     [
         ("core/families/sd3.py", 'name = "sd3"'),
         ("app/config/presets.py", 'PRESETS = {"sd1": {}}'),
-        ("comfy_nodes/host/__init__.py", 'return "sd1"'),
         ("trainer/families/sd1.py", "from diffusers import UNet2DConditionModel"),
         ("app/estimate.py", 'text = "SDXL and sd1 are families"'),
     ],

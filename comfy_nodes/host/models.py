@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import CheckpointError, SettingsError
+from ...core.families import FAMILIES
 from ...core.files.tensor_file import read_header
 from ...core.recipe.resolve import ModelFacts
 
@@ -54,19 +55,15 @@ def _prediction(sampling: Any) -> str:
     return next((name for kind, name in reversed(PREDICTIONS) if kind in kinds), "")
 
 
-ZIMAGE_WIDTH = 3840
-"""By which ComfyUI tells Z-Image from Lumina 2, whose class it shares."""
-
-
 def _family(inner: Any) -> str:
-    kinds = [kind.__name__ for kind in type(inner).__mro__]
-    if kinds[0] in ("SD3", "SDXL", "Anima"):
-        return kinds[0].lower()
-    unet = getattr(getattr(inner, "model_config", None), "unet_config", {}) or {}
-    if kinds[0] == "Lumina2" and unet.get("dim") == ZIMAGE_WIDTH:
-        return "zimage"
-    is_sd1 = kinds[0] == "BaseModel" and unet.get("context_dim") == 768
-    return "sd1" if is_sd1 and unet.get("adm_in_channels") is None else ""
+    network = getattr(getattr(inner, "model_config", None), "unet_config", {}) or {}
+    for item in FAMILIES:
+        facts = item.hosts
+        if facts.comfyui_class == type(inner).__name__ and all(
+            network.get(name) == value for name, value in facts.comfyui_network.items()
+        ):
+            return item.name
+    return ""
 
 
 def checkpoint_of(model: Model) -> Path | None:

@@ -249,6 +249,7 @@ FAMILY = base.Family(
         published_vae="qwen_image_vae.safetensors",
         webui_limits=lambda title: " Of A1111's family, Forge Neo alone knows Anima.",
     ),
+    hosts=base.HostFacts("Anima", webui_class="Anima"),
     cost=base.CostFacts(
         parameters=1_956_405_248,
         packed=0.990,

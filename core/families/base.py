@@ -352,6 +352,21 @@ class SharingFacts:
 
 
 @dataclass(frozen=True)
+class HostFacts:
+    """By what a running host shows that it has loaded a model of the family.
+
+    Attributes:
+        comfyui_class: of ComfyUI's model.
+        comfyui_network: what that model's settings of its network must hold; None: not there.
+        webui_class: of Forge Neo's model; other models of A1111's family have a flag `is_NAME`.
+    """
+
+    comfyui_class: str
+    comfyui_network: Mapping[str, object] = field(default_factory=dict)
+    webui_class: str = ""
+
+
+@dataclass(frozen=True)
 class Recomputed:
     """Activations with gradient checkpointing, in bytes.
 
@@ -416,6 +431,7 @@ class Family:
     vae: VaeFacts
     lora: LoraFacts
     sharing: SharingFacts
+    hosts: HostFacts
     cost: CostFacts
     sizes: Mapping[str, CostFacts] = field(default_factory=dict)
 

@@ -101,6 +101,7 @@ FAMILY = base.Family(
         webui_version="SD1",
         clip_types=("stable_diffusion",),
     ),
+    hosts=base.HostFacts("BaseModel", {"context_dim": 768, "adm_in_channels": None}),
     cost=base.CostFacts(
         parameters=859_520_964,
         packed=0.908,

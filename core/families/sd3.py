@@ -365,6 +365,7 @@ FAMILY = base.Family(
         clip_types=("sd3", "sd3"),
         empty_latent="EmptySD3LatentImage",
     ),
+    hosts=base.HostFacts("SD3"),
     cost=base.CostFacts(
         parameters=2_469_663_936,
         packed=0.899,

@@ -144,6 +144,7 @@ FAMILY = base.Family(
         webui_version="SDXL",
         clip_types=("stable_diffusion", "sdxl"),
     ),
+    hosts=base.HostFacts("SDXL"),
     cost=base.CostFacts(
         parameters=2_567_463_684, packed=0.981, staying=9e6, buffers=59e6,
         per_rank={"attention": 2_659_840, "full": 3_074_240},

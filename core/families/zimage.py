@@ -15,6 +15,8 @@ OTHER_KINDS = (
     "siglip_embedder.0.weight", "dec_net.cond_embed.weight", "clip_text_pooled_proj.0.weight",
 )  # fmt: skip
 """Tensors of Z-Image's and Lumina's relatives that need another input."""
+WIDTH = 3840
+"""By which ComfyUI tells it from Lumina 2, whose class it shares."""
 LATENT_CHANNELS, PATCH, TIME_WIDTH, TIME_INNER, MODULATED = 16, 2, 256, 1024, 256
 PATCHED = f"{PATCH}-1"
 """How diffusers names the first and the last layer: by height and depth of a patch."""
@@ -288,6 +290,7 @@ FAMILY = base.Family(
         published_vae="ae.safetensors",
         webui_limits=lambda title: " Of A1111's family, Forge Neo alone knows Z-Image.",
     ),
+    hosts=base.HostFacts("Lumina2", {"dim": WIDTH}, webui_class="ZImage"),
     cost=base.CostFacts(
         parameters=6_154_908_736,
         packed=0.998,

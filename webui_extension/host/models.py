@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.families import FAMILIES, Family
 from ...core.recipe.resolve import ModelFacts
 
 FORGE_PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "const": "flow"}
@@ -27,15 +28,12 @@ def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
     from modules import shared
 
     model = None if _awaits_model() else shared.sd_model
-    flags = {name: bool(getattr(model, f"is_{name}", False)) for name in ("sd1", "sdxl", "sd3")}
     if model is None or not hasattr(model, "is_sd1"):
         return None
-    family = next((name for name, flag in flags.items() if flag), "")
-    # Forge Neo has no flags for these
-    family = {"Anima": "anima", "ZImage": "zimage"}.get(type(model).__name__, family)
-    predictor = _predictor(model)
-    if family in ("sd3", "anima", "zimage"):
-        shift = float(getattr(predictor, "shift", None) or 3.0)
+    facts = _family(model)
+    family, predictor = facts.name if facts else "", _predictor(model)
+    if facts is not None and facts.sampling.schedule == "flow":
+        shift = float(getattr(predictor, "shift", None) or facts.sampling.flow_shift)
         return ModelFacts(family, "flow", shift, zero_terminal_snr=False)
     if predictor is not None:
         prediction = FORGE_PREDICTIONS.get(str(getattr(predictor, "prediction_type", "")), "")
@@ -52,6 +50,13 @@ def model_facts(sigmas: Tensor | None = None) -> ModelFacts | None:
         # Forge's relatives scale the input themselves, by the kind that they take it for
         flow_at_will=predictor is None and not hasattr(model, "forge_objects"),
     )
+
+
+def _family(model: Any) -> Family | None:
+    kind = type(model).__name__
+    by_class = (item for item in FAMILIES if item.hosts.webui_class == kind)
+    by_flag = (item for item in FAMILIES if getattr(model, f"is_{item.name}", False))
+    return next(by_class, None) or next(by_flag, None)
 
 
 def _awaits_model() -> bool:

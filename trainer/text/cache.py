@@ -27,10 +27,11 @@ from ..model.conditioning import Conditioning, Encoded
 from ..model.family import width_of
 from .block_by_block import block_by_block
 from .encoders import EncoderPlan, combine, encoder_dtype, plan, read_layer
+from .widened import in_float32
 
 log = logging.getLogger("dpdmd_studio.text")
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 SAMPLED_BYTES = 4096
 SHOWN_LETTERS = 60
 # Encoded prompts up to this size stay in memory; thousands of SD3's would take many gigabytes.
@@ -207,7 +208,7 @@ def _through(
             if not is_out_of_memory(error):
                 raise
             if len(ways) == 1:
-                size = component.num_bytes(encoder_dtype(component.config))
+                size = component.num_bytes(encoder_dtype(component))
                 raise RunError(
                     f"{component.what}: the computer has too little memory free to encode prompts "
                     f"with it ({first_line(error)}); it takes {size / 2**30:.1f} GiB. Close other "
@@ -233,13 +234,18 @@ class _Way:
 
 def _ways(component: Component, device: torch.device) -> list[_Way]:
     """From the fastest way of running an encoder to the one that takes least of the device."""
-    dtype = encoder_dtype(component.config)
-    whole = _Way(lambda: component.load(dtype, device))
+    dtype = encoder_dtype(component)
+
+    def loaded(place: str | torch.device) -> nn.Module:
+        model = component.load(dtype, place)
+        return model if dtype == torch.float32 else in_float32(model)
+
+    whole = _Way(lambda: loaded(device))
     if device.type == "cpu":
         return [whole]
     less = [
-        _Way(lambda: block_by_block(component.load(dtype, "cpu"), device), IN_BLOCKS),
-        _Way(lambda: component.load(dtype, "cpu"), ON_CPU),
+        _Way(lambda: block_by_block(loaded("cpu"), device), IN_BLOCKS),
+        _Way(lambda: loaded("cpu"), ON_CPU),
     ]
     return [whole, *less] if _fits(component, dtype, device) else less
 

@@ -20,11 +20,12 @@ from ...core.families import stated_encoder
 from ...core.families.base import TextFacts
 from ..loading.checkpoint import Checkpoint
 from ..loading.encoders import EOS
+from ..loading.weights import Component
 from ..model.conditioning import Conditioning, Encoded
 from .tokenizers import Chunk, clip_chunks, qwen_ids, t5_chunk
 
 MIN_MEAN = 1e-6
-HALF_WIDTH = 2048  # T5-XXL is 4096 wide; encoders this wide run in bf16, smaller ones in fp32
+HALF_WIDTH = 2048  # T5-XXL is 4096 wide; encoders this wide keep 16-bit weights, others fp32
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,17 @@ def _plan_t5(kind: str, checkpoint: Checkpoint, clip_skip: int) -> EncoderPlan:
     return EncoderPlan(lambda text: len(t5_chunk(text).ids), _encode_t5)
 
 
-def encoder_dtype(component_config: Mapping[str, object]) -> torch.dtype:
-    """fp32, but bf16 for T5-XXL and Qwen3-4B, whose fp32 weights would take 19 and 16 GB."""
-    width = component_config.get("d_model", component_config.get("hidden_size", 0))
-    return torch.bfloat16 if isinstance(width, int) and width >= HALF_WIDTH else torch.float32
+def encoder_dtype(component: Component) -> torch.dtype:
+    """Of an encoder's weights; T5-XXL's and Qwen3-4B's would take 19 and 16 GB in fp32.
+
+    Those are kept as their file has them, or in bf16; the arithmetic is fp32 all the same.
+    """
+    config = component.config
+    width = config.get("d_model", config.get("hidden_size", 0))
+    if not isinstance(width, int) or width < HALF_WIDTH:
+        return torch.float32
+    stored = {info.dtype for info in component.weights.infos.values()}
+    return torch.float16 if stored <= {"F16"} else torch.bfloat16
 
 
 def encode_clip(model: nn.Module, chunks: Sequence[Chunk], skip: int, normed: bool) -> Encoded:

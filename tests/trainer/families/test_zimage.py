@@ -26,7 +26,6 @@ from dpdmd_studio.trainer.loading.decoding import decode
 from dpdmd_studio.trainer.memory.packed_base import store_base
 from dpdmd_studio.trainer.model.conditioning import Conditioning
 from dpdmd_studio.trainer.text.cache import encode_prompts, estimate_cache_bytes
-from dpdmd_studio.trainer.text.encoders import encoder_dtype
 from dpdmd_studio.trainer.text.tokenizers import qwen_ids
 from lora_networks import by_module
 from PIL import Image
@@ -219,11 +218,6 @@ def test_a_prompt_is_put_into_the_chats_template():
     plain = qwen_ids("(cat:1.3)", template)
     assert plain == qwen_ids("\\(cat:1.3\\)", template) != qwen_ids("cat", template)
     assert qwen_ids("{} {x}", template) != qwen_ids(" {x}", template)
-
-
-def test_an_encoder_as_wide_as_the_published_one_runs_in_bfloat16():
-    assert encoder_dtype({"hidden_size": 2560}) == torch.bfloat16
-    assert encoder_dtype({"hidden_size": 1024}) == torch.float32
 
 
 def test_the_layer_before_the_last_is_read(folder, tmp_path):

@@ -9,7 +9,7 @@ the same settings took is taken in its place. Time is known from such a run alon
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
@@ -100,6 +100,7 @@ def estimate(
         half_bytes: what its numbers take in 16 bit (`bytes_in_16_bit`), where the file may hold
             them in another format; without it the file's size is taken for that.
     """
+    config = _settled(detection, config)
     like = list(_like(detection, config, checkpoint_bytes, earlier))
     measured = next((m for run in like if (m := _peak_memory(run, config))), None)
     half = half_bytes or checkpoint_bytes
@@ -145,6 +146,7 @@ def time_of_earlier_runs(
     folder = home() / "runs"
     folders = sorted((p for p in folder.glob("*") if p.is_dir()), reverse=True)
     runs = chain(checked_runs(), (RunDirectory(found) for found in folders))
+    config = _settled(detection, config)
     like = _like(detection, config, file_bytes(path), runs)
     seconds = next((s for run in like if (s := _seconds_per_update(run))), None)
     return seconds and seconds * config.steps, _time_text(seconds, config.steps)
@@ -218,7 +220,8 @@ def supervised_graphs(config: DistillConfig) -> int:
     """How many of the student's steps keep their activations at once in a DMD-supervised step."""
     if config.gradient_steps != "all":
         return 1
-    detached = config.num_anchored_steps if config.objective in ("dp_dmd", "detach_only") else 0
+    anchors = config.objective in ("dp_dmd", "detach_only")
+    detached = max(1, config.num_anchored_steps) if anchors else 0
     return max(1, config.num_steps - detached)
 
 
@@ -237,12 +240,19 @@ def _like(
         )
         if same_model:
             facts = read_facts(run)
+            facts = replace(facts, config=_settled(other, facts.config))
             if facts.values("processes"):  # several: says nothing of one
                 continue
             if _same(facts.config, config, SPEED_SETTINGS) and (
                 _sizes(facts.config, other) == _sizes(config, detection)
             ):
                 yield facts
+
+
+def _settled(detection: Detection, config: DistillConfig) -> DistillConfig:
+    """The settings as a run of that checkpoint would have them, as far as its speed goes."""
+    asked = config.prediction != AUTO
+    return config.anchored_for(config.prediction if asked else detection.prediction)
 
 
 def _kind(detection: Detection) -> tuple[str, str, int]:

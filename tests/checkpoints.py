@@ -52,7 +52,7 @@ SD3_TRANSFORMER = {
     "caption_projection_dim": 64, "pooled_projection_dim": 96, "pos_embed_max_size": 12,
 }  # fmt: skip
 SD35_TRANSFORMER = {**SD3_TRANSFORMER, "dual_attention_layers": (0,), "qk_norm": "rms_norm"}
-SD35_LARGE_TRANSFORMER = {**SD3_TRANSFORMER, "qk_norm": "rms_norm"}
+SD35_LARGE_TRANSFORMER = {**SD3_TRANSFORMER, "qk_norm": "rms_norm", "num_layers": 25}
 ANIMA_TRANSFORMER = {
     "in_channels": 17, "out_channels": 16, "num_attention_heads": 4, "attention_head_dim": 24,
     "num_layers": 2, "mlp_ratio": 4, "text_embed_dim": 64, "adaln_lora_dim": 16,

@@ -51,7 +51,7 @@ TINY = {
     "steps": 2, "batch_size": 2, "student_rank": 2, "fake_rank": 3, "fake_updates": 2,
     "teacher_steps": 8, "resolution": "32x32", "preview_every": 0, "student_lr": 1e-2,
     "warmup_steps": 1, "attention": "sdpa", "evaluate_every": 250, "save_every": 100,
-    "diversity_weight": 0.05, "keep": "best",
+    "diversity_weight": 0.05, "keep": "best", "num_anchored_steps": 1, "gradient_steps": "random",
 }  # fmt: skip
 PROMPTS = ("a cat", "a {red|blue} dog", "a (tall:1.2) house")
 FAMILIES: dict[str, Callable[[], checkpoints.Tiny]] = {

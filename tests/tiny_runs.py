@@ -28,6 +28,8 @@ TINY = {
     "fake_rank": 3,
     "fake_updates": 2,
     "teacher_steps": 8,  # two to the anchor, not seven
+    "num_anchored_steps": 1,
+    "gradient_steps": "random",
     "resolution": "32x32",
     "save_every": 2,
     "preview_every": 0,

@@ -136,9 +136,10 @@ class DistillConfig:
         choices=("chord", "denoised"),
     )
     num_anchored_steps: int = of_student(
-        1,
-        "m: how many first steps are anchored to the teacher's path; the paper anchors one.",
-        within=(1, 15),
+        0,
+        "m: how many first steps are anchored to the teacher's path; the paper anchors one. "
+        "0 takes two of a flow, and one of other models.",
+        within=(0, 15),
     )
     diversity_weight: float = of_student(
         0.2, "lambda: weight of the anchored steps' loss; the paper's is .05.", within=(0.0, 100.0)
@@ -149,9 +150,10 @@ class DistillConfig:
         choices=("dp_dmd", "dmd", "no_detach", "detach_only"),
     )
     gradient_steps: str = of_student(
-        "random",
-        "Which steps carry the DMD gradient: one random step (least memory), last, or all.",
-        choices=("random", "last", "all"),
+        AUTO,
+        "Which steps carry the DMD gradient: one random step, last, or all (most memory); auto "
+        "takes the last where several are anchored, else a random one.",
+        choices=(AUTO, "random", "last", "all"),
     )
     renoise_anneal_steps: int = of_student(
         0,
@@ -267,6 +269,25 @@ class DistillConfig:
     def effective_anchor_step(self) -> int:
         """K after "0 stops where the student's first step ends"."""
         return self.anchor_step or max(1, round(self.effective_teacher_steps / self.num_steps))
+
+    def anchored_for(self, prediction: str) -> DistillConfig:
+        """These settings with the anchored steps and the gradient that a model's prediction asks.
+
+        Two steps of a flow, whose student keeps more of the teacher's variety so, as far as the
+        teacher passes through the sigma of the second one (docs/fidelity.md).
+
+        Args:
+            prediction: "eps", "v" or "flow".
+        """
+        per_step, rest = divmod(self.effective_teacher_steps, self.num_steps)
+        two = (
+            prediction == "flow" and self.objective != "dmd" and self.num_steps > 2
+            and not rest and self.effective_anchor_step < 2 * per_step
+        )  # fmt: skip
+        anchored = self.num_anchored_steps or (2 if two else 1)
+        usual = "last" if anchored > 1 and self.objective != "dmd" else "random"
+        gradient = usual if self.gradient_steps == AUTO else self.gradient_steps
+        return dataclasses.replace(self, num_anchored_steps=anchored, gradient_steps=gradient)
 
     @property
     def resolutions(self) -> tuple[tuple[int, int], ...]:

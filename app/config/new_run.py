@@ -69,7 +69,7 @@ def check_inputs(request: DistillRequest) -> tuple[DistillRequest, Detection]:
 
 
 def settled(config: DistillConfig, detection: Detection) -> DistillConfig:
-    """The settings with the guidance rescale that suits the model, where it is left open.
+    """The settings with what suits the model where they leave it open.
 
     A new run is written with it, and goes on with it whatever suits later.
 
@@ -78,6 +78,7 @@ def settled(config: DistillConfig, detection: Detection) -> DistillConfig:
     """
     asked = asked_sampling(config.prediction, config.zero_terminal_snr, config.shift)
     detection, _ = set_otherwise(detection, asked)
+    config = config.anchored_for(detection.prediction)
     if config.guidance_rescale != USUAL_RESCALE:
         return config
     return dataclasses.replace(config, guidance_rescale=detection.guidance_rescale)

@@ -12,7 +12,7 @@ SWAPPED: base.Change = "swap_halves"
 INPUT_LAYER = "x_embedder.proj.weight"
 FOLDER_CLASS = "SD3Transformer2DModel"
 LATENT_CHANNELS = 16
-MAX_POSITIONS = 2048
+MAX_POSITIONS, MEDIUM_DEPTH = 2048, 24
 TITLE, TITLE_35, TITLE_LARGE = "SD3 medium", "SD3.5 medium", "SD3.5 large"
 ARCHITECTURES = {
     TITLE: "stable-diffusion-3-medium",
@@ -111,15 +111,17 @@ def _describe(tensors: base.Tensors, everything: base.Tensors) -> dict[str, obje
     normed = "joint_blocks.0.x_block.attn.ln_q.weight" in tensors
     patch_size = tensors[INPUT_LAYER].shape[2]
     return {
-        "title": _title(dual=dual, normed=normed),
+        "title": _title(
+            dual=dual, normed=normed, depth=base.count_blocks(tensors, "joint_blocks.")
+        ),
         "prediction": "flow",
         "max_resolution": max_resolution(math.isqrt(tensors["pos_embed"].shape[1]), patch_size),
     }
 
 
-def _title(*, dual: bool, normed: bool) -> str:
-    """3.5 norms its queries and keys, and its medium alone has attention twice in a block."""
-    return TITLE_35 if dual else TITLE_LARGE if normed else TITLE
+def _title(*, dual: bool, normed: bool, depth: int) -> str:
+    """3.5 norms queries and keys; its medium alone has attention twice, large has 38 blocks."""
+    return TITLE_35 if dual else TITLE_LARGE if normed and depth > MEDIUM_DEPTH else TITLE
 
 
 def max_resolution(pos_embed_max_size: int, patch_size: int) -> int:
@@ -242,7 +244,7 @@ def _parameters(config: base.Config) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _title_of(config: base.Config) -> str:
     dual, normed = bool(config.get("dual_attention_layers")), bool(config.get("qk_norm"))
-    return _title(dual=dual, normed=normed)
+    return _title(dual=dual, normed=normed, depth=int(str(config.get("num_layers") or 0)))
 
 
 def _matches_folder(config: base.Config, pipeline: str) -> bool:

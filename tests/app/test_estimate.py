@@ -25,7 +25,7 @@ TEACHER = Path(__file__).parents[2] / "trainer" / "assets" / "emoji-sd3.safetens
 FULL_SIZE = {"sd1": 2_064_293_568, "sdxl": 6_869_719_733, "sd3": 5_284_687_127,
              "anima": 4_182_137_856, "zimage": 12_309_817_472,
              "SD3.5 large": 16_292_561_536}  # fmt: skip
-CONFIG = DistillConfig(steps=1000, batch_size=2)
+CONFIG = DistillConfig(steps=1000, batch_size=2, num_anchored_steps=1, gradient_steps="random")
 
 
 def detected(name: str) -> Detection:

@@ -44,7 +44,7 @@ class SettingsInForce:
         Args:
             step: which update it is, from 1; None is a late one.
         """
-        config, teacher = self.config, self.teacher_guidance
+        config, teacher = self._anchored(), self.teacher_guidance
         return Objective(
             teacher_guidance=teacher,
             real_guidance=replace(teacher, scale=config.real_guidance or teacher.scale),
@@ -59,7 +59,7 @@ class SettingsInForce:
 
     def grids(self, schedule: Schedule) -> Grids:
         """The noise levels of the run, on the CPU."""
-        config = self.config
+        config = self._anchored()
         return Grids.of(
             schedule,
             config.num_steps,
@@ -67,6 +67,10 @@ class SettingsInForce:
             config.effective_anchor_step,
             config.num_anchored_steps,
         )
+
+    def _anchored(self) -> DistillConfig:
+        """A run's settings say how many steps are anchored; others have one where they do not."""
+        return self.config.anchored_for("")
 
     def take(self, fallback: Fallback, step: int) -> None:
         """Change the settings from student update `step` on, and note it in the run."""

@@ -177,3 +177,26 @@ def test_a_demo_checkpoint_at_another_size_is_noted_and_other_models_are_not():
     assert lines == [
         "This checkpoint draws 64 x 64 pixels alone: images of other sizes come out wrong."
     ]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "given", "expected"),
+    [
+        ("eps", {}, (1, "random")),
+        ("v", {}, (1, "random")),
+        ("flow", {}, (2, "last")),
+        ("flow", {"num_anchored_steps": 1}, (1, "random")),
+        ("flow", {"gradient_steps": "random"}, (2, "random")),
+        ("flow", {"objective": "dmd"}, (1, "random")),
+        ("flow", {"num_steps": 2}, (1, "random")),
+        ("flow", {"teacher_steps": 10}, (1, "random")),  # it does not pass through the second sigma
+        ("flow", {"anchor_step": 6}, (1, "random")),
+        ("flow", {"num_steps": 6}, (2, "last")),
+        ("eps", {"num_anchored_steps": 2}, (2, "last")),
+        ("eps", {"num_anchored_steps": 2, "gradient_steps": "all"}, (2, "all")),
+    ],
+)
+def test_anchored_steps_that_are_left_open_suit_the_model(prediction, given, expected):
+    found = DistillConfig.from_dict(given).anchored_for(prediction).validate()
+    assert (found.num_anchored_steps, found.gradient_steps) == expected
+    assert found.anchored_for("eps") == found  # settled once

@@ -29,7 +29,7 @@ def lowest(config: DistillConfig) -> DistillConfig:
 
 def sdxl_needs(config: DistillConfig) -> float:
     class Sdxl:
-        family, resolution = "sdxl", 1024
+        family, title, resolution = "sdxl", "SDXL", 1024
 
     return 1.08 * arithmetic_memory(Sdxl(), config, 7 * GIB).peak  # type: ignore[arg-type]
 

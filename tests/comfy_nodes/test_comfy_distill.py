@@ -499,7 +499,7 @@ def test_eight_widgets_are_in_sight_and_none_has_moved():
         "teacher_negative",
     ]  # fmt: skip
     auto = [name for name in widgets if inputs[name][1].get("dpdmd_auto")]
-    assert {"student_lr", "batch_size"} <= set(auto)
+    assert {"student_lr", "batch_size", "teacher_guidance"} <= set(auto) and "seed" not in auto
     assert all(inputs[name][1]["default"] == 0 == inputs[name][1]["min"] for name in auto)
 
 

@@ -125,4 +125,5 @@ def test_without_its_text_encoder_the_node_says_what_to_put_where(comfyui, files
         message = comfyui.failure({"distil": distil(output_name="z-without")})
     finally:
         away.rename(files["encoder"])
-    assert "qwen" in message and "text_encoders" in message
+    assert "fill in the qwen input" in message
+    assert "models/text_encoders, qwen_3_4b.safetensors is found" in message

@@ -11,8 +11,10 @@ const LOADERS = {
   CheckpointLoaderSimple: { input: "ckpt_name", folder: "" },
   UNETLoader: { input: "unet_name", folder: "diffusion_models/" },
 };
-/** Inputs that decide neither time nor memory. */
-const OTHERS = ["prompts", "prompts_file", "output_name", "mode", "teacher_negative"];
+/** Inputs that nothing is said of. */
+const OTHERS = ["output_name", "mode", "teacher_negative"];
+/** Inputs of which something is said where they do not come by wires, but neither time nor memory. */
+const PROMPTS = ["prompts", "prompts_file"];
 
 /**
  * Lets nodes of this type say it, whenever what decides it has changed.
@@ -71,7 +73,8 @@ class EstimateNote {
 
   async look() {
     const loader = this.loader();
-    const wired = this.wired().filter((name) => !(loader && ["model", "checkpoint"].includes(name)));
+    const known = [...PROMPTS, ...(loader ? ["model", "checkpoint"] : [])];
+    const wired = this.wired().filter((name) => !known.includes(name));
     const values = { ...this.values(), ...(loader && { checkpoint: loader.checkpoint }) };
     const asked = JSON.stringify([wired, values]);
     if (asked === this.asked) return;
@@ -102,7 +105,9 @@ class EstimateNote {
   }
 
   values() {
-    const own = (this.node.widgets ?? []).filter((widget) => this.names.includes(widget.name));
+    const elsewhere = this.wired();
+    const names = this.names.filter((name) => !(PROMPTS.includes(name) && elsewhere.includes(name)));
+    const own = (this.node.widgets ?? []).filter((widget) => names.includes(widget.name));
     return Object.fromEntries(own.map((widget) => [widget.name, widget.value]));
   }
 

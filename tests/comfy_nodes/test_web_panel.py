@@ -391,11 +391,11 @@ def test_an_estimate_is_asked_for_when_what_decides_it_has_changed_and_not_on_wi
     console.log(JSON.stringify({ asked, told, chained, touched }));
     """
     found = run_module(code)
-    checkpoints = ["checkpoint"] * 6 + ["theirs", "another", "another"]
+    checkpoints = ["checkpoint"] * 7 + ["theirs", "another", "another"]
     checkpoints += ["diffusion_models/bare"]
     assert [one["checkpoint"] for one in found["asked"]] == checkpoints
-    assert [one["steps"] for one in found["asked"]] == ["steps", 7, 7, 7, 8, 9, 9, 9, 9, 9]
-    assert all(set(one) == {"checkpoint", "steps"} for one in found["asked"])
+    assert [one["steps"] for one in found["asked"]] == ["steps", "steps", 7, 7, 7, 8, 9, 9, 9, 9, 9]
+    assert all(set(one) == {"checkpoint", "steps", "prompts"} for one in found["asked"])
     assert found["told"] == [
         ["takes steps", ""],
         ["takes 7", ""],

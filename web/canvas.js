@@ -3,17 +3,53 @@
 import { t } from "./panel/language.js";
 
 const FOLDER = new URL(".", import.meta.url).pathname.split("/").filter(Boolean).pop();
-const GAP = 60; // pixels between nodes
+const GAP = 60; // pixels between nodes, and around them
+const SETTLED = 300; // milliseconds
 
 /** Puts a node into the middle of what is seen of the graph, and selects it. */
 export function addNode(app, type) {
   const node = makeNode(type);
-  const [x, y, width, height] = app.canvas.ds.visible_area ?? [0, 0, 800, 600];
+  const [x, y, width, height] = seenArea(app);
   app.graph.add(node);
   node.pos = [x + (width - node.size[0]) / 2, y + (height - node.size[1]) / 2];
   app.canvas.selectNode?.(node, false);
   app.canvas.setDirty(true, true);
   return node;
+}
+
+/** [x, y, width, height] of what panels leave free of the canvas, from its corner, in pixels. */
+function freeArea(app) {
+  const canvas = app.canvas.canvas?.getBoundingClientRect?.();
+  if (!canvas?.width) return null;
+  const free = document.querySelector(".graph-canvas-panel")?.getBoundingClientRect() ?? canvas;
+  return free.width > GAP && free.height > GAP
+    ? [free.left - canvas.left, free.top - canvas.top, free.width, free.height]
+    : [0, 0, canvas.width, canvas.height];
+}
+
+/** The same in the graph's own coordinates. */
+function seenArea(app) {
+  const { offset, scale, visible_area: all } = app.canvas.ds;
+  const area = freeArea(app);
+  if (!area) return all ?? [0, 0, 800, 600];
+  return [area[0] / scale - offset[0], area[1] / scale - offset[1], area[2] / scale, area[3] / scale];
+}
+
+/** Shows all of the graph in what panels leave free of the canvas, at most at its own size. */
+function showAll(app) {
+  const things = [...(app.graph.nodes ?? []), ...(app.graph.groups ?? [])];
+  const area = freeArea(app);
+  if (!area || !things.length) return;
+  const ends = [0, 1].map((side) => [
+    Math.min(...things.map((thing) => thing.pos[side])) - GAP,
+    Math.max(...things.map((thing) => thing.pos[side] + thing.size[side])) + GAP,
+  ]);
+  const { ds } = app.canvas;
+  ds.scale = Math.min(1, ...ends.map(([from, to], side) => area[2 + side] / (to - from)));
+  ends.forEach(([from, to], side) => {
+    ds.offset[side] = (area[side] + area[2 + side] / 2) / ds.scale - (from + to) / 2;
+  });
+  app.canvas.setDirty(true, true);
 }
 
 function makeNode(type) {
@@ -24,7 +60,7 @@ function makeNode(type) {
 
 /**
  * Puts the nodes that sample with a LoRA on the canvas: its loader, with the LoRA chosen, and the
- * sampler behind it. They are wired to the checkpoint loader, where the graph has one alone.
+ * sampler behind it. They are wired to the checkpoint's loader, where the graph has one alone.
  *
  * @param {string} path where the LoRA's file is
  */
@@ -44,7 +80,7 @@ export function useLora(app, path) {
   return name;
 }
 
-const CHECKPOINTS = ["CheckpointLoaderSimple", "DPDMDDemoCheckpoint"];
+const CHECKPOINTS = ["CheckpointLoaderSimple", "UNETLoader", "DPDMDDemoCheckpoint"];
 
 /** The name in the host's list whose folders and file end the path; the longest, "" for none. */
 export function listedName(names, path) {
@@ -67,4 +103,5 @@ export async function openExample(app, api, name) {
   const { ok, status } = response;
   if (!ok) throw new Error(t("The example {name} is not there (status {status}).", { name, status }));
   await app.loadGraphData(await response.json(), true, true, name);
+  setTimeout(() => showAll(app), SETTLED); // the host shows it beneath its panels, a frame later
 }

@@ -6,8 +6,15 @@ import { t } from "./panel/language.js";
 
 const NODE = "DPDMDDistill";
 const NAME = "dpdmd_estimate";
-/** Inputs that decide neither time nor memory. */
-const OTHERS = ["prompts", "prompts_file", "output_name", "mode", "teacher_negative"];
+/** Core's loaders of a MODEL: the input that names the file, and what the node's own list puts before that. */
+const LOADERS = {
+  CheckpointLoaderSimple: { input: "ckpt_name", folder: "" },
+  UNETLoader: { input: "unet_name", folder: "diffusion_models/" },
+};
+/** Inputs that nothing is said of. */
+const OTHERS = ["output_name", "mode", "teacher_negative"];
+/** Inputs of which something is said where they do not come by wires, but neither time nor memory. */
+const PROMPTS = ["prompts", "prompts_file"];
 
 /**
  * Lets nodes of this type say it, whenever what decides it has changed.
@@ -32,6 +39,10 @@ export function addEstimate(nodeType, nodeData, ask, quiet = 600) {
   });
   after(nodeType.prototype, "onConfigure", look);
   after(nodeType.prototype, "onConnectionsChange", look);
+  after(nodeType.prototype, "onExecuted", (node) => {
+    notes.get(node)?.end(); // a run has measured its time
+    look(node);
+  });
   after(nodeType.prototype, "onRemoved", (node) => notes.get(node)?.end());
 }
 
@@ -62,8 +73,9 @@ class EstimateNote {
 
   async look() {
     const loader = this.loader();
-    const wired = this.wired().filter((name) => !(loader && ["model", "checkpoint"].includes(name)));
-    const values = { ...this.values(), ...(loader && { checkpoint: loader.value }) };
+    const known = [...PROMPTS, ...(loader ? ["model", "checkpoint"] : [])];
+    const wired = this.wired().filter((name) => !known.includes(name));
+    const values = { ...this.values(), ...(loader && { checkpoint: loader.checkpoint }) };
     const asked = JSON.stringify([wired, values]);
     if (asked === this.asked) return;
     this.asked = asked;
@@ -73,15 +85,17 @@ class EstimateNote {
     showText(this.node, NAME, answer.text);
   }
 
-  /** The choice of core's checkpoint loader, where the MODEL comes straight from one; else null. */
+  /** What core's loader of a checkpoint has chosen, where the MODEL comes straight from one; else null. */
   loader() {
     const at = (this.node.inputs ?? []).findIndex((input) => input.name === "model" && input.link != null);
     const from = at < 0 ? null : this.node.getInputNode?.(at);
-    if (from?.type !== "CheckpointLoaderSimple" || from.inputs?.some((input) => input.link != null)) return null;
-    const widget = from.widgets?.find((one) => one.name === "ckpt_name") ?? null;
-    if (widget && !this.followed.has(widget)) after(widget, "callback", () => this.soon());
-    if (widget) this.followed.add(widget);
-    return widget;
+    const known = LOADERS[from?.type];
+    if (!known || from.inputs?.some((input) => input.link != null)) return null;
+    const widget = from.widgets?.find((one) => one.name === known.input);
+    if (!widget) return null;
+    if (!this.followed.has(widget)) after(widget, "callback", () => this.soon());
+    this.followed.add(widget);
+    return { checkpoint: known.folder + widget.value };
   }
 
   /** The inputs whose values come from elsewhere. */
@@ -91,7 +105,9 @@ class EstimateNote {
   }
 
   values() {
-    const own = (this.node.widgets ?? []).filter((widget) => this.names.includes(widget.name));
+    const elsewhere = this.wired();
+    const names = this.names.filter((name) => !(PROMPTS.includes(name) && elsewhere.includes(name)));
+    const own = (this.node.widgets ?? []).filter((widget) => names.includes(widget.name));
     return Object.fromEntries(own.map((widget) => [widget.name, widget.value]));
   }
 

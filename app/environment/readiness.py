@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shlex
@@ -9,15 +10,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import ROOT, WORKER, Environment, requirement_set
+from . import ROOT, WORKER, Environment, release, requirement_set
 from .torch_source import FoundTorch
 
 ENGINE_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def missing_libraries() -> list[str]:
-    """What this interpreter lacks to run the trainer itself."""
-    return [name for name in ENGINE_LIBRARIES if importlib.util.find_spec(name) is None]
+    """What this interpreter lacks to run the trainer itself; what is older than the pins, too.
+
+    Hosts often have such libraries for other packs, in whatever version those asked for.
+    """
+    pins = requirement_set(sys.version_info[:2])
+    return [name for name in ENGINE_LIBRARIES if not _is_there(name, pins.floor(name))]
+
+
+def _is_there(name: str, floor: tuple[int, int]) -> bool:
+    """Whether a library is installed, in this release or a later one."""
+    found = importlib.util.find_spec(name) is not None
+    if not found or floor == (0, 0):
+        return found
+    try:
+        return release(importlib.metadata.version(name)) >= floor
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def is_ready(environment: Environment | None = None) -> bool:

@@ -40,6 +40,8 @@ PRESET_TOOLTIP = (
 )
 NEGATIVE = "The negative prompt that you always use with this checkpoint."
 GIB, NAMED_GB = 2**30, 0.94  # a card sold as 24 GB says 23.6 GiB or less
+FAMILYS_OWN = ("teacher_guidance",)
+"""Those for which 0 takes what suits the checkpoint's family, whatever the preset."""
 _FIELDS = {spec.name: spec for spec in dataclasses.fields(DistillConfig)}
 _TOUCHED = {name for sizes in PRESETS.values() for one in sizes.values() for name in one} | set(
     DEMO
@@ -55,7 +57,7 @@ def _input(spec: dataclasses.Field[Any]) -> Input:
     default: Any = spec.default
     text, touched = spec.metadata["help"], spec.name in _TOUCHED
     more: dict[str, Any] = {} if spec.name in PLAIN else {"advanced": True}
-    more |= {ZERO_IS_AUTO: True} if touched else {}
+    more |= {ZERO_IS_AUTO: True} if touched or spec.name in FAMILYS_OWN else {}
     if spec.metadata["choices"] or isinstance(default, bool | str):
         kind = spec.metadata["choices"] or ("STRING" if isinstance(default, str) else "BOOLEAN")
         lines = {"multiline": True, "placeholder": NEGATIVE} if spec.name in SHOWN_LAST else {}

@@ -124,9 +124,25 @@ def ask(values: Mapping[str, Any], graph: Prompt | None, node_id: str | None) ->
         include_teacher_loras=bool(lora and values.get("include_teacher_lora", False)),
     )
     marked = _marked(request.absolute(), prompts)
-    if len(prompts) < FEW_PROMPTS and not world:
-        more = [*more, FEW.format(count=counted(len(prompts), "prompt"))]
+    more = [*more, *_few(prompts, world)]
     return Asked(marked, prompts, (*notes, *found, *detection.notes, *more, *said))
+
+
+def _few(prompts: Collection[str], world: str) -> list[str]:
+    """A warning of prompts that are too few; the demo's world is small."""
+    if len(prompts) >= FEW_PROMPTS or world:
+        return []
+    return [FEW.format(count=counted(len(prompts), "prompt"))]
+
+
+def _few_asked(values: Mapping[str, Any], world: str) -> list[str]:
+    """The same before a run is asked for; of no prompts, or of a folder of images, nothing."""
+    name = str(values.get("prompts_file") or "").strip()
+    if not str(values.get("prompts") or "").strip() and not name:
+        return []
+    if name and prompts_path(name).is_dir():
+        return []
+    return _few(prompts_of(values, world)[0], world)
 
 
 def cost(values: Mapping[str, Any]) -> str:
@@ -141,6 +157,7 @@ def cost(values: Mapping[str, Any]) -> str:
         model, taken = _files(known, path)
         detection, config, said = _planned(known, model)
         found = estimate_file(path, detection, config)
+        said = [*said, *_few_asked(known, embedded_world(path))]
     return in_node_words("\n".join([*taken, *said, found.text.replace(" Time: ", "\nTime: ")]))
 
 

@@ -499,7 +499,7 @@ def test_eight_widgets_are_in_sight_and_none_has_moved():
         "teacher_negative",
     ]  # fmt: skip
     auto = [name for name in widgets if inputs[name][1].get("dpdmd_auto")]
-    assert {"student_lr", "batch_size"} <= set(auto)
+    assert {"student_lr", "batch_size", "teacher_guidance"} <= set(auto) and "seed" not in auto
     assert all(inputs[name][1]["default"] == 0 == inputs[name][1]["min"] for name in auto)
 
 
@@ -522,6 +522,16 @@ def test_parts_that_a_bare_model_lacks_are_taken_of_the_hosts_folders(fake, monk
     os.remove(fake.base / "text_encoders" / encoder)
     with pytest.raises(CheckpointError, match="Say which with"):
         training.ask(values, {}, "7")
+
+
+def test_few_prompts_are_warned_of_before_a_run(fake):
+    warning = "right for images like these alone"
+    many = "\n".join(f"a cat, number {number}" for number in range(training.FEW_PROMPTS))
+    demo = next(iter(training.demo_checkpoints()))
+    assert f"2 prompts: the LoRA will be {warning}" in training.cost(INPUTS)
+    for change in ({"prompts": many}, {"prompts": " "}, {"checkpoint": demo}):
+        assert warning not in training.cost(INPUTS | change)
+    assert warning not in training.cost({k: v for k, v in INPUTS.items() if k != "prompts"})
 
 
 def test_models_without_encoders_are_listed_by_their_folder(monkeypatch):

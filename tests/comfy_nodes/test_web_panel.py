@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 from dpdmd_studio.app.jobs.job import KINDS, State
+from dpdmd_studio.app.runs.curves import CURVES
 from dpdmd_studio.comfy_nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,8 +115,8 @@ def test_times_and_numbers_read_as_in_the_pages():
 
 
 def said_texts() -> set[str]:
-    """Every text that a module marks to be said in the page's language."""
-    found = set()
+    """Every text to be said in the page's language: what a module marks, and names of curves."""
+    found = {curve.title for curve in CURVES}
     for path in MODULES:
         for parts in SAID.findall(path.read_text("utf-8")):
             found.add("".join(json.loads(part) for part in STRING.findall(parts)))
@@ -237,6 +238,38 @@ def test_the_host_s_name_of_a_lora_is_found_by_its_path():
 
 
 @needs_node
+def test_nodes_and_examples_are_put_where_no_panel_lies():
+    code = """
+    import { addNode, openExample } from "./canvas.js";
+    const rect = (left, top, width, height) => ({ left, top, width, height });
+    const free = { getBoundingClientRect: () => rect(400, 100, 800, 600) };
+    const found = { ".graph-canvas-panel": free };
+    globalThis.document = { querySelector: (name) => found[name] ?? null };
+    globalThis.window = { LiteGraph: { createNode: () => ({ pos: [0, 0], size: [200, 100] }) } };
+    const ds = { offset: [0, 0], scale: 0.5 };
+    const canvas = { getBoundingClientRect: () => rect(0, 0, 1280, 900) };
+    const nodes = [{ pos: [60, 160], size: [200, 300] }, { pos: [3000, 200], size: [140, 900] }];
+    const app = {
+      canvas: { ds, canvas, setDirty() {} },
+      graph: { nodes, groups: [], add() {} },
+      loadGraphData() {},
+    };
+    const node = addNode(app, "any");
+    globalThis.fetch = async () => ({ ok: true, json: async () => ({}) });
+    await openExample(app, { apiURL: (path) => path }, "demo");
+    await new Promise((done) => setTimeout(done, 400));
+    const seen = (at, side) => (at + ds.offset[side]) * ds.scale;
+    const sides = [[0, 3140, 0], [100, 1160, 1]]; // with the margin of 60
+    const shown = sides.map(([from, to, side]) => [seen(from, side), seen(to, side)]);
+    console.log(JSON.stringify([node.pos, shown]));
+    """
+    at, (across, down) = run_module(code)
+    assert at == [2 * 800 - 100, 2 * 400 - 50], "its middle is the middle of what is free"
+    assert 400 <= across[0] < across[1] <= 1200 and 100 <= down[0] < down[1] <= 700
+    assert across[1] - across[0] == pytest.approx(800, abs=60), "it fills what is free"
+
+
+@needs_node
 def test_auto_is_shown_for_0_of_the_numbers_that_have_it_alone():
     code = """
     import { addAuto } from "./auto_numbers.js";
@@ -339,6 +372,14 @@ def test_an_estimate_is_asked_for_when_what_decides_it_has_changed_and_not_on_wi
     loader.widgets[0].callback();
     await settle();
     told.push(said());
+    node.onExecuted();
+    await settle();
+    told.push(said());
+    loader.type = "UNETLoader";
+    loader.widgets.push(widget("unet_name", "bare"));
+    node.onConnectionsChange();
+    await settle();
+    told.push(said());
     loader.type = "LoraLoader";
     node.onConnectionsChange();
     await settle();
@@ -350,10 +391,11 @@ def test_an_estimate_is_asked_for_when_what_decides_it_has_changed_and_not_on_wi
     console.log(JSON.stringify({ asked, told, chained, touched }));
     """
     found = run_module(code)
-    checkpoints = ["checkpoint"] * 6 + ["theirs", "another"]
+    checkpoints = ["checkpoint"] * 7 + ["theirs", "another", "another"]
+    checkpoints += ["diffusion_models/bare"]
     assert [one["checkpoint"] for one in found["asked"]] == checkpoints
-    assert [one["steps"] for one in found["asked"]] == ["steps", 7, 7, 7, 8, 9, 9, 9]
-    assert all(set(one) == {"checkpoint", "steps"} for one in found["asked"])
+    assert [one["steps"] for one in found["asked"]] == ["steps", "steps", 7, 7, 7, 8, 9, 9, 9, 9, 9]
+    assert all(set(one) == {"checkpoint", "steps", "prompts"} for one in found["asked"])
     assert found["told"] == [
         ["takes steps", ""],
         ["takes 7", ""],
@@ -363,6 +405,8 @@ def test_an_estimate_is_asked_for_when_what_decides_it_has_changed_and_not_on_wi
         ["takes 9", ""],
         ["takes theirs", ""],
         ["takes another", ""],
+        ["takes another", ""],
+        ["takes diffusion_models/bare", ""],
         ["Memory and time are not known before it runs: model comes by a wire.", ""],
     ]
     assert found["chained"] is True and found["touched"] is False

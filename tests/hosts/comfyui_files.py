@@ -7,13 +7,14 @@ from pathlib import Path
 import checkpoints
 import lora_networks
 import torch
-from diffusers import SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
 from dpdmd_studio.core.families import Family, family
 from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.core.recipe.few_step import default_recipe, family_schedule
 from dpdmd_studio.trainer.families import half_of
 from dpdmd_studio.trainer.families.anima import AnimaTransformer
+from dpdmd_studio.trainer.families.zimage import ZImageTransformer
 from dpdmd_studio.trainer.loading.checkpoint import open_checkpoint
 from dpdmd_studio.trainer.model.network import NetworkCall, frozen_dtype
 from dpdmd_studio.trainer.toys import encoder
@@ -45,6 +46,20 @@ ANIMA = checkpoints.ANIMA_TRANSFORMER | {
     "adaln_lora_dim": 256,
 }  # fmt: skip
 """ComfyUI takes heads, the text's width and the adapter as published."""
+
+ZIMAGE = {
+    "dim": 3840, "n_layers": 1, "n_heads": 30, "cap_feat_dim": 2560, "axes_dims": [32, 48, 48],
+}  # fmt: skip
+"""ComfyUI takes width, heads and the encoder's width as published: 909 million parameters."""
+ZIMAGE_ENCODER = {
+    "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+ZIMAGE_VAE = {
+    "block_out_channels": (32, 64, 128, 128), "layers_per_block": 2, "latent_channels": 16,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
 
 
 def _call(network: nn.Module, kind: Family) -> NetworkCall:
@@ -89,6 +104,19 @@ def small_anima(folder: Path) -> tuple[NetworkCall, Path]:
     names |= {f"net.llm_adapter.{name}": value for name, value in adapter.state_dict().items()}
     folder.mkdir(exist_ok=True)
     return _call(network, family("anima")), checkpoints.save(folder / "anima.safetensors", names)
+
+
+def zimage_files(folder: Path) -> tuple[nn.Module, dict[str, Path]]:
+    """(a random Z-Image that ComfyUI takes, its `denoiser`, `encoder` and `vae` as files)."""
+    network = checkpoints.drawn(ZImageTransformer(**ZIMAGE), 0)
+    sizes = {**ZIMAGE_ENCODER, "head_dim": 128}
+    encoder = checkpoints.qwen3.__wrapped__(ZIMAGE["cap_feat_dim"], **sizes)
+    tiny = checkpoints.Tiny(network, {"qwen3": encoder})
+    denoiser, text = checkpoints.zimage_files(folder, tiny)
+    state = checkpoints.vae_names(checkpoints.drawn(AutoencoderKL(**ZIMAGE_VAE), 4))
+    decoder = {name: value for name, value in state.items() if name.startswith("decoder.")}
+    vae = checkpoints.save(folder / "ae.safetensors", decoder)
+    return network, {"denoiser": denoiser, "encoder": text, "vae": vae}
 
 
 def checkpoint_and_lora(name: str, models: Path) -> tuple[str, str]:

@@ -13,13 +13,12 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import checkpoints
 import lora_networks
 import numpy as np
 import pytest
 import torch
+from comfyui_files import ZIMAGE, ZIMAGE_ENCODER, zimage_files
 from comfyui_server import FOLDER, host_python, needs_comfyui
-from diffusers import AutoencoderKL
 from diffusers.models.transformers.transformer_z_image import RopeEmbedder
 from dpdmd_studio.app.config.request import ModelFiles
 from dpdmd_studio.core.diffusion.schedule import Levels, few_step_positions
@@ -34,7 +33,6 @@ from dpdmd_studio.core.lora.file import (
 )
 from dpdmd_studio.core.recipe.few_step import default_recipe
 from dpdmd_studio.trainer.commands.sample import SampleRequest, sample_images
-from dpdmd_studio.trainer.families import zimage
 from dpdmd_studio.trainer.loading.checkpoint import LoadedCheckpoint, Overrides, open_checkpoint
 from dpdmd_studio.trainer.loading.decoding import decode
 from dpdmd_studio.trainer.model.conditioning import Conditioning
@@ -48,19 +46,6 @@ from torch import Tensor, nn
 
 PROGRAM = Path(__file__).with_name("comfyui_zimage_program.py")
 pytestmark = needs_comfyui
-WIDTH, TEXT = 3840, 2560
-TRANSFORMER = {
-    "dim": WIDTH, "n_layers": 1, "n_heads": 30, "cap_feat_dim": TEXT, "axes_dims": [32, 48, 48],
-}  # fmt: skip
-ENCODER = {
-    "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}  # fmt: skip
-VAE = {
-    "block_out_channels": (32, 64, 128, 128), "layers_per_block": 2, "latent_channels": 16,
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "use_quant_conv": False, "use_post_quant_conv": False,
-}  # fmt: skip
 PROMPTS = (
     "",
     "a cat",
@@ -107,7 +92,9 @@ def inputs_of_cases() -> dict[str, Tensor]:
         made[f"x.{number}"] = torch.randn(1, 16, height, width, generator=draw)
         made[f"sigma.{number}"] = torch.tensor([sigma])
         if prompt < 0:
-            made[f"context.{number}"] = torch.randn(1, -prompt, TEXT, generator=draw)
+            made[f"context.{number}"] = torch.randn(
+                1, -prompt, ZIMAGE["cap_feat_dim"], generator=draw
+            )
         else:
             made[f"prompt.{number}"] = torch.tensor(prompt)
     return made
@@ -131,14 +118,8 @@ def loras(network: nn.Module, folder: Path) -> dict[str, Path]:
 
 def make_files(folder: Path) -> dict[str, Path]:
     """The model's files and the LoRAs, by name."""
-    network = checkpoints.drawn(zimage.ZImageTransformer(**TRANSFORMER), 0)
-    sizes = {**ENCODER, "head_dim": 128}
-    tiny = checkpoints.Tiny(network, {"qwen3": checkpoints.qwen3.__wrapped__(TEXT, **sizes)})
-    denoiser, encoder = checkpoints.zimage_files(folder, tiny)
-    state = checkpoints.vae_names(checkpoints.drawn(AutoencoderKL(**VAE), 4))
-    decoder = {name: value for name, value in state.items() if name.startswith("decoder.")}
-    vae = checkpoints.save(folder / "vae.safetensors", decoder)
-    return {"denoiser": denoiser, "encoder": encoder, "vae": vae, **loras(network, folder)}
+    network, made = zimage_files(folder)
+    return made | loras(network, folder)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +132,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     save_file(inputs, folder / "inputs.safetensors")
     job: dict = {name: str(made[name]) for name in ("denoiser", "encoder", "vae")}
     job["loras"] = {name: str(made[name]) for name in ("own", "fused")}
-    job |= {"prompts": PROMPTS, "encoder_sizes": ENCODER, "image": IMAGE, "with_lora": WITH_LORA}
+    job |= {
+        "prompts": PROMPTS,
+        "encoder_sizes": ZIMAGE_ENCODER,
+        "image": IMAGE,
+        "with_lora": WITH_LORA,
+    }
     job |= {name: str(folder / f"{name}.safetensors") for name in ("inputs", "outputs")}
     (folder / "job.json").write_text(json.dumps(job))
     command = [host_python(), str(PROGRAM), str(FOLDER), str(folder / "job.json")]

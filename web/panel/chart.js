@@ -45,7 +45,7 @@ export class Chart {
   /** @param {{label: string, points: [number, number][]}} series */
   update(series) {
     const points = series.points.filter((pair) => pair.every(Number.isFinite));
-    write(this.name, series.label);
+    write(this.name, t(series.label));
     const last = points.at(-1) ?? [];
     const same = points.length === this.points.length && String(last) === String(this.points.at(-1));
     this.points = points;

@@ -302,6 +302,15 @@ def _not_that(place: EncoderPlace, found: str, kind: str) -> CheckpointError:
     )
 
 
+def _where_found(family: Family, absent: Sequence[str]) -> str:
+    """A sentence of the files that are taken by themselves where a host keeps them; "" for none."""
+    names = [family.text.published[kind] for kind in absent if kind in family.text.published]
+    if not names:
+        return ""
+    files = " and ".join(names)
+    return f" In a host's folder models/text_encoders, {files} is found without being named."
+
+
 def encoders_in_use(
     family: Family, found: Sequence[str], named: Sequence[str], name: str
 ) -> tuple[list[str], list[str]]:
@@ -332,7 +341,7 @@ def encoders_in_use(
         raise CheckpointError(
             f"{name} has no {' and no '.join(map(encoder_title, absent))}. "
             f"{family.label} needs {wanting}: "
-            f"{advice} the full checkpoint."
+            f"{advice} the full checkpoint.{_where_found(family, absent)}"
         )
     if not absent:
         return wanted, []

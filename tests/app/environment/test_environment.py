@@ -216,6 +216,25 @@ def test_without_an_environment_the_command_says_how_to_make_one(tmp_path, monke
     assert "install.py" in message
 
 
+@pytest.mark.parametrize(
+    ("version", "missing"), [("2.5.1", True), ("2.6.0+cu124", False), ("3.0.1", False)]
+)
+def test_a_library_of_another_pack_that_is_too_old_is_as_good_as_none(
+    version, missing, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("torch",))
+    monkeypatch.setattr(readiness.importlib.metadata, "version", {"torch": version}.get)
+    assert readiness.missing_libraries() == (["torch"] if missing else [])
+    assert readiness.is_ready(env.Environment(tmp_path)) is not missing
+
+
+@pytest.mark.parametrize("pins", env.SETS)
+def test_every_library_of_the_engine_has_a_floor(pins):
+    floors = {name: pins.floor(name) for name in readiness.ENGINE_LIBRARIES}
+    assert all(floor > (0, 0) for floor in floors.values()), floors
+    assert floors["torch"] == (2, 6) and pins.floor("no-such-package") == (0, 0)
+
+
 def test_an_interpreter_that_has_everything_is_used_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("json",))
     assert handover.hand_over(["distill"], env.Environment(tmp_path / "none")) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shlex
@@ -9,15 +10,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import ROOT, WORKER, Environment, requirement_set
+from . import ROOT, WORKER, Environment, release, requirement_set
 from .torch_source import FoundTorch
 
-ENGINE_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+ENGINE_LIBRARIES = {"torch": (2, 6), "diffusers": (0, 41), "transformers": (5, 20), "peft": (0, 21)}
+"""Name -> oldest release with which the trainer runs; hosts bring older ones of the same names."""
 
 
 def missing_libraries() -> list[str]:
-    """What this interpreter lacks to run the trainer itself."""
-    return [name for name in ENGINE_LIBRARIES if importlib.util.find_spec(name) is None]
+    """What this interpreter lacks to run the trainer itself, as words for a message."""
+    lacked = (_lacked(name, oldest) for name, oldest in ENGINE_LIBRARIES.items())
+    return [words for words in lacked if words]
+
+
+def _lacked(name: str, oldest: tuple[int, int]) -> str:
+    """ "" if that library is here and not too old."""
+    if importlib.util.find_spec(name) is None:
+        return name
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""  # it is no distribution: nothing is known against it
+    if release(found) >= oldest:
+        return ""
+    return f"{name} {oldest[0]}.{oldest[1]} or newer (it has {found})"
 
 
 def is_ready(environment: Environment | None = None) -> bool:

@@ -10,6 +10,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from dpdmd_studio.app.environment import release
+from dpdmd_studio.app.environment.readiness import ENGINE_LIBRARIES
 from dpdmd_studio.trainer.evaluation.efficientnet import PACKAGE
 from packaging.requirements import Requirement
 from test_laws import LIBRARIES, MORE_LIBRARIES, STOREYS
@@ -69,6 +71,12 @@ def test_the_worker_extra_admits_every_pin(pins):
     for name, wanted in worker_ranges().items():
         assert wanted.specifier.contains(versions[name]), f"{wanted} and {name} {versions[name]}"
         assert {bound.operator for bound in wanted.specifier} == {">=", "<"}
+
+
+def test_an_interpreter_is_asked_for_the_releases_of_the_worker_extra():
+    for name, oldest in ENGINE_LIBRARIES.items():
+        (floor,) = (one.version for one in worker_ranges()[name].specifier if one.operator == ">=")
+        assert release(floor) == oldest, name
 
 
 def test_the_worker_extra_names_what_is_imported_or_read():

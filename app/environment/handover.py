@@ -38,8 +38,7 @@ def hand_over(arguments: list[str], environment: Environment = WORKER) -> int | 
         return None
     sys.stderr.write(
         f"error: the training environment is not set up: {sys.executable} lacks "
-        f"{', '.join(missing)} (or has older ones), and {environment.home} "
-        f"does not exist or is incomplete. "
+        f"{', '.join(missing)}, and {environment.home} does not exist or is incomplete. "
         f'Run: {Path(sys.executable).name} "{ROOT / "install.py"}" setup\n'
     )
     return 2

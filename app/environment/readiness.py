@@ -17,23 +17,26 @@ ENGINE_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def missing_libraries() -> list[str]:
-    """What this interpreter lacks to run the trainer itself; what is older than the pins, too.
+    """What this interpreter lacks to run the trainer itself, as words for a message.
 
     Hosts often have such libraries for other packs, in whatever version those asked for.
     """
     pins = requirement_set(sys.version_info[:2])
-    return [name for name in ENGINE_LIBRARIES if not _is_there(name, pins.floor(name))]
+    lacked = (_lacked(name, pins.floor(name)) for name in ENGINE_LIBRARIES)
+    return [words for words in lacked if words]
 
 
-def _is_there(name: str, floor: tuple[int, int]) -> bool:
-    """Whether a library is installed, in this release or a later one."""
-    found = importlib.util.find_spec(name) is not None
-    if not found or floor == (0, 0):
-        return found
+def _lacked(name: str, oldest: tuple[int, int]) -> str:
+    """ "" if that library is here and not older than the pins."""
+    if importlib.util.find_spec(name) is None:
+        return name
     try:
-        return release(importlib.metadata.version(name)) >= floor
+        found = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return False
+        return ""  # it is no distribution: nothing is known against it
+    if release(found) >= oldest:
+        return ""
+    return f"{name} {oldest[0]}.{oldest[1]} or newer (it has {found})"
 
 
 def is_ready(environment: Environment | None = None) -> bool:

@@ -1,4 +1,7 @@
-"""A1111's own code reads packaged pictures back. Needs WEBUI_DIR, a tree of A1111 1.10.1."""
+"""The own code of A1111, Forge and reForge reads packaged pictures back.
+
+Needs WEBUI_DIR, FORGE_DIR or REFORGE_DIR; nothing of them is started.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +17,32 @@ import share_readers as readers
 from share_packages import package, student
 
 PROGRAM = Path(__file__).with_name("webui_infotext_program.py")
-FOLDER = os.environ.get("WEBUI_DIR")
 PROMPTS = [
     "a cat, (tall:1.2) house, [old], été 日本",
     "lens: 50mm, film: none, mood: calm",
     'quotes "a, b": c',
     "a \\(round\\) dog AND a tree BREAK sky",
 ]
-pytestmark = [
-    pytest.mark.usefixtures("home"),
-    pytest.mark.skipif(
-        not FOLDER or not (Path(str(FOLDER)) / "modules" / "infotext_utils.py").is_file(),
-        reason="WEBUI_DIR names no A1111 tree (modules/infotext_utils.py)",
-    ),
-]
+pytestmark = pytest.mark.usefixtures("home")
 
 
-def read_by_a1111(lora: Path, pictures: list[Path]) -> dict:
-    command = [sys.executable, str(PROGRAM), str(FOLDER), str(lora), *map(str, pictures)]
+@pytest.fixture(params=["WEBUI", "FORGE", "REFORGE"])
+def tree(request: pytest.FixtureRequest) -> Path:
+    """The folder of that host."""
+    folder = Path(os.environ.get(f"{request.param}_DIR") or "none")
+    if not (folder / "modules" / "infotext_utils.py").is_file():
+        pytest.skip(f"{request.param}_DIR names no web UI (modules/infotext_utils.py)")
+    return folder
+
+
+def read_by(tree: Path, lora: Path, pictures: list[Path]) -> dict:
+    command = [sys.executable, str(PROGRAM), str(tree), str(lora), *map(str, pictures)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
 
-def test_a1111_reads_what_the_pictures_were_drawn_with(files, tmp_path):
+def test_a_host_reads_what_the_pictures_were_drawn_with(tree, files, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     output, lora = tmp_path / "out", student(tmp_path, files["sd1"], clip_skip=2)
     options = (
@@ -50,10 +55,10 @@ def test_a1111_reads_what_the_pictures_were_drawn_with(files, tmp_path):
     )
     assert package(lora, files["sd1"], *options, "--name", "My few: steps", "--count", 8) == 0
     packaged = output / "My-few-steps.safetensors"
-    renamed = tmp_path / "renamed.safetensors"  # A1111 knows it again by its hash
+    renamed = tmp_path / "renamed.safetensors"  # a host knows it again by its hash
     shutil.copy(packaged, renamed)
     pictures = sorted((output / "pictures").iterdir())
-    found = read_by_a1111(renamed, pictures)
+    found = read_by(tree, renamed, pictures)
     autov3 = readers.file_hashes(packaged)["AutoV3"]
     expected = {"alias": "My-few-steps", "shorthash": autov3, "version": "SD1"}
     assert found["lora"] == expected
@@ -83,13 +88,13 @@ SETTINGS = {
 }
 
 
-def test_a1111_knows_a_renamed_lora_by_its_hash(files, tmp_path):
+def test_a_host_knows_a_renamed_lora_by_its_hash(tree, files, tmp_path):
     """With another alias the tag in a pasted prompt is changed to it."""
     (tmp_path / "prompts.txt").write_text("a cat", encoding="utf-8")
     lora, output = student(tmp_path, files["sd1"]), tmp_path / "out"
     options = ("--prompts", tmp_path / "prompts.txt", "--output", output, "--name", "first")
     assert package(lora, files["sd1"], *options) == 0
     # the original has the same tensors under its own alias
-    found = read_by_a1111(lora, sorted((output / "pictures").iterdir()))
+    found = read_by(tree, lora, sorted((output / "pictures").iterdir()))
     assert {read["Pasted"] for read in found["pictures"]} == {"a cat <lora:few:1>"}
     assert {read["Prompt"] for read in found["pictures"]} == {"a cat <lora:first:1>"}

@@ -1,7 +1,8 @@
-"""In a real A1111: each pass of a generation evaluates what that pass asked for, and no more.
+"""In real A1111, Forge, reForge, Neo: each pass evaluates what it was asked for, and no more.
 
-Needs WEBUI_DIR; see webui_server.py. Counted are forward passes of the network: their noise levels,
-the guidance of their step, the rows of their batch and the LoRA's strength in the network.
+Needs WEBUI_DIR, FORGE_DIR, REFORGE_DIR or NEO_DIR; see webui_server.py. Counted are forward passes
+of the network: their noise levels, the guidance of their step, the rows of their batch and the
+LoRA's strength in the network.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from webui_files import UNET, random_lora, small_sd1
+from webui_files import UNET, WIDE_UNET, random_lora, small_sd1, wide_sd1
 from webui_server import WebUI, as_levels, as_png
 
 SCRIPT, FROM_FILE = "DP-DMD few-step LoRAs", "what the LoRA says"
@@ -42,15 +43,16 @@ class Call(NamedTuple):
     lora: float
 
 
-@pytest.fixture(scope="module")
-def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
-    """A running A1111 that notes every evaluation."""
-    server = WebUI("WEBUI", tmp_path_factory.mktemp("webui"))
+@pytest.fixture(scope="module", params=["WEBUI", "FORGE", "REFORGE", "NEO"])
+def webui(request: pytest.FixtureRequest, tmp_path_factory) -> Iterator[WebUI]:
+    """A running host that notes every evaluation."""
+    server = WebUI(request.param, tmp_path_factory.mktemp(request.param.lower()))
     counter = Path(__file__).with_name("webui_counter.py")
     shutil.copy2(counter, server.base / "extensions" / "a-neighbour" / "scripts" / "counter.py")
     models = server.base / "models"
-    small_sd1(models / "Stable-diffusion")
-    random_lora(models / "Lora" / "few.safetensors", UNET)
+    small = server.kind == "WEBUI"
+    (small_sd1 if small else wide_sd1)(models / "Stable-diffusion")
+    random_lora(models / "Lora" / "few.safetensors", UNET if small else WIDE_UNET)
     try:
         server.start()
         yield server
@@ -122,7 +124,7 @@ def test_a_batch_and_a_number_of_batches(webui, anchored):
 
 @both
 def test_hires_fix(webui, anchored):
-    hires = {"enable_hr": True, "hr_scale": 2, "hr_second_pass_steps": 9, "hr_upscaler": "Latent"}
+    hires = webui.hires_fix(hr_second_pass_steps=9)
     for strength, levels in ((0.5, GRID[2:]), (0.3, GRID[3:])):
         drawn = draw(webui, anchored, denoising_strength=strength, **hires)
         same(drawn.calls, whole(anchored) + student("hires", levels))
@@ -216,7 +218,8 @@ def test_a_plot_of_samplers(webui, anchored):
     first = whole(anchored)
     same(drawn.calls[: len(first)], first)
     euler = drawn.calls[len(first) :]
-    same(euler, [Call("txt2img", level, 1.0, 2, 1.0) for level in GRID])
+    rows = 2 if webui.kind == "WEBUI" else 1  # A1111 evaluates the negative prompt at CFG 1, too
+    same(euler, student("txt2img", GRID, rows))
     said = ["DP-DMD anchored" in text for text in drawn.texts[1:]]
     assert said == [anchored, False]
 

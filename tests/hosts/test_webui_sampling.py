@@ -158,14 +158,7 @@ def test_a_plot_varies_what_it_is_asked_to(webui):
 
 
 def test_hires_fix_anchors_the_first_pass_alone(webui):
-    hires = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.5}
-    latent, usual = (
-        webui.get(f"/sdapi/v1/{kind}") for kind in ("latent-upscale-modes", "upscalers")
-    )
-    hires["hr_upscaler"] = [*latent, *usual][0]["name"]  # Neo has none of latents
-    hires |= {"hr_second_pass_steps": 9, "width": 64, "height": 64}
-    if webui.kind in ("FORGE", "NEO"):  # their API has no default
-        hires["hr_additional_modules"] = ["Use same choices"]
+    hires = webui.hires_fix(denoising_strength=0.5, hr_second_pass_steps=9, width=64, height=64)
     anchored = auto(True, FROM_FILE, "", "guided steps", 2, 6.0)
     picture, text = draw(webui, PROMPT, *anchored, **hires)
     assert picture.shape == (128, 128, 3)

@@ -1,12 +1,12 @@
-"""Run on an A1111 tree: what its own code reads from pictures and from the LoRA they name, as JSON.
+"""Run on a web UI's tree: what its own code reads from pictures and the LoRA they name, as JSON.
 
 `python webui_infotext_program.py WEBUI_DIR LORA PICTURE...`. The web UI itself is not started.
 Whole modules that run as they are: modules/infotext_utils.py, modules/infotext_versions.py,
 modules/prompt_parser.py. Single functions and classes, taken out of their files unchanged:
 read_info_from_image (modules/images.py), read_metadata_from_safetensors (modules/sd_models.py),
 SdVersion and NetworkOnDisk (extensions-builtin/Lora/network.py), infotext_pasted with its pattern
-(extensions-builtin/Lora/scripts/lora_script.py). Stand-ins: gradio, lark, piexif and the modules
-that would start the web UI; shared.opts has A1111's defaults.
+(extensions-builtin/Lora/scripts/lora_script.py; Forge: sd_forge_lora). Stand-ins:
+gradio, lark, piexif and the modules that would start the web UI; shared.opts has its defaults.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ DEFAULTS = {
     "infotext_skip_pasting": [],
     "use_old_hires_fix_width_height": False,
     "auto_backcompat": True,
+    "forge_additional_modules": [],
+    "sd_model_checkpoint": "",
+    "lora_preferred_name": "Alias from file",
 }
 
 
@@ -59,6 +62,8 @@ def prepare(root: Path) -> SimpleNamespace:
         stand_in(f"modules.{name}")
     stand_in("modules.paths", data_path=str(root))
     stand_in("gradio", update=dict)
+    stand_in("modules_forge")
+    stand_in("modules_forge.main_entry", module_list={})
     stand_in("lark", Lark=lambda *_, **__: None)  # for prompt editing, which is not parsed here
     shared = sys.modules["modules.shared"]
     shared.opts = SimpleNamespace(**DEFAULTS)
@@ -104,7 +109,8 @@ def lora_on_disk(root: Path, lora: Path) -> tuple[object, object]:
         "cache": SimpleNamespace(cached_data_for_file=lambda _, __, ___, read: read()),
         "hashes": SimpleNamespace(sha256_from_cache=lambda *_, **__: None),
     }
-    extension = root / "extensions-builtin/Lora"
+    places = (root / "extensions-builtin" / name for name in ("Lora", "sd_forge_lora"))
+    extension = next(place for place in places if place.is_dir())
     network = taken_from(extension / "network.py", {"SdVersion", "NetworkOnDisk"}, known)
     on_disk = network["NetworkOnDisk"](lora.stem, str(lora))
     on_disk.get_alias = lambda: on_disk.alias

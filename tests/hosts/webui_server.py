@@ -188,6 +188,17 @@ class WebUI:
         """(pass, level, CFG) of each evaluation of the last image."""
         return [tuple(call) for call in json.loads((self.base / "calls.json").read_text())]
 
+    def hires_fix(self, **wishes: Any) -> dict[str, Any]:
+        """What a request has to say for hires fix at twice the size."""
+        latent, usual = (
+            self.get(f"/sdapi/v1/{kind}") for kind in ("latent-upscale-modes", "upscalers")
+        )
+        upscaler = [*latent, *usual][0]["name"]  # Neo has none of latents
+        asked = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, **wishes}
+        if self.kind in ("FORGE", "NEO"):  # their API has no default
+            asked["hr_additional_modules"] = ["Use same choices"]
+        return asked
+
     def draw(self, prompt: str, **wishes: Any) -> tuple[np.ndarray, str]:
         """(picture as float32 levels (H, W, 3), infotext) of a generation."""
         body: dict[str, Any] = {"prompt": prompt, "seed": 5, **wishes}

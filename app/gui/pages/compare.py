@@ -95,5 +95,4 @@ def _start(made: Builder) -> None:
         made.text("title", "Title", placeholder="Comparison")
         info = "A training-free baseline: the LoRA is off for the first step."
         made.checkbox("baseline", "Also without the LoRA at step 1", info)
-        made.button("start", "Compare", variant="primary", elem_id="dpdmd-compare")
-        made.note("start_note")
+        made.start("Compare", elem_id="dpdmd-compare")

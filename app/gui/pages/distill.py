@@ -194,8 +194,7 @@ def _start(made: Builder) -> None:
         made.markup("estimate")
         gr.HTML(value=piece("paragraph", CHECK, "dp-soft"), elem_classes=["dp"])
         made.button("check", "Check this checkpoint", elem_id="dpdmd-check")
-        made.button("start", "Start distilling", variant="primary", elem_id="dpdmd-start")
-        made.note("start_note")
+        made.start("Start distilling", elem_id="dpdmd-start")
 
 
 def _wire(parts: Components) -> Any:

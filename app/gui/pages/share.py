@@ -93,8 +93,7 @@ def _previews(made: Builder) -> None:
 def _start(made: Builder) -> None:
     text = "A folder and a zip for Civitai, Hugging Face, A1111 and ComfyUI."
     with section("Make the package", text, "dp-card"):
-        made.button("start", "Make the package", variant="primary", elem_id="dpdmd-package")
-        made.note("start_note")
+        made.start("Make the package", elem_id="dpdmd-package")
 
 
 def _packages(made: Builder) -> None:

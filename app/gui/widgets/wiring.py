@@ -127,6 +127,12 @@ class Builder:
         """The button in a row `with_button`."""
         self.button(name, label, scale=1, min_width=110)
 
+    def start(self, label: str, elem_id: str) -> None:
+        """The button that starts the job, and above it why it does not: both always in view."""
+        with gr.Column(min_width=0, elem_classes=["dp-start"]):
+            self.note("start_note")
+            self.button("start", label, variant="primary", elem_id=elem_id)
+
     def markup(self, name: str, *classes: str) -> None:
         """A piece of our own HTML."""
         settings = {"value": "", **self._given(name)}

@@ -88,7 +88,7 @@ def test_the_state_lists_jobs_newest_first_without_their_folders(api, models):
 
 def test_the_state_says_how_the_trainer_stands(api, tmp_path, monkeypatch):
     monkeypatch.setattr(readiness, "WORKER", Environment(tmp_path / "none"))
-    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("no_such_library",))
+    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", {"no_such_library": (1, 0)})
     trainer = get(api, "/state")[1]["trainer"]
     assert (trainer["ready"], trainer["outdated"], trainer["setup"]) == (False, False, None)
     assert trainer["command"].endswith("install.py setup")

@@ -209,7 +209,7 @@ def test_a_borrowed_torch_that_left_sets_up_again(environment, tmp_path):
 
 
 def test_without_an_environment_the_command_says_how_to_make_one(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("no_such_library",))
+    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", {"no_such_library": (1, 0)})
     assert handover.hand_over(["distill"], env.Environment(tmp_path / "none")) == 2
     message = capsys.readouterr().err
     assert "no_such_library" in message
@@ -224,7 +224,8 @@ def test_a_library_of_another_pack_that_is_too_old_is_as_good_as_none(
 ):
     monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("torch",))
     monkeypatch.setattr(readiness.importlib.metadata, "version", {"torch": version}.get)
-    assert readiness.missing_libraries() == (["torch"] if missing else [])
+    words = [f"torch 2.6 or newer (it has {version})"] if missing else []
+    assert readiness.missing_libraries() == words
     assert readiness.is_ready(env.Environment(tmp_path)) is not missing
 
 
@@ -236,8 +237,24 @@ def test_every_library_of_the_engine_has_a_floor(pins):
 
 
 def test_an_interpreter_that_has_everything_is_used_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("json",))
-    assert handover.hand_over(["distill"], env.Environment(tmp_path / "none")) is None
+    none = env.Environment(tmp_path / "none")
+    for library in ("json", "torch"):  # the first is no distribution
+        monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", (library,))
+        assert readiness.is_ready(none)
+        assert handover.hand_over(["distill"], none) is None
+
+
+def test_an_interpreter_whose_libraries_are_too_old_asks_for_the_set_up(
+    tmp_path, monkeypatch, capsys
+):
+    """Forge and Forge Neo bring older diffusers, transformers and peft of their own."""
+    none = env.Environment(tmp_path / "none")
+    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("torch",))
+    monkeypatch.setattr(readiness.importlib.metadata, "version", {"torch": "2.5.1"}.get)
+    assert not readiness.is_ready(none)
+    assert handover.hand_over(["distill"], none) == 2
+    message = capsys.readouterr().err
+    assert "lacks torch 2.6 or newer (it has 2.5.1)" in message and "install.py" in message
 
 
 def test_another_interpreter_hands_over_and_the_right_one_does_not(environment, monkeypatch):

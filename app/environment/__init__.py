@@ -31,14 +31,6 @@ class RequirementSet:
         lines = self.file.read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith("torch=="))
 
-    def floor(self, name: str) -> tuple[int, int]:
-        """The oldest (major, minor) of a package that is taken from elsewhere; (0, 0): any."""
-        if name == "torch":
-            return self.torch_floor
-        lines = self.file.read_text(encoding="utf-8").splitlines()
-        pins = (line.removeprefix(f"{name}==") for line in lines if line.startswith(f"{name}=="))
-        return release(next(pins, ""))
-
     @property
     def digest(self) -> str:
         """Fingerprint of the pins, to notice that an update changed them."""

@@ -13,21 +13,18 @@ from pathlib import Path
 from . import ROOT, WORKER, Environment, release, requirement_set
 from .torch_source import FoundTorch
 
-ENGINE_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+ENGINE_LIBRARIES = {"torch": (2, 6), "diffusers": (0, 41), "transformers": (5, 20), "peft": (0, 21)}
+"""Name -> oldest release with which the trainer runs; hosts bring older ones of the same names."""
 
 
 def missing_libraries() -> list[str]:
-    """What this interpreter lacks to run the trainer itself, as words for a message.
-
-    Hosts often have such libraries for other packs, in whatever version those asked for.
-    """
-    pins = requirement_set(sys.version_info[:2])
-    lacked = (_lacked(name, pins.floor(name)) for name in ENGINE_LIBRARIES)
+    """What this interpreter lacks to run the trainer itself, as words for a message."""
+    lacked = (_lacked(name, oldest) for name, oldest in ENGINE_LIBRARIES.items())
     return [words for words in lacked if words]
 
 
 def _lacked(name: str, oldest: tuple[int, int]) -> str:
-    """ "" if that library is here and not older than the pins."""
+    """ "" if that library is here and not too old."""
     if importlib.util.find_spec(name) is None:
         return name
     try:

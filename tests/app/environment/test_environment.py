@@ -216,30 +216,10 @@ def test_without_an_environment_the_command_says_how_to_make_one(tmp_path, monke
     assert "install.py" in message
 
 
-@pytest.mark.parametrize(
-    ("version", "missing"), [("2.5.1", True), ("2.6.0+cu124", False), ("3.0.1", False)]
-)
-def test_a_library_of_another_pack_that_is_too_old_is_as_good_as_none(
-    version, missing, monkeypatch, tmp_path
-):
-    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("torch",))
-    monkeypatch.setattr(readiness.importlib.metadata, "version", {"torch": version}.get)
-    words = [f"torch 2.6 or newer (it has {version})"] if missing else []
-    assert readiness.missing_libraries() == words
-    assert readiness.is_ready(env.Environment(tmp_path)) is not missing
-
-
-@pytest.mark.parametrize("pins", env.SETS)
-def test_every_library_of_the_engine_has_a_floor(pins):
-    floors = {name: pins.floor(name) for name in readiness.ENGINE_LIBRARIES}
-    assert all(floor > (0, 0) for floor in floors.values()), floors
-    assert floors["torch"] == (2, 6) and pins.floor("no-such-package") == (0, 0)
-
-
 def test_an_interpreter_that_has_everything_is_used_as_it_is(tmp_path, monkeypatch):
     none = env.Environment(tmp_path / "none")
-    for library in ("json", "torch"):  # the first is no distribution
-        monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", (library,))
+    for libraries in ({"json": (9, 9)}, {"torch": (2, 0)}):  # the first is no distribution
+        monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", libraries)
         assert readiness.is_ready(none)
         assert handover.hand_over(["distill"], none) is None
 
@@ -249,12 +229,11 @@ def test_an_interpreter_whose_libraries_are_too_old_asks_for_the_set_up(
 ):
     """Forge and Forge Neo bring older diffusers, transformers and peft of their own."""
     none = env.Environment(tmp_path / "none")
-    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", ("torch",))
-    monkeypatch.setattr(readiness.importlib.metadata, "version", {"torch": "2.5.1"}.get)
+    monkeypatch.setattr(readiness, "ENGINE_LIBRARIES", {"torch": (99, 0)})
     assert not readiness.is_ready(none)
     assert handover.hand_over(["distill"], none) == 2
     message = capsys.readouterr().err
-    assert "lacks torch 2.6 or newer (it has 2.5.1)" in message and "install.py" in message
+    assert "lacks torch 99.0 or newer (it has " in message and "install.py" in message
 
 
 def test_another_interpreter_hands_over_and_the_right_one_does_not(environment, monkeypatch):

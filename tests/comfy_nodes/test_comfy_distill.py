@@ -862,7 +862,8 @@ def test_the_node_is_told_what_its_run_will_take(fake, files):
     config = DistillConfig(steps=8, student_rank=32)
     pages = estimate_file(files["sd1"], identify(files["sd1"]), config).text
     assert pages.startswith("Memory: less than 1 GB by arithmetic")
-    in_lines = pages.replace(" Time: ", "\nTime: ")
+    few = "2 prompts: the LoRA will be right for images like these alone. A few hundred different"
+    in_lines = f"{few} ones are a good start.\n" + pages.replace(" Time: ", "\nTime: ")
     assert node_estimate(student_rank=32, model=["4", 0]) == (200, {"text": in_lines})
     auto = f"Preset: none, as there is no graphics card.\n{in_lines}"
     assert node_estimate(student_rank=32, preset="auto") == (200, {"text": auto})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 import lora_networks
@@ -106,14 +107,16 @@ def small_anima(folder: Path) -> tuple[NetworkCall, Path]:
     return _call(network, family("anima")), checkpoints.save(folder / "anima.safetensors", names)
 
 
-def zimage_files(folder: Path) -> tuple[nn.Module, dict[str, Path]]:
+def zimage_files(
+    folder: Path, decoder_of: dict[str, Any] = ZIMAGE_VAE
+) -> tuple[nn.Module, dict[str, Path]]:
     """(a random Z-Image that ComfyUI takes, its `denoiser`, `encoder` and `vae` as files)."""
     network = checkpoints.drawn(ZImageTransformer(**ZIMAGE), 0)
     sizes = {**ZIMAGE_ENCODER, "head_dim": 128}
     encoder = checkpoints.qwen3.__wrapped__(ZIMAGE["cap_feat_dim"], **sizes)
     tiny = checkpoints.Tiny(network, {"qwen3": encoder})
     denoiser, text = checkpoints.zimage_files(folder, tiny)
-    state = checkpoints.vae_names(checkpoints.drawn(AutoencoderKL(**ZIMAGE_VAE), 4))
+    state = checkpoints.vae_names(checkpoints.drawn(AutoencoderKL(**decoder_of), 4))
     decoder = {name: value for name, value in state.items() if name.startswith("decoder.")}
     vae = checkpoints.save(folder / "ae.safetensors", decoder)
     return network, {"denoiser": denoiser, "encoder": text, "vae": vae}

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import comfyui_files
 import lora_networks
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
 from dpdmd_studio.core.families import family
 from dpdmd_studio.core.lora.file import NewLora, write_lora
 from dpdmd_studio.core.recipe.few_step import default_recipe
+from dpdmd_studio.trainer.families.anima import AnimaTransformer
+from dpdmd_studio.trainer.loading.vae import WanDecoder
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 SETTINGS = """\
@@ -161,3 +165,72 @@ def random_lora(path: Path, unet: dict[str, Any]) -> Path:
     pairs = lora_networks.random_pairs(network, family("sd1"), config, targets="attention")
     recipe = default_recipe("sd1", "eps")
     return write_lora(path, NewLora(family("sd1"), config, pairs, recipe), overwrite=True)
+
+
+ANIMA = checkpoints.ANIMA_TRANSFORMER | {
+    "num_attention_heads": 16, "attention_head_dim": 128, "text_embed_dim": 1024,
+    "adaln_lora_dim": 256,
+}  # fmt: skip
+ANIMA_ENCODER = {
+    "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
+ZIMAGE_VAE = comfyui_files.ZIMAGE_VAE | {"block_out_channels": (128, 256, 512, 512)}
+
+
+def neo_anima(models: Path) -> dict[str, Path]:
+    """A random Anima of Neo's widths (two blocks), its encoder and its VAE, in their places."""
+    network = checkpoints.drawn(AnimaTransformer(**ANIMA), 0)
+    adapter = checkpoints.drawn(AnimaTextConditioner(min_sequence_length=0), 1)
+    encoder = checkpoints.qwen3.__wrapped__(1024, **ANIMA_ENCODER, head_dim=128)
+    tiny = checkpoints.Tiny(network, {"qwen3": encoder, "llm_adapter": adapter})
+    denoiser, text = checkpoints.anima_files(models, tiny)
+    state = checkpoints.wan_names(checkpoints.drawn(WanDecoder(96, 16), 7))
+    vae = checkpoints.save(models / "wan.safetensors", state)
+    return _in_places(models, {"denoiser": denoiser, "encoder": text, "vae": vae})
+
+
+def neo_zimage(models: Path) -> dict[str, Path]:
+    """A random Z-Image of Neo's widths (one layer), its encoder and its VAE, in their places."""
+    _, made = comfyui_files.zimage_files(models, ZIMAGE_VAE)
+    return _in_places(models, made)
+
+
+def _in_places(models: Path, made: dict[str, Path]) -> dict[str, Path]:
+    places = {"denoiser": "Stable-diffusion", "encoder": "text_encoder", "vae": "VAE"}
+    (models / "text_encoder").mkdir()
+    return {part: path.rename(models / places[part] / path.name) for part, path in made.items()}
+
+
+SIZES = {"Qwen3_06B": ANIMA_ENCODER, "Qwen3_4B": comfyui_files.ZIMAGE_ENCODER}
+FEWER_LAYERS = (
+    f"SIZES = {SIZES}"
+    + """
+import functools, re
+from backend.nn.llm import llama
+from huggingface_guess import detection
+
+def fewer(name, sizes):
+    config, kind = getattr(llama, name + "Config"), getattr(llama, name)
+    setattr(llama, name + "Config", functools.partial(config, **sizes))
+    make = kind.__init__
+    kind.__init__ = lambda self, published: make(self, {})
+
+for name, sizes in SIZES.items():
+    fewer(name, sizes)
+
+detect = detection.detect_unet_config
+
+def detected(state_dict, key_prefix, *others):
+    config = detect(state_dict, key_prefix, *others)
+    if config and config.get("image_model") == "anima":
+        blocks = re.compile(re.escape(key_prefix) + r"blocks[.]([0-9]+)[.]")
+        numbers = [int(found[1]) for found in map(blocks.match, state_dict) if found]
+        config["num_blocks"] = 1 + max(numbers)
+    return config
+
+detection.detect_unet_config = detected
+"""
+)
+"""An extension with which Neo takes encoders of our sizes and as many of Anima's blocks as a file
+holds."""

@@ -40,6 +40,8 @@ RUNS_AT_ONCE = 20
 SAME_MODEL = 3.0
 # Bytes of a packed weight and its share of a scale.
 STORED_BYTES = {"int8": 1.003, "nf4": 4.5 / 8}
+# A usual decoder in float32 with one tile of a picture, as `tools/count_stages.py` counts.
+DECODING_BYTES = 0.94 * GIB
 # All that an update's time depends on, besides the model and the machine.
 SPEED_SETTINGS = (
     "num_steps", "teacher_steps", "anchor_step", "anchor_target", "num_anchored_steps",
@@ -104,7 +106,7 @@ def estimate(
     like = list(_like(detection, config, checkpoint_bytes, earlier))
     measured = next((m for run in like if (m := _peak_memory(run, config))), None)
     half = half_bytes or checkpoint_bytes
-    memory = measured or arithmetic_memory(detection, config, half).peak
+    memory = measured or memory_of_all_stages(detection, config, half)
     seconds = next((s for run in like if (s := _seconds_per_update(run))), None)
     texts = (_memory_text(memory, measured is not None), _time_text(seconds, config.steps))
     return Estimate(memory, seconds and seconds * config.steps, " ".join(texts))
@@ -179,8 +181,28 @@ def arithmetic_memory(detection: Detection, config: DistillConfig, half_bytes: i
         gradients,
         in_pass if in_pass >= in_step else 0.0,
     )
-    scale = min(1.0, half_bytes / (2 * cost.parameters))
+    scale = _scale(cost, half_bytes)
     return Memory(*(round(scale * part) for part in parts))
+
+
+def memory_of_all_stages(detection: Detection, config: DistillConfig, half_bytes: int) -> int:
+    """Bytes of the stage that needs most: an update, or decoding beside what stays for it.
+
+    Encoding, loading and drawing need less in every preset; each works in smaller parts where a
+    device has too little room.
+
+    Args:
+        half_bytes: as in `arithmetic_memory`.
+    """
+    update = arithmetic_memory(detection, config, half_bytes)
+    stays = update.base + update.adapters + (0 if config.offload_optimizer else update.moments)
+    scale = _scale(family(detection.family).cost_of(detection.title), half_bytes)
+    return max(update.peak, stays + round(scale * DECODING_BYTES))
+
+
+def _scale(cost: CostFacts, half_bytes: int) -> float:
+    """How large a model is, as a share of the published one."""
+    return min(1.0, half_bytes / (2 * cost.parameters))
 
 
 def _gradients_grow(config: DistillConfig) -> bool:

@@ -335,13 +335,18 @@ def _bytes(tensors: list[Any]) -> int:
 
 def reckoned(name: str, config: DistillConfig) -> Memory:
     """What the arithmetic says of the same."""
+    return arithmetic_memory(*asked(name, config))
+
+
+def asked(name: str, config: DistillConfig) -> tuple[Detection, DistillConfig, int]:
+    """A published model, the settings, and what its numbers take in 16 bit: an estimate's input."""
     kind, title = TITLES.get(name, (name, ""))
     facts = family(kind)
     sampling = facts.sampling
     detection = Detection(
         kind, title, sampling.predictions[0], CHANNELS[name], "", sampling.resolution, 8
     )
-    return arithmetic_memory(detection, config, 2 * facts.cost_of(title).parameters)
+    return detection, config, 2 * facts.cost_of(title).parameters
 
 
 def config_of(settings: dict[str, Any]) -> DistillConfig:

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from count_memory import config_of, count, counted_rows, model_in, published_model, reckoned
+from count_memory import (
+    GIB,
+    LAYOUTS,
+    asked,
+    config_of,
+    count,
+    counted_rows,
+    model_in,
+    published_model,
+    reckoned,
+)
+from count_stages import counted_stages, presets_of
 from dpdmd_studio.app.config.distill_config import DistillConfig
+from dpdmd_studio.app.estimate import DRIVER_BYTES, memory_of_all_stages
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from tiny_runs import new_run
@@ -97,3 +109,20 @@ def test_the_kept_counts_are_those_of_todays_update():
     config = config_of(settings)
     (kept,) = [row for family, c, row in counted_rows() if (family, c) == (name, config)]
     assert count(published_model(name, config), config) == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "counted"),
+    [pytest.param(*row, id=f"{row[0]}-{row[1]}") for row in counted_stages()],
+)
+def test_an_estimate_is_of_the_stage_that_needs_most(name, memory, counted):
+    """And a preset's card holds it, with the driver's own and a twentieth to spare."""
+    config = DistillConfig.from_dict(presets_of(name)[memory])
+    highest = max(counted.values())
+    assert highest <= memory_of_all_stages(*asked(name, config)) <= 1.08 * highest
+    assert highest + DRIVER_BYTES < 0.95 * float(memory.removesuffix("gb")) * GIB
+
+
+def test_every_preset_was_counted():
+    counted = {(name, memory) for name, memory, _ in counted_stages()}
+    assert counted == {(name, memory) for name in LAYOUTS for memory in presets_of(name)}

@@ -4,8 +4,9 @@
 Whole modules that run as they are: modules/infotext_utils.py, modules/infotext_versions.py,
 modules/prompt_parser.py. Single functions and classes, taken out of their files unchanged:
 read_info_from_image (modules/images.py), read_metadata_from_safetensors (modules/sd_models.py),
-SdVersion and NetworkOnDisk (extensions-builtin/Lora/network.py), infotext_pasted with its pattern
-(extensions-builtin/Lora/scripts/lora_script.py; Forge: sd_forge_lora). Stand-ins:
+SdVersion (not in Neo) and NetworkOnDisk (extensions-builtin/Lora/network.py), infotext_pasted with
+its pattern (extensions-builtin/Lora/scripts/lora_script.py; Forge: sd_forge_lora), and Neo's
+uses_emphasis (backend/text_processing/emphasis.py). Stand-ins:
 gradio, lark, piexif and the modules that would start the web UI; shared.opts has its defaults.
 """
 
@@ -19,6 +20,7 @@ import re
 import runpy
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -61,14 +63,28 @@ def prepare(root: Path) -> SimpleNamespace:
     for name in STAND_INS:
         stand_in(f"modules.{name}")
     stand_in("modules.paths", data_path=str(root))
-    stand_in("gradio", update=dict)
+    stand_in("gradio", update=dict, skip=dict, Button=None, Textbox=None, Gallery=None, Image=None)
     stand_in("modules_forge")
     stand_in("modules_forge.main_entry", module_list={})
+    emphasis = root / "backend/text_processing/emphasis.py"
+    if "uses_emphasis" in all_defined(emphasis):
+        stand_in("backend")
+        stand_in("backend.text_processing")
+        stand_in("backend.text_processing.emphasis", uses_emphasis=partial(uses_emphasis, emphasis))
     stand_in("lark", Lark=lambda *_, **__: None)  # for prompt editing, which is not parsed here
     shared = sys.modules["modules.shared"]
     shared.opts = SimpleNamespace(**DEFAULTS)
     shared.prompt_styles = NoStyles()
     return shared
+
+
+def uses_emphasis(source: Path, prompt: str) -> bool:
+    """Neo's function of that name."""
+    from modules.prompt_parser import parse_prompt_attention
+
+    known: dict[str, object] = {"parse_prompt_attention": parse_prompt_attention}
+    taken_from(source, {"uses_emphasis"}, known)
+    return known["uses_emphasis"](prompt)  # type: ignore[operator]
 
 
 def taken_from(path: Path, names: set[str], known: dict[str, object]) -> dict[str, object]:
@@ -97,6 +113,14 @@ def defined(node: ast.AST) -> list[str]:
     return []
 
 
+def all_defined(path: Path) -> set[str]:
+    """Every name that a file defines; none where there is no file."""
+    if not path.is_file():
+        return set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {name for node in tree.body for name in defined(node)}
+
+
 def lora_on_disk(root: Path, lora: Path) -> tuple[object, object]:
     """(the LoRA as A1111's extension lists it, the extension's function for pasted texts)."""
     reader = taken_from(root / "modules/sd_models.py", {"read_metadata_from_safetensors"}, {})
@@ -111,7 +135,9 @@ def lora_on_disk(root: Path, lora: Path) -> tuple[object, object]:
     }
     places = (root / "extensions-builtin" / name for name in ("Lora", "sd_forge_lora"))
     extension = next(place for place in places if place.is_dir())
-    network = taken_from(extension / "network.py", {"SdVersion", "NetworkOnDisk"}, known)
+    source = extension / "network.py"
+    kinds = {"NetworkOnDisk"} | {"SdVersion"} & all_defined(source)  # Neo tells no version
+    network = taken_from(source, kinds, known)
     on_disk = network["NetworkOnDisk"](lora.stem, str(lora))
     on_disk.get_alias = lambda: on_disk.alias
     script = extension / "scripts/lora_script.py"
@@ -143,7 +169,7 @@ def main() -> None:
     facts = {
         "alias": on_disk.alias,
         "shorthash": on_disk.shorthash,
-        "version": on_disk.sd_version.name,
+        "version": on_disk.sd_version.name if hasattr(on_disk, "sd_version") else None,
     }
     sys.stdout.write(json.dumps({"lora": facts, "pictures": found}))
 

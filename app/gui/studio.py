@@ -11,6 +11,8 @@ from .pages import distill as distill_page
 from .pages import runs as runs_page
 from .pages import share as share_page
 from .widgets.run_pieces import Address
+from .widgets.runs_view import SHARE
+from .widgets.wiring import on
 
 
 def build(address: Address | None = None) -> list[Any]:
@@ -35,6 +37,8 @@ def build(address: Address | None = None) -> list[Any]:
     def show_runs(event: Any) -> Any:
         return runs_page.refresh_event(event, runs, address)
 
+    shown = (*share.opened, "tabs")
+    on(runs[SHARE].click, share_page.of_run, share.parts, ("selected", "checkpoint"), shown)
     distill_page.relist(distil_tab.select, distil)
     show_runs(runs_tab.select)
     compare.when(compare_tab.select)

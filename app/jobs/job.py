@@ -53,7 +53,7 @@ class Job:
         title: for people; may be any text.
         state: where it is between being made and having ended.
         place: its place in the queue from 0; None if it does not wait there.
-        step: finished updates of a distillation, or steps of a task; 0 when unknown.
+        step: finished updates of a distillation, or finished steps of a task; 0 when unknown.
         steps: how many there will be; 0 when unknown.
         seconds_per_step: 0 when unknown.
         seconds_left: None when unknown.
@@ -149,7 +149,9 @@ def read_job(folder: Path, place: int | None = None) -> Job:
     kind = str(task.get("kind", "")) if task else "distill"
     usable = kind in KINDS and (bool(task) or isinstance(config, dict))
     state = state_of(folder, kind, progress) if usable else "failed"
-    step = int(files.number(progress.get("step"))) or _saved_step(folder)
+    steps = int(files.number(progress.get("steps")) or files.number(planned))
+    ended = bool(task) and state == "finished"
+    step = steps if ended else int(files.number(progress.get("step"))) or _saved_step(folder)
     left = progress.get("seconds_left") if state in LIVE else None
     noted = (files.number(facts.get("created_at")) for facts in (own, settings or task))
     changed = ("", files.LOG, exit_note.NAME, files.QUEUED, files.JOB, files.RESULT)
@@ -161,7 +163,7 @@ def read_job(folder: Path, place: int | None = None) -> Job:
         state=state,
         place=place if state == "queued" else None,
         step=step,
-        steps=int(files.number(progress.get("steps")) or files.number(planned)),
+        steps=steps,
         seconds_per_step=files.number(progress.get("seconds_per_step")),
         seconds_left=files.number(left) if left is not None else None,
         message=_message(folder, kind, state, step, progress) if usable else NOT_A_RUN,

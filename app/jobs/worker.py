@@ -200,7 +200,7 @@ def _may_be_ended(folder: Path) -> bool:
 
 
 def _note_steps(folder: Path, seen: int) -> int:
-    """Turn a task's "[2/4] ..." lines into progress; returns the last step noted."""
+    """Turn a task's "[2/4] ..." lines, said as a step begins, into progress; the last one."""
     if not (folder / files.TASK).exists():
         return seen
     found: list[re.Match[str]] = []
@@ -212,7 +212,8 @@ def _note_steps(folder: Path, seen: int) -> int:
     if not found or int(found[-1][1]) == seen:
         return seen
     step, steps = int(found[-1][1]), int(found[-1][2])
-    facts = {"status": "running", "step": step, "steps": steps, "updated_at": time.time()}
+    done = {"step": step - 1, "steps": steps}
+    facts = {"status": "running", **done, "updated_at": time.time()}
     with contextlib.suppress(OutputError):
         files.write_json(folder / files.PROGRESS, facts)
     return step

@@ -17,6 +17,7 @@ from ..widgets.html import piece
 from ..widgets.wiring import (
     Builder,
     Components,
+    Handler,
     Page,
     form_and_start,
     on,
@@ -197,47 +198,58 @@ def _start(made: Builder) -> None:
         made.start("Start distilling", elem_id="dpdmd-start")
 
 
+def _after_a_change(handler: Handler) -> Handler:
+    """The same, which takes back what was said of a start before the change."""
+
+    def changed(values: Values) -> Values:
+        return {"start_note": "", **handler(values)}
+
+    return changed
+
+
 def _wire(parts: Components) -> Any:
     """Connect everything; the event of a start."""
     described = ("detected", "memory", "checkpoint_note")
     model, knobs = ("checkpoint", "memory", *OTHER_FILES), tuple(controls())
     taken = (*knobs, "memory", "import_note", "settings_note")
     offered = ("settings_lora", "settings_upload")
-    cost: dict[str, Any] = {"inputs": COST, "outputs": ("estimate", "settings_note")}
+    describe_cost = _after_a_change(hints.describe_cost)
+    cost: dict[str, Any] = {"inputs": COST, "outputs": ("estimate", "settings_note", "start_note")}
     counted: dict[str, Any] = {
         "inputs": ("prompts", "evaluation_prompts"),
-        "outputs": ("prompts_count", "examples", "prompts_note"),
+        "outputs": ("prompts_count", "examples", "prompts_note", "start_note"),
     }
     preset = (*knobs, "settings_note")
 
     event = on(parts["checkpoint"].input, hints.fit_checkpoint, parts, FITTED, FITTING)
     event = on(event.then, hints.describe_checkpoint, parts, model, described)
     event = on(event.then, form.apply_preset, parts, model, preset)
-    on(event.then, hints.describe_cost, parts, **cost)
+    on(event.then, describe_cost, parts, **cost)
     for button, follow in (("follow", form.follow), ("take", form.take)):
         event = on(parts[button].click, follow, parts, ("hosts",), FOLLOWING)
         event = on(event.then, hints.fit_checkpoint, parts, FITTED, FITTING)
         event = on(event.then, hints.describe_checkpoint, parts, model, described)
-        on(event.then, hints.describe_cost, parts, **cost)
+        on(event.then, describe_cost, parts, **cost)
     for name in OTHER_FILES:
         event = on(parts[name].blur, hints.describe_checkpoint, parts, model, described)
-        on(event.then, hints.describe_cost, parts, **cost)
+        on(event.then, hints.describe_cost, parts, **cost)  # a press of Start blurs, too
     event = on(parts["memory"].input, form.apply_preset, parts, model, preset)
-    on(event.then, hints.describe_cost, parts, **cost)
+    on(event.then, describe_cost, parts, **cost)
     for name in knobs:
-        on(parts[name].input, hints.describe_cost, parts, **cost)
+        on(parts[name].input, describe_cost, parts, **cost)
     event = on(parts["use_settings"].click, form.apply_settings, parts, offered, taken)
-    on(event.then, hints.describe_cost, parts, **cost)
+    on(event.then, describe_cost, parts, **cost)
     saved = ("settings_download", "import_note")
     on(parts["export"].click, form.export, parts, knobs, saved)
 
-    on(parts["prompts"].input, hints.describe_prompts, parts, **counted)
+    on(parts["prompts"].input, _after_a_change(hints.describe_prompts), parts, **counted)
     for trigger, handler, name in (
         (parts["use_starter"].click, hints.apply_starter, "starter"),
         (parts["read_path"].click, hints.read_prompt_source, "prompts_path"),
         (parts["prompts_upload"].upload, hints.read_prompt_source, "prompts_upload"),
     ):
-        on(trigger, handler, parts, (name, "evaluation_prompts"), ("prompts", *counted["outputs"]))
+        read = ("prompts", *counted["outputs"])
+        on(trigger, _after_a_change(handler), parts, (name, "evaluation_prompts"), read)
 
     on(parts["add_folder"].click, hints.add_folder, parts, ("new_folder",), FOLDERS)
     on(parts["forget"].click, hints.forget_folder, parts, ("folder",), FOLDERS)

@@ -19,6 +19,7 @@ LABELS = {
     "up": "Earlier",
     "down": "Later",
     "duplicate": "Duplicate",
+    view.SHARE: "Share",
     "delete": "Delete",
 }
 BOXES = tuple(f"{name}_box" for name in view.FOLDED)
@@ -26,6 +27,7 @@ OUTPUTS = (
     *view.PIECES,
     *BOXES,
     *view.BUTTONS,
+    view.SHARE,
     "rename_box",
     "new_title",
     "message",

@@ -45,9 +45,19 @@ def build(selected: Any, tabs: Any) -> Page:
     return Page(parts, opening, OPENED, (done,))
 
 
-def opening(values: Values) -> Values:
-    """What the page shows when it is opened: new files in the lists; what was chosen stays."""
-    found = form.choices(values)
+def of_run(values: Values) -> Values:
+    """The page with the run in view (its id is `selected`) as what to share."""
+    source = form.RUN + str(values.get("selected"))
+    return opening({**values, "source": None}, source) | {"tabs": Change(selected="share")}
+
+
+def opening(values: Values, source: str = "") -> Values:
+    """What the page shows when it is opened: new files in the lists; what was chosen stays.
+
+    Args:
+        source: what to share in place of that.
+    """
+    found = form.choices({**values, "source": source} if source else values)
     source = found["source"]["value"]
     if source and source != values.get("source"):
         found |= form.describe({"source": source})

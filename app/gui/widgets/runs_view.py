@@ -10,7 +10,7 @@ from ...jobs import Job, files
 from ..forms.changes import Change, Values
 from ..forms.trainer import before_start
 from . import html
-from .run_pieces import LIVE, STATES, Address, piece_of, pieces
+from .run_pieces import LIVE, STATES, Address, piece_of, pieces, result_path
 
 PIECES = (
     "list",
@@ -27,6 +27,8 @@ PIECES = (
 FOLDED = ("more", "report", "log")
 """Pieces inside a box of their own, `<name>_box`, that is there only when they are."""
 BUTTONS = ("start", "stop", "up", "down", "duplicate", "delete")
+SHARE = "share"
+"""A button beside them, which opens another page."""
 Seen = dict[str, str]
 """Piece -> the key it had when it was last sent to this page."""
 STARTABLE = ("new", "stopped", "interrupted", "failed")
@@ -81,6 +83,7 @@ def _buttons(job: Job | None, every: list[Job], before: Seen, now: Seen) -> Valu
         "down": place is not None and place < last,
         "duplicate": job is not None and job.kind == "distill",
         "delete": job is not None and state not in ("starting", "running", "stopping"),
+        SHARE: job is not None and job.kind == "distill" and bool(result_path(job, "lora")),
     }
     changes: Values = {name: Change(visible=value) for name, value in allowed.items()}
     changes["start"]["value"] = START_LABELS.get(state, "Resume")

@@ -175,6 +175,17 @@ def test_components_have_labels_and_the_pages_are_all_there(app):
     assert len(ids) == len(set(ids))
 
 
+def test_a_change_takes_back_what_was_said_of_a_start(app):
+    """The pointer to a note that is mended says nothing any more."""
+    _, _, body = ask(app[0])
+    config = config_of(body)
+    notes = {part["id"] for part in config["components"] if part["type"] == "html"}
+    (prompts,) = [part["id"] for part in config["components"]
+                  if part["props"].get("label") == "Your prompts"]  # fmt: skip
+    (typed,) = [event for event in config["dependencies"] if [prompts, "input"] in event["targets"]]
+    assert len(notes & set(typed["outputs"])) == 4  # count, examples, its own note, the start's
+
+
 def test_reports_are_served_by_job_alone_and_can_run_nothing(app):
     application, job = app
     folder = job.path / "report"

@@ -22,6 +22,7 @@ from dpdmd_studio.app.gui.forms import controls, distill_hints
 from dpdmd_studio.app.gui.forms import distill as distill_form
 from dpdmd_studio.app.gui.forms import share as share_form
 from dpdmd_studio.app.gui.pages import compare as compare_page
+from dpdmd_studio.app.gui.pages import share as share_page
 from dpdmd_studio.app.gui.widgets import html, run_pieces, runs_view
 from dpdmd_studio.app.gui.widgets.page_words import in_page_words
 from dpdmd_studio.app.jobs import spawn
@@ -429,6 +430,20 @@ def test_only_what_changed_is_sent_again(run):
     assert "status" in changed and "start" in changed and "images" not in changed
     (run.path / "previews" / "teacher.png").write_bytes(PNG)
     assert "images" in runs_view.refresh(run.id, changed["seen"])
+
+
+def test_a_run_with_a_lora_can_be_shared(run):
+    assert runs_view.refresh(run.id, {})["share"]["visible"] is False
+    finish(run)
+    assert runs_view.refresh(run.id, {})["share"]["visible"] is True
+    shown = share_page.of_run({"selected": run.id, "checkpoint": "another.safetensors"})
+    assert shown["tabs"]["selected"] == "share" and shown["name"] == run.title
+    assert shown["source"]["value"] == f"run:{run.id}"
+    assert shown["checkpoint"]["value"] == str(run_checkpoint(run))
+
+
+def run_checkpoint(run: jobs.Job) -> str:
+    return json.loads((run.path / "settings.json").read_text())["model"]["checkpoint"]
 
 
 def test_a_run_shows_progress_pictures_curves_and_its_files(run):

@@ -504,7 +504,10 @@ def test_a_step_is_noted_and_those_of_an_earlier_start_are_not(request_):
     assert worker._note_steps(job.path, 0) == 0
     (job.path / "log.txt").write_text("--- 1\n[7/10] Late\n--- 2\nloading\n[1/4] Early\n")
     assert worker._note_steps(job.path, 0) == 1
-    assert (jobs.get_job(job.id).step, jobs.get_job(job.id).steps) == (1, 4)
+    assert (jobs.get_job(job.id).step, jobs.get_job(job.id).steps) == (0, 4)  # it has begun
+    (job.path / "log.txt").write_text("[1/4] Early\n[4/4] Late\n")
+    assert worker._note_steps(job.path, 1) == 4
+    assert (jobs.get_job(job.id).step, jobs.get_job(job.id).steps) == (3, 4)
 
 
 def test_a_task_keeps_its_command_line(tmp_path):

@@ -66,7 +66,7 @@ def test_steps_of_a_task_are_its_progress(job):
     with worked():
         until(lambda: jobs.get_job(task.id).steps)
         found = jobs.get_job(task.id)
-        assert (found.state, found.step, found.steps) == ("running", 2, 4)
+        assert (found.state, found.step, found.steps) == ("running", 1, 4)  # the second has begun
         assert found.message == "    12 MB"
         jobs.stop(task.id)
     assert jobs.get_job(task.id).state == "stopped"

@@ -119,7 +119,7 @@ def test_an_estimate_is_of_the_stage_that_needs_most(name, memory, counted):
     """And a preset's card holds it, with the driver's own and a twentieth to spare."""
     config = DistillConfig.from_dict(presets_of(name)[memory])
     highest = max(counted.values())
-    assert highest <= memory_of_all_stages(*asked(name, config)) <= 1.08 * highest
+    assert 0.999 * highest <= memory_of_all_stages(*asked(name, config)) <= 1.08 * highest
     assert highest + DRIVER_BYTES < 0.95 * float(memory.removesuffix("gb")) * GIB
 
 

@@ -29,6 +29,35 @@ class RandomConditioning:
         return ([[torch.randn(1, 77, width, generator=generator), more]],)
 
 
+class RandomControlNet:
+    """A ControlNet of random weights in a UNet's layout."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "make", ("CONTROL_NET",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def make(self, model):
+        import comfy.cldm.cldm
+        import comfy.controlnet
+        import torch
+
+        config = dict(model.model.model_config.unet_config)
+        config |= {"hint_channels": 3, "dtype": torch.float32, "image_size": 32}
+        for name in ("out_channels", "disable_unet_model_creation"):
+            config.pop(name, None)
+        network = comfy.cldm.cldm.ControlNet(**config)
+        generator = torch.Generator().manual_seed(7)
+        for value in network.parameters():
+            noise = torch.randn(value.shape, generator=generator)
+            value.data = noise / value[0].numel() ** 0.5
+        made = comfy.controlnet.ControlNet(
+            network, load_device=model.load_device, manual_cast_dtype=None
+        )
+        return (made,)
+
+
 class FileConditioning:
     """Conditioning from a file with `context` and `pooled`."""
 
@@ -96,5 +125,5 @@ class NoteEvaluations:
         return (model,)
 
 
-NODES = (FileConditioning, NoteEvaluations, RandomConditioning, SaveTensors)
+NODES = (FileConditioning, NoteEvaluations, RandomConditioning, RandomControlNet, SaveTensors)
 NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in NODES}

@@ -183,6 +183,37 @@ def test_masks_and_batch_indices_count_as_in_the_core_sampler(
     assert kept[..., :4].max() <= 1e-4 < kept[..., 4:].mean()
 
 
+def test_a_controlnet_and_regions_count_as_in_the_core_sampler(comfyui, tmp_path):
+    """Alone and with each other; that they are seen at all is looked at, too."""
+    image = node("EmptyImage", width=64, height=64, batch_size=1, color=0x40C020)
+    applied = {"control_net": ["control", 0], "image": ["image", 0], "strength": 0.8}
+    applied |= {"start_percent": 0.0, "end_percent": 1.0, "negative": ["no", 0]}
+    half = {"width": 0.5, "height": 1.0, "y": 0.0, "strength": 1.0}
+    conditions = {
+        "image": image,
+        "control": node("RandomControlNet", model=["model", 0]),
+        "led": node("ControlNetApplyAdvanced", positive=["yes", 0], **applied),
+        "left": node("ConditioningSetAreaPercentage", conditioning=["yes", 0], x=0.0, **half),
+        "right": node("ConditioningSetAreaPercentage", conditioning=["no", 0], x=0.5, **half),
+        "parts": node("ConditioningCombine", conditioning_1=["left", 0],
+                      conditioning_2=["right", 0]),
+        "both": node("ControlNetApplyAdvanced", positive=["parts", 0], **applied),
+    }  # fmt: skip
+    samplers = {"plain": ksampler("euler", "simple")}
+    for name in ("led", "parts", "both"):
+        told = {"positive": [name, 0]}
+        samplers[f"{name} ours"] = ours(**told)
+        samplers[f"{name} entry"] = ksampler("dp_dmd", "dp_dmd", "lora", **told)
+        samplers[f"{name} core"] = ksampler("euler", "simple", **told)
+    graph = graph_with("sd1", FILES, **conditions, **samplers)
+    found = saved(graph, comfyui, tmp_path, *samplers)
+    for name in ("led", "parts", "both"):
+        core = found[f"{name} core"]
+        assert difference(found[f"{name} ours"], core) <= SAME
+        assert difference(found[f"{name} entry"], core) <= SAME
+        assert difference(core, found["plain"]) > 0.05
+
+
 def test_a_style_lora_on_top_keeps_the_recipe(comfyui, few, tmp_path):
     """Two steps in the recipe, so that the family's usual four would show."""
     two = default_recipe("sd1", "eps", num_steps=2)

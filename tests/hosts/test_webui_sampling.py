@@ -88,6 +88,17 @@ def test_the_sampler_gives_the_picture_of_euler_at_the_same_grid(webui, capsys):
     assert max(found.values()) <= SAME
 
 
+def test_prompts_joined_by_and_give_the_picture_of_euler(webui):
+    """Two prompts of an image need the negative one, at CFG 1, too."""
+    joined = f"{PROMPT} AND a blue square :0.6"
+    told = {"negative_prompt": "grey", "override_settings": {"sgm_noise_multiplier": True}}
+    theirs, _ = draw(webui, joined, sampler_name="Euler", scheduler="Simple", **told)
+    found, _ = draw(webui, joined, sampler_name="DP-DMD", **told)
+    alone, _ = draw(webui, sampler_name="DP-DMD", **told)
+    assert np.abs(found - theirs).max() <= SAME
+    assert np.abs(found - alone).mean() > 1
+
+
 def test_the_accordion_sets_everything(webui):
     by_hand, _ = draw(webui, sampler_name="DP-DMD")
     wrong = {"sampler_name": "Euler a", "steps": 20, "cfg_scale": 7}

@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 import { addAuto } from "./auto_numbers.js";
 import { addNode, findExample, openExample, useLora } from "./canvas.js";
 import { addEstimate } from "./estimate_note.js";
-import { addNotes, restoreNotes, showError } from "./node_notes.js";
+import { addNotes, restoreNotes, showError, showRefusals } from "./node_notes.js";
 import { Client } from "./panel/client.js";
 import { speak, t } from "./panel/language.js";
 import { Panel } from "./panel/panel.js";
@@ -57,6 +57,14 @@ function listen() {
   watcher.look();
   api.addEventListener("executed", () => watcher.wake());
   api.addEventListener("execution_error", ({ detail }) => showError(app.rootGraph ?? app.graph, detail));
+  const queue = app.queuePrompt; // the host tells of no refusal
+  app.queuePrompt = async function () {
+    try {
+      return await queue.apply(this, arguments);
+    } finally {
+      showRefusals(app.rootGraph ?? app.graph, app.lastNodeErrors);
+    }
+  };
 }
 
 /** The panel in a window of its own, for pages without a sidebar. */

@@ -5,6 +5,7 @@ const NAME = "dpdmd_note";
 const LINE = 17; // pixels, as in the style sheet
 const LETTER = 6.3; // pixels, about
 const MOST_LINES = 10;
+let refused = []; // nodes that say what the host found before it queued the graph
 
 /** Lets nodes of this type show their notes. */
 export function addNotes(nodeType, nodeData) {
@@ -29,6 +30,23 @@ export function showError(graph, error) {
   if (!error?.node_type?.startsWith(OURS)) return;
   const node = nodeAt(graph, String(error.node_id));
   if (node) showNote(node, { text: [error.exception_message ?? ""] }, "error");
+}
+
+/** Writes on nodes of ours what the host found before it queued the graph, and takes back what it does no longer find.
+ * @param {object|null} errors by node's id, as the host keeps them: {class_type, errors: [{details, message}]}
+ */
+export function showRefusals(graph, errors) {
+  const before = refused;
+  refused = [];
+  for (const [id, found] of Object.entries(errors ?? {})) {
+    const node = found?.class_type?.startsWith(OURS) ? nodeAt(graph, id) : null;
+    if (!node) continue;
+    // "input - why", once for each input that was looked at
+    const texts = (found.errors ?? []).map((one) => (one.details || one.message || "").replace(/^\w+ - /, ""));
+    showNote(node, { text: [...new Set(texts)] }, "error");
+    refused.push(node);
+  }
+  for (const node of before) if (!refused.includes(node)) showNote(node, {});
 }
 
 /** The node of an id; that of one inside subgraphs is "12:3", from the outside in. */

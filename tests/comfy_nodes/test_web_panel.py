@@ -470,6 +470,31 @@ def test_notes_and_errors_find_their_node_inside_subgraphs():
     assert run_module(code) == [["kept", "inside", "note"], ["why", "error", None]]
 
 
+def test_what_is_refused_before_it_is_queued_stands_on_the_node_until_it_is_mended():
+    code = """
+    import { showRefusals } from "./node_notes.js";
+    const make = (type) => {
+      const element = { style: {}, dataset: {} };
+      const widgets = [{ name: "dpdmd_note", element }];
+      const sizes = { size: [200, 100], computeSize: () => [200, 120], setSize() {} };
+      return { type, widgets, element, ...sizes };
+    };
+    const distil = make("DPDMDDistill"), other = make("KSampler");
+    const root = { getNodeById: (id) => ({ 3: distil, 7: other })[id] ?? null };
+    const text = (node) => node.element.textContent ?? null;
+    const why = "No prompts: write some - or name a file.";
+    const of = (name) => ({ details: `${name} - ${why}`, message: "failed" });
+    const found = [of("prompts"), of("steps"), { details: "", message: "missing" }];
+    const errors = { 3: { class_type: "DPDMDDistill", errors: found } };
+    showRefusals(root, { ...errors, 7: { class_type: "KSampler", errors: found }, 9: errors[3] });
+    const first = [text(distil), distil.element.dataset.kind, text(other)];
+    showRefusals(root, null);
+    console.log(JSON.stringify([first, text(distil), distil.element.style.display]));
+    """
+    first = ["No prompts: write some - or name a file.\nmissing", "error", None]
+    assert run_module(code) == [first, "", "none"]
+
+
 def test_every_node_has_one_help_page():
     assert NODE_CLASS_MAPPINGS
     assert {path.stem for path in (WEB / "docs").glob("*.md")} == set(NODE_CLASS_MAPPINGS)

@@ -90,12 +90,15 @@ def test_a_fault_costs_no_work(stage, fault, files, tmp_path, home, undisturbed)
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_to_end_is_one_ctrl_c(name, files, tmp_path, home):
+def test_a_signal_to_end_is_one_ctrl_c(name, files, tmp_path, home, request):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # below nohup it is ignored, and stays so
+    request.addfinalizer(lambda: signal.signal(number, before))
     run = faulting.new_run(tmp_path / "made", files["sd3"])
 
     def told(progress) -> None:
         for _ in range(3):  # whoever sends it may send it again
-            os.kill(os.getpid(), getattr(signal, name))
+            os.kill(os.getpid(), number)
 
     outcome = distil(run, told)
     assert (outcome.finished, outcome.step, faulting.kept_state(run)) == (False, 1, 1)

@@ -41,12 +41,17 @@ export function showRefusals(graph, errors) {
   for (const [id, found] of Object.entries(errors ?? {})) {
     const node = found?.class_type?.startsWith(OURS) ? nodeAt(graph, id) : null;
     if (!node) continue;
-    // "input - why", once for each input that was looked at
-    const texts = (found.errors ?? []).map((one) => (one.details || one.message || "").replace(/^\w+ - /, ""));
-    showNote(node, { text: [...new Set(texts)] }, "error");
+    showNote(node, { text: [...new Set((found.errors ?? []).map(reasonOf))] }, "error");
     refused.push(node);
   }
   for (const node of before) if (!refused.includes(node)) showNote(node, {});
+}
+
+/** What a check before queueing found; the host may put the name of each input that was looked at before it. */
+function reasonOf(error) {
+  const text = error.details || error.message || "";
+  const lead = `${error.extra_info?.input_name} - `;
+  return text.startsWith(lead) ? text.slice(lead.length) : text;
 }
 
 /** The node of an id; that of one inside subgraphs is "12:3", from the outside in. */

@@ -442,16 +442,21 @@ def test_ends_of_runs_are_told_once_and_not_those_from_before():
     }
 
 
+NODE = """
+const make = (type) => {
+  const element = { style: {}, dataset: {} };
+  const widgets = [{ name: "dpdmd_note", element }];
+  const sizes = { size: [200, 100], computeSize: () => [200, 120], setSize() {} };
+  return { type, widgets, element, ...sizes };
+};
+"""
+"""A node with a box for notes, as the host has them."""
+
+
 @needs_node
 def test_notes_and_errors_find_their_node_inside_subgraphs():
     code = """
     import { restoreNotes, showError } from "./node_notes.js";
-    const make = (type) => {
-      const element = { style: {}, dataset: {} };
-      const widgets = [{ name: "dpdmd_note", element }];
-      const sizes = { size: [200, 100], computeSize: () => [200, 120], setSize() {} };
-      return { type, widgets, element, ...sizes };
-    };
     const graph = (nodes) => ({ getNodeById: (id) => nodes[id] ?? null });
     const inner = make("DPDMDKSampler"), outer = make("DPDMDLoadLora");
     const other = make("KSampler"), subgraph = graph({ 5: inner });
@@ -467,32 +472,28 @@ def test_notes_and_errors_find_their_node_inside_subgraphs():
     const second = [text(inner), inner.element.dataset.kind, text(other)];
     console.log(JSON.stringify([first, second]));
     """
-    assert run_module(code) == [["kept", "inside", "note"], ["why", "error", None]]
+    assert run_module(NODE + code) == [["kept", "inside", "note"], ["why", "error", None]]
 
 
+@needs_node
 def test_what_is_refused_before_it_is_queued_stands_on_the_node_until_it_is_mended():
     code = """
     import { showRefusals } from "./node_notes.js";
-    const make = (type) => {
-      const element = { style: {}, dataset: {} };
-      const widgets = [{ name: "dpdmd_note", element }];
-      const sizes = { size: [200, 100], computeSize: () => [200, 120], setSize() {} };
-      return { type, widgets, element, ...sizes };
-    };
     const distil = make("DPDMDDistill"), other = make("KSampler");
     const root = { getNodeById: (id) => ({ 3: distil, 7: other })[id] ?? null };
     const text = (node) => node.element.textContent ?? null;
     const why = "No prompts: write some - or name a file.";
-    const of = (name) => ({ details: `${name} - ${why}`, message: "failed" });
-    const found = [of("prompts"), of("steps"), { details: "", message: "missing" }];
+    const of = (name) => ({ details: `${name} - ${why}`, extra_info: { input_name: name } });
+    const raised = { details: "One - two", extra_info: { input_name: "source" } };
+    const found = [of("prompts"), of("steps"), raised, { details: "", message: "missing" }];
     const errors = { 3: { class_type: "DPDMDDistill", errors: found } };
     showRefusals(root, { ...errors, 7: { class_type: "KSampler", errors: found }, 9: errors[3] });
     const first = [text(distil), distil.element.dataset.kind, text(other)];
     showRefusals(root, null);
     console.log(JSON.stringify([first, text(distil), distil.element.style.display]));
     """
-    first = ["No prompts: write some - or name a file.\nmissing", "error", None]
-    assert run_module(code) == [first, "", "none"]
+    first = ["No prompts: write some - or name a file.\nOne - two\nmissing", "error", None]
+    assert run_module(NODE + code) == [first, "", "none"]
 
 
 def test_every_node_has_one_help_page():

@@ -15,6 +15,7 @@ from dpdmd_studio.app.api.exchange import host_name
 from dpdmd_studio.app.gui.forms import distill as distill_form
 from dpdmd_studio.app.gui.forms.controls import advanced
 from dpdmd_studio.app.gui.guard import COOKIE, MAX_BODY_BYTES, Guard, is_local
+from dpdmd_studio.app.gui.pages import distill as distill_page
 from dpdmd_studio.app.gui.widgets import html
 from dpdmd_studio.app.jobs import get_job, rename, spawn
 from dpdmd_studio.app.library import choices as sources
@@ -184,6 +185,8 @@ def test_a_change_takes_back_what_was_said_of_a_start(app):
                   if part["props"].get("label") == "Your prompts"]  # fmt: skip
     (typed,) = [event for event in config["dependencies"] if [prompts, "input"] in event["targets"]]
     assert len(notes & set(typed["outputs"])) == 4  # count, examples, its own note, the start's
+    answer = distill_page._after_a_change(lambda values: {"prompts_note": values["prompts"]})
+    assert answer({"prompts": "x"}) == {"start_note": "", "prompts_note": "x"}
 
 
 def test_reports_are_served_by_job_alone_and_can_run_nothing(app):

@@ -15,12 +15,13 @@ from count_memory import (
     published_model,
     reckoned,
 )
-from count_stages import counted_stages, presets_of
+from count_stages import counted_stages, decoding, presets_of
 from dpdmd_studio.app.config.distill_config import DistillConfig
-from dpdmd_studio.app.estimate import DRIVER_BYTES, memory_of_all_stages
+from dpdmd_studio.app.estimate import DECODING_BYTES, DRIVER_BYTES, memory_of_all_stages
 from dpdmd_studio.trainer.commands.open_session import open_session
 from dpdmd_studio.trainer.memory.live_bytes import LiveBytes
 from tiny_runs import new_run
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 # How far the arithmetic lies above the count at most. The second is for passes whose gradients grow
 # while activations go: plain DMD's, and a fake score's of a larger rank than the student.
@@ -121,6 +122,12 @@ def test_an_estimate_is_of_the_stage_that_needs_most(name, memory, counted):
     highest = max(counted.values())
     assert 0.999 * highest <= memory_of_all_stages(*asked(name, config)) <= 1.08 * highest
     assert highest + DRIVER_BYTES < 0.95 * float(memory.removesuffix("gb")) * GIB
+
+
+@pytest.mark.parametrize(("name", "channels"), [("sd1", 4), ("sd3", 16), ("anima", 16)])
+def test_what_decoding_takes_is_counted_again(name, channels):
+    found = decoding(name, channels, FakeTensorMode(allow_non_fake_inputs=True))
+    assert found <= DECODING_BYTES <= 1.02 * found
 
 
 def test_every_preset_was_counted():
